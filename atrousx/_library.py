@@ -1,0 +1,66 @@
+"""Loads the compiled operators, and what every operator's Python page needs to register itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+NAMESPACE = "atrousx"
+
+
+def _load() -> tuple[ModuleType, ModuleType | None]:
+    """Loads atrousx._C, which is required, then atrousx._cuda, which a CPU-only build lacks."""
+    try:
+        core = importlib.import_module("atrousx._C")
+    except ImportError as error:
+        raise ImportError(
+            f"atrousx could not load its compiled operators ({error}). Install it with "
+            "'pip install .', or 'pip install -e .' to run it from its source tree; it needs "
+            f"torch >= 2.11, this is torch {torch.__version__}."
+        ) from error
+    try:
+        return core, importlib.import_module("atrousx._cuda")
+    except ModuleNotFoundError:
+        return core, None
+
+
+core, cuda = _load()
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def register_autocast(op: torch._ops.OpOverload, to_lower_precision: bool) -> None:
+    """Gives an operator its autocast rule on CPU and CUDA.
+
+    With ``to_lower_precision`` floating tensors are cast to autocast's own dtype, as PyTorch does
+    for convolutions; without, half tensors are cast to float32, as it does for sensitive operators.
+    """
+    name = op._schema.name.removeprefix(f"{NAMESPACE}::")
+    for device_type in ("cpu", "cuda"):
+        rule = functools.partial(_autocast, op, device_type, to_lower_precision)
+        _library.impl(name, rule, f"Autocast{device_type.upper()}")
+
+
+def _autocast(
+    op: Callable[..., Any], device_type: str, to_lower_precision: bool, *args: Any, **kwargs: Any
+) -> Any:
+    dtype = torch.get_autocast_dtype(device_type) if to_lower_precision else torch.float32
+
+    def cast(value: Any) -> Any:
+        castable = (
+            isinstance(value, torch.Tensor)
+            and value.is_floating_point()
+            and value.dtype != torch.float64
+            and value.device.type == device_type
+        )
+        return value.to(dtype) if castable else value
+
+    excluded = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+    with torch._C._ExcludeDispatchKeyGuard(excluded):
+        return op(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})

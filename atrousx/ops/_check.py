@@ -1,0 +1,62 @@
+"""Argument checks of the operators: a sentence naming the argument, what came, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    check_tensor(name, tensor)
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or bfloat16, got {str(tensor.dtype)[6:]}"
+        )
+
+
+def check_device(name: str, tensor: Tensor) -> None:
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
+        raise RuntimeError(f"{name} must be on the CPU or a CUDA device, got {tensor.device}")
+
+
+def check_same(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    """Same dtype and device as another argument."""
+    if tensor.dtype != reference.dtype:
+        raise RuntimeError(
+            f"{name} must have the dtype of {reference_name} ({str(reference.dtype)[6:]}), "
+            f"got {str(tensor.dtype)[6:]}"
+        )
+    if tensor.device != reference.device:
+        raise RuntimeError(
+            f"{name} must be on the device of {reference_name} ({reference.device}), "
+            f"got {tensor.device}"
+        )
+
+
+def check_rank(name: str, tensor: Tensor, rank: int, shape: str) -> None:
+    if tensor.dim() != rank:
+        raise ValueError(
+            f"{name} must have {rank} dimensions {shape}, got shape {tuple(tensor.shape)}"
+        )
+
+
+def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """An int or a pair of ints, as PyTorch's convolution arguments are given."""
+    if isinstance(value, (Integral, torch.SymInt)):
+        return (value, value)  # type: ignore[return-value]
+    values = tuple(value) if isinstance(value, Sequence) else ()
+    if len(values) == 1:
+        values *= 2
+    if len(values) != 2 or not all(isinstance(v, (Integral, torch.SymInt)) for v in values):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    return values

@@ -1,0 +1,139 @@
+"""Bilinear resampling: the public function, its fake kernels, gradients and autocast rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import register_autocast
+from ._check import check_device, check_floating, check_rank, pair
+
+_forward = torch.ops.atrousx.upsample_bilinear2d.default
+_backward = torch.ops.atrousx._upsample_bilinear2d_backward.default
+
+
+def upsample_bilinear2d(
+    input: Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool = False,
+    recompute_scale_factor: bool = False,
+) -> Tensor:
+    r"""Resamples a batch of maps bilinearly, up or down, with a deterministic gradient.
+
+    .. math::
+        y_{o} = (1 - \lambda)\, x_{\lfloor s \rfloor} + \lambda\, x_{\lfloor s \rfloor + 1},
+        \qquad s = \max(0, (o + \tfrac12) \tfrac{in}{out} - \tfrac12)
+
+    along each axis in turn; with ``align_corners`` :math:`s = o\,(in - 1)/(out - 1)`. These are
+    the conventions of ``torch.nn.functional.interpolate(mode="bilinear")``, whose results it
+    equals. The gradient gathers, in a fixed order, what each input sample gave: no atomics.
+
+    Args:
+        input: ``[N, C, H, W]``, float32, float64, float16 or bfloat16, any strides, N may be 0.
+        size: output height and width in pixels; one int for both.
+        scale_factor: output size over input size, instead of ``size``; one float for both.
+        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
+        recompute_scale_factor: with ``scale_factor``, take the scale from the rounded sizes.
+
+    Returns:
+        ``[N, C, OH, OW]`` in the dtype and memory format of ``input``.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong rank, an empty map, a size or scale that is not positive, both or
+            neither of ``size`` and ``scale_factor``.
+
+    Example:
+        >>> import torch, atrousx
+        >>> logits = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> atrousx.ops.upsample_bilinear2d(logits, size=(2, 4))
+        tensor([[[[0.0000, 0.2500, 0.7500, 1.0000],
+                  [2.0000, 2.2500, 2.7500, 3.0000]]]])
+    """
+    check_floating("input", input)
+    check_device("input", input)
+    check_rank("input", input, 4, "[N, C, H, W]")
+    if any(extent == 0 for extent in input.shape[1:]):
+        raise ValueError(f"input must have non-empty C, H and W, got shape {tuple(input.shape)}")
+    if (size is None) == (scale_factor is None):
+        raise ValueError("exactly one of size and scale_factor must be given")
+    scales: tuple[float | None, float | None] = (None, None)
+    if size is None:
+        assert scale_factor is not None
+        given = _scale_pair(scale_factor)
+        size = tuple(
+            math.floor(extent * s) for extent, s in zip(input.shape[2:], given, strict=True)
+        )
+        if not recompute_scale_factor:
+            scales = given
+    elif recompute_scale_factor:
+        raise ValueError("recompute_scale_factor needs scale_factor, not size")
+    output_size = pair("size", size)
+    if any(extent <= 0 for extent in output_size):
+        raise ValueError(f"the output size must be positive, got {tuple(output_size)}")
+    result: Tensor = _forward(input, output_size, bool(align_corners), *scales)
+    return result
+
+
+def _scale_pair(scale_factor: float | Sequence[float]) -> tuple[float, float]:
+    if isinstance(scale_factor, (int, float, torch.SymFloat)):
+        pair_given: tuple[float, ...] = (scale_factor, scale_factor)
+    else:
+        pair_given = tuple(scale_factor)
+    if len(pair_given) != 2:
+        raise ValueError(f"scale_factor must be one or two numbers, got {scale_factor!r}")
+    if any(not (s > 0 and math.isfinite(s)) for s in pair_given):
+        raise ValueError(f"scale_factor must be positive and finite, got {scale_factor!r}")
+    return float(pair_given[0]), float(pair_given[1])
+
+
+def _like(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    return tensor.new_empty(size).to(
+        memory_format=torch._prims_common.suggest_memory_format(tensor)
+    )
+
+
+@torch.library.register_fake("atrousx::upsample_bilinear2d")
+def _(
+    input: Tensor,
+    output_size: Sequence[int],
+    align_corners: bool,
+    scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Tensor:
+    return _like(input, [*input.shape[:2], *output_size])
+
+
+@torch.library.register_fake("atrousx::_upsample_bilinear2d_backward")
+def _(
+    grad_output: Tensor,
+    input_size: Sequence[int],
+    align_corners: bool,
+    scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Tensor:
+    return _like(grad_output, input_size)
+
+
+# Both directions are linear and each is the other's gradient, to any order.
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensor, _, *ctx.options = inputs
+    ctx.size = tensor.shape
+
+
+def _forward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _backward(grad, ctx.size, *ctx.options), None, None, None, None
+
+
+def _backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _forward(grad, ctx.size[2:], *ctx.options), None, None, None, None
+
+
+torch.library.register_autograd(_forward, _forward_gradient, setup_context=_save)
+torch.library.register_autograd(_backward, _backward_gradient, setup_context=_save)
+register_autocast(_forward, to_lower_precision=False)

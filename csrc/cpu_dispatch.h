@@ -1,0 +1,78 @@
+// CPU instruction sets chosen at run time. A loop is written once, as a struct with an
+// always-inline `run`, and compiled three times by GCC's or Clang's target attribute; nothing else
+// in the library is built with wider instructions, so one binary runs on every x86-64 (and,
+// portable only, elsewhere).
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#define ATROUSX_ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace atrousx {
+
+enum class CpuIsa { kPortable, kAvx2, kAvx512 };
+
+inline const char* cpu_isa_name(CpuIsa isa) {
+  return isa == CpuIsa::kAvx512 ? "avx512" : isa == CpuIsa::kAvx2 ? "avx2" : "portable";
+}
+
+// The best set this CPU has, or the lesser one that ATROUSX_CPU=portable|avx2|avx512 asks for.
+inline CpuIsa cpu_isa() {
+  static const CpuIsa isa = [] {
+    CpuIsa best = CpuIsa::kPortable;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = CpuIsa::kAvx2;
+    if (best == CpuIsa::kAvx2 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+      best = CpuIsa::kAvx512;
+#endif
+    const char* asked = std::getenv("ATROUSX_CPU");
+    for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512})
+      if (asked != nullptr && std::strcmp(asked, cpu_isa_name(isa)) == 0 && isa < best) best = isa;
+    return best;
+  }();
+  return isa;
+}
+
+namespace detail {
+
+template <typename Loop, typename... Args>
+void run_portable(Args... args) {
+  Loop::run(args...);
+}
+
+#if defined(__x86_64__)
+template <typename Loop, typename... Args>
+[[gnu::target("avx2,fma,f16c")]] void run_avx2(Args... args) {
+  Loop::run(args...);
+}
+
+template <typename Loop, typename... Args>
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")]] void
+run_avx512(Args... args) {
+  Loop::run(args...);
+}
+#endif
+
+}  // namespace detail
+
+// Runs Loop::run(args...) compiled for the instruction set in use. Arguments are passed by value.
+template <typename Loop, typename... Args>
+void run_best(Args... args) {
+#if defined(__x86_64__)
+  switch (cpu_isa()) {
+    case CpuIsa::kAvx512:
+      return detail::run_avx512<Loop, Args...>(args...);
+    case CpuIsa::kAvx2:
+      return detail::run_avx2<Loop, Args...>(args...);
+    case CpuIsa::kPortable:
+      break;
+  }
+#endif
+  detail::run_portable<Loop, Args...>(args...);
+}
+
+}  // namespace atrousx

@@ -1,0 +1,81 @@
+// The torch-facing side of an operator: dtype dispatch, memory format, allocation. Only the stable
+// ABI is used, so one binary serves torch 2.11 and later under every Python.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "portable.h"
+
+namespace atrousx {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Calls f with a value of the C++ type behind a floating dtype:
+//   dispatch_floating(t.scalar_type(), [&](auto zero) { using T = decltype(zero); ... });
+template <typename F>
+void dispatch_floating(ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "atrousx: dtype must be float32, float64, float16 or bfloat16");
+  }
+}
+
+inline Strides4 strides4(const Tensor& t) {
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// The memory format PyTorch itself would read from the strides of a 4-D tensor
+// (c10::is_channels_last_strides_2d): C fastest, then W, H, N; ambiguous shapes count as
+// contiguous.
+inline bool is_channels_last(const Tensor& t) {
+  int64_t smallest = 0;  // the least stride that the next dimension may have
+  if (t.dim() != 4 || t.stride(1) == 0) return false;
+  for (int dim : {1, 3, 2, 0}) {
+    const int64_t size = t.size(dim), stride = t.stride(dim);
+    if (size == 0 || stride < smallest) return false;
+    if (dim == 0 && smallest == t.stride(1)) return false;
+    smallest = stride;
+    if (size > 1) smallest *= size;
+  }
+  return true;
+}
+
+inline MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// A new, uninitialised 4-D tensor of the dtype and device of `like`.
+inline Tensor empty4(const Tensor& like, const std::array<int64_t, 4>& size, bool channels_last) {
+  return torch::stable::empty({size.data(), size.size()}, like.scalar_type(), std::nullopt,
+                              like.device(), std::nullopt, memory_format(channels_last));
+}
+
+// An operator's kernels trust the Python wrapper for messages; these checks only keep a direct call
+// of torch.ops.atrousx.* from reading out of bounds.
+inline void check_rank4(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, name, " must have 4 dimensions [N, C, H, W], got ", t.dim());
+}
+
+}  // namespace atrousx

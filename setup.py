@@ -1,0 +1,200 @@
+"""Builds atrousx/_C (always) and atrousx/_cuda (when nvcc is found); ninja runs the compilers.
+
+PyTorch's own BuildExtension refuses to compile CUDA where its PyTorch has none. atrousx compiles
+against the stable ABI, whose headers are the same in every build of PyTorch, so it calls nvcc itself.
+
+Environment:
+  ATROUSX_CUDA=0|1       without or with the CUDA library; default: with it where nvcc is found
+  CUDA_HOME              where CUDA is; default: nvcc on the PATH, then /usr/local/cuda
+  TORCH_CUDA_ARCH_LIST   e.g. "8.6;9.0a+PTX"; default: the GPU that is there, else a list of common ones
+  MAX_JOBS               compilers run at the same time; default: the number of cores
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+# The oldest PyTorch whose stable ABI is used: 2.11. Written here once, read by every translation unit.
+TORCH_TARGET_VERSION = "0x020b000000000000"
+DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0")
+
+CPU_SOURCES = [ROOT / "csrc" / "schema.cpp", *sorted(ROOT.glob("csrc/*/*_cpu.cpp"))]
+CUDA_SOURCES = [ROOT / "csrc" / "cuda_module.cpp", *sorted(ROOT.glob("csrc/*/*_cuda.cu"))]
+
+
+def say(message: str) -> None:
+    # pip hides standard output of a build; standard error reaches the user with -v and on failure.
+    print(f"atrousx: {message}", file=sys.stderr, flush=True)
+
+
+def find_nvcc() -> tuple[Path | None, list[str]]:
+    """The compiler, and every place that was looked at."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    on_path = shutil.which("nvcc")
+    candidates = [Path(home) / "bin" / "nvcc" for home in homes]
+    candidates += [Path(on_path)] if on_path else []
+    candidates += [Path("/usr/local/cuda/bin/nvcc")]
+    looked = [str(c) for c in candidates] + ([] if on_path else ["nvcc on the PATH"])
+    return next((c for c in candidates if c.is_file()), None), looked
+
+
+def wanted_nvcc() -> Path | None:
+    """The nvcc to build with, or None with the reason printed."""
+    choice = os.environ.get("ATROUSX_CUDA", "")
+    if choice not in ("", "0", "1"):
+        raise SystemExit(f"atrousx: ATROUSX_CUDA must be 0 or 1, got {choice!r}")
+    if choice == "0":
+        say("CUDA library: not built, ATROUSX_CUDA=0")
+        return None
+    nvcc, looked = find_nvcc()
+    if nvcc is None:
+        if choice == "1":
+            raise SystemExit(
+                "atrousx: ATROUSX_CUDA=1, but no nvcc. Looked for: " + ", ".join(looked)
+            )
+        say("CUDA library: not built, no nvcc. Looked for: " + ", ".join(looked))
+    return nvcc
+
+
+def cuda_architectures(nvcc: Path) -> list[str]:
+    """Architectures to compile for, in the notation of TORCH_CUDA_ARCH_LIST."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", ";").replace(" ", ";")
+    if listed.strip(";"):
+        return [a for a in listed.split(";") if a]
+    if torch.cuda.is_available():
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        # Hopper's own instructions exist only in the architecture-specific target.
+        return sorted(f"{major}.{minor}" + ("a" if major == 9 else "") for major, minor in found)
+    known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True)
+    codes = set(known.stdout.split())
+    return [a for a in DEFAULT_ARCHITECTURES if "sm_" + re.sub(r"[.a]", "", a) in codes]
+
+
+def gencode_flags(architectures: list[str]) -> list[str]:
+    flags = []
+    for arch in architectures:
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
+        if match is None:
+            raise SystemExit(
+                f"atrousx: TORCH_CUDA_ARCH_LIST holds {arch!r}; expected numbers like 8.6, 9.0a, 8.0+PTX"
+            )
+        number = match[1] + match[2] + match[3]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[4]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+class NinjaBuild(build_ext):
+    """Writes one build.ninja for both libraries and runs it.
+
+    Objects live in build/ninja, which outlasts pip's temporary folders, and PyTorch's headers are
+    reached through a link there: the command lines stay the same from one isolated build to the next,
+    so only what changed is compiled again.
+    """
+
+    def build_extensions(self) -> None:
+        directory = ROOT / "build" / "ninja"
+        directory.mkdir(parents=True, exist_ok=True)
+        torch_link = directory / "torch"
+        torch_link.unlink(missing_ok=True)
+        torch_link.symlink_to(Path(torch.__file__).parent, target_is_directory=True)
+        outputs = {ext.name: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
+        (directory / "build.ninja").write_text(self.ninja_file(torch_link))
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        ninja = shutil.which("ninja") or "ninja"
+        try:
+            subprocess.run([ninja, "-C", str(directory), "-j", jobs], check=True)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit("atrousx: the compilers failed; their messages are above") from error
+        for name, output in outputs.items():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(directory / f"{name}.so", output)
+
+    def ninja_file(self, torch_link: Path) -> str:
+        includes = f"-isystem {torch_link}/include -isystem {sysconfig.get_path('include')}"
+        defines = (
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DPy_LIMITED_API=0x030A0000 "
+            f'-DATROUSX_BUILT_WITH_TORCH="\\"{torch.__version__}\\""'
+        )
+        common = f"-std=c++20 -O3 {defines} {includes}"
+        link = f"-L{torch_link}/lib -ltorch_cpu -lc10 -ldl"
+        lines = [
+            "rule cxx",
+            f"  command = c++ -MMD -MF $out.d -fPIC -fvisibility=hidden -Wall -Wextra {common} "
+            "$flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = c++ $in",
+            "rule link",
+            # Python's own symbols stay open: the interpreter that imports the module has them.
+            f"  command = c++ -shared $in -o $out {link}",
+            "  description = link $out",
+        ]
+        lines += self.library("_C", CPU_SOURCES, link="link")
+        say(f"CPU library: {len(CPU_SOURCES)} files, against torch {torch.__version__}")
+        if "atrousx._cuda" in (ext.name for ext in self.extensions):
+            nvcc, _ = find_nvcc()
+            assert nvcc is not None
+            architectures = cuda_architectures(nvcc)
+            release = subprocess.run(
+                [nvcc, "--version"], check=True, capture_output=True, text=True
+            )
+            version = re.search(r"release ([\d.]+)", release.stdout)
+            say(f"CUDA library: {nvcc}, architectures {' '.join(architectures)}")
+            lines += [
+                "rule nvcc",
+                f"  command = {nvcc} -MMD -MF $out.d --expt-relaxed-constexpr "
+                f"-Xcompiler -fPIC,-fvisibility=hidden {common} -DUSE_CUDA "
+                f"{' '.join(gencode_flags(architectures))} -c $in -o $out",
+                "  depfile = $out.d",
+                "  deps = gcc",
+                "  description = nvcc $in",
+                "rule link_cuda",
+                # nvcc knows where its static runtime is; libtorch_cuda is never linked.
+                f"  command = {nvcc} -shared -cudart static $in -o $out {link}",
+                "  description = link $out",
+            ]
+            flags = (
+                f'-DATROUSX_CUDA_ARCHITECTURES="\\"{" ".join(architectures)}\\"" '
+                f'-DATROUSX_CUDA_VERSION="\\"{version[1] if version else "unknown"}\\""'
+            )
+            lines += self.library("_cuda", CUDA_SOURCES, link="link_cuda", flags=flags)
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def library(name: str, sources: list[Path], link: str, flags: str = "") -> list[str]:
+        lines, objects = [], []
+        for source in sources:
+            target = f"{name}/{source.relative_to(ROOT / 'csrc').with_suffix('.o')}"
+            lines.append(f"build {target}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+            if flags and source.suffix != ".cu":
+                lines.append(f"  flags = {flags}")
+            objects.append(target)
+        lines.append(f"build atrousx.{name}.so: {link} {' '.join(objects)}")
+        return lines
+
+
+def extension(name: str, sources: list[Path]) -> Extension:
+    relative = [str(s.relative_to(ROOT)) for s in sources]
+    return Extension(name, relative, py_limited_api=True)
+
+
+extensions = [extension("atrousx._C", CPU_SOURCES)]
+if wanted_nvcc() is not None:
+    extensions.append(extension("atrousx._cuda", CUDA_SOURCES))
+
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": NinjaBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
