@@ -1,12 +1,13 @@
 """Builds atrousx/_C (always) and atrousx/_cuda (when nvcc is found); ninja runs the compilers.
 
 PyTorch's own BuildExtension refuses to compile CUDA where its PyTorch has none. atrousx compiles
-against the stable ABI, whose headers are the same in every build of PyTorch, so it calls nvcc itself.
+against the stable ABI, whose headers are the same in every build of PyTorch, so it calls nvcc
+itself.
 
 Environment:
   ATROUSX_CUDA=0|1       without or with the CUDA library; default: with it where nvcc is found
   CUDA_HOME              where CUDA is; default: nvcc on the PATH, then /usr/local/cuda
-  TORCH_CUDA_ARCH_LIST   e.g. "8.6;9.0a+PTX"; default: the GPU that is there, else a list of common ones
+  TORCH_CUDA_ARCH_LIST   e.g. "8.6;9.0a+PTX"; default: the GPU that is there, else a common list
   MAX_JOBS               compilers run at the same time; default: the number of cores
 """
 
@@ -23,7 +24,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# The oldest PyTorch whose stable ABI is used: 2.11. Written here once, read by every translation unit.
+# The oldest PyTorch whose stable ABI is used: 2.11. Written once, read by every translation unit.
 TORCH_TARGET_VERSION = "0x020b000000000000"
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0")
 
@@ -36,7 +37,7 @@ def say(message: str) -> None:
     print(f"atrousx: {message}", file=sys.stderr, flush=True)
 
 
-def find_nvcc() -> tuple[Path | None, list[str]]:
+def find_nvcc() -> tuple[Path | None, str]:
     """The compiler, and every place that was looked at."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     on_path = shutil.which("nvcc")
@@ -44,7 +45,7 @@ def find_nvcc() -> tuple[Path | None, list[str]]:
     candidates += [Path(on_path)] if on_path else []
     candidates += [Path("/usr/local/cuda/bin/nvcc")]
     looked = [str(c) for c in candidates] + ([] if on_path else ["nvcc on the PATH"])
-    return next((c for c in candidates if c.is_file()), None), looked
+    return next((c for c in candidates if c.is_file()), None), ", ".join(looked)
 
 
 def wanted_nvcc() -> Path | None:
@@ -58,10 +59,8 @@ def wanted_nvcc() -> Path | None:
     nvcc, looked = find_nvcc()
     if nvcc is None:
         if choice == "1":
-            raise SystemExit(
-                "atrousx: ATROUSX_CUDA=1, but no nvcc. Looked for: " + ", ".join(looked)
-            )
-        say("CUDA library: not built, no nvcc. Looked for: " + ", ".join(looked))
+            raise SystemExit(f"atrousx: ATROUSX_CUDA=1, but no nvcc. Looked for: {looked}")
+        say(f"CUDA library: not built, no nvcc. Looked for: {looked}")
     return nvcc
 
 
@@ -85,7 +84,8 @@ def gencode_flags(architectures: list[str]) -> list[str]:
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
         if match is None:
             raise SystemExit(
-                f"atrousx: TORCH_CUDA_ARCH_LIST holds {arch!r}; expected numbers like 8.6, 9.0a, 8.0+PTX"
+                f"atrousx: TORCH_CUDA_ARCH_LIST holds {arch!r}; "
+                "expected numbers like 8.6, 9.0a or 8.0+PTX"
             )
         number = match[1] + match[2] + match[3]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
@@ -98,8 +98,8 @@ class NinjaBuild(build_ext):
     """Writes one build.ninja for both libraries and runs it.
 
     Objects live in build/ninja, which outlasts pip's temporary folders, and PyTorch's headers are
-    reached through a link there: the command lines stay the same from one isolated build to the next,
-    so only what changed is compiled again.
+    reached through a link there: the command lines stay the same from one isolated build to the
+    next, so only what changed is compiled again.
     """
 
     def build_extensions(self) -> None:
