@@ -1,0 +1,32 @@
+"""Fixtures of the whole test-suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# One engine fewer to compete with: tests run beside each other's subprocesses on small machines.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)],
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine in turn."""
+    return torch.device(request.param)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a CUDA device its tests are left out, not skipped: nothing was wrong with them."""
+    if torch.cuda.is_available():
+        return
+    kept = [item for item in items if item.get_closest_marker("cuda") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept

@@ -1,0 +1,13 @@
+// The Python module of host-executed kernels; each operator binds its own.
+#include <pybind11/pybind11.h>
+
+#include "emulator.h"
+
+void bind_planted(pybind11::module_& m);
+void bind_upsample_bilinear2d(pybind11::module_& m);
+
+PYBIND11_MODULE(atrousx_emulated, m) {
+  m.def("set_reverse", &emulator::set_reverse);
+  bind_planted(m);
+  bind_upsample_bilinear2d(m);
+}

@@ -1,0 +1,256 @@
+// The scheduler behind emulator.h.
+#include "emulator.h"
+
+#include <ucontext.h>
+
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace emulator {
+
+Coordinates current;
+
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr unsigned int kWarpSize = 32;
+constexpr size_t kStaticSharedLimit = 48 * 1024;    // what nvcc allows a kernel to declare
+constexpr size_t kDynamicSharedLimit = 227 * 1024;  // what a Hopper block may ask for
+constexpr int kPoison = 0xff;                       // NaN as a float, -1 as an integer
+
+enum class State { kReady, kAtBarrier, kAtExchange, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  void* fake_stack = nullptr;  // AddressSanitizer's own bookkeeping of the fiber
+  Coordinates coordinates;
+  State state;
+  const char* site;  // where it waits
+  uint32_t mask;     // with whom, at an exchange
+  uint64_t contributed;
+  std::array<uint64_t, kWarpSize> received;
+};
+
+struct SharedArray {
+  const char* site;
+  size_t bytes;
+  void* memory;
+};
+
+bool reverse_order = false;
+ucontext_t scheduler;
+void* scheduler_fake_stack = nullptr;
+const void* scheduler_stack = nullptr;
+size_t scheduler_stack_bytes = 0;
+std::vector<std::unique_ptr<Fiber>> fibers;  // kept between launches: their stacks are reused
+Fiber* running = nullptr;
+unsigned int running_index = 0;
+const std::function<void()>* kernel_body = nullptr;
+std::vector<SharedArray> shared_arrays;
+void* dynamic_shared = nullptr;
+
+// Tells AddressSanitizer which stack is next; without it every fiber looks like a wild stack
+// pointer.
+void announce_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* stack,
+                     [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(save, stack, bytes);
+#endif
+}
+
+void complete_switch([[maybe_unused]] void* saved, [[maybe_unused]] bool into_fiber) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(saved, into_fiber ? &scheduler_stack : nullptr,
+                                  into_fiber ? &scheduler_stack_bytes : nullptr);
+#endif
+}
+
+void* allocate_poisoned(size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, bytes) != 0) throw std::bad_alloc();
+  std::memset(memory, kPoison, bytes);
+  return memory;
+}
+
+void to_scheduler() {
+  Fiber* const self = running;
+  // A fiber that is done never comes back: a null save lets AddressSanitizer drop its fake stack.
+  announce_switch(self->state == State::kDone ? nullptr : &self->fake_stack, scheduler_stack,
+                  scheduler_stack_bytes);
+  swapcontext(&self->context, &scheduler);
+  complete_switch(self->fake_stack, true);
+}
+
+void fiber_main() {
+  complete_switch(nullptr, true);
+  (*kernel_body)();
+  running->state = State::kDone;
+  to_scheduler();
+}
+
+void resume(unsigned int index) {
+  running = fibers[index].get();
+  running_index = index;
+  current = running->coordinates;
+  announce_switch(&scheduler_fake_stack, running->stack.get(), kStackBytes);
+  swapcontext(&scheduler, &running->context);
+  complete_switch(scheduler_fake_stack, false);
+}
+
+void wait(State state, const char* site) {
+  running->state = state;
+  running->site = site;
+  to_scheduler();
+}
+
+// Lets the lanes of every complete warp exchange go on. Returns whether there was one.
+bool release_exchanges(unsigned int threads) {
+  bool released = false;
+  for (unsigned int first = 0; first < threads; first += kWarpSize) {
+    const unsigned int lanes = threads - first < kWarpSize ? threads - first : kWarpSize;
+    for (unsigned int i = 0; i < lanes; ++i) {
+      if (fibers[first + i]->state != State::kAtExchange) continue;
+      const Fiber& leader = *fibers[first + i];
+      const uint32_t existing = lanes == kWarpSize ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
+      const uint32_t mask = leader.mask & existing;
+      const char* site = leader.site;
+      bool complete = (mask >> i & 1) != 0;
+      std::array<uint64_t, kWarpSize> values{};
+      for (unsigned int j = 0; j < lanes; ++j) {
+        if ((mask >> j & 1) == 0) continue;
+        const Fiber& other = *fibers[first + j];
+        complete = complete && other.state == State::kAtExchange && other.site == site &&
+                   (other.mask & existing) == mask;
+        values[j] = other.contributed;
+      }
+      if (!complete) continue;
+      for (unsigned int j = 0; j < lanes; ++j) {
+        if ((mask >> j & 1) == 0) continue;
+        fibers[first + j]->received = values;
+        fibers[first + j]->state = State::kReady;
+      }
+      released = true;
+    }
+  }
+  return released;
+}
+
+// Lets a block go on when every thread waits at the same barrier; explains why when none can.
+void release_barrier(unsigned int threads) {
+  const Fiber* waiting = nullptr;
+  for (unsigned int i = 0; i < threads; ++i)
+    if (fibers[i]->state != State::kDone) waiting = fibers[i].get();
+  const auto name = [](const Fiber& f) {
+    const dim3 t = f.coordinates.thread;
+    return "thread (" + std::to_string(t.x) + ", " + std::to_string(t.y) + ", " +
+           std::to_string(t.z) + ") " +
+           (f.state == State::kDone ? std::string("has returned")
+                                    : "waits at " + std::string(f.site));
+  };
+  for (unsigned int i = 0; i < threads; ++i) {
+    const Fiber& fiber = *fibers[i];
+    if (fiber.state != State::kAtBarrier || fiber.site != waiting->site)
+      throw std::runtime_error("divergent barrier: " + name(*waiting) + " while " + name(fiber));
+  }
+  for (unsigned int i = 0; i < threads; ++i) fibers[i]->state = State::kReady;
+}
+
+void start_fiber(unsigned int index, const Coordinates& coordinates) {
+  if (index >= fibers.size()) {
+    fibers.push_back(std::make_unique<Fiber>());
+    fibers.back()->stack = std::make_unique<char[]>(kStackBytes);
+  }
+  Fiber& fiber = *fibers[index];
+  fiber.coordinates = coordinates;
+  fiber.state = State::kReady;
+  fiber.fake_stack = nullptr;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
+}
+
+void run_block(const dim3& grid, const dim3& block, const dim3& index) {
+  const auto threads = static_cast<unsigned int>(block.count());
+  for (unsigned int i = 0; i < threads; ++i)
+    start_fiber(
+        i, {{i % block.x, i / block.x % block.y, i / (block.x * block.y)}, index, block, grid});
+  for (;;) {
+    unsigned int done = 0;
+    for (unsigned int k = 0; k < threads; ++k) {
+      const unsigned int i = reverse_order ? threads - 1 - k : k;
+      if (fibers[i]->state == State::kReady) resume(i);
+      if (fibers[i]->state == State::kDone) ++done;
+    }
+    if (done == threads) return;
+    if (!release_exchanges(threads)) release_barrier(threads);
+  }
+}
+
+// Shared memory lives as long as a block; every block starts with it poisoned.
+class BlockMemory {
+ public:
+  explicit BlockMemory(size_t dynamic_bytes) {
+    dynamic_shared = dynamic_bytes > 0 ? allocate_poisoned(dynamic_bytes) : nullptr;
+  }
+  ~BlockMemory() {
+    for (const SharedArray& array : shared_arrays) std::free(array.memory);
+    shared_arrays.clear();
+    std::free(dynamic_shared);
+  }
+};
+
+}  // namespace
+
+void set_reverse(bool reverse) { reverse_order = reverse; }
+
+unsigned int lane() { return running_index % kWarpSize; }
+
+void block_barrier(const char* site) { wait(State::kAtBarrier, site); }
+
+const uint64_t* warp_exchange(uint32_t mask, uint64_t value, const char* site) {
+  running->mask = mask;
+  running->contributed = value;
+  wait(State::kAtExchange, site);
+  return running->received.data();
+}
+
+void* shared_memory(const char* site, size_t bytes) {
+  for (const SharedArray& array : shared_arrays)
+    if (array.site == site) return array.memory;
+  shared_arrays.push_back({site, bytes, allocate_poisoned(bytes)});
+  return shared_arrays.back().memory;
+}
+
+void* dynamic_shared_memory() { return dynamic_shared; }
+
+void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+  if (grid.count() == 0 || block.count() == 0 || block.count() > 1024 || grid.y > 65535 ||
+      grid.z > 65535)
+    throw std::runtime_error("invalid launch configuration");
+  if (dynamic_shared_bytes > kDynamicSharedLimit)
+    throw std::runtime_error("too much dynamic shared memory");
+  kernel_body = &body;
+  for (uint64_t k = 0; k < grid.count(); ++k) {
+    const uint64_t i = reverse_order ? grid.count() - 1 - k : k;
+    const BlockMemory memory(dynamic_shared_bytes);
+    run_block(
+        grid, block,
+        {static_cast<unsigned int>(i % grid.x), static_cast<unsigned int>(i / grid.x % grid.y),
+         static_cast<unsigned int>(i / grid.x / grid.y)});
+    size_t static_shared = 0;
+    for (const SharedArray& array : shared_arrays) static_shared += array.bytes;
+    if (static_shared > kStaticSharedLimit)
+      throw std::runtime_error("more than 48 KiB of static shared memory");
+  }
+}
+
+}  // namespace emulator

@@ -1,0 +1,179 @@
+// A host executor for CUDA kernels: runs a *_kernels.cuh file, compiled by an ordinary C++
+// compiler, with CUDA's semantics of blocks, barriers, warps and shared memory.
+//
+// Each CUDA thread is a fiber. A block's fibers run one after another, in forward or reverse order,
+// each until it meets a barrier or ends; when all wait at the same barrier they go on. A missing
+// barrier therefore shows as a wrong result in at least one of the two orders. The executor itself
+// fails on divergent barriers and on launches that CUDA would refuse; AddressSanitizer, to which it
+// announces every fiber, finds accesses out of bounds, since every shared array is a heap block of
+// its own. What it cannot show: races through memory-model relaxations, and speed.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned int x, y, z;
+  constexpr dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : x(x), y(y), z(z) {}
+  constexpr uint64_t count() const { return uint64_t{x} * y * z; }
+};
+
+namespace emulator {
+
+// What a kernel may ask about the thread it runs as.
+struct Coordinates {
+  dim3 thread, block, block_size, grid_size;
+};
+extern Coordinates current;
+
+// Runs `body` as every thread of the grid. Throws std::runtime_error where CUDA would fail or hang.
+void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body);
+
+// Blocks, and threads within a block, run last to first when true.
+void set_reverse(bool reverse);
+
+template <typename... Parameters, typename... Arguments>
+void launch(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*kernel)(Parameters...),
+            Arguments... arguments) {
+  run(grid, block, dynamic_shared_bytes, [&] { kernel(arguments...); });
+}
+
+// `site` names a place in the source: threads may only meet at the same one.
+void block_barrier(const char* site);
+
+// Every lane in `mask` contributes a value and receives what all lanes contributed.
+const uint64_t* warp_exchange(uint32_t mask, uint64_t value, const char* site);
+unsigned int lane();
+
+void* shared_memory(const char* site, size_t bytes);
+void* dynamic_shared_memory();
+
+template <typename T>
+uint64_t to_bits(T value) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  return bits;
+}
+
+template <typename T>
+T from_bits(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+// The value of lane `source`, or the lane's own where a shuffle leaves its segment.
+template <typename T>
+T shuffle(uint32_t mask, T value, int source, bool inside, const char* site) {
+  const uint64_t* values = warp_exchange(mask, to_bits(value), site);
+  return inside ? from_bits<T>(values[source]) : value;
+}
+
+inline int segment_start(int width) { return static_cast<int>(lane()) / width * width; }
+
+// CUDA gives mask or width a default, so the site comes first and the rest as in CUDA.
+template <typename T>
+T shfl(const char* site, uint32_t mask, T value, int source, int width = 32) {
+  return shuffle(mask, value, segment_start(width) + (source & (width - 1)), true, site);
+}
+
+template <typename T>
+T shfl_up(const char* site, uint32_t mask, T value, int delta, int width = 32) {
+  const int source = static_cast<int>(lane()) - delta;
+  return shuffle(mask, value, source, source >= segment_start(width), site);
+}
+
+template <typename T>
+T shfl_down(const char* site, uint32_t mask, T value, int delta, int width = 32) {
+  const int source = static_cast<int>(lane()) + delta;
+  return shuffle(mask, value, source, source < segment_start(width) + width, site);
+}
+
+template <typename T>
+T shfl_xor(const char* site, uint32_t mask, T value, int lane_mask, int width = 32) {
+  const int source = static_cast<int>(lane()) ^ lane_mask;
+  return shuffle(mask, value, source, source < segment_start(width) + width, site);
+}
+
+inline void sync_warp(const char* site, uint32_t mask = 0xffffffffu) {
+  warp_exchange(mask, 0, site);
+}
+
+inline uint32_t ballot(uint32_t mask, bool predicate, const char* site) {
+  const uint64_t* values = warp_exchange(mask, predicate ? 1 : 0, site);
+  uint32_t result = 0;
+  for (int i = 0; i < 32; ++i)
+    if ((mask >> i & 1) != 0 && values[i] != 0) result |= uint32_t{1} << i;
+  return result;
+}
+
+}  // namespace emulator
+
+#define ATROUSX_TEXT_(x) #x
+#define ATROUSX_TEXT(x) ATROUSX_TEXT_(x)
+#define ATROUSX_SITE __FILE__ ":" ATROUSX_TEXT(__LINE__)
+
+#define threadIdx (emulator::current.thread)
+#define blockIdx (emulator::current.block)
+#define blockDim (emulator::current.block_size)
+#define gridDim (emulator::current.grid_size)
+
+#define ATROUSX_SHARED(type, name, count) \
+  type* const name = static_cast<type*>(  \
+      emulator::shared_memory(ATROUSX_SITE " " #name, sizeof(type) * static_cast<size_t>(count)))
+#define ATROUSX_DYNAMIC_SHARED(type, name) \
+  type* const name = static_cast<type*>(emulator::dynamic_shared_memory())
+
+#define __syncthreads() emulator::block_barrier(ATROUSX_SITE)
+#define __syncwarp(...) emulator::sync_warp(ATROUSX_SITE, ##__VA_ARGS__)
+#define __shfl_sync(...) emulator::shfl(ATROUSX_SITE, __VA_ARGS__)
+#define __shfl_up_sync(...) emulator::shfl_up(ATROUSX_SITE, __VA_ARGS__)
+#define __shfl_down_sync(...) emulator::shfl_down(ATROUSX_SITE, __VA_ARGS__)
+#define __shfl_xor_sync(...) emulator::shfl_xor(ATROUSX_SITE, __VA_ARGS__)
+#define __ballot_sync(mask, predicate) emulator::ballot(mask, predicate, ATROUSX_SITE)
+#define __any_sync(mask, predicate) (emulator::ballot(mask, predicate, ATROUSX_SITE) != 0)
+#define __all_sync(mask, predicate) (emulator::ballot(mask, predicate, ATROUSX_SITE) == (mask))
+
+// Only one fiber runs at a time, so an atomic is an ordinary update that returns the old value.
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address = old + value;
+  return old;
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+  const T old = *address;
+  if (old < value) *address = value;
+  return old;
+}
+template <typename T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  if (value < old) *address = value;
+  return old;
+}
+template <typename T>
+T atomicExch(T* address, T value) {
+  const T old = *address;
+  *address = value;
+  return old;
+}
+template <typename T>
+T atomicCAS(T* address, T compare, T value) {
+  const T old = *address;
+  if (old == compare) *address = value;
+  return old;
+}
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }

@@ -1,0 +1,86 @@
+"""The CUDA kernels and the plan of upsample_bilinear2d, run on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.reference import upsample_bilinear2d as reference
+
+SIZES = [((2, 3), (5, 7)), ((5, 7), (2, 3)), ((1, 1), (3, 2)), ((4, 4), (4, 4)), ((9, 5), (33, 17))]
+# Both sides of the interpolation rounded once, in units of the dtype's epsilon at values near 1.
+TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "float16": 2e-3}
+
+
+def random(rng, shape, dtype):
+    return rng.uniform(-1, 1, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_forward_and_backward(emulated, small, large, align_corners, channels_last, dtype):
+    rng = np.random.default_rng(0)
+    options = (align_corners, channels_last, 3)
+    values = random(rng, (2, 3, *small), dtype)
+    expected = reference.forward(values, large, align_corners)
+    actual = emulated.upsample_bilinear2d_forward(values, large, *options)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype])
+
+    grad = random(rng, (2, 3, *large), dtype)
+    expected = reference.backward(grad, small, align_corners)
+    actual = emulated.upsample_bilinear2d_backward(grad, small, *options)
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def test_bfloat16_rounds_once(emulated):
+    values = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 1, 3, 4)
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)  # truncation is exact enough as input
+    exact = (bits.astype(np.uint32) << 16).view(np.float32)
+    result = emulated.upsample_bilinear2d_forward(bits, (7, 9), False, False, 1)
+    actual = (result.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_allclose(actual, reference.forward(exact, (7, 9), False), atol=2**-9)
+
+
+axes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.booleans())
+
+
+@given(axis=axes, scale=st.one_of(st.none(), st.floats(0.05, 20)))
+def test_plan_readers_are_the_taps_transposed(emulator_module, axis, scale):
+    size_in, size_out, align_corners = axis
+    taps = emulator_module.bilinear_taps(size_in, size_out, align_corners, scale)
+    readers = emulator_module.bilinear_readers(size_in, size_out, align_corners, scale)
+    for output, (lower, upper, weight) in enumerate(taps):
+        assert 0 <= lower <= upper < size_in
+        assert 0 <= weight <= 1
+        for sample in (lower, upper):
+            first, last = readers[sample]
+            assert first <= output < last
+
+
+@given(axis=axes)
+def test_plan_matches_the_definition(emulator_module, axis):
+    size_in, size_out, align_corners = axis
+    matrix = np.zeros((size_out, size_in))
+    for output, (lower, upper, weight) in enumerate(
+        emulator_module.bilinear_taps(size_in, size_out, align_corners, None)
+    ):
+        matrix[output, lower] += 1 - weight
+        matrix[output, upper] += weight
+    expected = reference.axis_matrix(size_in, size_out, align_corners)
+    np.testing.assert_allclose(matrix, expected, atol=1e-5)
+
+
+def test_offsets_pass_32_bits(emulator_module):
+    strides = (21 * 4096 * 4096, 4096 * 4096, 4096, 1)
+    index = (31, 20, 4095, 4095)
+    offset = emulator_module.strides4_offset(strides, index)
+    assert offset == sum(s * i for s, i in zip(strides, index, strict=True))
+    assert offset > 2**31
+    assert tuple(emulator_module.position_of(offset, 21, 4096, 4096, False)) == index
+    last = emulator_module.position_of(offset, 21, 4096, 4096, True)
+    assert ((last[0] * 4096 + last[2]) * 4096 + last[3]) * 21 + last[1] == offset
