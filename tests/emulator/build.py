@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels, with ordinary g++, into a Python module that executes them on the host.
+"""Compiles the CUDA kernels, with ordinary g++, into a Python module that runs them on the host.
 
 Two builds: "plain", and "sanitized" with AddressSanitizer and UBSan, which must be loaded into a
 Python started with :func:`sanitizer_environment`. No torch is imported: only its headers are used.

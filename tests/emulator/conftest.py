@@ -1,4 +1,4 @@
-"""The module of host-executed kernels, in both thread orders. No torch here: see test_sanitizers."""
+"""The module of host-executed kernels, in both thread orders. No torch: see test_sanitizers."""
 
 from __future__ import annotations
 
