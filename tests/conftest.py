@@ -11,6 +11,11 @@ import torch
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(
     params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)],
 )

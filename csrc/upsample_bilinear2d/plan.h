@@ -30,7 +30,10 @@ struct BilinearAxis {
   static BilinearAxis make(int64_t in, int64_t out, bool align_corners,
                            std::optional<double> scale_factor) {
     A scale;
-    if (align_corners)
+    // Equal sizes copy whatever the scale factor was (1.2 of 3 pixels is 3), as in PyTorch.
+    if (in == out)
+      scale = A(1);
+    else if (align_corners)
       scale = out > 1 ? static_cast<A>(in - 1) / static_cast<A>(out - 1) : A(0);
     else if (scale_factor.has_value() && *scale_factor > 0)
       scale = static_cast<A>(1.0 / *scale_factor);
@@ -45,8 +48,6 @@ struct BilinearAxis {
   }
 
   ATROUSX_HOST_DEVICE BilinearTap<A> tap(int64_t o) const {
-    // Equal sizes copy: no rounding may leak between neighbours.
-    if (in == out && scale == A(1)) return {o, o, A(0)};
     const A x = coordinate(o);
     const int64_t lower = min_of(static_cast<int64_t>(x), in - 1);
     const int64_t upper = min_of(lower + 1, in - 1);

@@ -1,0 +1,56 @@
+"""What the operators' tests share: the accuracy rule, layouts, determinism across threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def to_float64(tensor: Tensor) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = tensor.detach().to("cpu", torch.float64).numpy()
+    return result
+
+
+def assert_as_accurate_as_torch(ours: Tensor, theirs: Tensor, exact: NDArray[np.float64]) -> None:
+    """Our error against float64 is at most twice PyTorch's own in the same dtype.
+
+    Errors are Euclidean norms: the maximum over a small tensor is a matter of luck. Where PyTorch
+    happens to be exact, two roundings of every value are still allowed.
+    """
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape == exact.shape
+    our_error = np.linalg.norm(to_float64(ours) - exact)
+    their_error = np.linalg.norm(to_float64(theirs) - exact)
+    rounding = 2 * torch.finfo(ours.dtype).eps * np.linalg.norm(exact)
+    assert our_error <= max(2 * their_error, rounding), (
+        f"error {our_error:.3g}, PyTorch's {their_error:.3g}, two roundings {rounding:.3g}"
+    )
+
+
+def strided_views(tensor: Tensor) -> list[Tensor]:
+    """The same values behind other strides: a gap between columns, a permutation, a broadcast."""
+    gapped = torch.empty(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
+    gapped = gapped.to(tensor.device)[..., ::2].copy_(tensor)
+    permuted = tensor.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)
+    return [gapped, permuted]
+
+
+def assert_same_bits_with_any_threads(run: Callable[[], Tensor]) -> None:
+    """Bit-identical from run to run and whatever the number of threads."""
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, threads):
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
