@@ -26,6 +26,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 # The oldest PyTorch whose stable ABI is used: 2.11. Written once, read by every translation unit.
 TORCH_TARGET_VERSION = "0x020b000000000000"
+DEFAULT_CUDA_HOME = Path("/usr/local/cuda")
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0")
 
 CPU_SOURCES = [ROOT / "csrc" / "schema.cpp", *sorted(ROOT.glob("csrc/*/*_cpu.cpp"))]
@@ -43,7 +44,7 @@ def find_nvcc() -> tuple[Path | None, str]:
     on_path = shutil.which("nvcc")
     candidates = [Path(home) / "bin" / "nvcc" for home in homes]
     candidates += [Path(on_path)] if on_path else []
-    candidates += [Path("/usr/local/cuda/bin/nvcc")]
+    candidates += [DEFAULT_CUDA_HOME / "bin" / "nvcc"]
     looked = [str(c) for c in candidates] + ([] if on_path else ["nvcc on the PATH"])
     return next((c for c in candidates if c.is_file()), None), ", ".join(looked)
 
@@ -189,12 +190,16 @@ def extension(name: str, sources: list[Path]) -> Extension:
     return Extension(name, relative, py_limited_api=True)
 
 
-extensions = [extension("atrousx._C", CPU_SOURCES)]
-if wanted_nvcc() is not None:
-    extensions.append(extension("atrousx._cuda", CUDA_SOURCES))
+def main() -> None:
+    extensions = [extension("atrousx._C", CPU_SOURCES)]
+    if wanted_nvcc() is not None:
+        extensions.append(extension("atrousx._cuda", CUDA_SOURCES))
+    setup(
+        ext_modules=extensions,
+        cmdclass={"build_ext": NinjaBuild},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )
 
-setup(
-    ext_modules=extensions,
-    cmdclass={"build_ext": NinjaBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+
+if __name__ == "__main__":
+    main()

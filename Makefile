@@ -1,0 +1,66 @@
+# The commands that README names. Each makes .venv and installs what it needs when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# torchvision-layout weights for the demo's DeepLab v3; without them it runs on random ones.
+WEIGHTS ?=
+
+.PHONY: help install demo test lint format bench wheel gpu clean
+
+help:
+	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
+	@echo "make test    the whole test-suite"
+	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
+	@echo "make bench   every layer of benchmarks/bench_atrous.py"
+	@echo "make wheel   a wheel in dist/, built in isolation and tried in an environment of its own"
+	@echo "make gpu     tests, compute-sanitizer and benchmarks on this machine's GPU"
+
+# PyTorch first and pinned: an open range may pull a newer release than the kernels are built against.
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install torch==2.13.0 numpy ninja "setuptools>=77"
+	$(PIP) install --no-deps torchvision==0.28.0
+	touch $@
+
+# In place, with the environment's own PyTorch: ninja compiles only what has changed.
+install: $(VENV)/ready
+	$(PIP) install --no-build-isolation -e '.[test,lint]'
+
+demo: install
+	$(BIN)/python benchmarks/bench_atrous.py --quick
+	$(BIN)/python benchmarks/demo/demo.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
+test: install
+	$(BIN)/python -m pytest
+
+CPP_FILES = $(shell git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+bench: install
+	$(BIN)/python benchmarks/bench_atrous.py
+
+# What a user's 'pip install .' does, tried from outside the source tree.
+wheel: $(VENV)/ready
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv --clear build/wheel-venv
+	build/wheel-venv/bin/python -m pip --quiet install torch==2.13.0 dist/atrousx-*.whl
+	cd build && wheel-venv/bin/atrousx info
+
+# On a machine with a GPU. Uses PYTHON as it is, with the libraries already built in this tree, so
+# that neither a compiler nor a network is needed there.
+gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+
+clean:
+	rm -rf build dist *.egg-info atrousx/*.so $(VENV)
