@@ -7,6 +7,17 @@
 #include "python_module.h"
 
 STABLE_TORCH_LIBRARY(atrousx, m) {
+  // padding: top, left, bottom, right.
+  m.def(
+      "atrous_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
+      "SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+  m.def(
+      "_atrous_conv2d_backward_input(Tensor grad_output, Tensor weight, SymInt[4] input_size, "
+      "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+  m.def(
+      "_atrous_conv2d_backward_weight(Tensor grad_output, Tensor input, SymInt[4] weight_size, "
+      "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+
   // scales: output size over input size as the caller gave them, or None to take it from the sizes.
   m.def(
       "upsample_bilinear2d(Tensor input, SymInt[2] output_size, bool align_corners, "

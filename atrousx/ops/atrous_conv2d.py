@@ -1,0 +1,326 @@
+"""Atrous convolution: the public function, its fake kernels, gradients and autocast rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import register_autocast
+from ._check import check_device, check_floating, check_rank, check_same, pair
+
+_forward = torch.ops.atrousx.atrous_conv2d.default
+_backward_input = torch.ops.atrousx._atrous_conv2d_backward_input.default
+_backward_weight = torch.ops.atrousx._atrous_conv2d_backward_weight.default
+
+Padding = int | Sequence[int] | str
+
+
+def atrous_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""Convolves with a filter whose taps lie ``dilation`` pixels apart, never multiplying padding.
+
+    .. math::
+        y_{n,k,o,p} = b_k + \sum_{c,i,j} w_{k,c,i,j}\;
+        x_{n,\,c,\;o s_h - p_h + i d_h,\;p s_w - p_w + j d_w}
+
+    over the taps whose sample lies on the map. The arguments and results are those of
+    ``torch.nn.functional.conv2d``; the gradients are exact to any order, and forward and backward
+    are deterministic.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
+            strides, N may be 0.
+        weight: ``[K, C / groups, KH, KW]`` of the dtype and on the device of ``input``.
+        bias: ``[K]``, likewise.
+        stride: pixels between neighbouring outputs, one int or (vertical, horizontal).
+        padding: zeros around the map in pixels, one int or (vertical, horizontal); ``"valid"``
+            for none; ``"same"`` for an output of the size of the input, stride 1, the odd pixel
+            below and to the right.
+        dilation: pixels between neighbouring taps, one int or (vertical, horizontal).
+        groups: the number of groups that channels and outputs are divided into.
+
+    Returns:
+        ``[N, K, OH, OW]`` with ``OH = (H + padding - dilation * (KH - 1) - 1) // stride + 1``,
+        where ``padding`` counts both sides; channels_last if ``input`` or ``weight`` is.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong rank or shape, a negative padding, a stride, dilation or number of
+            groups that is not positive, an empty map or output, ``"same"`` with a stride.
+        RuntimeError: tensors of different dtypes or devices.
+
+    Source:
+        Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
+
+    Example:
+        >>> import torch, atrousx
+        >>> row = torch.tensor([[[[1.0, 2.0, 3.0, 4.0, 5.0]]]])
+        >>> taps = torch.tensor([[[[1.0, 10.0, 100.0]]]])
+        >>> atrousx.ops.atrous_conv2d(row, taps, padding=(0, 2), dilation=2)
+        tensor([[[[310., 420., 531., 42., 53.]]]])
+    """
+    batched = _check_tensors(input, weight, bias)
+    strides = _positive_pair("stride", stride)
+    dilations = _positive_pair("dilation", dilation)
+    sides = _sides(padding, weight.shape[2:], strides, dilations)
+    _check_channels(input, weight, bias, groups)
+    size = input.shape[-2:]
+    if any(extent == 0 for extent in size):
+        raise ValueError(f"input must have a non-empty H and W, got shape {tuple(input.shape)}")
+    extents = _output_size(size, weight.shape[2:], strides, sides, dilations)
+    if any(extent <= 0 for extent in extents):
+        raise ValueError(
+            f"the output would be empty: input is {tuple(size)} padded by {sides} (top, left, "
+            f"bottom, right), less than the {tuple(weight.shape[2:])} taps of weight span at "
+            f"dilation {dilations}"
+        )
+    batch = input if batched else input.unsqueeze(0)
+    result: Tensor = _forward(batch, weight, bias, strides, sides, dilations, groups)
+    return result if batched else result.squeeze(0)
+
+
+def live_fraction(
+    input_size: Sequence[int],
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+) -> float:
+    """The share of a convolution's multiply-adds that touch data; the others would read padding.
+
+    ``live / (KH * KW * OH * OW)``, where ``live`` counts the pairs of an output pixel and a tap
+    whose sample lies on the map. ``atrous_conv2d`` computes the live ones only.
+
+    Args:
+        input_size: height and width of the map in pixels.
+        kernel_size, stride, padding, dilation: as in ``atrous_conv2d``.
+
+    Returns:
+        A number from 0 to 1, the same for forward, grad-input and grad-weight.
+
+    Raises:
+        TypeError: an argument that is not an int or a pair of ints.
+        ValueError: a size that is not positive, or an empty output.
+
+    Example:
+        >>> import atrousx
+        >>> round(atrousx.ops.live_fraction((33, 33), 3, padding=18, dilation=18), 3)
+        0.405
+    """
+    sizes = _positive_pair("input_size", input_size)
+    taps = _positive_pair("kernel_size", kernel_size)
+    strides = _positive_pair("stride", stride)
+    dilations = _positive_pair("dilation", dilation)
+    sides = _sides(padding, taps, strides, dilations)
+    outputs = _output_size(sizes, taps, strides, sides, dilations)
+    if any(extent <= 0 for extent in outputs):
+        raise ValueError(f"the output would be empty: {tuple(outputs)}")
+    share = 1.0
+    for axis in range(2):
+        live = 0
+        for tap in range(taps[axis]):
+            shift = sides[axis] - tap * dilations[axis]
+            first = max(0, -(-shift // strides[axis]))
+            last = min(outputs[axis] - 1, (sizes[axis] - 1 + shift) // strides[axis])
+            live += max(0, last - first + 1)
+        share *= live / (taps[axis] * outputs[axis])
+    return share
+
+
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Checks types, ranks, dtypes and devices; says whether input has a batch dimension."""
+    check_floating("input", input)
+    check_device("input", input)
+    if input.dim() not in (3, 4):
+        raise ValueError(
+            "input must have 4 dimensions [N, C, H, W] or 3 [C, H, W], "
+            f"got shape {tuple(input.shape)}"
+        )
+    # Autocast brings dtypes together before the kernel runs.
+    mixed = input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+    others = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    for name, tensor in others.items():
+        check_floating(name, tensor)
+        check_same(name, tensor.to(input.dtype) if mixed else tensor, "input", input)
+    check_rank("weight", weight, 4, "[K, C / groups, KH, KW]")
+    return input.dim() == 4
+
+
+def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if isinstance(groups, bool) or not isinstance(groups, (int, torch.SymInt)):
+        raise TypeError(f"groups must be an int, got {groups!r}")
+    if groups <= 0:
+        raise ValueError(f"groups must be positive, got {groups}")
+    outputs, channels = weight.shape[0], input.shape[-3]
+    if outputs == 0 or any(extent == 0 for extent in weight.shape[2:]):
+        raise ValueError(
+            f"weight must have non-empty K, KH and KW, got shape {tuple(weight.shape)}"
+        )
+    if outputs % groups != 0:
+        raise ValueError(
+            f"weight must have a number of outputs that groups ({groups}) divides, "
+            f"got shape {tuple(weight.shape)}"
+        )
+    if channels != weight.shape[1] * groups:
+        raise ValueError(
+            f"weight of shape {tuple(weight.shape)} with groups={groups} needs an input of "
+            f"{weight.shape[1] * groups} channels, got input of shape {tuple(input.shape)}"
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != outputs):
+        raise ValueError(
+            f"bias must have shape ({outputs},), one per output, got {tuple(bias.shape)}"
+        )
+
+
+def _positive_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    values = pair(name, value)
+    if any(v <= 0 for v in values):
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return values
+
+
+def _sides(
+    padding: Padding, taps: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Padding as (top, left, bottom, right)."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0, 0, 0)
+        if padding != "same":
+            raise ValueError(
+                f"padding must be 'same', 'valid', an int or a pair of ints, got {padding!r}"
+            )
+        if stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got {stride}")
+        total = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
+        top, left = total[0] // 2, total[1] // 2
+        return (top, left, total[0] - top, total[1] - left)
+    rows, columns = pair("padding", padding)
+    if rows < 0 or columns < 0:
+        raise ValueError(f"padding must not be negative, got {padding!r}")
+    return (rows, columns, rows, columns)
+
+
+def _output_size(
+    size: Sequence[int],
+    taps: Sequence[int],
+    stride: Sequence[int],
+    sides: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    return [
+        (size[a] + sides[a] + sides[a + 2] - dilation[a] * (taps[a] - 1) - 1) // stride[a] + 1
+        for a in range(2)
+    ]
+
+
+def _empty(size: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
+    """A new tensor, channels_last if either of the operands is, as PyTorch's convolution does."""
+    formats = [torch._prims_common.suggest_memory_format(t) for t in (first, second)]
+    chosen = torch.channels_last if torch.channels_last in formats else torch.contiguous_format
+    return torch.empty(size, dtype=first.dtype, device=first.device, memory_format=chosen)
+
+
+@torch.library.register_fake("atrousx::atrous_conv2d")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    extents = _output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
+
+
+@torch.library.register_fake("atrousx::_atrous_conv2d_backward_input")
+def _(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return _empty(input_size, grad_output, weight)
+
+
+@torch.library.register_fake("atrousx::_atrous_conv2d_backward_weight")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return _empty(weight_size, grad_output, input)
+
+
+# <grad, conv(x, w)> is linear in each of grad, x and w: the three operators are its three partial
+# derivatives, so each one's gradients are the other two.
+_Gradients = tuple[Tensor | None, ...]
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, *ctx.options = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _forward_gradient(ctx: Any, grad: Tensor) -> _Gradients:
+    input, weight = ctx.saved_tensors
+    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    return (
+        _backward_input(grad, weight, input.shape, *ctx.options) if needs_input else None,
+        _backward_weight(grad, input, weight.shape, *ctx.options) if needs_weight else None,
+        grad.sum((0, 2, 3)) if needs_bias else None,
+        *[None] * 4,
+    )
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_output, operand, ctx.size, *ctx.options = inputs
+    ctx.save_for_backward(grad_output, operand)
+
+
+def _backward_input_gradient(ctx: Any, grad: Tensor) -> _Gradients:
+    grad_output, weight = ctx.saved_tensors
+    needs_output, needs_weight = ctx.needs_input_grad[:2]
+    return (
+        _forward(grad, weight, None, *ctx.options) if needs_output else None,
+        _backward_weight(grad_output, grad, weight.shape, *ctx.options) if needs_weight else None,
+        *[None] * 5,
+    )
+
+
+def _backward_weight_gradient(ctx: Any, grad: Tensor) -> _Gradients:
+    grad_output, input = ctx.saved_tensors
+    needs_output, needs_input = ctx.needs_input_grad[:2]
+    return (
+        _forward(input, grad, None, *ctx.options) if needs_output else None,
+        _backward_input(grad_output, grad, input.shape, *ctx.options) if needs_input else None,
+        *[None] * 5,
+    )
+
+
+torch.library.register_autograd(_forward, _forward_gradient, setup_context=_save_forward)
+for _op, _gradient in (
+    (_backward_input, _backward_input_gradient),
+    (_backward_weight, _backward_weight_gradient),
+):
+    torch.library.register_autograd(_op, _gradient, setup_context=_save_backward)
+register_autocast(_forward, to_lower_precision=True)

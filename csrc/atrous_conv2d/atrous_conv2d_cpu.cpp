@@ -1,0 +1,113 @@
+// CPU checks, allocation and registration of atrous_conv2d and its two backward operators. Wide
+// groups are matrix products (cpu_gather.h, cpu_grad_weight.h), narrow ones direct (cpu_direct.h).
+#include "arguments.h"
+#include "cpu_direct.h"
+#include "cpu_gather.h"
+#include "cpu_grad_weight.h"
+
+namespace atrousx {
+namespace {
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+// Narrow groups. Returns the destination, in the memory format asked for.
+Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                       const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
+                       const std::array<int64_t, 4>& size, bool channels_last) {
+  // Pixels hold many channels side by side only when every group is one channel wide.
+  const bool by_pixel = channels_last && shape.outer == 1 && shape.inner == 1;
+  const Tensor from = torch::stable::contiguous(source, memory_format(by_pixel));
+  const Tensor destination = empty4(source, size, by_pixel);
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* added = bias.has_value() ? data<T>(*bias) : nullptr;
+    T* to = static_cast<T*>(destination.mutable_data_ptr());
+    if (by_pixel)
+      gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, added, to, source);
+    else
+      gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
+  });
+  return torch::stable::contiguous(destination, memory_format(channels_last));
+}
+
+Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+              const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
+              const std::array<int64_t, 4>& size, bool channels_last) {
+  if (size[0] * size[1] * size[2] * size[3] == 0) return empty4(source, size, channels_last);
+  if (gathers_directly(shape))
+    return gather_directly(shape, source, weight, weight_strides, bias, size, channels_last);
+  const Tensor destination = empty4(source, size, channels_last);
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    with_register_tile<Accumulate<T>>([&](auto tile) {
+      CpuGather<T, decltype(tile)>(
+          shape, data<T>(source), strides4(source), bias.has_value() ? data<T>(*bias) : nullptr,
+          static_cast<T*>(destination.mutable_data_ptr()), strides4(destination))
+          .run(data<T>(weight), weight_strides, source);
+    });
+  });
+  return destination;
+}
+
+Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
+                         Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
+                                       padding, dilation, groups);
+  check_same_kind(weight, input, "weight");
+  check_bias(bias, input, g);
+  if (bias.has_value()) bias = torch::stable::contiguous(*bias);
+  return gather(g.forward(), input, weight, g.forward_weight(strides4(weight)), bias,
+                {g.batch, g.outputs, g.out_h, g.out_w},
+                is_channels_last(input) || is_channels_last(weight));
+}
+
+Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
+                                        Sizes input_size, Sizes stride, Sizes padding,
+                                        Sizes dilation, int64_t groups) {
+  const ConvGeometry g =
+      conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
+  check_grad_output(grad_output, g);
+  check_same_kind(weight, grad_output, "weight");
+  return gather(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)),
+                std::nullopt, {g.batch, g.channels, g.height, g.width},
+                is_channels_last(grad_output) || is_channels_last(weight));
+}
+
+Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor& input,
+                                         Sizes weight_size, Sizes stride, Sizes padding,
+                                         Sizes dilation, int64_t groups) {
+  const ConvGeometry g =
+      conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
+  check_grad_output(grad_output, g);
+  check_same_kind(input, grad_output, "input");
+  const Tensor grad_weight = empty4(input, {g.outputs, g.group_channels(), g.kernel_h, g.kernel_w},
+                                    is_channels_last(grad_output) || is_channels_last(input));
+  if (grad_weight.numel() == 0) return grad_weight;
+  dispatch_floating(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* to = static_cast<T*>(grad_weight.mutable_data_ptr());
+    if (grad_weight_directly(g)) {
+      const Tensor grad = torch::stable::contiguous(grad_output);
+      const Tensor from = torch::stable::contiguous(input);
+      return grad_weight_planes(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
+    }
+    with_register_tile<Accumulate<T>>([&](auto tile) {
+      CpuGradWeight<T, decltype(tile)>(g, data<T>(grad_output), strides4(grad_output),
+                                       data<T>(input), strides4(input))
+          .run(to, strides4(grad_weight), input);
+    });
+  });
+  return grad_weight;
+}
+
+}  // namespace
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
+  m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cpu));
+  m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cpu));
+  m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cpu));
+}

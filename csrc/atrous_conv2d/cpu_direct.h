@@ -1,0 +1,184 @@
+// Narrow groups (depthwise above all) on the CPU: rows added to rows, no matrix product. Only the
+// stretch of a row on which a tap is live is touched.
+#pragma once
+
+#include <vector>
+
+#include "../cpu_dispatch.h"
+#include "../tensor.h"
+#include "cpu_product.h"
+#include "plan.h"
+
+namespace atrousx {
+
+// sums[destination] += weight * source, along the stretch of one row where a tap is live.
+struct AddTapRow {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* source, A weight, TapSpan span, A* sums) {
+    const T* from = source + span.source_first;
+    A* to = sums + span.destinations.first;
+    const int64_t count = span.destinations.count;
+    if (span.destinations.step == 1 && span.source_step == 1)
+      for (int64_t j = 0; j < count; ++j) to[j] += weight * static_cast<A>(from[j]);
+    else
+      for (int64_t j = 0; j < count; ++j)
+        to[j * span.destinations.step] += weight * static_cast<A>(from[j * span.source_step]);
+  }
+};
+
+// The same for a depthwise row of whole pixels, `channels` neighbours each with its own weight.
+struct AddTapPixels {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* source, const A* weights, TapSpan span, A* sums,
+                                        int64_t channels) {
+    for (int64_t j = 0; j < span.destinations.count; ++j) {
+      const T* from = source + (span.source_first + j * span.source_step) * channels;
+      A* to = sums + span.destinations.at(j) * channels;
+      for (int64_t c = 0; c < channels; ++c) to[c] += weights[c] * static_cast<A>(from[c]);
+    }
+  }
+};
+
+// *sum += a[j] * b[j * step], in 16 running sums so that the loop vectorises as written.
+struct DotRow {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* a, const T* b, int64_t step, int64_t count,
+                                        A* sum) {
+    constexpr int64_t kLanes = 16;
+    A lanes[kLanes] = {};
+    int64_t j = 0;
+    if (step == 1)
+      for (; j + kLanes <= count; j += kLanes)
+        for (int64_t l = 0; l < kLanes; ++l)
+          lanes[l] += static_cast<A>(a[j + l]) * static_cast<A>(b[j + l]);
+    for (; j < count; ++j) lanes[j % kLanes] += static_cast<A>(a[j]) * static_cast<A>(b[j * step]);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2)
+      for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    *sum += lanes[0];
+  }
+};
+
+inline std::vector<TapSpan> all_spans(const TapAxis& axis) {
+  std::vector<TapSpan> spans(axis.taps);
+  for (int64_t k = 0; k < axis.taps; ++k) spans[k] = axis.span(k);
+  return spans;
+}
+
+inline int64_t rows_per_task(int64_t multiply_adds) {
+  constexpr int64_t kPerTask = 65536;
+  return max_of<int64_t>(1, kPerTask / max_of<int64_t>(1, multiply_adds));
+}
+
+// Any groups, one channel plane at a time.
+template <typename T>
+void gather_planes(const GatherShape& shape,
+                   const T* source,  // [N, groups * inner, source rows, source columns]
+                   const T* weight, const WeightStrides& ws,
+                   const T* bias,   // [groups * outer] or null
+                   T* destination)  // [N, groups * outer, rows, columns]
+{
+  using A = Accumulate<T>;
+  const auto spans = all_spans(shape.columns);
+  const int64_t height = shape.rows.destinations, width = shape.columns.destinations;
+  const int64_t channels = shape.groups * shape.outer;
+  const int64_t source_plane = shape.rows.sources * shape.columns.sources;
+  const int64_t grain = rows_per_task(width * shape.inner * shape.rows.taps * shape.columns.taps);
+  torch::stable::parallel_for(
+      0, shape.batch * channels * height, grain, [&](int64_t begin, int64_t end) {
+        std::vector<A> sums(width);
+        for (int64_t r = begin; r < end; ++r) {
+          const int64_t row = r % height, channel = r / height % channels;
+          const int64_t n = r / height / channels, group = channel / shape.outer;
+          std::fill(sums.begin(), sums.end(), bias == nullptr ? A(0) : A(bias[channel]));
+          for (int64_t c = 0; c < shape.inner; ++c) {
+            const T* plane = source + ((n * shape.groups + group) * shape.inner + c) * source_plane;
+            const T* w =
+                weight + group * ws.group + channel % shape.outer * ws.outer + c * ws.inner;
+            for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
+              const int64_t line = shape.rows.source(row, kh);
+              if (line < 0) continue;
+              for (int64_t kw = 0; kw < shape.columns.taps; ++kw)
+                run_best<AddTapRow>(plane + line * shape.columns.sources,
+                                    static_cast<A>(w[kh * ws.h + kw * ws.w]), spans[kw],
+                                    sums.data());
+            }
+          }
+          T* out = destination + r * width;
+          for (int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(sums[j]);
+        }
+      });
+}
+
+// Depthwise (inner = outer = 1) in channels_last.
+template <typename T>
+void gather_pixels(const GatherShape& shape,
+                   const T* source,  // [N, source rows, source columns, groups]
+                   const T* weight, const WeightStrides& ws,
+                   const T* bias,   // [groups] or null
+                   T* destination,  // [N, rows, columns, groups]
+                   const Tensor& like) {
+  using A = Accumulate<T>;
+  const auto spans = all_spans(shape.columns);
+  const int64_t height = shape.rows.destinations, channels = shape.groups;
+  const int64_t line_size = shape.columns.destinations * channels, taps = shape.columns.taps;
+  const Tensor by_tap = scratch(like, shape.rows.taps * taps * channels);
+  A* weights = static_cast<A*>(by_tap.mutable_data_ptr());  // [KH, KW, groups]
+  for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
+    for (int64_t kw = 0; kw < taps; ++kw)
+      for (int64_t c = 0; c < channels; ++c)
+        weights[(kh * taps + kw) * channels + c] =
+            static_cast<A>(weight[c * ws.group + kh * ws.h + kw * ws.w]);
+  const int64_t grain = rows_per_task(line_size * shape.rows.taps * taps);
+  torch::stable::parallel_for(0, shape.batch * height, grain, [&](int64_t begin, int64_t end) {
+    std::vector<A> sums(line_size);
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t j = 0; j < line_size; ++j)
+        sums[j] = bias == nullptr ? A(0) : static_cast<A>(bias[j % channels]);
+      for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
+        const int64_t line = shape.rows.source(r % height, kh);
+        if (line < 0) continue;
+        const T* from =
+            source + (r / height * shape.rows.sources + line) * shape.columns.sources * channels;
+        for (int64_t kw = 0; kw < taps; ++kw)
+          run_best<AddTapPixels>(from, static_cast<const A*>(weights + (kh * taps + kw) * channels),
+                                 spans[kw], sums.data(), channels);
+      }
+      T* out = destination + r * line_size;
+      for (int64_t j = 0; j < line_size; ++j) out[j] = static_cast<T>(sums[j]);
+    }
+  });
+}
+
+// One task owns the filter that links one output channel to one input channel of its group.
+template <typename T>
+void grad_weight_planes(const ConvGeometry& g,
+                        const T* grad_output,  // [N, K, OH, OW]
+                        const T* input,        // [N, C, H, W]
+                        T* grad_weight, const Strides4& strides) {
+  using A = Accumulate<T>;
+  const GatherShape shape = g.forward();
+  const auto spans = all_spans(shape.columns);
+  const int64_t channels = g.group_channels();
+  for_each_task(g.outputs * channels, [&](int64_t task, int64_t) {
+    const int64_t k = task / channels, c = task % channels;
+    std::vector<A> sums(g.kernel_h * g.kernel_w, A(0));
+    for (int64_t n = 0; n < g.batch; ++n)
+      for (int64_t oh = 0; oh < g.out_h; ++oh)
+        for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+          const int64_t line = shape.rows.source(oh, kh);
+          if (line < 0) continue;
+          const T* grad = grad_output + ((n * g.outputs + k) * g.out_h + oh) * g.out_w;
+          const int64_t channel = k / g.group_outputs() * channels + c;
+          const T* from = input + ((n * g.channels + channel) * g.height + line) * g.width;
+          for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+            run_best<DotRow>(grad + spans[kw].destinations.first, from + spans[kw].source_first,
+                             spans[kw].source_step, spans[kw].destinations.count,
+                             &sums[kh * g.kernel_w + kw]);
+        }
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh)
+      for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+        grad_weight[strides.offset(k, c, kh, kw)] = static_cast<T>(sums[kh * g.kernel_w + kw]);
+  });
+}
+
+}  // namespace atrousx

@@ -1,0 +1,157 @@
+// Grad-weight on the CPU: per tap, an indirect matrix product over that tap's live pixels.
+//
+// One task owns, for one tap and one part of its live pixels, a rectangle of input channels times
+// output channels. Parts are written to scratch and summed in order, and their number depends on
+// sizes alone: the same bits come out under any number of threads.
+#pragma once
+
+#include "../tensor.h"
+#include "cpu_product.h"
+#include "plan.h"
+
+namespace atrousx {
+
+template <typename T, typename R>
+class CpuGradWeight {
+  using A = Accumulate<T>;
+  static constexpr int64_t kDepth = 128;    // pixels of a panel
+  static constexpr int64_t kSubtiles = 16;  // register tiles of input channels in a task
+  static constexpr int64_t kBlocks = 8;     // register tiles of output channels in a task
+  static constexpr int64_t kWantedTasks = 64;
+
+ public:
+  CpuGradWeight(const ConvGeometry& geometry, const T* grad_output,
+                const Strides4& grad_output_strides, const T* input, const Strides4& input_strides)
+      : g_(geometry),
+        shape_(geometry.forward()),
+        grad_output_(grad_output),
+        grad_output_strides_(grad_output_strides),
+        input_(input),
+        input_strides_(input_strides),
+        taps_(geometry.kernel_h * geometry.kernel_w),
+        channel_tasks_(ceil_div<int64_t>(geometry.group_channels(), kSubtiles * R::kLanes)),
+        output_tasks_(ceil_div<int64_t>(geometry.group_outputs(), kBlocks * R::kColumns)),
+        splits_(grad_weight_splits(taps_ * g_.groups * channel_tasks_ * output_tasks_,
+                                   g_.batch * g_.out_h * g_.out_w, kWantedTasks)) {}
+
+  void run(T* grad_weight, const Strides4& strides, const Tensor& like) {
+    const int64_t weights = g_.outputs * g_.group_channels() * taps_;
+    const Tensor parts = scratch(like, splits_ * weights);
+    A* part_data = static_cast<A*>(parts.mutable_data_ptr());
+    const int64_t tasks = splits_ * g_.groups * taps_ * channel_tasks_ * output_tasks_;
+    const Tensor buffer = scratch(like, cpu_workers(tasks) * kPerWorker);
+    A* buffers = static_cast<A*>(buffer.mutable_data_ptr());
+    for_each_task(tasks, [&](int64_t task, int64_t worker) {
+      run_task(task, buffers + worker * kPerWorker, part_data);
+    });
+    sum_parts(part_data, weights, grad_weight, strides);
+  }
+
+ private:
+  static constexpr int64_t kLanePanels = kSubtiles * kDepth * R::kLanes;
+  static constexpr int64_t kColumnPanels = kBlocks * kDepth * R::kColumns;
+  static constexpr int64_t kPerWorker =
+      kLanePanels + kColumnPanels + kSubtiles * kBlocks * R::kSums;
+
+  void run_task(int64_t task, A* buffer, A* parts) {
+    const int64_t output_task = task % output_tasks_;
+    task /= output_tasks_;
+    const int64_t channel_task = task % channel_tasks_;
+    task /= channel_tasks_;
+    const int64_t tap = task % taps_, group = task / taps_ % g_.groups;
+    const int64_t split = task / taps_ / g_.groups;
+
+    const int64_t channel = channel_task * kSubtiles * R::kLanes;
+    const int64_t channels = std::min(kSubtiles * R::kLanes, g_.group_channels() - channel);
+    const int64_t output = output_task * kBlocks * R::kColumns;
+    const int64_t outputs = std::min(kBlocks * R::kColumns, g_.group_outputs() - output);
+    const T* input = input_ + (group * g_.group_channels() + channel) * input_strides_.c;
+    const T* grad = grad_output_ + (group * g_.group_outputs() + output) * grad_output_strides_.c;
+    A* sums = buffer + kLanePanels + kColumnPanels;
+    std::fill(sums, sums + kSubtiles * kBlocks * R::kSums, A(0));
+
+    const TapSpan rows = shape_.rows.span(tap / g_.kernel_w);
+    const TapSpan columns = shape_.columns.span(tap % g_.kernel_w);
+    const int64_t pixels = g_.batch * rows.destinations.count * columns.destinations.count;
+    const int64_t part = ceil_div(pixels, splits_);
+    const int64_t end = std::min(pixels, (split + 1) * part);
+    for (int64_t start = split * part; start < end; start += kDepth)
+      add_pixels(rows, columns, start, std::min(kDepth, end - start), input, channels, grad,
+                 outputs, buffer);
+
+    A* to = parts + split * g_.outputs * g_.group_channels() * taps_;
+    for (int64_t k = 0; k < outputs; ++k)
+      for (int64_t c = 0; c < channels; ++c)
+        to[(tap * g_.outputs + group * g_.group_outputs() + output + k) * g_.group_channels() +
+           channel + c] =
+            sums[((k / R::kColumns * kSubtiles + c / R::kLanes) * R::kLanes + c % R::kLanes) *
+                     R::kColumns +
+                 k % R::kColumns];
+  }
+
+  // sums += the product over live pixels [start, start + depth) of one tap.
+  void add_pixels(const TapSpan& rows, const TapSpan& columns, int64_t start, int64_t depth,
+                  const T* input, int64_t channels, const T* grad, int64_t outputs, A* buffer) {
+    int64_t input_depth[kDepth], grad_depth[kDepth];
+    for (int64_t d = 0; d < depth; ++d) {
+      const int64_t column = (start + d) % columns.destinations.count;
+      const int64_t line = (start + d) / columns.destinations.count;
+      const int64_t row = line % rows.destinations.count, n = line / rows.destinations.count;
+      input_depth[d] = input_strides_.offset(n, 0, rows.source_first + row * rows.source_step,
+                                             columns.source_first + column * columns.source_step);
+      grad_depth[d] = grad_output_strides_.offset(n, 0, rows.destinations.at(row),
+                                                  columns.destinations.at(column));
+    }
+    A *lanes = buffer, *panels = buffer + kLanePanels, *sums = panels + kColumnPanels;
+    const int64_t subtiles =
+        pack<R::kLanes>(input, input_strides_.c, input_depth, depth, channels, lanes);
+    const int64_t blocks =
+        pack<R::kColumns>(grad, grad_output_strides_.c, grad_depth, depth, outputs, panels);
+    const Segment all{0, depth};
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t s = 0; s < subtiles; ++s)
+        run_best<MultiplyPanels<R>>(static_cast<const A*>(lanes + s * kDepth * R::kLanes),
+                                    static_cast<const A*>(panels + b * kDepth * R::kColumns), &all,
+                                    int64_t{1}, sums + (b * kSubtiles + s) * R::kSums);
+  }
+
+  // Packs `count` channels into panels of kWidth, [panel, kDepth, kWidth]; returns their number.
+  template <int kWidth>
+  static int64_t pack(const T* source, int64_t channel_stride, const int64_t* depth_offsets,
+                      int64_t depth, int64_t count, A* panels) {
+    int64_t lane_offsets[kWidth];
+    for (int64_t l = 0; l < kWidth; ++l) lane_offsets[l] = l * channel_stride;
+    const int64_t number = ceil_div<int64_t>(count, kWidth);
+    for (int64_t p = 0; p < number; ++p)
+      run_best<PackPanel<kWidth>>(source + p * kWidth * channel_stride, depth_offsets, depth,
+                                  static_cast<const int64_t*>(lane_offsets),
+                                  std::min<int64_t>(kWidth, count - p * kWidth),
+                                  panels + p * kDepth * kWidth);
+    return number;
+  }
+
+  void sum_parts(const A* parts,  // [splits, taps, K, C/groups]
+                 int64_t weights, T* grad_weight, const Strides4& strides) const {
+    const int64_t channels = g_.group_channels();
+    for_each_task(g_.outputs, [&](int64_t k, int64_t) {
+      for (int64_t tap = 0; tap < taps_; ++tap)
+        for (int64_t c = 0; c < channels; ++c) {
+          A sum = A(0);
+          const A* from = parts + (tap * g_.outputs + k) * channels + c;
+          for (int64_t s = 0; s < splits_; ++s) sum += from[s * weights];
+          grad_weight[strides.offset(k, c, tap / g_.kernel_w, tap % g_.kernel_w)] =
+              static_cast<T>(sum);
+        }
+    });
+  }
+
+  const ConvGeometry g_;
+  const GatherShape shape_;
+  const T* const grad_output_;  // [N, K, OH, OW]
+  const Strides4 grad_output_strides_;
+  const T* const input_;  // [N, C, H, W]
+  const Strides4 input_strides_;
+  const int64_t taps_, channel_tasks_, output_tasks_, splits_;
+};
+
+}  // namespace atrousx
