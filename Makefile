@@ -13,7 +13,7 @@ help:
 	@echo "make test    the whole test-suite"
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
 	@echo "make bench   every layer of benchmarks/bench_atrous.py"
-	@echo "make wheel   a wheel in dist/, built in isolation and tried in an environment of its own"
+	@echo "make wheel   a wheel in dist/, built in isolation and tried outside the tree"
 	@echo "make gpu     tests, compute-sanitizer and benchmarks on this machine's GPU"
 
 # PyTorch first and pinned: an open range may pull a newer release than the kernels are built against.
@@ -50,12 +50,12 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/bench_atrous.py
 
-# What a user's 'pip install .' does, tried from outside the source tree.
-wheel: $(VENV)/ready
+# What a user's 'pip install .' does, in isolation; the wheel is tried outside the source tree.
+wheel: install
+	rm -rf dist build/wheel
 	$(PIP) wheel --no-deps --wheel-dir dist .
-	$(PYTHON) -m venv --clear build/wheel-venv
-	build/wheel-venv/bin/python -m pip --quiet install torch==2.13.0 dist/atrousx-*.whl
-	cd build && wheel-venv/bin/atrousx info
+	$(PIP) install --no-deps --target build/wheel dist/atrousx-*.whl
+	cd build && PYTHONPATH=wheel ../$(BIN)/python -m atrousx info
 
 # On a machine with a GPU. Uses PYTHON as it is, with the libraries already built in this tree, so
 # that neither a compiler nor a network is needed there.
