@@ -1,8 +1,8 @@
-"""What `make gpu` runs on a machine with a GPU: tests, compute-sanitizer, benchmarks, in this order.
+"""What `make gpu` runs on a machine with a GPU: tests, then compute-sanitizer, then benchmarks.
 
-Nothing is built or installed: it uses the Python it is started with and the libraries that lie in the
-source tree. CSV files land under benchmarks/results/<gpu>/. Every step runs whatever became of the
-others; the exit status is 1 if any failed.
+Nothing is built or installed: it uses the Python it is started with and the libraries that lie in
+the source tree. CSV files land under benchmarks/results/<gpu>/. Every step runs whatever became of
+the others; the exit status is 1 if any failed.
 
     python benchmarks/gpu.py [--steps tests,sanitizer,benchmarks]
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-# The sanitizer slows a kernel down a hundredfold, so it sees the literal cases and the odd sizes only.
+# The sanitizer slows a kernel down a hundredfold: it sees the literal cases and odd strides only.
 SANITIZED_TESTS = ["tests/ops", "-m", "cuda", "-k", "by_hand or any_strides or empty"]
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 

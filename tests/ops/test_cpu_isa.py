@@ -1,0 +1,33 @@
+"""Every CPU instruction set this machine has gives correct results, not only the one in use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ISAS = ("portable", "avx2", "avx512")
+
+
+def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "ATROUSX_CPU": isa},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS[:2])
+def test_lesser_instruction_sets_against_the_oracles(isa):
+    in_use = run(isa, "-c", "from atrousx import _library; print(_library.core.cpu_isa)")
+    # A machine without AVX2 stays portable whatever is asked for.
+    assert ISAS.index(in_use.stdout.strip()) <= ISAS.index(isa), in_use.stderr
+    selected = ["-m", "pytest", "tests/ops", "-k", "oracle and cpu", "-p", "no:cacheprovider"]
+    result = run(isa, *selected, f"--ignore={__file__}")
+    assert result.returncode == 0, result.stdout[-4000:]
