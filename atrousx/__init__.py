@@ -1,6 +1,7 @@
 """atrousx: hand-written kernels for dilated convolution, bilinear upsampling and the dense CRF."""
 
-from . import ops
+from . import models, ops
+from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, replace_convs
 
 __version__ = "0.1.0"
-__all__ = ["ops"]
+__all__ = ["ASPP", "AtrousConv2d", "BilinearUpsample2d", "models", "ops", "replace_convs"]

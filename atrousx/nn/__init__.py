@@ -1,0 +1,8 @@
+"""Layers over the operators: drop-in replacements for PyTorch's, and DeepLab's own."""
+
+from .aspp import ASPP
+from .atrous_conv2d import AtrousConv2d
+from .bilinear_upsample2d import BilinearUpsample2d
+from .replace import replace_convs
+
+__all__ = ["ASPP", "AtrousConv2d", "BilinearUpsample2d", "replace_convs"]

@@ -1,0 +1,108 @@
+"""Atrous spatial pyramid pooling in DeepLab v3's form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import upsample_bilinear2d
+from .atrous_conv2d import AtrousConv2d
+
+
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int = 1, rate: int = 1
+) -> list[nn.Module]:
+    """A convolution that keeps the size, batch normalisation and ReLU."""
+    padding = rate * (kernel_size // 2)
+    return [
+        AtrousConv2d(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=rate, bias=False
+        ),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    ]
+
+
+class ImagePooling(nn.Sequential):
+    """The branch that sees the whole image: its mean, a 1x1 convolution, and back to size."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(in_channels, out_channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        pooled = input
+        for layer in self:
+            pooled = layer(pooled)
+        resized = upsample_bilinear2d(pooled, size=input.shape[-2:])
+        # Normalising a 1x1 map forgets channels_last; the concatenation then would, too.
+        if input.is_contiguous(memory_format=torch.channels_last):
+            resized = resized.contiguous(memory_format=torch.channels_last)
+        return resized
+
+
+class ASPP(nn.Module):
+    r"""Looks at every pixel at several scales at once: atrous branches side by side.
+
+    .. math::
+        y = P\big(\big[\,B_1(x),\; B_{3, r_1}(x),\; \ldots,\; B_{3, r_n}(x),\;
+        U(B_1(\bar x))\,\big]\big)
+
+    where :math:`B_1` is a 1x1 and :math:`B_{3, r}` a 3x3 convolution at atrous rate :math:`r`,
+    each with batch normalisation and ReLU, :math:`\bar x` the mean over the map, :math:`U` the
+    bilinear resampling back to its size, :math:`[\ldots]` concatenation, and :math:`P` one more 1x1
+    convolution with batch normalisation and ReLU.
+
+    The ``state_dict`` keys are torchvision's: ``convs.{0..n}.{0,1}`` for the branches,
+    ``convs.{n+1}.{1,2}`` for the image pooling, ``project.{0,1}``.
+
+    Args:
+        in_channels: channels of the input, 2048 after a ResNet's last stage.
+        atrous_rates: rates of the 3x3 branches, in input pixels. The paper's (6, 12, 18) are for an
+            output stride of 16 and are doubled at 8.
+        out_channels: channels of each branch and of the result.
+        dropout: probability with which the result's values are zeroed in training: torchvision
+            has 0.5, the paper none.
+
+    Shape:
+        Input ``[N, C, H, W]``; output ``[N, out_channels, H, W]``. As in torchvision, training
+        needs at least two images, since the pooled branch is normalised over the batch.
+
+    Raises:
+        ValueError: an ``atrous_rates`` that is empty or not positive.
+
+    Source: "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv:1706.05587,
+    section 3.3.
+
+    Example:
+        >>> import torch, atrousx
+        >>> atrousx.ASPP(64, (6, 12, 18)).eval()(torch.rand(1, 64, 33, 33)).shape
+        torch.Size([1, 256, 33, 33])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        atrous_rates: Sequence[int] = (6, 12, 18),
+        out_channels: int = 256,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        rates = tuple(atrous_rates)
+        if not rates or any(rate < 1 for rate in rates):
+            raise ValueError(f"atrous_rates must be positive, at least one, got {atrous_rates!r}")
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*conv_bn_relu(in_channels, out_channels)),
+                *(nn.Sequential(*conv_bn_relu(in_channels, out_channels, 3, r)) for r in rates),
+                ImagePooling(in_channels, out_channels),
+            ]
+        )
+        self.project = nn.Sequential(
+            *conv_bn_relu(len(self.convs) * out_channels, out_channels), nn.Dropout(dropout)
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self.project(torch.cat([branch(input) for branch in self.convs], dim=1))
+        return result
