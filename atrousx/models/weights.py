@@ -72,6 +72,7 @@ def load_weights(
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: a ``.safetensors`` file, and safetensors is not installed.
+        TypeError: neither a path nor a state_dict.
         ValueError: the file is not a state_dict or holds more than tensors, is not recognised, or
             does not fit the model, with the keys and shapes that differ. The model is unchanged.
 
@@ -128,13 +129,16 @@ def _recognise(weights: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _state_dict(given: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _state_dict(given: object) -> Mapping[str, Tensor]:
     """The tensors by name, from wherever they come."""
-    weights: object = given
-    origin = "the state_dict"
     if isinstance(given, (str, os.PathLike)):
-        origin = str(given)
-        weights = _read(Path(given))
+        origin, weights = str(given), _read(Path(given))
+    elif isinstance(given, Mapping):
+        origin, weights = "the state_dict", given
+    else:
+        raise TypeError(
+            f"path_or_state_dict must be a path or a state_dict, got {type(given).__name__}"
+        )
     if isinstance(weights, Mapping) and isinstance(weights.get("model"), Mapping):
         weights = weights["model"]
     if not isinstance(weights, Mapping):
