@@ -133,7 +133,8 @@ def deeplab_v3(
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
     if layout == "paper":
         stride = output_stride or PAPER_OUTPUT_STRIDE
-        stages = plan_stages(UNITS[backbone], stride, multi_grid or PAPER_MULTI_GRID)
+        grid = PAPER_MULTI_GRID if multi_grid is None else multi_grid
+        stages = plan_stages(UNITS[backbone], stride, grid)
         head = paper_head
     elif layout == "torchvision":
         if multi_grid is not None:

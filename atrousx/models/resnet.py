@@ -37,9 +37,9 @@ def plan_stages(
     >>> plan_stages((3, 4, 6, 3), 16, multi_grid=(1, 2, 4))[-1]
     Stage(stride=1, rates=(2, 4, 8))
     """
-    if multi_grid is not None and len(multi_grid) != units[-1]:
+    if multi_grid is not None and (len(multi_grid) != units[-1] or min(multi_grid) < 1):
         raise ValueError(
-            f"multi_grid must hold one rate for each of the last stage's {units[-1]} units, "
+            f"multi_grid must hold a positive rate for each of the last stage's {units[-1]} units, "
             f"got {tuple(multi_grid)}"
         )
     stages = []

@@ -81,7 +81,7 @@ def load_weights(
         >>> model = atrousx.models.deeplab_v3(layout="torchvision")
         >>> report = atrousx.models.load_weights(model, model.state_dict())
         >>> print(report)
-        346 tensors loaded, recognised as deeplab_v3
+        362 tensors loaded, recognised as deeplab_v3
     """
     if source not in ("auto", *SOURCES):
         raise ValueError(f"source must be 'auto', 'deeplab_v3' or 'resnet', got {source!r}")

@@ -36,10 +36,11 @@ class ImagePooling(nn.Sequential):
         for layer in self:
             pooled = layer(pooled)
         resized = upsample_bilinear2d(pooled, size=input.shape[-2:])
-        # Normalising a 1x1 map forgets channels_last; the concatenation then would, too.
-        if input.is_contiguous(memory_format=torch.channels_last):
-            resized = resized.contiguous(memory_format=torch.channels_last)
-        return resized
+        # Autocast resamples in float32, and normalising a 1x1 map forgets channels_last: both would
+        # spread through the concatenation to all branches.
+        channels_last = input.is_contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if channels_last else torch.preserve_format
+        return resized.to(pooled.dtype, memory_format=memory_format)
 
 
 class ASPP(nn.Module):

@@ -11,7 +11,7 @@ from skimage import data
 from torch import nn
 from torch.nn import functional as F
 
-from atrousx import AtrousConv2d
+from atrousx import AtrousConv2d, replace_convs
 from atrousx.models import DeepLabV3, deeplab_v3
 from tests.models import torchvision_reference as reference
 
@@ -64,6 +64,16 @@ def test_equals_torchvision_on_a_photograph():
 def test_equals_torchvision_with_resnet101(images):
     theirs, ours = pair_of("resnet101")
     assert_agree(ours(images), theirs(images))
+
+
+@torch.inference_mode()
+def test_torchvisions_model_takes_our_convolutions(images):
+    theirs = reference.deeplab("resnet50")
+    theirs.load_state_dict(reference.random_state(theirs))
+    expected = theirs(images)
+    replace_convs(theirs)
+    assert sum(type(m) is AtrousConv2d for m in theirs.modules()) == 63
+    assert_agree(theirs(images), expected)
 
 
 def test_trains_as_torchvision_does(images):
@@ -137,7 +147,9 @@ def test_the_papers_layout():
         ({"backbone": "vgg16"}, "backbone must be one of resnet50, resnet101, got 'vgg16'"),
         ({"output_stride": 4}, "output_stride must be 8 or 16, got 4"),
         ({"layout": "caffe"}, "layout must be 'paper' or 'torchvision', got 'caffe'"),
-        ({"multi_grid": (1, 2)}, "multi_grid must hold one rate for each"),
+        ({"multi_grid": (1, 2)}, "multi_grid must hold a positive rate for each"),
+        ({"multi_grid": ()}, "multi_grid must hold a positive rate for each"),
+        ({"multi_grid": (1, 0, 1)}, "multi_grid must hold a positive rate for each"),
         (
             {"layout": "torchvision", "multi_grid": (1, 2, 4)},
             "multi_grid belongs to layout='paper'",

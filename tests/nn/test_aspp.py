@@ -101,6 +101,17 @@ def test_channels_last_and_autocast(device):
     torch.testing.assert_close(result.float(), expected, rtol=0.05, atol=0.05)
 
 
+def test_autocast_and_channels_last_reach_the_projection():
+    layer = small().eval()
+    seen = []
+    layer.project.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    input = torch.randn(2, 8, 9, 7).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(input)
+    assert seen[0].dtype == torch.bfloat16
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_gradients_reach_every_parameter():
     layer = small().train()
     layer(torch.randn(2, 8, 9, 7)).square().sum().backward()
