@@ -1,0 +1,115 @@
+"""Photographs and label maps from and to files, through OpenCV; colours are red, green, blue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from . import png
+from .palette import voc_palette
+
+Image = NDArray[np.uint8]
+
+
+class ImageError(ValueError):
+    """A file that cannot serve as an image or as labels; the message says which and why."""
+
+
+def read_image(path: str | Path) -> Image:
+    """Reads any format that OpenCV knows, as ``[H, W, 3]`` uint8 in the order red, green, blue.
+
+    Raises:
+        ImageError: no such file, or no image in it.
+    """
+    return np.ascontiguousarray(_decode(_read(path), cv2.IMREAD_COLOR, path)[..., ::-1])
+
+
+def read_labels(path: str | Path) -> Image:
+    """Reads a label map from a PNG, as ``[H, W]`` uint8.
+
+    Indexed and grey PNGs give the numbers they store. A colour PNG is looked up in the palette of
+    PASCAL VOC, and must hold no other colour.
+
+    Raises:
+        ImageError: no such file, no PNG, a label above 255, or a colour outside the palette.
+    """
+    file = _read(path)
+    found = png.header(file)
+    if found is None:
+        raise ImageError(f"{path}: labels must be a PNG file")
+    bits, colour_type = found
+    if colour_type not in (png.GREY, png.PALETTE):
+        return _labels_from_colours(_decode(file, cv2.IMREAD_COLOR, path)[..., ::-1], path)
+    labels = _decode(png.as_grey(file), cv2.IMREAD_UNCHANGED, path)
+    if bits < 8:
+        # Decoders stretch 1, 2 and 4 bits over the greys from 0 to 255.
+        labels = labels // (255 // (2**bits - 1))
+    if labels.max() > 255:
+        raise ImageError(f"{path}: labels must be at most 255, found {labels.max()}")
+    return labels.astype(np.uint8)
+
+
+def write_labels(path: str | Path, labels: Image) -> None:
+    """Writes ``labels`` ``[H, W]`` as an 8-bit indexed PNG in the colours of PASCAL VOC."""
+    Path(path).write_bytes(png.encode_indexed(labels, voc_palette()))
+
+
+def write_image(path: str | Path, image: Image) -> None:
+    """Writes ``image`` ``[H, W, 3]`` as a PNG."""
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    Path(path).write_bytes(encoded.tobytes())
+
+
+def overlay(image: Image, labels: Image, opacity: float = 0.5) -> Image:
+    """Tints the photograph by label, background (0) left clear; white lines where labels meet.
+
+    Args:
+        image: ``[H, W, 3]`` uint8.
+        labels: ``[H, W]`` uint8.
+        opacity: 0 shows the photograph alone, 1 the colours alone.
+    """
+    tinted = (1 - opacity) * image + opacity * voc_palette()[labels]
+    result = np.where(labels[..., None] > 0, np.rint(tinted), image).astype(np.uint8)
+    edge = np.zeros(labels.shape, bool)
+    edge[:-1] |= labels[:-1] != labels[1:]
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    result[edge] = 255
+    return result
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}") from error
+
+
+def _decode(file: bytes, flags: int, path: str | Path) -> NDArray[Any]:
+    # OpenCV reports some broken files by an exception, some by an empty answer, and logs both.
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        image = cv2.imdecode(np.frombuffer(file, np.uint8), flags) if file else None
+    except cv2.error:
+        image = None
+    finally:
+        logging.setLogLevel(level)
+    if image is None:
+        raise ImageError(f"{path}: not an image that OpenCV can read")
+    return np.asarray(image)
+
+
+def _labels_from_colours(colours: Image, path: str | Path) -> Image:
+    weights = np.array([1 << 16, 1 << 8, 1])
+    codes, palette = colours @ weights, voc_palette() @ weights
+    order = np.argsort(palette)
+    nearest = order[np.searchsorted(palette[order], codes).clip(max=255)]
+    if foreign := int((palette[nearest] != codes).sum()):
+        raise ImageError(
+            f"{path}: colour labels must use the palette of PASCAL VOC; {foreign} pixels do not"
+        )
+    return np.asarray(nearest, np.uint8)

@@ -1,0 +1,239 @@
+"""Times atrous_conv2d beside PyTorch's convolution (cuDNN, oneDNN) on DeepLab's layers.
+
+Both run in turns in this one process, and their results are compared. Speeds count live
+multiply-adds only, those that touch data and not padding: padding may be skipped, not billed.
+
+    python benchmarks/bench_atrous.py --quick
+    python benchmarks/bench_atrous.py --device cuda --batch 16 --dtype bfloat16 \\
+        --memory-format channels_last --csv benchmarks/results/my_gpu/atrous.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from layers import Layer, choose
+from timing import (
+    DTYPES,
+    CsvWriter,
+    Measured,
+    Peak,
+    describe_machine,
+    interleaved,
+    precision,
+)
+from torch import Tensor
+
+from atrousx.ops import atrous_conv2d
+
+# Each pass, and the inputs (0: input, 1: weight) whose gradients it computes.
+PASSES: dict[str, tuple[int, ...]] = {
+    "forward": (),
+    "backward": (0, 1),
+    "grad_input": (0,),
+    "grad_weight": (1,),
+}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# How far two correct libraries may differ, relative to the norm of the result.
+TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 5e-3, "float64": 1e-10}
+# Times closer than this are not told apart.
+NOISE = 0.03
+Convolution = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table: a layer's pass, timed by both."""
+
+    layer: Layer
+    pass_name: str
+    ours: Measured
+    torch: Measured
+    operations: float
+    peak: float
+    error: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is; below 1 it is slower."""
+        return self.torch.median / self.ours.median
+
+    @property
+    def verdict(self) -> str:
+        if abs(self.ratio - 1) <= NOISE:
+            return "even"
+        return "faster" if self.ratio > 1 else "SLOWER"
+
+    def speed(self, measured: Measured) -> float:
+        return self.operations / measured.median * 1e-9
+
+
+def make_pass(
+    convolution: Convolution, layer: Layer, pass_name: str, input: Tensor, weight: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
+    """The function to time: a forward call, or only the gradients that the pass names."""
+    tensors = (input.detach(), weight.detach())
+    wanted = [tensors[i].requires_grad_() for i in PASSES[pass_name]]
+
+    def forward() -> Tensor:
+        return convolution(
+            *tensors,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+        )
+
+    if not wanted:
+        return lambda: (forward(),)
+    # The graph is built once: autograd's backward runs again and again on what it saved.
+    output = forward()
+    generator = torch.Generator(device=output.device).manual_seed(1)
+    gradient = torch.empty_like(output).normal_(generator=generator)
+    return lambda: torch.autograd.grad(output, wanted, gradient, retain_graph=True)
+
+
+def difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """Largest distance between results, relative to the norm of PyTorch's."""
+    return max(
+        float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float) -> Result:
+    device, dtype = torch.device(args.device), DTYPES[args.dtype]
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"device": device, "dtype": dtype}
+    memory_format = FORMATS[args.memory_format]
+    shape = (args.batch, layer.in_channels, layer.extent, layer.extent)
+    fan_in = layer.in_channels // layer.groups
+    input = torch.randn(shape, **options).to(memory_format=memory_format)
+    weight = torch.randn(layer.out_channels, fan_in, layer.kernel, layer.kernel, **options)
+    weight = (weight / (fan_in * layer.kernel**2) ** 0.5).to(memory_format=memory_format)
+    functions = {
+        name: make_pass(convolution, layer, pass_name, input, weight)
+        for name, convolution in (("ours", atrous_conv2d), ("torch", F.conv2d))
+    }
+    error = difference(functions["ours"](), functions["torch"]())
+    timed = interleaved(functions, device, args.seconds, least_rounds=1 if args.quick else 3)
+    operations = layer.live_operations * args.batch * max(1, len(PASSES[pass_name]))
+    return Result(layer, pass_name, timed["ours"], timed["torch"], operations, peak, error)
+
+
+def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -> dict[str, Any]:
+    row = {**machine, "dtype": args.dtype, "memory_format": args.memory_format}
+    row |= {"batch": args.batch, **asdict(result.layer), "pass": result.pass_name}
+    row |= {
+        "live_fraction": round(result.layer.live_fraction, 4),
+        "ours_ms": round(result.ours.median * 1e3, 5),
+        "torch_ms": round(result.torch.median * 1e3, 5),
+        "ours_fastest_ms": round(result.ours.fastest * 1e3, 5),
+        "torch_fastest_ms": round(result.torch.fastest * 1e3, 5),
+        "ratio": round(result.ratio, 4),
+        "ours_live_gflops": round(result.speed(result.ours), 2),
+        "torch_live_gflops": round(result.speed(result.torch), 2),
+        "peak_gflops": round(result.peak, 1),
+        "ours_of_peak": round(result.speed(result.ours) / result.peak, 4),
+        "rounds": len(result.ours.samples),
+        "difference": f"{result.error:.1e}",
+    }
+    return row
+
+
+HEADER = (
+    f"{'layer':<20} {'pass':<11} {'live':>4} | {'ours ms':>9} {'torch ms':>9} | "
+    f"{'ratio':>6}        | {'ours GF/s':>9} {'of peak':>7} {'torch':>9} {'of peak':>7}"
+)
+
+
+def table_row(result: Result, wrong: bool) -> str:
+    ours, theirs = result.speed(result.ours), result.speed(result.torch)
+    verdict = "WRONG" if wrong else result.verdict
+    return (
+        f"{result.layer.name:<20} {result.pass_name:<11} {result.layer.live_fraction:>4.0%} | "
+        f"{result.ours.median * 1e3:>9.3f} {result.torch.median * 1e3:>9.3f} | "
+        f"{result.ratio:>5.2f}x {verdict:<6} | {ours:>9.1f} {ours / result.peak:>7.1%} "
+        f"{theirs:>9.1f} {theirs / result.peak:>7.1%}"
+    )
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")
+    parser.add_argument("--batch", type=int, default=1, help="images; default: 1")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's own choice")
+    parser.add_argument("--layers", metavar="NAME,...", help="only layers whose name holds one")
+    parser.add_argument(
+        "--passes",
+        type=lambda text: text.split(","),
+        default=["forward", "backward"],
+        help=f"comma-separated, of {', '.join(PASSES)}; default: forward,backward",
+    )
+    parser.add_argument("--quick", action="store_true", help="a short list, under a minute")
+    parser.add_argument("--seconds", type=float, help="time for one line; default: 3, quick: 0.7")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="append every line to this file")
+    args = parser.parse_args(arguments)
+    args.seconds = args.seconds or (0.7 if args.quick else 3.0)
+    if unknown := set(args.passes) - set(PASSES):
+        parser.error(f"--passes knows {', '.join(PASSES)}, not {', '.join(sorted(unknown))}")
+    if args.device == "cuda" and not gpu:
+        parser.error("--device cuda: PyTorch sees no GPU here")
+    if args.dtype == "tf32" and args.device == "cpu":
+        parser.error("--dtype tf32 is a precision of GPUs")
+    if not choose(args.quick, args.layers):
+        parser.error(f"--layers {args.layers}: no layer's name holds that")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 0  # cuDNN tries every algorithm it has
+    machine = describe_machine(torch.device(args.device))
+    writer = CsvWriter(args.csv) if args.csv else None
+    verdicts: Counter[str] = Counter()
+    wrong_lines = 0
+    with precision(args.dtype):
+        peak = Peak(DTYPES[args.dtype], torch.device(args.device))
+        print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""))
+        print(
+            f"{args.dtype}, {args.memory_format}, batch {args.batch}; "
+            f"peak (a large matrix product): {peak.gflops:.0f} GFLOP/s\n\n"
+            f"{HEADER}\n{'-' * len(HEADER)}"
+        )
+        for layer in choose(args.quick, args.layers):
+            for pass_name in args.passes:
+                result = measure(layer, pass_name, args, peak.again())
+                wrong = not result.error <= TOLERANCE[args.dtype]
+                print(table_row(result, wrong), flush=True)
+                verdicts[result.verdict] += 1
+                wrong_lines += wrong
+                if writer:
+                    writer.write(csv_row(machine, args, result))
+    print(
+        f"\nratio: PyTorch's time over ours. Of {verdicts.total()} lines ours is faster on "
+        f"{verdicts['faster']}, even (within {NOISE:.0%}) on {verdicts['even']}, "
+        f"slower on {verdicts['SLOWER']}. Peak, the best of the run: {peak.gflops:.0f} GFLOP/s."
+    )
+    if wrong_lines:
+        print(f"{wrong_lines} lines differ from PyTorch's result: their times mean nothing.")
+    return 1 if wrong_lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""What every benchmark shares: fair timing, the measured peak, who measured, and CSV."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import atrousx
+
+# A benchmark's names for what it computes in. "tf32" is float32 in memory, rounded by the GPU's
+# tensor cores; "float32" switches that off, so that both libraries compute the same thing.
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+# Larger than any GPU's L2 cache, and long enough to overwrite (about 0.1 ms) that the launches
+# behind it are queued by the time it ends: events then measure the GPU, not Python.
+FLUSH_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds per call of one function, one number a round."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def fastest(self) -> float:
+        return min(self.samples)
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    least_rounds: int = 3,
+    most_rounds: int = 200,
+) -> dict[str, Measured]:
+    """Times functions in turns, so that a busy or throttled moment hits all of them alike.
+
+    Every second round runs in reverse order. Rounds go on until ``seconds`` have passed, warm-up
+    included, but at least ``least_rounds`` and at most ``most_rounds`` are made.
+    """
+    clock = _gpu_clock(device) if device.type == "cuda" else _cpu_clock
+    start = time.perf_counter()
+    for function in functions.values():
+        function()  # allocates, and lets the library choose its algorithm
+    names = list(functions)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(most_rounds):
+        if turn >= least_rounds and time.perf_counter() - start >= seconds:
+            break
+        for name in reversed(names) if turn % 2 else names:
+            samples[name].append(clock(functions[name]))
+    return {name: Measured(tuple(values)) for name, values in samples.items()}
+
+
+def _cpu_clock(function: Callable[[], object]) -> float:
+    # Calls of microseconds are repeated: the clock and the interpreter then weigh little.
+    calls, start = 0, time.perf_counter()
+    while True:
+        function()
+        calls += 1
+        elapsed = time.perf_counter() - start
+        if elapsed > 1e-3:
+            return elapsed / calls
+
+
+def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+
+    def clock(function: Callable[[], object]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3
+
+    return clock
+
+
+@contextlib.contextmanager
+def precision(dtype_name: str) -> Iterator[None]:
+    """Lets PyTorch use TF32, for convolutions and matrix products alike, only for "tf32"."""
+    allowed = dtype_name == "tf32"
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class Peak:
+    """The best speed of a large square matrix product: what the machine gives a good library.
+
+    A busy machine hides its peak, so it is looked for again before every line of a benchmark, and
+    the best so far is kept.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        n = 8192 if device.type == "cuda" else 1024
+        if dtype == torch.float64:
+            n //= 2
+        self._device = device
+        self._operations = 2 * n**3
+        self._factors = tuple(torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        self._product = torch.empty_like(self._factors[0])
+        self.gflops = 0.0
+        self.again(rounds=10)
+
+    def again(self, rounds: int = 3) -> float:
+        timed = interleaved({"mm": self._multiply}, self._device, 0, rounds, rounds)
+        self.gflops = max(self.gflops, self._operations / timed["mm"].fastest * 1e-9)
+        return self.gflops
+
+    def _multiply(self) -> None:
+        torch.mm(*self._factors, out=self._product)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Who measured, with what: the columns that open every CSV row."""
+    on_gpu = device.type == "cuda"
+    onednn = re.search(r"v(\d[\d.]*)", "".join(re.findall(r"MKL-DNN.*", torch.__config__.show())))
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": _commit(),
+        "atrousx": atrousx.__version__,
+        "device": device.type,
+        "machine": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
+        "driver": _driver() if on_gpu else "",
+        "torch": torch.__version__,
+        "library": f"cuDNN {torch.backends.cudnn.version()}"
+        if on_gpu
+        else f"oneDNN {onednn[1] if onednn else 'unknown'}",
+        "threads": "" if on_gpu else torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return f"{found[1].strip()} ({torch.backends.cpu.get_cpu_capability()})"
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def _commit() -> str:
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=10",
+    ]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    except FileNotFoundError:
+        return "unknown"
+
+
+class CsvWriter:
+    """Appends rows to a CSV file, whose header must be the same as ours where it exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        header = list(row)
+        new = not self.path.exists() or self.path.stat().st_size == 0
+        if not new:
+            with self.path.open(newline="") as file:
+                found = next(csv.reader(file))
+            if found != header:
+                raise SystemExit(f"{self.path} has other columns: {', '.join(found)}")
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, header)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)

@@ -1,0 +1,132 @@
+"""The benchmark runs, compares results, and counts only multiply-adds that touch data."""
+
+import csv
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("layers")
+
+
+@pytest.fixture
+def bench_atrous(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("bench_atrous")
+
+
+def test_live_fraction_is_counted_tap_by_tap(layers):
+    for layer in layers.LAYERS:
+        positions = range(layer.extent)
+        live = sum(
+            0 <= o - layer.padding + k * layer.dilation < layer.extent
+            for o in positions
+            for k in range(layer.kernel)
+        )
+        assert layer.live_fraction == pytest.approx((live / (layer.kernel * layer.extent)) ** 2)
+        # 'same' padding: the last output position is the last input position.
+        assert 2 * layer.padding == layer.dilation * (layer.kernel - 1)
+
+
+def test_names_are_unique_and_quick_ones_exist(layers):
+    names = [layer.name for layer in layers.LAYERS]
+    assert len(set(names)) == len(names)
+    assert [layer.name for layer in layers.choose(True, None)] == list(layers.QUICK)
+    assert [layer.name for layer in layers.choose(False, "os16_r6,fc6_7x7")] == [
+        "vgg_fc6_7x7_r4",
+        "v3_aspp_os16_r6",
+    ]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # Its own process: the benchmark sets PyTorch's threads and cuDNN's search for good.
+    script = str(BENCHMARKS / "bench_atrous.py")
+    options = ["--device", "cpu", "--quick", "--layers", "v2_aspp", "--seconds", "0.01"]
+    command = [sys.executable, script, *options, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_bench_atrous_writes_a_table_and_csv(tmp_path: Path):
+    file = tmp_path / "new" / "atrous.csv"
+    first = run("--csv", str(file))
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout.count("v2_aspp_r24 ") == 2
+    assert "WRONG" not in first.stdout
+    options = ("--passes", "grad_weight", "--memory-format", "channels_last")
+    again = run("--csv", str(file), *options)
+    assert again.returncode == 0, again.stdout + again.stderr
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["pass"] for row in rows] == ["forward", "backward", "grad_weight"]
+    assert [row["memory_format"] for row in rows] == ["contiguous"] * 2 + ["channels_last"]
+    for row in rows:
+        assert float(row["ratio"]) == pytest.approx(
+            float(row["torch_ms"]) / float(row["ours_ms"]), rel=1e-2
+        )
+        assert row["machine"]
+        assert row["commit"]
+        assert row["torch"]
+
+
+def test_wrong_results_are_called_wrong(bench_atrous, monkeypatch, capsys):
+    def off_by_a_percent(*args: Any, **options: Any) -> torch.Tensor:
+        return torch.nn.functional.conv2d(*args, **options) * 1.01
+
+    monkeypatch.setattr(bench_atrous, "atrous_conv2d", off_by_a_percent)
+    # Put back what the benchmark sets for good.
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(
+        torch.backends.cudnn, "benchmark_limit", torch.backends.cudnn.benchmark_limit
+    )
+    options = [
+        "--device",
+        "cpu",
+        "--quick",
+        "--layers",
+        "depthwise",
+        "--seconds",
+        "0.01",
+        "--passes",
+        "forward",
+    ]
+    assert bench_atrous.main(options) == 1
+    out = capsys.readouterr().out
+    assert "WRONG" in out
+    assert "1 lines differ from PyTorch's result" in out
+
+
+def test_csv_with_other_columns_is_left_alone(bench_atrous, tmp_path: Path):
+    file = tmp_path / "old.csv"
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit, match="has other columns: a, b"):
+        bench_atrous.CsvWriter(file).write({"a": 1, "c": 2})
+    assert file.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--layers resnext", "no layer's name holds that"),
+        ("--passes sideways", "not sideways"),
+        ("--device cpu --dtype tf32", "a precision of GPUs"),
+    ],
+)
+def test_unknown_options_are_named(bench_atrous, options: str, message: str, capsys):
+    with pytest.raises(SystemExit):
+        bench_atrous.parse(options.split())
+    assert message in capsys.readouterr().err
