@@ -25,6 +25,30 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   m.def(
       "_upsample_bilinear2d_backward(Tensor grad_output, SymInt[4] input_size, bool align_corners, "
       "float? scale_h=None, float? scale_w=None) -> Tensor");
+
+  // The lattice of a batch of images, [N, D, P] features: per corner its vertex and weight, per
+  // vertex its points and their weights in compressed rows, per axis both neighbours. It is put
+  // together from the four operators below it and torch's sort, in atrousx/ops.
+  m.def(
+      "_permutohedral_build(Tensor features) -> (Tensor corner_weights, Tensor corner_vertices, "
+      "Tensor starts, Tensor entry_points, Tensor entry_weights, Tensor neighbours)");
+  m.def("_permutohedral_embed(Tensor features) -> (Tensor base, Tensor rank, Tensor weights)");
+  m.def("_permutohedral_embed_backward(Tensor grad_weights, Tensor rank) -> Tensor");
+  m.def(
+      "_permutohedral_pack(Tensor base, Tensor rank, int[] words, int[] strides, int[] minima) -> "
+      "Tensor");
+  m.def("_permutohedral_neighbours(Tensor keys, Tensor steps) -> Tensor");
+  // Slice(Blur(Splat(values))), values [N P, C]; the scales multiply points on their way in and
+  // out.
+  m.def(
+      "_permutohedral_apply(Tensor values, Tensor corner_weights, Tensor corner_vertices, "
+      "Tensor starts, Tensor entry_points, Tensor entry_weights, Tensor neighbours, "
+      "Tensor? splat_scale, Tensor? slice_scale, bool transpose) -> Tensor");
+  // Inner products of `rows` with Blur(Splat(values)) at each point's vertices.
+  m.def(
+      "_permutohedral_corner_product(Tensor rows, Tensor values, Tensor corner_weights, "
+      "Tensor corner_vertices, Tensor starts, Tensor entry_points, Tensor entry_weights, "
+      "Tensor neighbours, bool transpose) -> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -3,6 +3,7 @@
 from .aspp import ASPP
 from .atrous_conv2d import AtrousConv2d
 from .bilinear_upsample2d import BilinearUpsample2d
+from .dense_crf import DenseCRF
 from .replace import replace_convs
 
-__all__ = ["ASPP", "AtrousConv2d", "BilinearUpsample2d", "replace_convs"]
+__all__ = ["ASPP", "AtrousConv2d", "BilinearUpsample2d", "DenseCRF", "replace_convs"]

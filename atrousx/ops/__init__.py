@@ -1,6 +1,7 @@
 """The operators as functions; each page holds one operator's whole Python life."""
 
 from .atrous_conv2d import atrous_conv2d, live_fraction
+from .permutohedral_filter import permutohedral_filter
 from .upsample_bilinear2d import upsample_bilinear2d
 
-__all__ = ["atrous_conv2d", "live_fraction", "upsample_bilinear2d"]
+__all__ = ["atrous_conv2d", "live_fraction", "permutohedral_filter", "upsample_bilinear2d"]

@@ -1,0 +1,262 @@
+"""The fully connected CRF by mean-field inference, as a module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ops._check import check_device, check_floating, check_rank, check_tensor
+from ..ops.permutohedral_filter import (
+    Lattice,
+    Scales,
+    build_lattice,
+    check_normalization,
+    computing_dtype,
+    filter_rows,
+    normalizer,
+)
+
+Sigma = float | Sequence[float]
+Compatibility = Tensor | None
+
+
+class PairwiseKernel(nn.Module):
+    """One Gaussian kernel of the energy: its weight, its sigmas and its label compatibility.
+
+    With ``trainable`` the weight, the logarithm of the sigmas and the compatibility are parameters;
+    else they are constants, outside the state_dict and exact whatever the module is cast to.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        weight: float,
+        sigma: Sequence[float],
+        compatibility: Compatibility,
+        trainable: bool,
+    ) -> None:
+        super().__init__()
+        self.fixed_weight, self.fixed_sigma = float(weight), tuple(sigma)
+        self.trainable = trainable
+        self.compatibility: Compatibility
+        if trainable:
+            potts = 1.0 - torch.eye(num_labels)
+            self.weight = nn.Parameter(torch.tensor(self.fixed_weight))
+            self.log_sigma = nn.Parameter(torch.tensor(self.fixed_sigma).log())
+            self.compatibility = nn.Parameter(
+                potts if compatibility is None else compatibility.detach().clone()
+            )
+        else:
+            self.register_buffer("compatibility", compatibility, persistent=False)
+
+    def sigma(self, like: Tensor) -> Tensor:
+        """[D], what the features are divided by, in the dtype and on the device of ``like``."""
+        if self.trainable:
+            return self.log_sigma.exp().to(like.dtype)
+        return torch.tensor(self.fixed_sigma, dtype=like.dtype, device=like.device)
+
+    def add_message(self, log_q: Tensor, filtered: Tensor) -> Tensor:
+        """``log_q`` less the cost of each label given its ``filtered`` neighbours, [P, L] all."""
+        if self.compatibility is None:
+            # Potts: labels that differ cost the weight. Probabilities sum to one over the labels,
+            # so what they cost is a constant less what equal ones cost: softmax drops the constant.
+            return log_q.add(filtered, alpha=self.fixed_weight)
+        weight = self.weight.to(log_q.dtype) if self.trainable else self.fixed_weight
+        return log_q - weight * (filtered @ self.compatibility.to(log_q.dtype).T)
+
+    def extra_repr(self) -> str:
+        return f"weight={self.fixed_weight}, sigma={self.fixed_sigma}"
+
+
+class DenseCRF(nn.Module):
+    r"""Refines a labelling with a fully connected CRF over an image, by mean-field inference.
+
+    .. math::
+        E(x) = -\sum_i \log P_i(x_i) + \sum_{i<j} \mu(x_i, x_j) \Big[
+        w_1 e^{-\frac{\lVert p_i - p_j \rVert^2}{2\sigma_{xy}^2}
+               -\frac{\lVert I_i - I_j \rVert^2}{2\sigma_{rgb}^2}}
+        + w_2 e^{-\frac{\lVert p_i - p_j \rVert^2}{2\sigma_{xy}'^2}} \Big]
+
+    with :math:`P = \mathrm{softmax}(logits)`. Each iteration sets
+    :math:`Q \leftarrow \mathrm{softmax}(\log P - \sum_k w_k\, \mu\, (K_k Q))`, starting from P;
+    :math:`K_k Q` is filtered by ``ops.permutohedral_filter``. The lattices are built once for all
+    iterations. Conventions and results are pydensecrf's. Results are bit-identical from run to run.
+
+    Args:
+        num_labels: L.
+        bilateral_weight: :math:`w_1`; 0 or None switches the kernel off.
+        bilateral_sigma_xy: pixels, one number or (x, y).
+        bilateral_sigma_rgb: units of the image, one number or (r, g, b).
+        gaussian_weight: :math:`w_2`; 0 or None switches the kernel off.
+        gaussian_sigma_xy: pixels, one number or (x, y).
+        iterations: mean-field iterations; 0 returns P.
+        compatibility: :math:`\mu` [L, L], row: the label that pays; a pair gives the bilateral and
+            the Gaussian kernel one each. None is Potts': 1 where labels differ.
+        normalization: of the filters: "symmetric" as pydensecrf, "after" as the DeepLab authors,
+            "before" or "none".
+        trainable: the weights, the compatibilities (starting from Potts') and the logarithms of the
+            sigmas become parameters.
+
+    Shape:
+        logits ``[N, L, H, W]`` (float32, float64, float16, bfloat16; half types are computed in
+        float32) and image ``[N, 3, H, W]`` in 0..255, uint8 or floating, RGB -> probabilities
+        ``[N, L, H, W]`` in the dtype and memory format of the logits. Gradients reach the logits,
+        the image and the parameters.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong shapes, sigmas that are not positive, an image that is not finite.
+        RuntimeError: logits and image on different devices.
+
+    Source:
+        Kraehenbuehl and Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge
+        Potentials (2011); defaults as DeepLab v2.
+
+    Example:
+        >>> import torch, atrousx
+        >>> crf = atrousx.DenseCRF(num_labels=21)
+        >>> crf(torch.randn(1, 21, 32, 32), torch.randint(256, (1, 3, 32, 32))).shape
+        torch.Size([1, 21, 32, 32])
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        bilateral_weight: float | None = 4.0,
+        bilateral_sigma_xy: Sigma = 67.0,
+        bilateral_sigma_rgb: Sigma = 3.0,
+        gaussian_weight: float | None = 3.0,
+        gaussian_sigma_xy: Sigma = 3.0,
+        iterations: int = 10,
+        compatibility: Compatibility | Sequence[Compatibility] = None,
+        normalization: str = "symmetric",
+        trainable: bool = False,
+    ) -> None:
+        super().__init__()
+        if not (isinstance(num_labels, int) and num_labels > 0):
+            raise ValueError(f"num_labels must be a positive int, got {num_labels!r}")
+        if not (isinstance(iterations, int) and iterations >= 0):
+            raise ValueError(f"iterations must be an int, 0 or more, got {iterations!r}")
+        check_normalization(normalization)
+        bilateral_sigma = (
+            *_sigmas("bilateral_sigma_xy", bilateral_sigma_xy, 2),
+            *_sigmas("bilateral_sigma_rgb", bilateral_sigma_rgb, 3),
+        )
+        gaussian_sigma = _sigmas("gaussian_sigma_xy", gaussian_sigma_xy, 2)
+        matrices = _compatibilities(compatibility, num_labels)
+
+        def kernel(
+            name: str, weight: float | None, sigma: Sequence[float], matrix: Compatibility
+        ) -> PairwiseKernel | None:
+            if weight is None or _finite(name, weight) == 0:
+                return None
+            return PairwiseKernel(num_labels, weight, sigma, matrix, trainable)
+
+        self.gaussian = kernel("gaussian_weight", gaussian_weight, gaussian_sigma, matrices[1])
+        self.bilateral = kernel("bilateral_weight", bilateral_weight, bilateral_sigma, matrices[0])
+        self.num_labels, self.iterations = num_labels, iterations
+        self.normalization, self.trainable = normalization, trainable
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_labels={self.num_labels}, iterations={self.iterations}, "
+            f"normalization={self.normalization!r}, trainable={self.trainable}"
+        )
+
+    def forward(self, logits: Tensor, image: Tensor) -> Tensor:
+        self._check(logits, image)
+        if logits.numel() == 0:
+            return logits.clone()
+        dtype = computing_dtype(logits, image)
+        # Half precision would move the vertices of the lattice: autocast stays outside.
+        with torch.autocast(logits.device.type, enabled=False):
+            rows = logits.to(dtype).movedim(1, -1)
+            log_p = rows.reshape(-1, self.num_labels).log_softmax(-1)
+            kernels = self._kernels(image.to(dtype))
+            q = log_p.softmax(-1)
+            for _ in range(self.iterations):
+                log_q = log_p
+                for kernel, lattice, scales in kernels:
+                    log_q = kernel.add_message(log_q, filter_rows(q, lattice, scales))
+                q = log_q.softmax(-1)
+        result = q.reshape(rows.shape).movedim(-1, 1).to(logits.dtype)
+        return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(logits))
+
+    def _kernels(self, image: Tensor) -> list[tuple[PairwiseKernel, Lattice, Scales]]:
+        kernels = []
+        for kernel, coloured in ((self.gaussian, False), (self.bilateral, True)):
+            if kernel is None:
+                continue
+            lattice = build_lattice(_features(image, coloured) / kernel.sigma(image)[:, None])
+            kernels.append((kernel, lattice, normalizer(lattice, self.normalization)))
+        return kernels
+
+    def _check(self, logits: Tensor, image: Tensor) -> None:
+        check_floating("logits", logits)
+        check_device("logits", logits)
+        check_rank("logits", logits, 4, "[N, L, H, W]")
+        check_tensor("image", image)
+        if image.is_complex() or image.dtype == torch.bool:
+            raise TypeError(f"image must be of an integer or floating dtype, got {image.dtype}")
+        batch, labels, *size = logits.shape
+        if labels != self.num_labels:
+            raise ValueError(
+                f"logits must have num_labels = {self.num_labels} channels, "
+                f"got shape {tuple(logits.shape)}"
+            )
+        if tuple(image.shape) != (batch, 3, *size):
+            raise ValueError(
+                f"image must have the shape {(batch, 3, *size)} that belongs to logits of shape "
+                f"{tuple(logits.shape)}, got {tuple(image.shape)}"
+            )
+        if image.device != logits.device:
+            raise RuntimeError(
+                f"image must be on the device of logits ({logits.device}), got {image.device}"
+            )
+        # A traced call leaves this to the lattice's own check, which runs with the data.
+        traced = torch.compiler.is_compiling()
+        if image.is_floating_point() and not traced and not bool(image.isfinite().all()):
+            raise ValueError("image must be finite, got NaN or infinity")
+
+
+def _features(image: Tensor, coloured: bool) -> Tensor:
+    """[N, D, P]: x, y and, for the bilateral kernel, the colours; this order is the lattice's."""
+    batch, _, height, width = image.shape
+    x = torch.arange(width, dtype=image.dtype, device=image.device).expand(height, width)
+    y = torch.arange(height, dtype=image.dtype, device=image.device)[:, None].expand(height, width)
+    positions = torch.stack([x, y]).expand(batch, 2, height, width)
+    return (torch.cat([positions, image], 1) if coloured else positions).flatten(2)
+
+
+def _finite(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return value
+
+
+def _sigmas(name: str, value: Sigma, count: int) -> tuple[float, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * count
+    if len(values) != count or not all(_finite(name, v) > 0 for v in values):
+        raise ValueError(f"{name} must be one or {count} positive numbers, got {value!r}")
+    return tuple(float(v) for v in values)
+
+
+def _compatibilities(
+    value: Compatibility | Sequence[Compatibility], num_labels: int
+) -> tuple[Compatibility, Compatibility]:
+    pair = (value, value) if value is None or isinstance(value, Tensor) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"compatibility must be a matrix or a pair of them, got {len(pair)}")
+    for matrix in pair:
+        if matrix is None:
+            continue
+        check_floating("compatibility", matrix)
+        if matrix.shape != (num_labels, num_labels) or not bool(matrix.isfinite().all()):
+            raise ValueError(
+                f"compatibility must be a finite [{num_labels}, {num_labels}] matrix, "
+                f"got shape {tuple(matrix.shape)}"
+            )
+    return pair

@@ -1,0 +1,268 @@
+"""DenseCRF: literal cases, pydensecrf's results, oracle, gradients, contract."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import atrousx
+from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, to_float64
+from tests.reference import permutohedral as reference
+
+DATA = Path(__file__).parents[1] / "data" / "pydensecrf"
+# The sizes whose H W is no multiple of 4 depend on pydensecrf's padding points.
+GOLDENS = sorted(DATA.glob("Q_s_48x64x5_*.npz"))
+ITERATION_0 = sorted(DATA.glob("Q_*_it0.npz"))
+NAMES = {"sym": "symmetric", "after": "after", "before": "before", "none": "none"}
+
+
+def random_case(size=(4, 5), labels=3, batch=1, dtype=torch.float64, device="cpu"):
+    logits = torch.randn(batch, labels, *size, dtype=dtype, device=device)
+    image = torch.randint(256, (batch, 3, *size), device=device)
+    return logits, image
+
+
+def golden_crf(meta, labels):
+    options = {"iterations": meta["iters"], "normalization": NAMES[meta["normalization"]]}
+    bilateral, gaussian = meta["bilateral"], meta["gaussian"]
+    if bilateral is None:
+        options["bilateral_weight"] = None
+    else:
+        weight = bilateral["compat"]
+        if isinstance(weight, list):  # pydensecrf's matrices are costs as they stand
+            options["compatibility"] = (torch.tensor(weight), None)
+            weight = 1.0
+        options["bilateral_weight"] = weight
+        options["bilateral_sigma_xy"] = bilateral["sxy"]
+        options["bilateral_sigma_rgb"] = bilateral["srgb"]
+    if gaussian is None:
+        options["gaussian_weight"] = 0
+    else:
+        options["gaussian_weight"] = gaussian["compat"]
+        options["gaussian_sigma_xy"] = gaussian["sxy"]
+    return atrousx.DenseCRF(labels, **options)
+
+
+@pytest.mark.parametrize("path", GOLDENS + ITERATION_0, ids=lambda p: p.stem)
+def test_pydensecrf_golden(device, path):
+    golden = np.load(path)
+    meta = json.loads(str(golden["meta"]))
+    given = np.load(DATA / meta["input"])
+    logits = -torch.from_numpy(given["unary"])[None].to(device)
+    image = torch.from_numpy(given["image"]).permute(2, 0, 1)[None].to(device)
+    result = golden_crf(meta, logits.shape[1])(logits, image)
+    np.testing.assert_allclose(result[0].cpu().numpy(), golden["Q"], rtol=0, atol=1e-4)
+
+
+def oracle(logits, image, crf, normalization="symmetric"):
+    """Reads only the constructor's numbers from the module."""
+    out = np.empty(logits.shape)
+    labels, height, width = logits.shape[1:]
+    y, x = np.mgrid[:height, :width]
+    for n in range(len(logits)):
+        rows = to_float64(logits[n]).reshape(labels, -1).T
+        log_p = rows - np.log(np.exp(rows).sum(1, keepdims=True))
+        colours = to_float64(image[n])
+        kernels = []
+        for kernel, axes in ((crf.gaussian, [x, y]), (crf.bilateral, [x, y, *colours])):
+            if kernel is not None:
+                features = np.stack(axes, -1).reshape(height * width, -1) / kernel.fixed_sigma
+                mu = 1 - np.eye(labels)
+                if kernel.compatibility is not None:
+                    mu = to_float64(kernel.compatibility)
+                kernels.append((features, kernel.fixed_weight * mu))
+        q = reference.mean_field(log_p, kernels, crf.iterations, normalization)
+        out[n] = q.T.reshape(labels, height, width)
+    return out
+
+
+OPTIONS = [
+    {"normalization": "symmetric"},
+    {"normalization": "after"},
+    {"normalization": "before"},
+    {"normalization": "none", "bilateral_weight": 0.1, "gaussian_weight": 0.2},
+    {"bilateral_weight": None},
+    {"gaussian_weight": 0},
+    {"bilateral_weight": 0, "gaussian_weight": None},
+    {"gaussian_sigma_xy": (1.7, 2.9), "bilateral_sigma_rgb": (31.0, 20.0, 45.0)},
+    {"compatibility": torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 0.5], [1.0, 4.0, -1.0]])},
+    {"iterations": 0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_against_oracle(device, options):
+    logits, image = random_case(size=(5, 7), batch=2, device=device)
+    # Sigmas at which no pixel lies between two simplices: either neighbour is right there.
+    defaults = {
+        "bilateral_sigma_xy": (5.3, 4.1),
+        "bilateral_sigma_rgb": 23.7,
+        "gaussian_sigma_xy": (1.9, 2.3),
+        "iterations": 3,
+    }
+    crf = atrousx.DenseCRF(3, **{**defaults, **options}).to(device)
+    exact = oracle(logits, image, crf, options.get("normalization", "symmetric"))
+    result = crf(logits, image)
+    np.testing.assert_allclose(to_float64(result), exact, rtol=0, atol=1e-9)
+
+
+def test_no_neighbours_by_hand(device):
+    # One pixel hears itself alone: symmetric K is 1, so Potts adds the weights times Q.
+    logits = torch.tensor([0.0, 1.0], device=device).view(1, 2, 1, 1)
+    image = torch.zeros(1, 3, 1, 1, device=device)
+    crf = atrousx.DenseCRF(2, bilateral_weight=2.0, gaussian_weight=3.0, iterations=1)
+    difference = 1 + 5 * math.tanh(0.5)  # Q_1 - Q_0 = tanh(1/2)
+    probability = 1 / (1 + math.exp(-difference))
+    expected = torch.tensor([1 - probability, probability], device=device).view(1, 2, 1, 1)
+    torch.testing.assert_close(crf(logits, image), expected)
+
+
+def test_labels_follow_the_edge_of_the_image(device):
+    image = torch.zeros(1, 3, 12, 16, device=device)
+    image[..., 7:] = 200
+    logits = torch.zeros(1, 2, 12, 16, device=device)
+    logits[:, 0, :, :5] = logits[:, 1, :, 5:] = 1  # the labels' edge is two columns off
+    labels = atrousx.DenseCRF(2)(logits, image).argmax(1)
+    assert torch.equal(labels, (image[:, 0] > 0).long())
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_dtype_and_memory_format_are_kept(device, dtype, memory_format):
+    logits, image = random_case((6, 7), dtype=dtype, device=device)
+    crf = atrousx.DenseCRF(3, iterations=2)
+    result = crf(logits.to(memory_format=memory_format), image)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=memory_format)
+    computed = crf(logits if dtype == torch.float64 else logits.float(), image)
+    assert torch.equal(result, computed.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float16])
+def test_image_dtypes(device, dtype):
+    logits, image = random_case((6, 7), dtype=torch.float32, device=device)
+    crf = atrousx.DenseCRF(3, iterations=2)
+    assert torch.equal(crf(logits, image.to(dtype)), crf(logits, image))
+
+
+def test_autocast_leaves_it_alone(device):
+    logits, image = random_case((6, 7), dtype=torch.float32, device=device)
+    matrix = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 0.5], [1.0, 4.0, -1.0]], device=device)
+    crf = atrousx.DenseCRF(3, iterations=2, compatibility=matrix)
+    expected = crf(logits, image)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(crf(logits, image), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (1, 3, 0, 5)])
+def test_empty(device, shape):
+    image = torch.zeros(shape, dtype=torch.uint8, device=device)
+    assert atrousx.DenseCRF(3)(torch.zeros(shape, device=device), image).shape == shape
+
+
+def test_constant_image_and_tiny_sigma(device):
+    logits = torch.randn(1, 3, 8, 9, device=device)
+    image = torch.full((1, 3, 8, 9), 128, device=device)
+    result = atrousx.DenseCRF(3, bilateral_sigma_xy=1e9)(logits, image)
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 9, device=device))
+    # With sigmas far below a pixel every pixel hears itself alone, as an image of its own does.
+    tiny = atrousx.DenseCRF(3, 4.0, 1e-3, 1e-3, 3.0, 1e-3)
+    together = tiny(logits, image)
+    alone = tiny(logits[:, :, 3:4, 4:5], image[:, :, 3:4, 4:5])
+    torch.testing.assert_close(together[:, :, 3:4, 4:5], alone)
+
+
+def test_same_bits():
+    logits, image = random_case((30, 40), 21, dtype=torch.float32)
+    logits.requires_grad_()
+    crf = atrousx.DenseCRF(21)
+    assert_same_bits_with_any_threads(lambda: crf(logits, image))
+
+    # PyTorch's softmax rounds its gradient as the threads' shares fall: one number of threads here.
+    def gradient():
+        (grad,) = torch.autograd.grad(crf(logits, image).square().sum(), logits)
+        return grad
+
+    assert torch.equal(gradient(), gradient())
+
+
+@pytest.mark.parametrize("normalization", NAMES.values())
+def test_gradient_of_logits(device, normalization):
+    logits, image = random_case((3, 4), device=device)
+    crf = atrousx.DenseCRF(3, 0.4, 5.0, 30.0, 0.3, 3.0, iterations=3, normalization=normalization)
+    inputs = (logits.requires_grad_(),)
+    assert torch.autograd.gradcheck(lambda v: crf(v, image), inputs, fast_mode=True)
+
+
+def test_gradients_of_image_and_parameters(device):
+    logits, image = random_case((3, 3), device=device)
+    image = image.double().requires_grad_()
+    sigmas = {
+        "bilateral_sigma_xy": (5.3, 4.1),
+        "bilateral_sigma_rgb": (31.0, 20.0, 45.0),
+        "gaussian_sigma_xy": (3.1, 2.3),
+    }
+    crf = atrousx.DenseCRF(3, iterations=2, trainable=True, **sigmas).double().to(device)
+    assert len(list(crf.parameters())) == 6
+    inputs = (logits.requires_grad_(), image, *crf.parameters())
+    assert torch.autograd.gradcheck(lambda v, i, *_: crf(v, i), inputs, fast_mode=True)
+
+
+def test_trainable_starts_where_the_fixed_one_is(device):
+    logits, image = random_case((6, 7), device=device)
+    fixed, trainable = atrousx.DenseCRF(3), atrousx.DenseCRF(3, trainable=True).double().to(device)
+    # Sigmas go through float32 logarithms.
+    torch.testing.assert_close(trainable(logits, image), fixed(logits, image), rtol=0, atol=1e-3)
+    assert not fixed.state_dict()
+
+
+def test_compiles_whole(device):
+    logits, image = random_case((6, 7), dtype=torch.float32, device=device)
+    crf = atrousx.DenseCRF(3, iterations=2)
+    compiled = torch.compile(crf, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits, image), crf(logits, image))
+
+
+L, IMAGE = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((L[0], IMAGE), ValueError, r"logits must have 4 dimensions \[N, L, H, W\]"),
+        ((L[:, :2], IMAGE), ValueError, r"logits must have num_labels = 3 channels"),
+        ((L.long(), IMAGE), TypeError, r"logits must be float32, .* got int64"),
+        ((L, IMAGE.numpy()), TypeError, r"image must be a torch.Tensor, got ndarray"),
+        ((L, IMAGE.bool()), TypeError, r"image must be of an integer or floating dtype"),
+        ((L, IMAGE[:, :, :3]), ValueError, r"image must have the shape \(2, 3, 4, 5\) .* 3, 5\)"),
+        ((L, IMAGE[:1]), ValueError, r"image must have the shape .* got \(1, 3, 4, 5\)"),
+        ((L, IMAGE + math.nan), ValueError, r"image must be finite, got NaN or infinity"),
+        ((L, IMAGE.to("meta")), RuntimeError, r"image must be on the device of logits"),
+    ],
+)
+def test_rejections(arguments, error, message):
+    with pytest.raises(error, match=message):
+        atrousx.DenseCRF(3)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_labels": 0}, "num_labels must be a positive int, got 0"),
+        ({"iterations": -1}, "iterations must be an int, 0 or more, got -1"),
+        ({"bilateral_sigma_xy": -3.0}, "bilateral_sigma_xy must be one or 2 positive numbers"),
+        ({"bilateral_sigma_rgb": (1.0, 2.0)}, "bilateral_sigma_rgb must be one or 3 positive"),
+        ({"gaussian_sigma_xy": math.nan}, "gaussian_sigma_xy must be a finite number, got nan"),
+        ({"gaussian_weight": math.inf}, "gaussian_weight must be a finite number, got inf"),
+        ({"compatibility": torch.eye(2)}, r"compatibility must be a finite \[3, 3\] matrix"),
+        ({"normalization": "sym"}, "normalization must be one of"),
+    ],
+)
+def test_constructor_rejections(options, message):
+    with pytest.raises(ValueError, match=message):
+        atrousx.DenseCRF(**{"num_labels": 3, **options})
