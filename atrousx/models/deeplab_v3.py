@@ -24,6 +24,12 @@ class DeepLabV3(nn.Module):
     Called with images ``[N, 3, H, W]`` (RGB in 0..1, minus (0.485, 0.456, 0.406), over (0.229,
     0.224, 0.225), for torchvision's weights) it returns an ordered dictionary: "out", the logits
     ``[N, classes, H, W]`` and, where there is an auxiliary classifier, "aux", its logits.
+
+    Example:
+        >>> import torch, atrousx
+        >>> model = atrousx.models.deeplab_v3(num_classes=2, aux=True).eval()
+        >>> [(name, logits.shape) for name, logits in model(torch.rand(1, 3, 33, 49)).items()]
+        [('out', torch.Size([1, 2, 33, 49])), ('aux', torch.Size([1, 2, 33, 49]))]
     """
 
     def __init__(

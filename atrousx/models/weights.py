@@ -27,6 +27,12 @@ class LoadReport:
         loaded: keys of the model that took a value.
         missing: keys of the model that the weights lack; they keep the values they had.
         left_over: keys of the weights that the model has no place for.
+
+    Example:
+        >>> from atrousx.models import LoadReport
+        >>> print(LoadReport("resnet", ("backbone.conv1.weight",), (), ("fc.weight", "fc.bias")))
+        1 tensors loaded, recognised as resnet
+        not in the model, ignored: fc.weight, fc.bias
     """
 
     source: str

@@ -173,6 +173,11 @@ def test_compile_and_export(configuration):
     input = torch.randn(2, 3, 9, 11)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(input), layer(input))
+    seed = torch.randn_like(layer(input))
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(input), layer.parameters(), seed),
+        torch.autograd.grad(layer(input), layer.parameters(), seed),
+    )
     sizes = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     exported = torch.export.export(layer, (input,), dynamic_shapes=({**sizes},)).module()
     larger = torch.randn(5, 3, 13, 12)
