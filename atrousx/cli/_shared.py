@@ -1,0 +1,91 @@
+"""What the subcommands share: errors, the CRF's options, the device."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import DenseCRF
+
+if TYPE_CHECKING:
+    # The class is generic in the type checker's eyes only.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+class CommandError(Exception):
+    """Something the user can mend; the message is one line."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a message, or the error's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# Option, default, meaning. The defaults are DenseCRF's own.
+CRF_OPTIONS: tuple[tuple[str, float, str], ...] = (
+    ("bilateral-weight", 4.0, "weight of the kernel over place and colour"),
+    ("bilateral-sigma-xy", 67.0, "its reach in pixels"),
+    ("bilateral-sigma-rgb", 3.0, "its reach in grey levels of 255"),
+    ("gaussian-weight", 3.0, "weight of the kernel over place alone"),
+    ("gaussian-sigma-xy", 3.0, "its reach in pixels"),
+)
+
+
+def add_crf_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("dense CRF")
+    for name, default, meaning in CRF_OPTIONS:
+        group.add_argument(
+            f"--{name}", type=float, default=default, metavar="X", help=f"{meaning}; {default:g}"
+        )
+    group.add_argument(
+        "--iterations", type=int, default=10, metavar="N", help="mean-field iterations; 10"
+    )
+    group.add_argument(
+        "--normalization",
+        choices=("symmetric", "before", "after", "none"),
+        default="symmetric",
+        help="of the kernels; symmetric",
+    )
+
+
+def make_crf(num_labels: int, args: argparse.Namespace) -> DenseCRF:
+    """The CRF that the options describe; its own checks judge the numbers."""
+    names = [name.replace("-", "_") for name, _, _ in CRF_OPTIONS]
+    names += ["iterations", "normalization"]
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    try:
+        return DenseCRF(num_labels, **options)
+    except (TypeError, ValueError) as error:
+        raise CommandError(one_line(error)) from error
+
+
+def run_crf(crf: DenseCRF, logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """The CRF's probabilities; what it refuses, such as a tiny sigma, is the user's to mend."""
+    try:
+        probabilities: torch.Tensor = crf(logits, image)
+    except (ValueError, RuntimeError) as error:
+        raise CommandError(one_line(error)) from error
+    return probabilities
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=default, help=f"default here: {default}"
+    )
+
+
+def chosen_device(args: argparse.Namespace) -> torch.device:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda: PyTorch sees no GPU here")
+    return torch.device(args.device)

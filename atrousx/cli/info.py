@@ -1,0 +1,49 @@
+"""``atrousx info``: what is installed and what it will run on; the first thing a report needs."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import __version__, _library
+
+if TYPE_CHECKING:
+    from ._shared import Commands
+
+
+def register(commands: Commands) -> None:
+    parser = commands.add_parser("info", help="versions, instruction sets, GPU")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    core, cuda = _library.core, _library.cuda
+    rows = {
+        "atrousx": __version__,
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__} (compiled against {core.built_with_torch})",
+        "CPU kernels": f"{core.cpu_isa}, {torch.get_num_threads()} threads",
+        "CUDA kernels": "not compiled"
+        if cuda is None
+        else f"compiled by CUDA {cuda.built_with_cuda} for {cuda.architectures}",
+        "GPU": _gpus(),
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _gpus() -> str:
+    if torch.version.cuda is None:
+        return "none: this PyTorch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "none that PyTorch sees"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        names.append(f"{torch.cuda.get_device_name(index)} ({major}.{minor})")
+    return ", ".join(names)
