@@ -50,7 +50,7 @@ def command(*arguments: object) -> None:
 
 
 def refine_photograph(photo: Path, out: Path) -> None:
-    refined = out / "refined.png"
+    refined = out / "refined_labels.png"
     start = time.perf_counter()
     command("refine", photo, COARSE, "--out", refined, *chain.from_iterable(REFINE.items()))
     print(f"{time.perf_counter() - start:.1f} s, reading and writing included")
@@ -59,10 +59,10 @@ def refine_photograph(photo: Path, out: Path) -> None:
         "photograph": data.read_image(photo),
         "coarse labels": palette[data.read_labels(COARSE)],
         "refined by the dense CRF": palette[data.read_labels(refined)],
-        "overlay": data.read_image(out / "refined_overlay.png"),
+        "overlay": data.read_image(out / "refined_labels_overlay.png"),
     }
-    data.write_image(out / "refinement.png", side_by_side(panels))
-    print(f"look at {out / 'refinement.png'}")
+    data.write_image(out / "refined.png", side_by_side(panels))
+    print(f"look at {out / 'refined.png'}")
 
 
 def side_by_side(panels: dict[str, data.Image], gap: int = 8, strip: int = 32) -> data.Image:
