@@ -1,0 +1,124 @@
+// CUDA launchers and registration of atrous_conv2d and its two backward operators.
+#include "../cuda_launch.h"
+#include "arguments.h"
+#include "atrous_conv2d_kernels.cuh"
+
+namespace atrousx {
+namespace {
+
+// Blocks for `jobs`; kernels take in turn what the grid leaves.
+unsigned int job_grid(int64_t jobs) {
+  return static_cast<unsigned int>(min_of(jobs, int64_t{1} << 20));
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+// source -> destination, one launch for each plan (nearly always one).
+void gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+            const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
+            const Tensor& destination) {
+  if (destination.numel() == 0) return;
+  const LaunchContext context(source.get_device_index());
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* added = bias.has_value() ? data<T>(*bias) : nullptr;
+    T* to = static_cast<T*>(destination.mutable_data_ptr());
+    if (gathers_directly(shape)) {
+      atrous_conv2d_gather_direct_kernel<T>
+          <<<grid_for(destination.numel()), kThreads, 0, context.stream()>>>(
+              data<T>(source), data<T>(weight), added, to, shape, strides4(source), weight_strides,
+              strides4(destination));
+      return check_cuda(cudaGetLastError(), "atrous_conv2d, narrow groups");
+    }
+    for (const TapPlan& plan : tap_plans(shape.rows, shape.columns, shape.batch, kTile)) {
+      const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kTile);
+      atrous_conv2d_gather_kernel<T><<<job_grid(jobs), kProductThreads, 0, context.stream()>>>(
+          data<T>(source), data<T>(weight), added, to, plan, shape, strides4(source),
+          weight_strides, strides4(destination));
+      check_cuda(cudaGetLastError(), "atrous_conv2d");
+    }
+  });
+}
+
+Tensor atrous_conv2d_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
+                          Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
+                                       padding, dilation, groups);
+  check_same_kind(weight, input, "weight");
+  check_bias(bias, input, g);
+  if (bias.has_value()) bias = torch::stable::contiguous(*bias);
+  const Tensor output = empty4(input, {g.batch, g.outputs, g.out_h, g.out_w},
+                               is_channels_last(input) || is_channels_last(weight));
+  gather(g.forward(), input, weight, g.forward_weight(strides4(weight)), bias, output);
+  return output;
+}
+
+Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor& weight,
+                                         Sizes input_size, Sizes stride, Sizes padding,
+                                         Sizes dilation, int64_t groups) {
+  const ConvGeometry g =
+      conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
+  check_grad_output(grad_output, g);
+  check_same_kind(weight, grad_output, "weight");
+  const Tensor grad_input = empty4(grad_output, {g.batch, g.channels, g.height, g.width},
+                                   is_channels_last(grad_output) || is_channels_last(weight));
+  gather(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)), std::nullopt,
+         grad_input);
+  return grad_input;
+}
+
+template <typename T>
+void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
+                 const Tensor& result, cudaStream_t stream) {
+  constexpr int64_t kWantedBlocks = 512;  // a few for each multiprocessor of a large GPU
+  const GatherShape shape = g.forward();
+  T* to = static_cast<T*>(result.mutable_data_ptr());
+  if (grad_weight_directly(g)) {
+    atrous_conv2d_grad_weight_direct_kernel<T>
+        <<<job_grid(result.numel()), kProductThreads, 0, stream>>>(
+            data<T>(grad_output), data<T>(input), to, shape, strides4(grad_output), strides4(input),
+            strides4(result));
+    return check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, narrow groups");
+  }
+  const int64_t tasks = g.groups * g.kernel_h * g.kernel_w * ceil_div<int64_t>(shape.inner, kTile) *
+                        ceil_div<int64_t>(shape.outer, kTile);
+  const int64_t splits = grad_weight_splits(tasks, g.batch * g.out_h * g.out_w, kWantedBlocks);
+  const Tensor parts = scratch(input, splits * result.numel());
+  auto* part_data = static_cast<Accumulate<T>*>(parts.mutable_data_ptr());
+  atrous_conv2d_grad_weight_kernel<T><<<job_grid(splits * tasks), kProductThreads, 0, stream>>>(
+      data<T>(grad_output), data<T>(input), part_data, splits, shape, strides4(grad_output),
+      strides4(input));
+  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight");
+  atrous_conv2d_sum_parts_kernel<T><<<grid_for(result.numel()), kThreads, 0, stream>>>(
+      part_data, to, splits, shape, strides4(result));
+  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, sum of parts");
+}
+
+Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,
+                                          Sizes weight_size, Sizes stride, Sizes padding,
+                                          Sizes dilation, int64_t groups) {
+  const ConvGeometry g =
+      conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
+  check_grad_output(grad_output, g);
+  check_same_kind(input, grad_output, "input");
+  const Tensor result = empty4(input, {g.outputs, g.group_channels(), g.kernel_h, g.kernel_w},
+                               is_channels_last(grad_output) || is_channels_last(input));
+  if (result.numel() == 0) return result;
+  const LaunchContext context(input.get_device_index());
+  dispatch_floating(input.scalar_type(), [&](auto zero) {
+    grad_weight<decltype(zero)>(g, grad_output, input, result, context.stream());
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+  m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cuda));
+  m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cuda));
+  m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cuda));
+}
