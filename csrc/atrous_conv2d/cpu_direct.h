@@ -69,6 +69,19 @@ inline int64_t rows_per_task(int64_t multiply_adds) {
   return max_of<int64_t>(1, kPerTask / max_of<int64_t>(1, multiply_adds));
 }
 
+// sums += one source plane through the live taps of one filter, for one destination row.
+template <typename T, typename A>
+void add_taps(const GatherShape& shape, int64_t row, const std::vector<TapSpan>& spans,
+              const T* plane, const T* filter, const WeightStrides& ws, A* sums) {
+  for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
+    const int64_t line = shape.rows.source(row, kh);
+    if (line < 0) continue;
+    for (int64_t kw = 0; kw < shape.columns.taps; ++kw)
+      run_best<AddTapRow>(plane + line * shape.columns.sources,
+                          static_cast<A>(filter[kh * ws.h + kw * ws.w]), spans[kw], sums);
+  }
+}
+
 // Any groups, one channel plane at a time.
 template <typename T>
 void gather_planes(const GatherShape& shape,
@@ -85,23 +98,21 @@ void gather_planes(const GatherShape& shape,
   const int64_t grain = rows_per_task(width * shape.inner * shape.rows.taps * shape.columns.taps);
   torch::stable::parallel_for(
       0, shape.batch * channels * height, grain, [&](int64_t begin, int64_t end) {
-        std::vector<A> sums(width);
+        // Wide sums are summed by blocks of channels: less rounding than one running sum.
+        constexpr int64_t kBlock = 16;
+        std::vector<A> sums(width), part(width);
         for (int64_t r = begin; r < end; ++r) {
           const int64_t row = r % height, channel = r / height % channels;
           const int64_t n = r / height / channels, group = channel / shape.outer;
           std::fill(sums.begin(), sums.end(), bias == nullptr ? A(0) : A(bias[channel]));
-          for (int64_t c = 0; c < shape.inner; ++c) {
-            const T* plane = source + ((n * shape.groups + group) * shape.inner + c) * source_plane;
-            const T* w =
-                weight + group * ws.group + channel % shape.outer * ws.outer + c * ws.inner;
-            for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
-              const int64_t line = shape.rows.source(row, kh);
-              if (line < 0) continue;
-              for (int64_t kw = 0; kw < shape.columns.taps; ++kw)
-                run_best<AddTapRow>(plane + line * shape.columns.sources,
-                                    static_cast<A>(w[kh * ws.h + kw * ws.w]), spans[kw],
-                                    sums.data());
-            }
+          const T* planes = source + (n * shape.groups + group) * shape.inner * source_plane;
+          const T* filter = weight + group * ws.group + channel % shape.outer * ws.outer;
+          for (int64_t first = 0; first < shape.inner; first += kBlock) {
+            std::fill(part.begin(), part.end(), A(0));
+            for (int64_t c = first; c < std::min(first + kBlock, shape.inner); ++c)
+              add_taps(shape, row, spans, planes + c * source_plane, filter + c * ws.inner, ws,
+                       part.data());
+            for (int64_t j = 0; j < width; ++j) sums[j] += part[j];
           }
           T* out = destination + r * width;
           for (int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(sums[j]);
