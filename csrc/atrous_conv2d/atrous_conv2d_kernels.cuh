@@ -73,7 +73,7 @@ __device__ __forceinline__ void multiply_panels(const A* lanes,    // [kPanelDep
 // weights, through shared memory. Writes: its own destinations, once. Synchronisation: two
 // barriers per panel and two per job, each named below.
 template <typename T>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, 2)
     atrous_conv2d_gather_kernel(const T* source,  // [N, groups * inner, source rows, columns]
                                 const T* weight,  // any strides, see WeightStrides
                                 const T* bias,    // [groups * outer] or null
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kProductThreads)
 // Synchronisation: two barriers per panel and two per job. Fixed parts, summed in order by the
 // next kernel, are what makes the result deterministic.
 template <typename T>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, 2)
     atrous_conv2d_grad_weight_kernel(const T* grad_output,  // [N, K, OH, OW]
                                      const T* input,        // [N, C, H, W]
                                      Accumulate<T>* parts,  // [splits, taps, K, C / groups]
@@ -285,7 +285,7 @@ __global__ void atrous_conv2d_gather_direct_kernel(
 // sums in shared memory, the same one every time; blockDim.x is a power of two, kProductThreads at
 // most.
 template <typename T>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, 2)
     atrous_conv2d_grad_weight_direct_kernel(const T* grad_output,  // [N, K, OH, OW]
                                             const T* input,        // [N, C, H, W]
                                             T* grad_weight,        // [K, C / groups, KH, KW]
