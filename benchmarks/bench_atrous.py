@@ -96,7 +96,10 @@ def make_pass(
     # The graph is built once: autograd's backward runs again and again on what it saved.
     output = forward()
     generator = torch.Generator(device=output.device).manual_seed(1)
-    gradient = torch.empty_like(output).normal_(generator=generator)
+    options: dict[str, Any] = {"device": output.device, "dtype": output.dtype}
+    # The same values whatever strides a library gives its output; the strides are its own.
+    values = torch.randn(output.shape, generator=generator, **options)
+    gradient = torch.empty_like(output).copy_(values)
     return lambda: torch.autograd.grad(output, wanted, gradient, retain_graph=True)
 
 
