@@ -236,7 +236,7 @@ struct SortedKeys {
   }
 };
 
-// What slicing multiplies by: the blur passes amplify a constant by about this much's inverse.
+// What slicing multiplies by, which brings a point's response to itself near 1.
 template <typename A>
 ATROUSX_HOST_DEVICE A slice_scale(int dims) {
   A power = A(1);
