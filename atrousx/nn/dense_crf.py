@@ -168,7 +168,7 @@ class DenseCRF(nn.Module):
 
     def forward(self, logits: Tensor, image: Tensor) -> Tensor:
         self._check(logits, image)
-        if logits.numel() == 0:
+        if logits.numel() == 0 or logits.is_meta:
             return logits.clone()
         dtype = computing_dtype(logits, image)
         # Half precision would move the vertices of the lattice: autocast stays outside.
@@ -217,8 +217,8 @@ class DenseCRF(nn.Module):
                 f"image must be on the device of logits ({logits.device}), got {image.device}"
             )
         # A traced call leaves this to the lattice's own check, which runs with the data.
-        traced = torch.compiler.is_compiling()
-        if image.is_floating_point() and not traced and not bool(image.isfinite().all()):
+        no_data = image.is_meta or torch.compiler.is_compiling()
+        if image.is_floating_point() and not no_data and not bool(image.isfinite().all()):
             raise ValueError("image must be finite, got NaN or infinity")
 
 

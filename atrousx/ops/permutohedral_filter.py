@@ -71,7 +71,7 @@ def permutohedral_filter(
         tensor([[[0.5058, 0.5046, 2.0117, 2.0172]]])
     """
     _check(values, features, normalization)
-    if values.numel() == 0:
+    if values.numel() == 0 or values.is_meta:
         return values.clone()
     dtype = computing_dtype(values, features)
     lattice = build_lattice(features.to(dtype).reshape(*features.shape[:2], -1))
@@ -139,7 +139,7 @@ def normalizer(lattice: Lattice, normalization: str) -> Scales:
     if normalization == "none":
         return None, None
     weights = lattice.corner_weights
-    total = _apply(weights.new_ones(len(weights), 1), *lattice, None, None, False) + 1e-20
+    total = _apply(torch.ones_like(weights[:, :1]), *lattice, None, None, False) + 1e-20
     if normalization == "symmetric":
         scale = total.rsqrt()
         return scale, scale

@@ -228,6 +228,22 @@ def test_compiles_whole(device):
     torch.testing.assert_close(compiled(logits, image), crf(logits, image))
 
 
+def test_exports_with_any_batch_and_height(device):
+    logits, image = random_case((6, 7), batch=2, dtype=torch.float32, device=device)
+    crf = atrousx.DenseCRF(3, iterations=2)
+    dims = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height")}
+    program = torch.export.export(crf, (logits, image), dynamic_shapes=(dims, dims))
+    logits, image = random_case((9, 7), batch=3, dtype=torch.float32, device=device)
+    torch.testing.assert_close(program.module()(logits, image), crf(logits, image))
+
+
+def test_meta_tensors_have_the_result_s_shape():
+    logits = torch.empty(2, 3, 4, 5, device="meta").to(memory_format=torch.channels_last)
+    result = atrousx.DenseCRF(3)(logits, logits)
+    assert result.shape == logits.shape
+    assert result.stride() == logits.stride()
+
+
 L, IMAGE = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5)
 
 

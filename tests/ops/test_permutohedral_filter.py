@@ -218,7 +218,7 @@ def test_gradients(device, normalization):
         return permutohedral_filter(v, features.detach(), normalization)
 
     assert torch.autograd.gradcheck(in_values, (values,))
-    assert torch.autograd.gradgradcheck(in_values, (values,))
+    assert torch.autograd.gradgradcheck(in_values, (values,), fast_mode=True)
     features.requires_grad_()
     assert torch.autograd.gradcheck(
         lambda v, f: permutohedral_filter(v, f, normalization), (values, features)
