@@ -1,6 +1,7 @@
 // CUDA launchers and registration of atrous_conv2d and its two backward operators.
 #include "../cuda_launch.h"
 #include "arguments.h"
+#include "atrous_conv2d_direct_kernels.cuh"
 #include "atrous_conv2d_kernels.cuh"
 
 namespace atrousx {
@@ -78,7 +79,7 @@ void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor&
   T* to = static_cast<T*>(result.mutable_data_ptr());
   if (grad_weight_directly(g)) {
     atrous_conv2d_grad_weight_direct_kernel<T>
-        <<<job_grid(result.numel()), kProductThreads, 0, stream>>>(
+        <<<job_grid(result.numel()), kDirectThreads, 0, stream>>>(
             data<T>(grad_output), data<T>(input), to, shape, strides4(grad_output), strides4(input),
             strides4(result));
     return check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, narrow groups");

@@ -1,5 +1,6 @@
 // Host-executed kernels and plan of atrous_conv2d.
 #include "arrays.h"
+#include "atrous_conv2d/atrous_conv2d_direct_kernels.cuh"
 #include "atrous_conv2d/atrous_conv2d_kernels.cuh"
 
 namespace {
