@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
 from ..ops._check import check_device, check_floating, check_rank, check_tensor
+from ..ops._permutohedral_lattice import Lattice, build_lattice
 from ..ops.permutohedral_filter import (
-    Lattice,
     Scales,
-    build_lattice,
     check_normalization,
     computing_dtype,
     filter_rows,
@@ -136,9 +136,9 @@ class DenseCRF(nn.Module):
         trainable: bool = False,
     ) -> None:
         super().__init__()
-        if not (isinstance(num_labels, int) and num_labels > 0):
+        if not (isinstance(num_labels, (int, Integral)) and num_labels > 0):
             raise ValueError(f"num_labels must be a positive int, got {num_labels!r}")
-        if not (isinstance(iterations, int) and iterations >= 0):
+        if not (isinstance(iterations, (int, Integral)) and iterations >= 0):
             raise ValueError(f"iterations must be an int, 0 or more, got {iterations!r}")
         check_normalization(normalization)
         bilateral_sigma = (
@@ -157,7 +157,7 @@ class DenseCRF(nn.Module):
 
         self.gaussian = kernel("gaussian_weight", gaussian_weight, gaussian_sigma, matrices[1])
         self.bilateral = kernel("bilateral_weight", bilateral_weight, bilateral_sigma, matrices[0])
-        self.num_labels, self.iterations = num_labels, iterations
+        self.num_labels, self.iterations = int(num_labels), int(iterations)
         self.normalization, self.trainable = normalization, trainable
 
     def extra_repr(self) -> str:
@@ -232,13 +232,17 @@ def _features(image: Tensor, coloured: bool) -> Tensor:
 
 
 def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, Real))
+        or not math.isfinite(value)
+    ):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     return value
 
 
 def _sigmas(name: str, value: Sigma, count: int) -> tuple[float, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * count
+    values = (value,) * count if isinstance(value, (int, float, Real)) else tuple(value)
     if len(values) != count or not all(_finite(name, v) > 0 for v in values):
         raise ValueError(f"{name} must be one or {count} positive numbers, got {value!r}")
     return tuple(float(v) for v in values)
@@ -247,9 +251,13 @@ def _sigmas(name: str, value: Sigma, count: int) -> tuple[float, ...]:
 def _compatibilities(
     value: Compatibility | Sequence[Compatibility], num_labels: int
 ) -> tuple[Compatibility, Compatibility]:
-    pair = (value, value) if value is None or isinstance(value, Tensor) else tuple(value)
-    if len(pair) != 2:
-        raise ValueError(f"compatibility must be a matrix or a pair of them, got {len(pair)}")
+    if value is None or isinstance(value, Tensor):
+        value = (value, value)
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(
+            f"compatibility must be a tensor or a pair of them, got {type(value).__name__}"
+        )
+    pair = (value[0], value[1])
     for matrix in pair:
         if matrix is None:
             continue

@@ -98,6 +98,7 @@ struct Lattice {
   ScalarType index_type() const { return corner_vertices.scalar_type(); }
 };
 
+// Shapes and types only: the indices themselves are trusted to come from _permutohedral_build.
 inline void check_lattice(const Lattice& l) {
   STD_TORCH_CHECK(l.corner_vertices.dim() == 2 && l.corner_weights.dim() == 2 &&
                       l.neighbours.dim() == 3 && l.starts.dim() == 1,

@@ -276,6 +276,7 @@ def test_rejections(arguments, error, message):
         ({"gaussian_sigma_xy": math.nan}, "gaussian_sigma_xy must be a finite number, got nan"),
         ({"gaussian_weight": math.inf}, "gaussian_weight must be a finite number, got inf"),
         ({"compatibility": torch.eye(2)}, r"compatibility must be a finite \[3, 3\] matrix"),
+        ({"compatibility": 2.0}, "compatibility must be a tensor or a pair of them, got float"),
         ({"normalization": "sym"}, "normalization must be one of"),
     ],
 )

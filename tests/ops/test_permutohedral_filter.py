@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from atrousx.ops import permutohedral_filter
-from atrousx.ops.permutohedral_filter import NORMALIZATIONS, build_lattice
+from atrousx.ops._permutohedral_lattice import build_lattice
+from atrousx.ops.permutohedral_filter import NORMALIZATIONS
 from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, strided_views, to_float64
 from tests.reference import permutohedral as reference
 
