@@ -110,8 +110,8 @@ def test_wrong_results_are_called_wrong(bench_atrous, monkeypatch, capsys):
     ]
     assert bench_atrous.main(options) == 1
     out = capsys.readouterr().out
-    assert "WRONG" in out
-    assert "1 lines differ from PyTorch's result" in out
+    assert "WRONG RESULT: ours\n" in out
+    assert "On 1 of them the result of ours is wrong" in out
 
 
 def test_csv_with_other_columns_is_left_alone(bench_atrous, tmp_path: Path):
