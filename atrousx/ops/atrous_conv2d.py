@@ -67,7 +67,7 @@ def atrous_conv2d(
         >>> row = torch.tensor([[[[1.0, 2.0, 3.0, 4.0, 5.0]]]])
         >>> taps = torch.tensor([[[[1.0, 10.0, 100.0]]]])
         >>> atrousx.ops.atrous_conv2d(row, taps, padding=(0, 2), dilation=2)
-        tensor([[[[310., 420., 531., 42., 53.]]]])
+        tensor([[[[310., 420., 531.,  42.,  53.]]]])
     """
     batched = _check_tensors(input, weight, bias)
     strides = _positive_pair("stride", stride)
@@ -151,7 +151,8 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     others = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     for name, tensor in others.items():
         check_floating(name, tensor)
-        check_same(name, tensor.to(input.dtype) if mixed else tensor, "input", input)
+        if not (mixed and tensor.device == input.device):
+            check_same(name, tensor, "input", input)
     check_rank("weight", weight, 4, "[K, C / groups, KH, KW]")
     return input.dim() == 4
 
