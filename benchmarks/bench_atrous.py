@@ -27,8 +27,8 @@ from timing import (
     Measured,
     Peak,
     describe_machine,
+    fair_settings,
     interleaved,
-    precision,
 )
 from torch import Tensor
 
@@ -221,13 +221,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.benchmark_limit = 0  # cuDNN tries every algorithm it has
     machine = describe_machine(torch.device(args.device))
     writer = CsvWriter(args.csv) if args.csv else None
     verdicts: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
-    with precision(args.dtype):
+    with fair_settings(args.dtype):
         peak = Peak(DTYPES[args.dtype], torch.device(args.device))
         print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""))
         print(

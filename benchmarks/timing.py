@@ -102,15 +102,18 @@ def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
 
 
 @contextlib.contextmanager
-def precision(dtype_name: str) -> Iterator[None]:
-    """Lets PyTorch use TF32, for convolutions and matrix products alike, only for "tf32"."""
+def fair_settings(dtype_name: str) -> Iterator[None]:
+    """PyTorch at its best: cuDNN tries every algorithm it has; TF32 is allowed only for "tf32"."""
     allowed = dtype_name == "tf32"
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
-        yield
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=True, benchmark_limit=0, allow_tf32=allowed
+        ):
+            yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class Peak:

@@ -92,11 +92,6 @@ def test_wrong_results_are_called_wrong(bench_atrous, monkeypatch, capsys):
         return torch.nn.functional.conv2d(*args, **options) * 1.01
 
     monkeypatch.setattr(bench_atrous, "atrous_conv2d", off_by_a_percent)
-    # Put back what the benchmark sets for good.
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-    monkeypatch.setattr(
-        torch.backends.cudnn, "benchmark_limit", torch.backends.cudnn.benchmark_limit
-    )
     options = [
         "--device",
         "cpu",
