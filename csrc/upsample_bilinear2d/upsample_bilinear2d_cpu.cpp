@@ -4,8 +4,7 @@
 // columns; a channels_last row holds all channels and blends whole pixels, so in both formats the
 // inner loop runs over neighbouring addresses.
 #include "../cpu_dispatch.h"
-#include "../tensor.h"
-#include "plan.h"
+#include "arguments.h"
 
 namespace atrousx {
 namespace {
@@ -157,22 +156,16 @@ void backward(const T* grad_output,  // [N, C, OH, OW] or [N, OH, OW, C]
 Tensor upsample_bilinear2d_cpu(const Tensor& input, std::vector<int64_t> output_size,
                                bool align_corners, std::optional<double> scale_h,
                                std::optional<double> scale_w) {
-  check_rank4(input, "input");
+  const auto r = Resampling::forward(input, output_size, align_corners, scale_h, scale_w);
   const bool channels_last = is_channels_last(input);
-  const int64_t batch = input.size(0), channels = input.size(1);
-  const Tensor output =
-      empty4(input, {batch, channels, output_size[0], output_size[1]}, channels_last);
+  const Tensor output = empty4(input, r.output_size(), channels_last);
   if (output.numel() == 0) return output;
-  STD_TORCH_CHECK(input.numel() > 0, "input must have a non-empty height and width");
   const Tensor source = torch::stable::contiguous(input, memory_format(channels_last));
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    using Axis = BilinearAxis<Accumulate<T>>;
-    const BilinearPlan<Accumulate<T>> plan{
-        Axis::make(input.size(2), output_size[0], align_corners, scale_h),
-        Axis::make(input.size(3), output_size[1], align_corners, scale_w)};
     forward(static_cast<const T*>(source.const_data_ptr()),
-            static_cast<T*>(output.mutable_data_ptr()), batch, channels, plan, channels_last);
+            static_cast<T*>(output.mutable_data_ptr()), r.batch, r.channels, r.plan<T>(),
+            channels_last);
   });
   return output;
 }
@@ -180,20 +173,15 @@ Tensor upsample_bilinear2d_cpu(const Tensor& input, std::vector<int64_t> output_
 Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output, std::vector<int64_t> input_size,
                                         bool align_corners, std::optional<double> scale_h,
                                         std::optional<double> scale_w) {
-  check_rank4(grad_output, "grad_output");
+  const auto r = Resampling::backward(grad_output, input_size, align_corners, scale_h, scale_w);
   const bool channels_last = is_channels_last(grad_output);
-  const Tensor grad_input = empty4(
-      grad_output, {input_size[0], input_size[1], input_size[2], input_size[3]}, channels_last);
+  const Tensor grad_input = empty4(grad_output, r.input_size(), channels_last);
   if (grad_input.numel() == 0) return grad_input;
   const Tensor source = torch::stable::contiguous(grad_output, memory_format(channels_last));
   dispatch_floating(grad_output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    using Axis = BilinearAxis<Accumulate<T>>;
-    const BilinearPlan<Accumulate<T>> plan{
-        Axis::make(input_size[2], grad_output.size(2), align_corners, scale_h),
-        Axis::make(input_size[3], grad_output.size(3), align_corners, scale_w)};
     backward(static_cast<const T*>(source.const_data_ptr()),
-             static_cast<T*>(grad_input.mutable_data_ptr()), input_size[0], input_size[1], plan,
+             static_cast<T*>(grad_input.mutable_data_ptr()), r.batch, r.channels, r.plan<T>(),
              channels_last);
   });
   return grad_input;

@@ -1,59 +1,46 @@
 // CUDA launchers and registration of upsample_bilinear2d and its backward.
 #include "../cuda_launch.h"
-#include "../tensor.h"
+#include "arguments.h"
 #include "upsample_bilinear2d_kernels.cuh"
 
 namespace atrousx {
 namespace {
 
-using Size2 = std::vector<int64_t>;
-using Size4 = std::vector<int64_t>;
-
-Tensor upsample_bilinear2d_cuda(const Tensor& input, Size2 output_size, bool align_corners,
-                                std::optional<double> scale_h, std::optional<double> scale_w) {
-  check_rank4(input, "input");
+Tensor upsample_bilinear2d_cuda(const Tensor& input, std::vector<int64_t> output_size,
+                                bool align_corners, std::optional<double> scale_h,
+                                std::optional<double> scale_w) {
+  const auto r = Resampling::forward(input, output_size, align_corners, scale_h, scale_w);
   const bool channels_last = is_channels_last(input);
-  const int64_t batch = input.size(0), channels = input.size(1);
-  const Tensor output =
-      empty4(input, {batch, channels, output_size[0], output_size[1]}, channels_last);
+  const Tensor output = empty4(input, r.output_size(), channels_last);
   if (output.numel() == 0) return output;
   const LaunchContext context(input.get_device_index());
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    using Axis = BilinearAxis<Accumulate<T>>;
-    const BilinearPlan<Accumulate<T>> plan{
-        Axis::make(input.size(2), output_size[0], align_corners, scale_h),
-        Axis::make(input.size(3), output_size[1], align_corners, scale_w)};
     const auto kernel = channels_last ? upsample_bilinear2d_forward_kernel<T, true>
                                       : upsample_bilinear2d_forward_kernel<T, false>;
     kernel<<<grid_for(output.numel()), kThreads, 0, context.stream()>>>(
         static_cast<const T*>(input.const_data_ptr()), static_cast<T*>(output.mutable_data_ptr()),
-        batch, channels, plan, strides4(input), strides4(output));
+        r.batch, r.channels, r.plan<T>(), strides4(input), strides4(output));
   });
   check_cuda(cudaGetLastError(), "upsample_bilinear2d");
   return output;
 }
 
-Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output, Size4 input_size,
+Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output, std::vector<int64_t> input_size,
                                          bool align_corners, std::optional<double> scale_h,
                                          std::optional<double> scale_w) {
-  check_rank4(grad_output, "grad_output");
+  const auto r = Resampling::backward(grad_output, input_size, align_corners, scale_h, scale_w);
   const bool channels_last = is_channels_last(grad_output);
-  const Tensor grad_input = empty4(
-      grad_output, {input_size[0], input_size[1], input_size[2], input_size[3]}, channels_last);
+  const Tensor grad_input = empty4(grad_output, r.input_size(), channels_last);
   if (grad_input.numel() == 0) return grad_input;
   const LaunchContext context(grad_output.get_device_index());
   dispatch_floating(grad_output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    using Axis = BilinearAxis<Accumulate<T>>;
-    const BilinearPlan<Accumulate<T>> plan{
-        Axis::make(input_size[2], grad_output.size(2), align_corners, scale_h),
-        Axis::make(input_size[3], grad_output.size(3), align_corners, scale_w)};
     const auto kernel = channels_last ? upsample_bilinear2d_backward_kernel<T, true>
                                       : upsample_bilinear2d_backward_kernel<T, false>;
     kernel<<<grid_for(grad_input.numel()), kThreads, 0, context.stream()>>>(
         static_cast<const T*>(grad_output.const_data_ptr()),
-        static_cast<T*>(grad_input.mutable_data_ptr()), input_size[0], input_size[1], plan,
+        static_cast<T*>(grad_input.mutable_data_ptr()), r.batch, r.channels, r.plan<T>(),
         strides4(grad_output), strides4(grad_input));
   });
   check_cuda(cudaGetLastError(), "_upsample_bilinear2d_backward");

@@ -235,3 +235,20 @@ def test_rejections(kwargs, error, message):
     arguments = {"input": torch.ones(1, 1, 2, 2), **kwargs}
     with pytest.raises(error, match=message):
         upsample_bilinear2d(**arguments)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: forward_op(x, (5,), False),
+        lambda x: forward_op(x, (5, 0), False),
+        lambda x: forward_op(x[0], (5, 5), False),
+        lambda x: forward_op(x[:, :, :0], (5, 5), False),
+        lambda x: backward_op(x, (1, 2, 3), False),
+        lambda x: backward_op(x, (2, 2, 3, 3), False),
+        lambda x: backward_op(x, (1, 2, 3, 0), False),
+    ],
+)
+def test_direct_calls_cannot_read_out_of_bounds(call):
+    with pytest.raises(RuntimeError):
+        call(torch.ones(1, 2, 4, 4))

@@ -1,0 +1,57 @@
+// Torch-facing sizes and checks shared by the CPU and CUDA sides: they only keep a direct call of
+// torch.ops.atrousx.* from reading out of bounds; the Python wrapper has the messages.
+#pragma once
+
+#include "../tensor.h"
+#include "plan.h"
+
+namespace atrousx {
+
+// What both directions need to know, whichever of the two maps is given.
+struct Resampling {
+  int64_t batch, channels, height, width, out_height, out_width;
+  bool align_corners;
+  std::optional<double> scale_h, scale_w;
+
+  static Resampling forward(const Tensor& input, const std::vector<int64_t>& output_size,
+                            bool align_corners, std::optional<double> scale_h,
+                            std::optional<double> scale_w) {
+    check_rank4(input, "input");
+    STD_TORCH_CHECK(output_size.size() == 2, "output_size must hold OH and OW");
+    return Resampling{input.size(0),  input.size(1), input.size(2), input.size(3), output_size[0],
+                      output_size[1], align_corners, scale_h,       scale_w}
+        .checked();
+  }
+
+  static Resampling backward(const Tensor& grad_output, const std::vector<int64_t>& input_size,
+                             bool align_corners, std::optional<double> scale_h,
+                             std::optional<double> scale_w) {
+    check_rank4(grad_output, "grad_output");
+    STD_TORCH_CHECK(input_size.size() == 4 && input_size[0] == grad_output.size(0) &&
+                        input_size[1] == grad_output.size(1),
+                    "input_size must hold N and C of grad_output, then H and W");
+    return Resampling{
+        input_size[0],       input_size[1], input_size[2], input_size[3], grad_output.size(2),
+        grad_output.size(3), align_corners, scale_h,       scale_w}
+        .checked();
+  }
+
+  std::array<int64_t, 4> input_size() const { return {batch, channels, height, width}; }
+  std::array<int64_t, 4> output_size() const { return {batch, channels, out_height, out_width}; }
+
+  template <typename T>
+  BilinearPlan<Accumulate<T>> plan() const {
+    using Axis = BilinearAxis<Accumulate<T>>;
+    return {Axis::make(height, out_height, align_corners, scale_h),
+            Axis::make(width, out_width, align_corners, scale_w)};
+  }
+
+ private:
+  Resampling checked() const {
+    STD_TORCH_CHECK(std::min({height, width, out_height, out_width}) > 0,
+                    "both maps must have a height and a width");
+    return *this;
+  }
+};
+
+}  // namespace atrousx
