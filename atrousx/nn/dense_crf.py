@@ -10,14 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ops._check import check_device, check_floating, check_rank, check_tensor
-from ..ops._permutohedral_lattice import Lattice, build_lattice
-from ..ops.permutohedral_filter import (
-    Scales,
-    check_normalization,
-    computing_dtype,
-    filter_rows,
-    normalizer,
-)
+from ..ops._mean_field import Term, mean_field
+from ..ops._permutohedral_lattice import build_lattice
+from ..ops.permutohedral_filter import check_normalization, computing_dtype, normalizer
 
 Sigma = float | Sequence[float]
 Compatibility = Tensor | None
@@ -58,14 +53,16 @@ class PairwiseKernel(nn.Module):
             return self.log_sigma.exp().to(like.dtype)
         return torch.tensor(self.fixed_sigma, dtype=like.dtype, device=like.device)
 
-    def add_message(self, log_q: Tensor, filtered: Tensor) -> Tensor:
-        """``log_q`` less the cost of each label given its ``filtered`` neighbours, [P, L] all."""
-        if self.compatibility is None:
-            # Potts: labels that differ cost the weight. Probabilities sum to one over the labels,
-            # so what they cost is a constant less what equal ones cost: softmax drops the constant.
-            return log_q.add(filtered, alpha=self.fixed_weight)
-        weight = self.weight.to(log_q.dtype) if self.trainable else self.fixed_weight
-        return log_q - weight * (filtered @ self.compatibility.to(log_q.dtype).T)
+    def term(self, features: Tensor, normalization: str) -> Term:
+        """This kernel over ``features`` [N, D, P], in their dtype."""
+        lattice = build_lattice(features / self.sigma(features)[:, None])
+        weight: float | Tensor = self.fixed_weight
+        compatibility = self.compatibility
+        if self.trainable:
+            weight = self.weight.to(features.dtype)
+        if compatibility is not None:
+            compatibility = compatibility.to(features.dtype)
+        return Term(lattice, normalizer(lattice, normalization), weight, compatibility)
 
     def extra_repr(self) -> str:
         return f"weight={self.fixed_weight}, sigma={self.fixed_sigma}"
@@ -99,6 +96,8 @@ class DenseCRF(nn.Module):
             "before" or "none".
         trainable: the weights, the compatibilities (starting from Potts') and the logarithms of the
             sigmas become parameters.
+        recompute: for training: backward computes each iteration again, so that of an iteration
+            nothing but its Q is kept.
 
     Shape:
         logits ``[N, L, H, W]`` (float32, float64, float16, bfloat16; half types are computed in
@@ -134,6 +133,7 @@ class DenseCRF(nn.Module):
         compatibility: Compatibility | Sequence[Compatibility] = None,
         normalization: str = "symmetric",
         trainable: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if not (isinstance(num_labels, (int, Integral)) and num_labels > 0):
@@ -159,6 +159,7 @@ class DenseCRF(nn.Module):
         self.bilateral = kernel("bilateral_weight", bilateral_weight, bilateral_sigma, matrices[0])
         self.num_labels, self.iterations = int(num_labels), int(iterations)
         self.normalization, self.trainable = normalization, trainable
+        self.recompute = recompute
 
     def extra_repr(self) -> str:
         return (
@@ -175,24 +176,15 @@ class DenseCRF(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             rows = logits.to(dtype).movedim(1, -1)
             log_p = rows.reshape(-1, self.num_labels).log_softmax(-1)
-            kernels = self._kernels(image.to(dtype))
-            q = log_p.softmax(-1)
-            for _ in range(self.iterations):
-                log_q = log_p
-                for kernel, lattice, scales in kernels:
-                    log_q = kernel.add_message(log_q, filter_rows(q, lattice, scales))
-                q = log_q.softmax(-1)
+            image = image.to(dtype)
+            terms = [
+                kernel.term(_features(image, coloured), self.normalization)
+                for kernel, coloured in ((self.gaussian, False), (self.bilateral, True))
+                if kernel is not None
+            ]
+            q = mean_field(log_p, terms, self.iterations, self.recompute)
         result = q.reshape(rows.shape).movedim(-1, 1).to(logits.dtype)
         return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(logits))
-
-    def _kernels(self, image: Tensor) -> list[tuple[PairwiseKernel, Lattice, Scales]]:
-        kernels = []
-        for kernel, coloured in ((self.gaussian, False), (self.bilateral, True)):
-            if kernel is None:
-                continue
-            lattice = build_lattice(_features(image, coloured) / kernel.sigma(image)[:, None])
-            kernels.append((kernel, lattice, normalizer(lattice, self.normalization)))
-        return kernels
 
     def _check(self, logits: Tensor, image: Tensor) -> None:
         check_floating("logits", logits)

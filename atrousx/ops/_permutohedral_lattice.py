@@ -40,6 +40,22 @@ def build_lattice(features: Tensor) -> Lattice:
     return Lattice(*_build(features))
 
 
+def drop_points(lattice: Lattice, points: int) -> Lattice:
+    """The lattice of the first ``points`` points alone, with the vertices of all."""
+    if points == len(lattice.corner_vertices):
+        return lattice
+    kept = lattice.entry_points < points
+    before = torch.nn.functional.pad(kept.cumsum(0), (1, 0)).to(lattice.starts.dtype)
+    return Lattice(
+        lattice.corner_weights[:points],
+        lattice.corner_vertices[:points],
+        before[lattice.starts],
+        lattice.entry_points[kept],
+        lattice.entry_weights[kept],
+        lattice.neighbours,
+    )
+
+
 # The lattice is built by operators of ours around PyTorch's sort, scan and indexing, which no
 # kernel of this package could better. One operator as a whole, because the number of vertices and
 # the checks below depend on data: a compiler that traces a caller sees one opaque call.
