@@ -199,18 +199,52 @@ def test_gradient_of_logits(device, normalization):
     assert torch.autograd.gradcheck(lambda v: crf(v, image), inputs, fast_mode=True)
 
 
-def test_gradients_of_image_and_parameters(device):
+SIGMAS = {
+    "bilateral_sigma_xy": (5.3, 4.1),
+    "bilateral_sigma_rgb": (31.0, 20.0, 45.0),
+    "gaussian_sigma_xy": (3.1, 2.3),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("normalization", NAMES.values())
+def test_gradients_of_image_and_parameters(device, normalization, recompute):
     logits, image = random_case((3, 3), device=device)
     image = image.double().requires_grad_()
-    sigmas = {
-        "bilateral_sigma_xy": (5.3, 4.1),
-        "bilateral_sigma_rgb": (31.0, 20.0, 45.0),
-        "gaussian_sigma_xy": (3.1, 2.3),
-    }
-    crf = atrousx.DenseCRF(3, iterations=2, trainable=True, **sigmas).double().to(device)
+    options = {"normalization": normalization, "recompute": recompute, **SIGMAS}
+    crf = atrousx.DenseCRF(3, 0.9, gaussian_weight=0.7, iterations=2, trainable=True, **options)
+    crf.double().to(device)
     assert len(list(crf.parameters())) == 6
     inputs = (logits.requires_grad_(), image, *crf.parameters())
     assert torch.autograd.gradcheck(lambda v, i, *_: crf(v, i), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_recomputing_gives_the_same_bits_in_less_memory(device, trainable):
+    logits, image = random_case((9, 12), 5, dtype=torch.float32, device=device)
+    logits.requires_grad_()
+    results, kept = [], []
+    for recompute in (False, True):
+        per_call = []
+        for iterations in (2, 6):
+            saved = {}
+
+            def note(t, saved=saved):
+                saved[t.untyped_storage().data_ptr()] = t  # kept alive: addresses stay distinct
+                return t
+
+            crf = atrousx.DenseCRF(5, iterations=iterations, trainable=trainable, **SIGMAS)
+            crf.recompute = recompute
+            crf.to(device)
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+                q = crf(logits, image)
+            per_call.append(sum(t.untyped_storage().nbytes() for t in saved.values()))
+            grads = torch.autograd.grad(q.square().sum(), [logits, *crf.parameters()])
+        results.append([q, *grads])
+        # What an iteration adds, in units of Q.
+        kept.append((per_call[1] - per_call[0]) / 4 / logits.nbytes)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] <= 1 < kept[0] if trainable else max(kept) <= 1
 
 
 def test_trainable_starts_where_the_fixed_one_is(device):
