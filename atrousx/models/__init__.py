@@ -1,6 +1,20 @@
 """DeepLab assembled on the operators, and the weights people have for it."""
 
+from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v3 import DeepLabV3, deeplab_v3
+from .from_vgg16 import from_vgg16
+from .preprocess import Preprocess
+from .segmenter import Prediction
 from .weights import LoadReport, load_weights
 
-__all__ = ["DeepLabV3", "LoadReport", "deeplab_v3", "load_weights"]
+__all__ = [
+    "DeepLabV1",
+    "DeepLabV3",
+    "LoadReport",
+    "Prediction",
+    "Preprocess",
+    "deeplab_v1",
+    "deeplab_v3",
+    "from_vgg16",
+    "load_weights",
+]

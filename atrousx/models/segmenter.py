@@ -1,0 +1,158 @@
+"""What the three DeepLabs share: inference on photographs as the papers do it."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..nn import DenseCRF
+from ..ops import upsample_bilinear2d
+from ..ops._check import check_rank, check_tensor
+from .preprocess import Preprocess
+
+# A call of torch's interpolate(mode="bilinear"): ours, or in a model for export, PyTorch's.
+Resample = Callable[..., Tensor]
+
+
+class Prediction(NamedTuple):
+    """What ``predict`` returns.
+
+    Attributes:
+        labels: ``[N, H, W]`` int64, the likeliest class of every pixel, before the CRF.
+        refined: ``[N, H, W]`` int64, the same after the CRF; None where there is none.
+        probabilities: ``[N, L, H, W]``, after the CRF where there is one.
+
+    Example:
+        >>> import torch
+        >>> from atrousx.models import Prediction
+        >>> Prediction(torch.zeros(1, 2, 2), None, torch.ones(1, 1, 2, 2)).labels.shape
+        torch.Size([1, 2, 2])
+    """
+
+    labels: Tensor
+    refined: Tensor | None
+    probabilities: Tensor
+
+
+class Segmenter(nn.Module):
+    """A network with ``forward(images) -> OrderedDict(out=logits)`` that can label photographs.
+
+    ``preprocess`` and ``crf`` belong to the model but not to its ``state_dict``.
+    """
+
+    fusion: ClassVar[Literal["mean", "max"]]
+    resample: Resample = staticmethod(upsample_bilinear2d)
+
+    def __init__(self, preprocess: Preprocess, crf: DenseCRF | None) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.crf = crf
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        image: Tensor,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        crf: DenseCRF | bool = True,
+    ) -> Prediction:
+        r"""Labels photographs of any size, in evaluation mode whatever the module's.
+
+        .. math::
+            P = \tfrac{1}{|S|}\sum_{s \in S} \mathrm{softmax}(z_s)
+            \quad\text{or}\quad P = \mathrm{softmax}(\max_{s \in S} z_s)
+
+        where :math:`z_s` are the logits of the photograph resized by the scale :math:`s`, mirrored
+        or not, back at its own size. DeepLab v1 and v3 average, v2 takes the maximum.
+
+        Args:
+            image: ``[N, 3, H, W]`` or ``[3, H, W]``, RGB in 0..255, uint8 or floating; it is moved
+                to the model's device.
+            scales: sizes at which the network sees the photograph, relative to its own. The third
+                paper has (0.5, 0.75, 1, 1.25, 1.5, 1.75).
+            flip: the network also sees each one's mirror image.
+            crf: a CRF to refine with; True is the model's own, where it has one (v1 and v2).
+
+        Returns:
+            The labels before and after the CRF, and the probabilities.
+
+        Raises:
+            TypeError: ``image`` is no tensor, or ``crf`` neither a bool nor a module.
+            ValueError: its shape differs, or a scale is not positive.
+
+        Source: arXiv:1412.7062 section 4, arXiv:1606.00915 section 3.2, arXiv:1706.05587 section 4.
+
+        Example:
+            >>> import torch, atrousx
+            >>> model = atrousx.models.deeplab_v1(num_classes=3)
+            >>> photograph = torch.randint(256, (1, 3, 33, 41), dtype=torch.uint8)
+            >>> before, after, _ = model.predict(photograph)
+            >>> before.shape, after.shape
+            (torch.Size([1, 33, 41]), torch.Size([1, 33, 41]))
+        """
+        photograph = _photograph(image).to(self.preprocess.mean.device)
+        if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
+            raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
+        if not isinstance(crf, (bool, nn.Module)):
+            raise TypeError(f"crf must be a DenseCRF or a bool, got {type(crf).__name__}")
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            probabilities = self._fused(photograph, scales, flip)
+            labels = probabilities.argmax(1)
+            refiner = (self.crf if crf else None) if isinstance(crf, bool) else crf
+            if refiner is None:
+                return Prediction(labels, None, probabilities)
+            # A certain class has the logarithm of 0 for the others: kept finite.
+            floor = torch.finfo(probabilities.dtype).tiny
+            refined = refiner(probabilities.clamp_min(floor).log(), photograph)
+            return Prediction(labels, refined.argmax(1), refined)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _fused(self, photograph: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
+        """Probabilities [N, L, H, W] over all scales and mirror images."""
+        fused, count = None, 0
+        for scale in scales:
+            for mirrored in (False, True) if flip else (False,):
+                scores = self._scores(photograph, scale, mirrored)
+                if self.fusion == "mean":
+                    scores = scores.softmax(1)
+                    fused = scores if fused is None else fused.add_(scores)
+                else:
+                    fused = scores if fused is None else torch.maximum(fused, scores)
+                count += 1
+        assert fused is not None
+        return fused / count if self.fusion == "mean" else fused.softmax(1)
+
+    def _scores(self, photograph: Tensor, scale: float, mirrored: bool) -> Tensor:
+        """Logits of the photograph at its own size, from the network's look at another."""
+        size = photograph.shape[-2:]
+        images = self.preprocess(photograph)
+        if scale != 1:
+            images = self.resample(images, [max(1, round(scale * extent)) for extent in size])
+        logits: OrderedDict[str, Tensor] = self(images.flip(-1) if mirrored else images)
+        scores = self.resample(logits["out"], size) if scale != 1 else logits["out"]
+        return scores.flip(-1) if mirrored else scores
+
+
+def _photograph(image: Tensor) -> Tensor:
+    check_tensor("image", image)
+    if image.dim() == 3:
+        image = image[None]
+    check_rank("image", image, 4, "[N, 3, H, W] or [3, H, W]")
+    if image.shape[1] != 3 or 0 in image.shape[2:]:
+        raise ValueError(f"image must be [N, 3, H, W] or [3, H, W], got {tuple(image.shape)}")
+    return image if image.is_floating_point() else image.to(torch.float32)
+
+
+def fit(features: Tensor, height: int, width: int) -> Tensor:
+    """Cuts features, or extends them by zeros, at the bottom and right to a size."""
+    return F.pad(features, (0, width - features.shape[-1], 0, height - features.shape[-2]))
