@@ -2,20 +2,13 @@
 //
 // Values are rows of channels, one row per point or vertex: the inner loops run along a row, tasks
 // are runs of rows. A row is written by one task only, and summed in a fixed order.
-#include "../cpu_dispatch.h"
-#include "lattice.h"
+#include "cpu_rows.h"
 
 namespace atrousx {
 namespace {
 
 using torch::stable::contiguous;
 using torch::stable::parallel_for;
-
-// Rows per task: enough elements to pay for waking a thread.
-int64_t row_grain(int64_t row_elements) {
-  constexpr int64_t kElementsPerTask = 16384;
-  return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row_elements));
-}
 
 std::tuple<Tensor, Tensor, Tensor> embed_cpu(const Tensor& features) {
   check_features(features);
@@ -100,73 +93,16 @@ Tensor neighbours_cpu(const Tensor& keys, const Tensor& steps) {
   return neighbours;
 }
 
-// lattice[m] = sum of the points around vertex m
-struct SplatRows {
-  template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(const T* values, const Index* starts, const Index* points,
-                                        const T* weights, const T* point_scale, T* lattice,
-                                        int64_t begin, int64_t end, int64_t channels) {
-    for (int64_t m = begin; m < end; ++m) {
-      T* __restrict row = lattice + m * channels;
-      for (int64_t c = 0; c < channels; ++c) row[c] = T(0);
-      for (int64_t e = starts[m]; e < static_cast<int64_t>(starts[m + 1]); ++e) {
-        const int64_t point = points[e];
-        const T weight = point_scale == nullptr ? weights[e] : weights[e] * point_scale[point];
-        const T* __restrict value = values + point * channels;
-        for (int64_t c = 0; c < channels; ++c) row[c] += weight * value[c];
-      }
-    }
-  }
-};
-
-// One axis: blurred[m] = lattice[m] + half of each neighbour
-struct BlurRows {
-  template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(const T* lattice, const Index* ahead, const Index* behind,
-                                        const T* zeros, T* blurred, int64_t begin, int64_t end,
-                                        int64_t channels) {
-    for (int64_t m = begin; m < end; ++m) {
-      const T* centre = lattice + m * channels;
-      const T* a = ahead[m] < 0 ? zeros : lattice + ahead[m] * channels;
-      const T* b = behind[m] < 0 ? zeros : lattice + behind[m] * channels;
-      T* __restrict row = blurred + m * channels;
-      for (int64_t c = 0; c < channels; ++c) row[c] = centre[c] + T(0.5) * (a[c] + b[c]);
-    }
-  }
-};
-
-// output[p] = the vertices around point p, weighted
-struct SliceRows {
-  template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(const T* lattice, const Index* vertices, const T* weights,
-                                        const T* point_scale, T* output, int64_t begin, int64_t end,
-                                        int64_t channels, int dims) {
-    const T scale = slice_scale<T>(dims);
-    for (int64_t p = begin; p < end; ++p) {
-      const Index* vertex = vertices + p * (dims + 1);
-      const T* weight = weights + p * (dims + 1);
-      const T own = point_scale == nullptr ? scale : scale * point_scale[p];
-      T* __restrict row = output + p * channels;
-      for (int64_t c = 0; c < channels; ++c) row[c] = T(0);
-      for (int k = 0; k <= dims; ++k) {
-        const T w = own * weight[k];
-        const T* __restrict line = lattice + vertex[k] * int64_t{channels};
-        for (int64_t c = 0; c < channels; ++c) row[c] += w * line[c];
-      }
-    }
-  }
-};
-
 // product[p, k] = <values[p], lattice[vertex k around p]>
 struct CornerProductRows {
   template <typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void run(const T* values, const T* lattice, const Index* vertices,
                                         T* product, int64_t begin, int64_t end, int64_t channels,
-                                        int dims) {
+                                        int64_t stride, int dims) {
     const T scale = slice_scale<T>(dims);
     for (int64_t i = begin * (dims + 1); i < end * (dims + 1); ++i) {
       const T* value = values + i / (dims + 1) * channels;
-      const T* vertex = lattice + vertices[i] * int64_t{channels};
+      const T* vertex = lattice + vertices[i] * stride;
       T sum = T(0);
       for (int64_t c = 0; c < channels; ++c) sum += value[c] * vertex[c];
       product[i] = scale * sum;
@@ -174,27 +110,13 @@ struct CornerProductRows {
   }
 };
 
-// Splat, then blur axis by axis, in reverse when transposed -> [M, C]
+// Blur(Splat(values)) -> [M, padded channels]
 template <typename T, typename Index>
-Tensor lift(const Lattice& l, const Tensor& values, const T* splat_scale, bool transpose) {
-  const int64_t vertices = l.vertices(), channels = values.size(1);
-  Tensor lattice = empty_like_of(values, {vertices, channels});
-  Tensor blurred = empty_like_of(values, {vertices, channels});
-  parallel_for(0, vertices, row_grain(channels), [&](int64_t begin, int64_t end) {
-    run_best<SplatRows>(data<T>(values), data<Index>(l.starts), data<Index>(l.entry_points),
-                        data<T>(l.entry_weights), splat_scale, mutable_data<T>(lattice), begin, end,
-                        channels);
-  });
-  const std::vector<T> zeros(channels, T(0));
-  for (int axis = 0; axis <= l.dims(); ++axis) {
-    const int64_t line = transpose ? l.dims() - axis : axis;
-    const Index* ahead = data<Index>(l.neighbours) + line * 2 * vertices;
-    parallel_for(0, vertices, row_grain(channels), [&](int64_t begin, int64_t end) {
-      run_best<BlurRows>(data<T>(lattice), ahead, ahead + vertices, zeros.data(),
-                         mutable_data<T>(blurred), begin, end, channels);
-    });
-    std::swap(lattice, blurred);
-  }
+Tensor lifted(const Lattice& l, const Tensor& values, const T* splat_scale, bool transpose) {
+  const int64_t channels = values.size(1), vectors = row_vectors<T>(channels);
+  const Tensor lattice = empty_like_of(values, {l.vertices(), vectors * RowVector<T>::kLanes});
+  lift<T, Index>(l, data<T>(values), channels, vectors, data<T>(l.entry_weights), splat_scale,
+                 transpose, mutable_data<T>(lattice));
   return lattice;
 }
 
@@ -212,11 +134,11 @@ Tensor apply_cpu(const Tensor& values, const Tensor& corner_weights, const Tenso
   dispatch_lattice(values.scalar_type(), l.index_type(), [&](auto zero, auto index) {
     using T = decltype(zero);
     using Index = decltype(index);
-    const Tensor lattice = lift<T, Index>(l, source, data<T>(splat_scale), transpose);
+    const Tensor lattice = lifted<T, Index>(l, source, data<T>(splat_scale), transpose);
     parallel_for(0, l.points(), row_grain(channels), [&](int64_t begin, int64_t end) {
       run_best<SliceRows>(data<T>(lattice), data<Index>(corner_vertices), data<T>(corner_weights),
-                          data<T>(slice_scale), mutable_data<T>(output), begin, end, channels,
-                          l.dims());
+                          data<T>(slice_scale), mutable_data<T>(output), channels,
+                          row_vectors<T>(channels), l.dims(), begin, end);
     });
   });
   return output;
@@ -237,10 +159,11 @@ Tensor corner_product_cpu(const Tensor& rows, const Tensor& values, const Tensor
     using T = decltype(zero);
     using Index = decltype(index);
     const T* no_scale = nullptr;
-    const Tensor lattice = lift<T, Index>(l, source, no_scale, transpose);
+    const Tensor lattice = lifted<T, Index>(l, source, no_scale, transpose);
     parallel_for(0, l.points(), row_grain(channels), [&](int64_t begin, int64_t end) {
       run_best<CornerProductRows>(data<T>(left), data<T>(lattice), data<Index>(corner_vertices),
-                                  mutable_data<T>(product), begin, end, channels, l.dims());
+                                  mutable_data<T>(product), begin, end, channels, lattice.size(1),
+                                  l.dims());
     });
   });
   return product;
