@@ -51,6 +51,8 @@ def _autocast(
     dtype = torch.get_autocast_dtype(device_type) if to_lower_precision else torch.float32
 
     def cast(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [cast(item) for item in value]
         castable = (
             isinstance(value, torch.Tensor)
             and value.is_floating_point()

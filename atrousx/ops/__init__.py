@@ -1,7 +1,14 @@
 """The operators as functions; each page holds one operator's whole Python life."""
 
 from .atrous_conv2d import atrous_conv2d, live_fraction
+from .multi_rate_conv2d import multi_rate_conv2d
 from .permutohedral_filter import permutohedral_filter
 from .upsample_bilinear2d import upsample_bilinear2d
 
-__all__ = ["atrous_conv2d", "live_fraction", "permutohedral_filter", "upsample_bilinear2d"]
+__all__ = [
+    "atrous_conv2d",
+    "live_fraction",
+    "multi_rate_conv2d",
+    "permutohedral_filter",
+    "upsample_bilinear2d",
+]

@@ -12,6 +12,7 @@ from .._library import register_autocast
 from ._check import check_device, check_floating, check_rank, check_same, pair
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
+_fused = torch.ops.atrousx._atrous_conv2d_fused.default
 _backward_input = torch.ops.atrousx._atrous_conv2d_backward_input.default
 _backward_weight = torch.ops.atrousx._atrous_conv2d_backward_weight.default
 
@@ -246,6 +247,22 @@ def _(
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
 
 
+@torch.library.register_fake("atrousx::_atrous_conv2d_fused")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    extents = _output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
+
+
 @torch.library.register_fake("atrousx::_atrous_conv2d_backward_input")
 def _(
     grad_output: Tensor,
@@ -325,3 +342,4 @@ for _op, _gradient in (
 ):
     torch.library.register_autograd(_op, _gradient, setup_context=_save_backward)
 register_autocast(_forward, to_lower_precision=True)
+register_autocast(_fused, to_lower_precision=True)

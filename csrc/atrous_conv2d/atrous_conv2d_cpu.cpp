@@ -4,6 +4,7 @@
 #include "cpu_direct.h"
 #include "cpu_gather.h"
 #include "cpu_grad_weight.h"
+#include "gather.h"
 
 namespace atrousx {
 namespace {
@@ -12,6 +13,25 @@ template <typename T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
+
+}  // namespace
+
+// A matrix product whatever the width of the groups.
+void gather_cpu(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination) {
+  if (destination.numel() == 0) return;
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    with_register_tile<Accumulate<T>>([&](auto tile) {
+      CpuGather<T, decltype(tile)>(shape, data<T>(source), strides4(source), tail.epilogue<T>(),
+                                   static_cast<T*>(destination.mutable_data_ptr()),
+                                   strides4(destination))
+          .run(data<T>(weight), weight_strides, source);
+    });
+  });
+}
+
+namespace {
 
 // Narrow groups. Returns the destination, in the memory format asked for.
 Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
@@ -33,35 +53,67 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
   return torch::stable::contiguous(destination, memory_format(channels_last));
 }
 
+// Rows added to rows leave the residual and ReLU to a pass of their own.
+void finish_directly(const Tail& tail, const Tensor& destination) {
+  if (!tail.residual.has_value() && !tail.relu) return;
+  dispatch_floating(destination.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Epilogue<T> epilogue = tail.epilogue<T>();
+    epilogue.bias = nullptr;  // already added
+    const Strides4 strides = strides4(destination), from = epilogue.residual_strides;
+    const int64_t channels = destination.size(1), height = destination.size(2);
+    T* to = static_cast<T*>(destination.mutable_data_ptr());
+    torch::stable::parallel_for(
+        0, destination.size(0) * channels * height, 64, [&](int64_t begin, int64_t end) {
+          for (int64_t r = begin; r < end; ++r) {
+            const int64_t n = r / height / channels, c = r / height % channels, h = r % height;
+            for (int64_t w = 0; w < destination.size(3); ++w) {
+              T& value = to[strides.offset(n, c, h, w)];
+              value = epilogue.finish(value, c, from.offset(n, c, h, w));
+            }
+          }
+        });
+  });
+}
+
 Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-              const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
+              const WeightStrides& weight_strides, const Tail& tail,
               const std::array<int64_t, 4>& size, bool channels_last) {
   if (size[0] * size[1] * size[2] * size[3] == 0) return empty4(source, size, channels_last);
-  if (gathers_directly(shape))
-    return gather_directly(shape, source, weight, weight_strides, bias, size, channels_last);
+  if (gathers_directly(shape)) {
+    const Tensor destination =
+        gather_directly(shape, source, weight, weight_strides, tail.bias, size, channels_last);
+    finish_directly(tail, destination);
+    return destination;
+  }
   const Tensor destination = empty4(source, size, channels_last);
-  dispatch_floating(source.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    with_register_tile<Accumulate<T>>([&](auto tile) {
-      CpuGather<T, decltype(tile)>(
-          shape, data<T>(source), strides4(source), bias.has_value() ? data<T>(*bias) : nullptr,
-          static_cast<T*>(destination.mutable_data_ptr()), strides4(destination))
-          .run(data<T>(weight), weight_strides, source);
-    });
-  });
+  gather_cpu(shape, source, weight, weight_strides, tail, destination);
   return destination;
+}
+
+Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
+                const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
+                                       padding, dilation, groups);
+  check_same_kind(weight, input, "weight");
+  check_bias(tail.bias, input, g);
+  check_residual(tail.residual, input, g);
+  if (tail.bias.has_value()) tail.bias = torch::stable::contiguous(*tail.bias);
+  return gather(g.forward(), input, weight, g.forward_weight(strides4(weight)), tail,
+                {g.batch, g.outputs, g.out_h, g.out_w},
+                is_channels_last(input) || is_channels_last(weight));
 }
 
 Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                          Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
-  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
-                                       padding, dilation, groups);
-  check_same_kind(weight, input, "weight");
-  check_bias(bias, input, g);
-  if (bias.has_value()) bias = torch::stable::contiguous(*bias);
-  return gather(g.forward(), input, weight, g.forward_weight(strides4(weight)), bias,
-                {g.batch, g.outputs, g.out_h, g.out_w},
-                is_channels_last(input) || is_channels_last(weight));
+  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups);
+}
+
+Tensor atrous_conv2d_fused_cpu(const Tensor& input, const Tensor& weight,
+                               std::optional<Tensor> bias, std::optional<Tensor> residual,
+                               bool relu, Sizes stride, Sizes padding, Sizes dilation,
+                               int64_t groups) {
+  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups);
 }
 
 Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
@@ -71,8 +123,8 @@ Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor&
       conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
   check_grad_output(grad_output, g);
   check_same_kind(weight, grad_output, "weight");
-  return gather(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)),
-                std::nullopt, {g.batch, g.channels, g.height, g.width},
+  return gather(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)), Tail{},
+                {g.batch, g.channels, g.height, g.width},
                 is_channels_last(grad_output) || is_channels_last(weight));
 }
 
@@ -108,6 +160,7 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
   m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cpu));
+  m.impl("_atrous_conv2d_fused", TORCH_BOX(&atrousx::atrous_conv2d_fused_cpu));
   m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cpu));
   m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cpu));
 }

@@ -3,6 +3,7 @@
 #include "arguments.h"
 #include "atrous_conv2d_direct_kernels.cuh"
 #include "atrous_conv2d_kernels.cuh"
+#include "gather.h"
 
 namespace atrousx {
 namespace {
@@ -17,44 +18,60 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-// source -> destination, one launch for each plan (nearly always one).
-void gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-            const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
-            const Tensor& destination) {
+}  // namespace
+
+// One launch for each plan (nearly always one).
+void gather_cuda(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination) {
   if (destination.numel() == 0) return;
   const LaunchContext context(source.get_device_index());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const T* added = bias.has_value() ? data<T>(*bias) : nullptr;
+    const Epilogue<T> epilogue = tail.epilogue<T>();
     T* to = static_cast<T*>(destination.mutable_data_ptr());
     if (gathers_directly(shape)) {
       atrous_conv2d_gather_direct_kernel<T>
           <<<grid_for(destination.numel()), kThreads, 0, context.stream()>>>(
-              data<T>(source), data<T>(weight), added, to, shape, strides4(source), weight_strides,
-              strides4(destination));
+              data<T>(source), data<T>(weight), epilogue, to, shape, strides4(source),
+              weight_strides, strides4(destination));
       return check_cuda(cudaGetLastError(), "atrous_conv2d, narrow groups");
     }
     for (const TapPlan& plan : tap_plans(shape.rows, shape.columns, shape.batch, kTile)) {
       const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kTile);
       atrous_conv2d_gather_kernel<T><<<job_grid(jobs), kProductThreads, 0, context.stream()>>>(
-          data<T>(source), data<T>(weight), added, to, plan, shape, strides4(source),
+          data<T>(source), data<T>(weight), epilogue, to, plan, shape, strides4(source),
           weight_strides, strides4(destination));
       check_cuda(cudaGetLastError(), "atrous_conv2d");
     }
   });
 }
 
-Tensor atrous_conv2d_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
-                          Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+namespace {
+
+Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
+                const Sizes& padding, const Sizes& dilation, int64_t groups) {
   const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
                                        padding, dilation, groups);
   check_same_kind(weight, input, "weight");
-  check_bias(bias, input, g);
-  if (bias.has_value()) bias = torch::stable::contiguous(*bias);
+  check_bias(tail.bias, input, g);
+  check_residual(tail.residual, input, g);
+  if (tail.bias.has_value()) tail.bias = torch::stable::contiguous(*tail.bias);
   const Tensor output = empty4(input, {g.batch, g.outputs, g.out_h, g.out_w},
                                is_channels_last(input) || is_channels_last(weight));
-  gather(g.forward(), input, weight, g.forward_weight(strides4(weight)), bias, output);
+  gather_cuda(g.forward(), input, weight, g.forward_weight(strides4(weight)), tail, output);
   return output;
+}
+
+Tensor atrous_conv2d_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
+                          Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups);
+}
+
+Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
+                                std::optional<Tensor> bias, std::optional<Tensor> residual,
+                                bool relu, Sizes stride, Sizes padding, Sizes dilation,
+                                int64_t groups) {
+  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups);
 }
 
 Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor& weight,
@@ -66,8 +83,8 @@ Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor
   check_same_kind(weight, grad_output, "weight");
   const Tensor grad_input = empty4(grad_output, {g.batch, g.channels, g.height, g.width},
                                    is_channels_last(grad_output) || is_channels_last(weight));
-  gather(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)), std::nullopt,
-         grad_input);
+  gather_cuda(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)), Tail{},
+              grad_input);
   return grad_input;
 }
 
@@ -120,6 +137,7 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
   m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cuda));
+  m.impl("_atrous_conv2d_fused", TORCH_BOX(&atrousx::atrous_conv2d_fused_cuda));
   m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cuda));
   m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cuda));
 }

@@ -15,8 +15,8 @@ template <typename T>
 __global__ void atrous_conv2d_gather_direct_kernel(
     const T* source,  // [N, groups * inner, source rows, source columns]
     const T* weight,  // any strides, see WeightStrides
-    const T* bias,    // [groups * outer] or null
-    T* destination,   // [N, groups * outer, rows, columns]
+    Epilogue<T> epilogue,
+    T* destination,  // [N, groups * outer, rows, columns]
     GatherShape shape, Strides4 source_strides, WeightStrides weight_strides,
     Strides4 destination_strides) {
   using A = Accumulate<T>;
@@ -31,7 +31,7 @@ __global__ void atrous_conv2d_gather_direct_kernel(
     const T* from = source + source_strides.offset(n, group * shape.inner, 0, 0);
     const T* by =
         weight + group * weight_strides.group + channel % shape.outer * weight_strides.outer;
-    A sum = bias == nullptr ? A(0) : static_cast<A>(bias[channel]);
+    A sum(0);
     for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
       const int64_t h = shape.rows.source(row, kh);
       if (h < 0) continue;
@@ -45,7 +45,8 @@ __global__ void atrous_conv2d_gather_direct_kernel(
               static_cast<A>(x[c * source_strides.c]) * static_cast<A>(y[c * weight_strides.inner]);
       }
     }
-    destination[destination_strides.offset(n, channel, row, column)] = static_cast<T>(sum);
+    destination[destination_strides.offset(n, channel, row, column)] =
+        epilogue.finish(sum, channel, epilogue.residual_strides.offset(n, channel, row, column));
   }
 }
 

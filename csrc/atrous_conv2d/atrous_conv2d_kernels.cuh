@@ -77,8 +77,8 @@ template <typename T>
 __global__ void __launch_bounds__(kProductThreads, 2)
     atrous_conv2d_gather_kernel(const T* source,  // [N, groups * inner, source rows, columns]
                                 const T* weight,  // any strides, see WeightStrides
-                                const T* bias,    // [groups * outer] or null
-                                T* destination,   // [N, groups * outer, rows, columns]
+                                Epilogue<T> epilogue,
+                                T* destination,  // [N, groups * outer, rows, columns]
                                 TapPlan plan, GatherShape shape, Strides4 source_strides,
                                 WeightStrides weight_strides, Strides4 destination_strides) {
   using A = Accumulate<T>;
@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
   ATROUSX_SHARED(A, columns, kPanelDepth * kPanelPitch);
   ATROUSX_SHARED(int64_t, source_lanes, kTile);
   ATROUSX_SHARED(int64_t, destination_lanes, kTile);
+  ATROUSX_SHARED(int64_t, residual_lanes, kTile);
   ATROUSX_SHARED(int64_t, weight_columns, kTile);
   ATROUSX_SHARED(int64_t, source_depth, kPanelDepth);
   ATROUSX_SHARED(int64_t, weight_depth, kPanelDepth);
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
       source_lanes[thread] = inside ? tile.source_offset(pixel, source_strides) : kNowhere;
       destination_lanes[thread] =
           inside ? tile.destination_offset(pixel, destination_strides) : kNowhere;
+      residual_lanes[thread] = tile.destination_offset(pixel, epilogue.residual_strides);
       weight_columns[thread] =
           first + thread < shape.outer ? (first + thread) * weight_strides.outer : kNowhere;
     }
@@ -132,12 +134,13 @@ __global__ void __launch_bounds__(kProductThreads, 2)
     }
     for (int i = 0; i < kThreadSums; ++i)
       for (int j = 0; j < kThreadSums; ++j) {
-        const int64_t pixel = destination_lanes[place.lane + i * kThreadGrid];
+        const int lane = place.lane + i * kThreadGrid;
+        const int64_t pixel = destination_lanes[lane];
         const int64_t channel = first + place.column + j * kThreadGrid;
         if (pixel == kNowhere || channel >= shape.outer) continue;
         const int64_t k = group * shape.outer + channel;
-        const A added = bias == nullptr ? A(0) : static_cast<A>(bias[k]);
-        destination[pixel + k * destination_strides.c] = static_cast<T>(sums[i][j] + added);
+        const int64_t residual = residual_lanes[lane] + k * epilogue.residual_strides.c;
+        destination[pixel + k * destination_strides.c] = epilogue.finish(sums[i][j], k, residual);
       }
     __syncthreads();  // everyone has stored; the next job overwrites lanes and columns
   }

@@ -22,11 +22,11 @@ class CpuGather {
 
  public:
   CpuGather(const GatherShape& shape, const T* source, const Strides4& source_strides,
-            const T* bias, T* destination, const Strides4& destination_strides)
+            const Epilogue<T>& epilogue, T* destination, const Strides4& destination_strides)
       : shape_(shape),
         source_(source),
         source_strides_(source_strides),
-        bias_(bias),
+        epilogue_(epilogue),
         destination_(destination),
         destination_strides_(destination_strides),
         blocks_(ceil_div<int64_t>(shape.outer, R::kColumns)),
@@ -91,11 +91,12 @@ class CpuGather {
 
   void run_task(const Tile& tile, int64_t group, int64_t first_block, int64_t blocks,
                 const A* packed, A* panels) {
-    int64_t source_offsets[kPixels], destination_offsets[kPixels];
+    int64_t source_offsets[kPixels], destination_offsets[kPixels], residual_offsets[kPixels];
     for (int64_t i = 0; i < tile.pixels; ++i) {
       const Tile::Pixel p = tile.pixel(i);
       source_offsets[i] = tile.source_offset(p, source_strides_);
       destination_offsets[i] = tile.destination_offset(p, destination_strides_);
+      residual_offsets[i] = tile.destination_offset(p, epilogue_.residual_strides);
     }
     const int64_t subtiles = ceil_div<int64_t>(tile.pixels, R::kLanes);
     A* sums = panels + kDepth * kPixels;  // [blocks, subtiles, kLanes, kColumns]
@@ -119,7 +120,8 @@ class CpuGather {
               static_cast<const A*>(panels + s * kDepth * R::kLanes), weight + b * block_size(),
               static_cast<const Segment*>(segments), count, sums + (b * subtiles + s) * R::kSums);
     }
-    store(sums, group, first_block, blocks, subtiles, tile.pixels, destination_offsets);
+    store(sums, group, first_block, blocks, subtiles, tile.pixels, destination_offsets,
+          residual_offsets);
   }
 
   // Rows [start, start + depth) of (live taps x inner): where the source lies relative to a pixel,
@@ -141,8 +143,9 @@ class CpuGather {
   }
 
   void store(const A* sums, int64_t group, int64_t first_block, int64_t blocks, int64_t subtiles,
-             int64_t pixels, const int64_t* destination_offsets) const {
-    const int64_t stride = destination_strides_.c;
+             int64_t pixels, const int64_t* destination_offsets,
+             const int64_t* residual_offsets) const {
+    const int64_t stride = destination_strides_.c, residual = epilogue_.residual_strides.c;
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t outer = (first_block + b) * R::kColumns;
       const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
@@ -150,9 +153,9 @@ class CpuGather {
       const A* block = sums + b * subtiles * R::kSums;  // [pixels, kColumns]
       T* to = destination_ + channel * stride;
       const auto write = [&](int64_t p, int64_t c) {
-        const A added = bias_ == nullptr ? A(0) : static_cast<A>(bias_[channel + c]);
         to[destination_offsets[p] + c * stride] =
-            static_cast<T>(block[p * R::kColumns + c] + added);
+            epilogue_.finish(block[p * R::kColumns + c], channel + c,
+                             residual_offsets[p] + (channel + c) * residual);
       };
       if (stride == 1)
         for (int64_t p = 0; p < pixels; ++p)
@@ -166,7 +169,7 @@ class CpuGather {
   const GatherShape shape_;
   const T* const source_;  // [N, groups * inner, source rows, source columns]
   const Strides4 source_strides_;
-  const T* const bias_;   // [groups * outer] or null
+  const Epilogue<T> epilogue_;
   T* const destination_;  // [N, groups * outer, rows, columns]
   const Strides4 destination_strides_;
   const int64_t blocks_, taps_;

@@ -209,6 +209,25 @@ struct WeightStrides {
   int64_t group, outer, inner, h, w;
 };
 
+// What happens to a finished sum on its way to memory: max(0, sum + bias + residual), each part
+// where it is asked for, in the accumulation type and rounded once. The residual may be the
+// destination itself: then several gathers add up in place.
+template <typename T>
+struct Epilogue {
+  const T* bias = nullptr;      // [groups * outer] or null
+  const T* residual = nullptr;  // [N, groups * outer, rows, columns], any strides, or null
+  Strides4 residual_strides{};
+  bool relu = false;
+
+  // `residual_offset` is where the element's residual lies; NaN stays NaN.
+  ATROUSX_HOST_DEVICE T finish(Accumulate<T> sum, int64_t channel, int64_t residual_offset) const {
+    using A = Accumulate<T>;
+    if (bias != nullptr) sum += static_cast<A>(bias[channel]);
+    if (residual != nullptr) sum += static_cast<A>(residual[residual_offset]);
+    return static_cast<T>(relu && sum < A(0) ? A(0) : sum);
+  }
+};
+
 // The sizes of a convolution: input [N, C, H, W], weight [K, C/groups, KH, KW],
 // output [N, K, OH, OW]. `padding` is what lies above and left of the map.
 struct ConvGeometry {

@@ -35,17 +35,17 @@ std::array<int64_t, 4> sizes(const py::array& a) {
 
 template <typename T>
 void gather(const GatherShape& shape, Tensor4<T>& source, T* weight,
-            const atrousx::WeightStrides& weight_strides, T* bias, Tensor4<T>& destination,
-            const Options& o) {
+            const atrousx::WeightStrides& weight_strides, const atrousx::Epilogue<T>& epilogue,
+            Tensor4<T>& destination, const Options& o) {
   if (o.direct)
     return emulator::launch(o.blocks, 64, 0, atrousx::atrous_conv2d_gather_direct_kernel<T>,
-                            source.data(), weight, bias, destination.data(), shape,
+                            source.data(), weight, epilogue, destination.data(), shape,
                             source.strides(), weight_strides, destination.strides());
   for (const auto& plan :
        atrousx::tap_plans(shape.rows, shape.columns, shape.batch, atrousx::kTile))
     emulator::launch(o.blocks, atrousx::kProductThreads, 0, atrousx::atrous_conv2d_gather_kernel<T>,
-                     source.data(), weight, bias, destination.data(), plan, shape, source.strides(),
-                     weight_strides, destination.strides());
+                     source.data(), weight, epilogue, destination.data(), plan, shape,
+                     source.strides(), weight_strides, destination.strides());
 }
 
 py::array forward(const py::array& input, const py::array& weight,
@@ -56,8 +56,8 @@ py::array forward(const py::array& input, const py::array& weight,
     Tensor4<T> y({x.size(0), w.size(0), size[0], size[1]}, o.channels_last);
     emulator::Buffer<T> b = bias ? emulator::Buffer<T>(*bias) : emulator::Buffer<T>(size_t{0});
     const ConvGeometry g = geometry(sizes(input), sizes(weight), size, o);
-    gather(g.forward(), x, w.data(), g.forward_weight(w.strides()), bias ? b.data() : nullptr, y,
-           o);
+    gather(g.forward(), x, w.data(), g.forward_weight(w.strides()),
+           atrousx::Epilogue<T>{bias ? b.data() : nullptr}, y, o);
     return y.to_array(input.dtype());
   });
 }
@@ -70,8 +70,8 @@ py::array backward_input(const py::array& grad_output, const py::array& weight, 
     Tensor4<T> x({y.size(0), w.size(1) * o.groups, size[0], size[1]}, o.channels_last);
     const ConvGeometry g = geometry({x.size(0), x.size(1), size[0], size[1]}, sizes(weight),
                                     {y.size(2), y.size(3)}, o);
-    gather(g.grad_input(), y, w.data(), g.grad_input_weight(w.strides()), static_cast<T*>(nullptr),
-           x, o);
+    gather(g.grad_input(), y, w.data(), g.grad_input_weight(w.strides()), atrousx::Epilogue<T>{}, x,
+           o);
     return x.to_array(grad_output.dtype());
   });
 }

@@ -4,6 +4,7 @@
 #include "emulator.h"
 
 void bind_atrous_conv2d(pybind11::module_& m);
+void bind_multi_rate_conv2d(pybind11::module_& m);
 void bind_permutohedral(pybind11::module_& m);
 void bind_planted(pybind11::module_& m);
 void bind_upsample_bilinear2d(pybind11::module_& m);
@@ -11,6 +12,7 @@ void bind_upsample_bilinear2d(pybind11::module_& m);
 PYBIND11_MODULE(atrousx_emulated, m) {
   m.def("set_reverse", &emulator::set_reverse);
   bind_atrous_conv2d(m);
+  bind_multi_rate_conv2d(m);
   bind_permutohedral(m);
   bind_planted(m);
   bind_upsample_bilinear2d(m);

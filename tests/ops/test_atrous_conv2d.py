@@ -21,6 +21,7 @@ from tests.ops.common import (
 from tests.reference import atrous_conv2d as reference
 
 forward_op = torch.ops.atrousx.atrous_conv2d.default
+fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
 backward_input_op = torch.ops.atrousx._atrous_conv2d_backward_input.default
 backward_weight_op = torch.ops.atrousx._atrous_conv2d_backward_weight.default
 
@@ -403,3 +404,27 @@ def test_live_fraction_counts(size, taps, stride, padding, dilation):
 def test_live_fraction_of_deeplab():
     assert live_fraction((33, 33), 3, padding=18, dilation=18) == pytest.approx((63 / 99) ** 2)
     assert live_fraction((33, 33), 1) == 1
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", ["rate 6 on a small map", "groups", "narrow groups", "depthwise"])
+def test_fused_epilogue(device, name, memory_format, dtype):
+    x, w, b, (stride, padding, dilation, groups) = make(name, dtype, device, memory_format)
+    geometry = (stride, (*padding, *padding), dilation, groups)
+    plain = forward_op(x, w, b, *geometry)
+    full = torch.randn_like(plain)
+    for residual in (None, full, full[:1, :, :1, :1].expand_as(plain), strided_views(full)[1]):
+        theirs = F.conv2d(x, w, b, stride, padding, dilation, groups)
+        exact = reference.forward(*map(to_float64, (x, w, b)), *geometry)
+        if residual is not None:
+            theirs, exact = theirs + residual, exact + to_float64(residual)
+        for relu in (False, True):
+            ours = fused_op(x, w, b, residual, relu, *geometry)
+            assert_as_accurate_as_torch(
+                ours, theirs.relu() if relu else theirs, exact.clip(0) if relu else exact
+            )
+            assert ours.is_contiguous(memory_format=memory_format)
+    torch.library.opcheck(fused_op, (x, w, b, full, True, *geometry))
+    with pytest.raises(RuntimeError, match="residual does not have the size"):
+        fused_op(x, w, b, full[:, :-1], False, *geometry)

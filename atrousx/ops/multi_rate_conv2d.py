@@ -1,0 +1,206 @@
+"""Convolutions of one input at several dilations: the function, its gradients and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._library import register_autocast
+from ._check import check_device, check_floating, check_rank, check_same
+
+_forward = torch.ops.atrousx.multi_rate_conv2d.default
+_forward_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
+_backward_input = torch.ops.atrousx._atrous_conv2d_backward_input.default
+_backward_weight = torch.ops.atrousx._atrous_conv2d_backward_weight.default
+
+
+def multi_rate_conv2d(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    dilations: Sequence[int] = (6, 12, 18),
+    reduce: Literal["cat", "sum"] = "cat",
+) -> Tensor:
+    r"""Convolves one input at several dilations, into one result: the pyramid of ASPP.
+
+    .. math::
+        y = \big[\,B_1(x),\; \ldots,\; B_n(x)\,\big] \quad\text{or}\quad y = \sum_b B_b(x), \qquad
+        B_b(x)_{n,k,o,p} = b_{b,k} + \sum_{c,i,j} w_{b,k,c,i,j}\;
+        x_{n,\,c,\;o + (i - \lfloor KH_b/2 \rfloor) d_b,\;p + (j - \lfloor KW_b/2 \rfloor) d_b}
+
+    over the taps whose sample lies on the map: stride 1, and the size stays. Each branch is written
+    straight into its channels of the result, or added to it; nothing is concatenated afterwards.
+    In the sum the branches' centre taps, which read the same element, are added up beforehand and
+    multiplied once. The gradients are exact to any order; forward and backward are deterministic.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
+            strides, N may be 0.
+        weights: for each branch ``[K_b, C, KH_b, KW_b]`` with odd KH and KW (1x1 included), of the
+            dtype and on the device of ``input``. Summed branches have one K.
+        biases: for each branch ``[K_b]``, likewise, or None.
+        dilations: for each branch the pixels between neighbouring taps.
+        reduce: "cat" (DeepLab v3's pyramid) or "sum" (v2's).
+
+    Returns:
+        ``[N, K_1 + ... + K_n, H, W]`` for "cat", ``[N, K, H, W]`` for "sum"; channels_last if
+        ``input`` or one of ``weights`` is.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong rank or shape, an even kernel, lengths that differ, no branch at all, a
+            dilation that is not positive, an empty map, another ``reduce``.
+        RuntimeError: tensors of different dtypes or devices.
+
+    Source:
+        Chen et al., "DeepLab", arXiv:1606.00915, section 3.2 (sum), and "Rethinking Atrous
+        Convolution for Semantic Image Segmentation", arXiv:1706.05587, section 3.3 (cat).
+
+    Example:
+        >>> import torch, atrousx
+        >>> row = torch.tensor([[[[1.0, 2.0, 3.0, 4.0, 5.0]]]])
+        >>> taps = [torch.tensor([[[[1.0, 10.0, 100.0]]]])] * 2
+        >>> atrousx.ops.multi_rate_conv2d(row, taps, dilations=(1, 2), reduce="sum")
+        tensor([[[[520., 741., 963., 585., 107.]]]])
+    """
+    batched = _check_tensors(input, weights, biases)
+    rates = _check_branches(input, weights, biases, dilations)
+    if reduce not in ("cat", "sum"):
+        raise ValueError(f"reduce must be 'cat' or 'sum', got {reduce!r}")
+    adds = reduce == "sum"
+    if adds and any(weight.shape[0] != weights[0].shape[0] for weight in weights):
+        raise ValueError(
+            "weights must have one number of outputs to be summed, "
+            f"got {[weight.shape[0] for weight in weights]}"
+        )
+    batch = input if batched else input.unsqueeze(0)
+    result: Tensor = _forward(batch, weights, _join(biases, adds), rates, adds)
+    return result if batched else result.squeeze(0)
+
+
+def _join(biases: Sequence[Tensor] | None, adds: bool) -> Tensor | None:
+    if biases is None:
+        return None
+    return torch.stack(list(biases)).sum(0) if adds else torch.cat(list(biases))
+
+
+def _check_tensors(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None
+) -> bool:
+    """Checks types, ranks, dtypes and devices; says whether input has a batch dimension."""
+    check_floating("input", input)
+    check_device("input", input)
+    if input.dim() not in (3, 4):
+        raise ValueError(
+            "input must have 4 dimensions [N, C, H, W] or 3 [C, H, W], "
+            f"got shape {tuple(input.shape)}"
+        )
+    # Autocast brings dtypes together before the kernel runs.
+    mixed = input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+    for name, tensors in (("weights", weights), ("biases", biases)):
+        if tensors is None and name == "biases":
+            continue
+        if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+            raise TypeError(f"{name} must be a list of tensors, got {type(tensors).__name__}")
+        for index, tensor in enumerate(tensors):
+            check_floating(f"{name}[{index}]", tensor)
+            if not (mixed and tensor.device == input.device):
+                check_same(f"{name}[{index}]", tensor, "input", input)
+    for index, weight in enumerate(weights):
+        check_rank(f"weights[{index}]", weight, 4, "[K, C, KH, KW]")
+    return input.dim() == 4
+
+
+def _check_branches(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    dilations: Sequence[int],
+) -> list[int]:
+    """Checks shapes and counts; returns the dilations."""
+    rates = list(dilations) if isinstance(dilations, Sequence) else []
+    if not all(isinstance(d, (int, torch.SymInt)) and not isinstance(d, bool) for d in rates) or (
+        not isinstance(dilations, Sequence) or isinstance(dilations, str)
+    ):
+        raise TypeError(f"dilations must be a list of ints, got {dilations!r}")
+    if any(rate <= 0 for rate in rates):
+        raise ValueError(f"dilations must be positive, got {rates}")
+    if not weights or len(rates) != len(weights):
+        raise ValueError(
+            "there must be a weight for each dilation, at least one, "
+            f"got {len(weights)} weights and {len(rates)} dilations"
+        )
+    if biases is not None and len(biases) != len(weights):
+        raise ValueError(f"biases must be {len(weights)}, one per weight, got {len(biases)}")
+    if any(extent == 0 for extent in input.shape[-2:]):
+        raise ValueError(f"input must have a non-empty H and W, got shape {tuple(input.shape)}")
+    for index, weight in enumerate(weights):
+        outputs, channels, *taps = weight.shape
+        if outputs == 0 or any(extent % 2 == 0 for extent in taps):
+            raise ValueError(
+                f"weights[{index}] must have a non-empty K and odd KH and KW, "
+                f"got shape {tuple(weight.shape)}"
+            )
+        if channels != input.shape[-3]:
+            raise ValueError(
+                f"weights[{index}] of shape {tuple(weight.shape)} needs an input of {channels} "
+                f"channels, got input of shape {tuple(input.shape)}"
+            )
+        if biases is not None and tuple(biases[index].shape) != (outputs,):
+            raise ValueError(
+                f"biases[{index}] must have shape ({outputs},), one per output, "
+                f"got {tuple(biases[index].shape)}"
+            )
+    return rates
+
+
+def _fake(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    dilations: Sequence[int],
+    sum: bool,
+) -> Tensor:
+    # A plain loop: the builtin is shadowed by the operator's own argument.
+    outputs = 0
+    for weight in weights:
+        outputs = weight.shape[0] if sum else outputs + weight.shape[0]
+    formats = [torch._prims_common.suggest_memory_format(t) for t in (input, *weights)]
+    chosen = torch.channels_last if torch.channels_last in formats else torch.contiguous_format
+    size = [input.shape[0], outputs, *input.shape[2:]]
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=chosen)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weights, _, ctx.dilations, ctx.adds = inputs
+    ctx.save_for_backward(input, *weights)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The branches' own gradients; that of the input is their sum, in the order of branches."""
+    input, *weights = ctx.saved_tensors
+    needs_input, needs_weights, needs_bias = ctx.needs_input_grad[:3]
+    grad_input: Tensor | None = None
+    grad_weights: list[Tensor | None] = []
+    first = 0
+    for weight, dilation, needs_weight in zip(weights, ctx.dilations, needs_weights, strict=True):
+        part = grad if ctx.adds else grad.narrow(1, first, weight.shape[0])
+        first += weight.shape[0]
+        rows, columns = (dilation * (extent // 2) for extent in weight.shape[2:])
+        geometry = ((1, 1), (rows, columns, rows, columns), (dilation, dilation), 1)
+        if needs_input:
+            branch = _backward_input(part, weight, input.shape, *geometry)
+            grad_input = branch if grad_input is None else grad_input + branch
+        grad_weights.append(
+            _backward_weight(part, input, weight.shape, *geometry) if needs_weight else None
+        )
+    return grad_input, grad_weights, grad.sum((0, 2, 3)) if needs_bias else None, None, None
+
+
+for _op in (_forward, _forward_relu):
+    torch.library.register_fake(_op, _fake)
+    register_autocast(_op, to_lower_precision=True)
+torch.library.register_autograd(_forward, _gradient, setup_context=_save)
