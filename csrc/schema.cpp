@@ -64,6 +64,11 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "_permutohedral_corner_product(Tensor rows, Tensor values, Tensor corner_weights, "
       "Tensor corner_vertices, Tensor starts, Tensor entry_points, Tensor entry_weights, "
       "Tensor neighbours, bool transpose) -> Tensor");
+
+  // Mean-field inference over points, logits [N, L, P]. Of each term nine tensors: its lattice's
+  // six, the two scales of its filter and its compatibility, the last three empty where there is
+  // none.
+  m.def("_mean_field(Tensor logits, Tensor[] terms, float[] weights, int iterations) -> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -174,16 +174,15 @@ class DenseCRF(nn.Module):
         dtype = computing_dtype(logits, image)
         # Half precision would move the vertices of the lattice: autocast stays outside.
         with torch.autocast(logits.device.type, enabled=False):
-            rows = logits.to(dtype).movedim(1, -1)
-            log_p = rows.reshape(-1, self.num_labels).log_softmax(-1)
             image = image.to(dtype)
             terms = [
                 kernel.term(_features(image, coloured), self.normalization)
                 for kernel, coloured in ((self.gaussian, False), (self.bilateral, True))
                 if kernel is not None
             ]
-            q = mean_field(log_p, terms, self.iterations, self.recompute)
-        result = q.reshape(rows.shape).movedim(-1, 1).to(logits.dtype)
+            flat = logits.to(dtype).flatten(2)
+            q = mean_field(flat, terms, self.iterations, self.recompute)
+        result = q.reshape(logits.shape).to(logits.dtype)
         return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(logits))
 
     def _check(self, logits: Tensor, image: Tensor) -> None:

@@ -4,13 +4,16 @@ layers share."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ._permutohedral_lattice import Lattice
 from .permutohedral_filter import Scales, filter_rows
+
+_op = torch.ops.atrousx._mean_field.default
 
 
 class Term(NamedTuple):
@@ -35,12 +38,25 @@ def less_message(log_q: Tensor, q: Tensor, term: Term) -> Tensor:
 
 
 def mean_field(
-    log_p: Tensor, terms: Sequence[Term], iterations: int, recompute: bool = False
+    logits: Tensor, terms: Sequence[Term], iterations: int, recompute: bool = False
 ) -> Tensor:
-    """Q <- softmax(log P - messages), ``iterations`` times from P: [P, L] to [P, L].
+    """Q <- softmax(log P - messages), ``iterations`` times from P = softmax(logits), [N, L, P].
 
     With ``recompute`` backward computes each iteration again from its Q, the only thing kept of it.
     """
+    on_cpu = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and not (torch.is_grad_enabled() and _any_needs_gradient(logits, terms)):
+        weights = [float(term.weight) for term in terms]
+        result: Tensor = _op(logits, _flattened(terms, logits), weights, iterations)
+        return result
+    return _by_parts(logits, terms, iterations, recompute)
+
+
+def _by_parts(
+    logits: Tensor, terms: Sequence[Term], iterations: int, recompute: bool = False
+) -> Tensor:
+    rows = logits.movedim(1, -1)
+    log_p = rows.reshape(-1, logits.shape[1]).log_softmax(-1)
 
     def step(q: Tensor) -> Tensor:
         log_q = log_p
@@ -51,4 +67,37 @@ def mean_field(
     q = log_p.softmax(-1)
     for _ in range(iterations):
         q = checkpoint(step, q, use_reentrant=False) if recompute else step(q)
-    return q
+    return q.reshape(rows.shape).movedim(-1, 1)
+
+
+def _any_needs_gradient(logits: Tensor, terms: Sequence[Term]) -> bool:
+    tensors = [logits]
+    for term in terms:
+        given = (term.lattice.corner_weights, *term.scales, term.weight, term.compatibility)
+        tensors += [t for t in given if isinstance(t, Tensor)]
+    return any(t.requires_grad for t in tensors)
+
+
+def _flattened(terms: Sequence[Term], like: Tensor) -> list[Tensor]:
+    """What ``_mean_field`` takes: nine tensors a term."""
+    none = like.new_empty(0)
+    return [
+        none if t is None else t.contiguous()
+        for term in terms
+        for t in (*term.lattice, *term.scales, term.compatibility)
+    ]
+
+
+@torch.library.register_fake("atrousx::_mean_field")
+def _(logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.impl("atrousx::_mean_field", "cuda")
+def _(logits: Tensor, tensors: list[Tensor], weights: list[float], iterations: int) -> Tensor:
+    terms = []
+    for k, weight in enumerate(weights):
+        lattice, given = tensors[9 * k : 9 * k + 6], tensors[9 * k + 6 : 9 * k + 9]
+        before, after, compatibility = (t if t.numel() else None for t in given)
+        terms.append(Term(Lattice(*lattice), (before, after), weight, compatibility))
+    return _by_parts(logits, terms, iterations).contiguous()

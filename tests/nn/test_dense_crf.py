@@ -111,6 +111,51 @@ def test_against_oracle(device, options):
     np.testing.assert_allclose(to_float64(result), exact, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("labels", [1, 3, 8, 21, 41])
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[1], OPTIONS[4], "matrix"], ids=str)
+def test_inference_is_what_training_computes(device, labels, options, dtype):
+    # Without gradients the CPU has one operator for all iterations.
+    logits, image = random_case((9, 11), labels, 2, dtype, device)
+    logits[:, 0, 0] = -math.inf  # a label ruled out
+    if labels == 1:
+        logits[:, 0, 0] = 7
+    if options == "matrix":
+        options = {"compatibility": torch.randn(labels, labels), "gaussian_weight": 0.3}
+    crf = atrousx.DenseCRF(labels, iterations=4, bilateral_sigma_rgb=40.0, **options).to(device)
+    expected = crf(logits.clone().requires_grad_(), image)
+    assert expected.requires_grad
+    result = crf(logits, image)
+    assert not result.requires_grad
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-6
+    torch.testing.assert_close(result, expected.detach(), rtol=tolerance, atol=tolerance)
+
+
+def test_nan_stays_where_it_is_heard(device):
+    logits, image = random_case((6, 7), dtype=torch.float32, device=device)
+    logits[0, 1, 2, 3] = math.nan
+    assert atrousx.DenseCRF(3, iterations=1)(logits, image)[0, :, 2, 3].isnan().all()
+
+
+def test_certain_labels_and_large_logits(device):
+    logits, image = random_case((6, 7), dtype=torch.float32, device=device)
+    labels = logits.argmax(1)
+    result = atrousx.DenseCRF(3, iterations=2)(1e6 * logits, image)
+    assert torch.equal(result.argmax(1), labels)
+    torch.testing.assert_close(result.sum(1), torch.ones_like(result[:, 0]))
+
+
+def test_opcheck_of_inference(device):
+    logits, image = random_case((4, 5), device=device)
+    crf = atrousx.DenseCRF(3)
+    features = image.double().flatten(2)
+    term = crf.bilateral.term(torch.cat([features[:, :2], features], 1), "after")
+    tensors = [*term.lattice, *(t if t is not None else logits.new_empty(0) for t in term.scales)]
+    matrix = torch.rand(3, 3, dtype=torch.float64, device=device)
+    arguments = (logits.flatten(2), [*tensors, matrix], [2.0], 2)
+    torch.library.opcheck(torch.ops.atrousx._mean_field.default, arguments)
+
+
 def test_no_neighbours_by_hand(device):
     # One pixel hears itself alone: symmetric K is 1, so Potts adds the weights times Q.
     logits = torch.tensor([0.0, 1.0], device=device).view(1, 2, 1, 1)

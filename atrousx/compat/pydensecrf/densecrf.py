@@ -137,9 +137,9 @@ class DenseCRF:
         """Q ``[L, N]`` float32: the labels' probabilities after ``niter`` iterations."""
         if not isinstance(niter, Integral):
             raise TypeError(f"niter must be an int, got {type(niter).__name__}")
-        log_p = torch.from_numpy(-self._unary.T).log_softmax(-1)
-        q = mean_field(log_p, self._terms, max(0, int(niter)))
-        return np.ascontiguousarray(q.T.numpy())
+        logits = torch.from_numpy(-self._unary)[None]
+        result: Array = mean_field(logits, self._terms, max(0, int(niter)))[0].numpy()
+        return result
 
     def startInference(self) -> tuple[Array, Array, Array]:
         """Q ``[L, N]`` before the first iteration, and two arrays that ``stepInference`` takes."""
