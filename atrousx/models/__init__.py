@@ -1,7 +1,9 @@
 """DeepLab assembled on the operators, and the weights people have for it."""
 
 from .deeplab_v1 import DeepLabV1, deeplab_v1
+from .deeplab_v2 import DeepLabV2, deeplab_v2
 from .deeplab_v3 import DeepLabV3, deeplab_v3
+from .freezing import freeze_bn
 from .from_vgg16 import from_vgg16
 from .preprocess import Preprocess
 from .segmenter import Prediction
@@ -9,12 +11,15 @@ from .weights import LoadReport, load_weights
 
 __all__ = [
     "DeepLabV1",
+    "DeepLabV2",
     "DeepLabV3",
     "LoadReport",
     "Prediction",
     "Preprocess",
     "deeplab_v1",
+    "deeplab_v2",
     "deeplab_v3",
+    "freeze_bn",
     "from_vgg16",
     "load_weights",
 ]

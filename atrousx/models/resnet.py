@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -31,8 +31,9 @@ def plan_stages(
 ) -> list[Stage]:
     """Strides until ``output_stride`` is reached; from there on each doubles the rate instead.
 
-    ``multi_grid`` multiplies the rates of the last stage's units. With ``first_unit_keeps_rate``
-    the first unit of a stage has the rate of the stage before, as in torchvision.
+    ``multi_grid`` multiplies the rates of the units of the fourth stage and of those after. With
+    ``first_unit_keeps_rate`` the first unit of a stage has the rate of the stage before, as in
+    torchvision.
 
     >>> plan_stages((3, 4, 6, 3), 16, multi_grid=(1, 2, 4))[-1]
     Stage(stride=1, rates=(2, 4, 8))
@@ -52,40 +53,62 @@ def plan_stages(
         reached *= stride
         stages.append(Stage(stride, (first_rate, *[rate] * (count - 1))))
     if multi_grid is not None:
-        last = stages[-1]
-        scaled = tuple(r * grid for r, grid in zip(last.rates, multi_grid, strict=True))
-        stages[-1] = Stage(last.stride, scaled)
+        for index in range(len(STAGE_WIDTHS) - 1, len(stages)):
+            plain = stages[index]
+            scaled = tuple(r * grid for r, grid in zip(plain.rates, multi_grid, strict=True))
+            stages[index] = Stage(plain.stride, scaled)
     return stages
 
 
 class Bottleneck(nn.Module):
-    """A residual unit: 1x1 to ``width`` channels, 3x3 at the stride and rate, 1x1 to 4 ``width``.
+    """A residual unit: 1x1 to ``width`` channels, 3x3 at the rate, 1x1 to 4 ``width``.
 
-    The stride sits on the 3x3, where the weights published with torchvision expect it. A
-    projection on the shortcut (``downsample``) appears where the shape changes.
+    The stride sits on the 3x3, where the weights published with torchvision expect it, or with
+    ``stride_first`` on the first 1x1, as in the original ResNet. A projection on the shortcut
+    (``downsample``) appears where the channels change; else the shortcut is only subsampled, so
+    that a unit has the same parameters at every stride.
     """
 
-    def __init__(self, in_channels: int, width: int, stride: int, rate: int) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, rate: int, stride_first: bool = False
+    ) -> None:
         super().__init__()
         out_channels = EXPANSION * width
+        self.stride_first = stride_first
         self.conv1 = AtrousConv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = AtrousConv2d(width, width, 3, stride, padding=rate, dilation=rate, bias=False)
+        self.conv2 = AtrousConv2d(width, width, 3, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = AtrousConv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = (
             nn.Sequential(
-                AtrousConv2d(in_channels, out_channels, 1, stride, bias=False),
+                AtrousConv2d(in_channels, out_channels, 1, bias=False),
                 nn.BatchNorm2d(out_channels),
             )
-            if stride != 1 or in_channels != out_channels
+            if in_channels != out_channels
             else None
         )
+        self.set_geometry(stride, rate)
+
+    @property
+    def rate(self) -> int:
+        return self.conv2.dilation[0]
+
+    def set_geometry(self, stride: int, rate: int) -> None:
+        """Gives the unit another stride and atrous rate; parameters stay as they are."""
+        self.stride = stride
+        self.conv2.padding = self.conv2.dilation = (rate, rate)
+        (self.conv1 if self.stride_first else self.conv2).stride = (stride, stride)
+        if self.downsample is not None:
+            cast(AtrousConv2d, self.downsample[0]).stride = (stride, stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        shortcut = input if self.downsample is None else self.downsample(input)
+        if self.downsample is not None:
+            shortcut = self.downsample(input)
+        else:
+            shortcut = input[..., :: self.stride, :: self.stride] if self.stride > 1 else input
         features = self.relu(self.bn1(self.conv1(input)))
         features = self.relu(self.bn2(self.conv2(features)))
         # The sum takes the normalised map's memory: normalisation keeps its input, not its output.
@@ -98,35 +121,47 @@ class ResNet(nn.Module):
     """The convolutional part of a ResNet, without its classifier.
 
     Called with images ``[N, 3, H, W]`` it returns an ordered dictionary: "out", the last stage's
-    2048 channels, and with ``aux`` before it "aux", the 1024 channels of the stage before. The
-    ``state_dict`` keys are torchvision's.
+    2048 channels, and with ``aux`` before it "aux", the 1024 channels of the third stage. The
+    ``state_dict`` keys are torchvision's, with ``layer5`` and on for stages after the fourth, which
+    have its widths.
+
+    Args:
+        stages: strides and rates, as :func:`plan_stages` makes them.
+        aux: also returns the third stage.
+        caffe: the original network's form: strides on the first 1x1 of a unit, and a max-pooling
+            that rounds sizes up.
     """
 
-    def __init__(self, stages: Sequence[Stage], aux: bool = False) -> None:
+    def __init__(self, stages: Sequence[Stage], aux: bool = False, caffe: bool = False) -> None:
         super().__init__()
         self.aux = aux
         channels = STAGE_WIDTHS[0]
         self.conv1 = AtrousConv2d(3, channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        layers = []
-        for width, stage in zip(STAGE_WIDTHS, stages, strict=True):
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=caffe)
+        self.stage_names = [f"layer{index}" for index in range(1, len(stages) + 1)]
+        for index, stage in enumerate(stages):
+            width = STAGE_WIDTHS[min(index, len(STAGE_WIDTHS) - 1)]
             units = []
-            for index, rate in enumerate(stage.rates):
-                units.append(Bottleneck(channels, width, 1 if index else stage.stride, rate))
+            for place, rate in enumerate(stage.rates):
+                stride = 1 if place else stage.stride
+                units.append(Bottleneck(channels, width, stride, rate, caffe))
                 channels = EXPANSION * width
-            layers.append(nn.Sequential(*units))
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+            self.add_module(self.stage_names[index], nn.Sequential(*units))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def stages(self) -> list[nn.Sequential]:
+        return [cast(nn.Sequential, getattr(self, name)) for name in self.stage_names]
+
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        stem = self.maxpool(self.relu(self.bn1(self.conv1(input))))
-        third = self.layer3(self.layer2(self.layer1(stem)))
+        current = self.maxpool(self.relu(self.bn1(self.conv1(input))))
         features: OrderedDict[str, Tensor] = OrderedDict()
-        if self.aux:
-            features["aux"] = third
-        features["out"] = self.layer4(third)
+        for name in self.stage_names:
+            current = getattr(self, name)(current)
+            if self.aux and name == "layer3":
+                features["aux"] = current
+        features["out"] = current
         return features

@@ -1,0 +1,210 @@
+"""DeepLab v2: ResNet-101 or VGG-16, atrous branches summed, three scales fused by the maximum."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import AtrousConv2d, DenseCRF
+from .freezing import freeze_bn
+from .preprocess import Preprocess
+from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
+from .segmenter import Segmenter
+from .vgg import OUT_CHANNELS, VGG16
+
+RATES = {"aspp_l": (6, 12, 18, 24), "aspp_s": (2, 4, 8, 12), "large_fov": (12,)}
+BACKBONES = ("resnet101", "vgg16")
+SMALLER_SCALES = (0.75, 0.5)
+FC_WIDTH = 1024
+
+
+class SummedBranches(nn.Module):
+    r"""Atrous spatial pyramid pooling in its first form: branches side by side, added up.
+
+    .. math:: y = \sum_i B_{r_i}(x)
+
+    A branch is one biased 3x3 convolution at its rate, or with ``width`` one to that many channels
+    followed by two 1x1 convolutions, VGG's fc6, fc7 and fc8.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, rates: Sequence[int], width: int | None = None
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            _branch(in_channels, num_classes, rate, width) for rate in rates
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        total: Tensor = self.branches[0](input)
+        for branch in self.branches[1:]:
+            total = total + branch(input)
+        return total
+
+    def last_layers(self) -> list[AtrousConv2d]:
+        """The convolutions that make the logits, one a branch."""
+        layers = (b[-1] if isinstance(b, nn.Sequential) else b for b in self.branches)
+        return [cast(AtrousConv2d, layer) for layer in layers]
+
+
+def _branch(in_channels: int, num_classes: int, rate: int, width: int | None) -> nn.Module:
+    if width is None:
+        return AtrousConv2d(in_channels, num_classes, 3, padding=rate, dilation=rate)
+    return nn.Sequential(
+        AtrousConv2d(in_channels, width, 3, padding=rate, dilation=rate),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        AtrousConv2d(width, width, 1),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        AtrousConv2d(width, num_classes, 1),
+    )
+
+
+class DeepLabV2(Segmenter):
+    """A backbone at output stride 8, summed atrous branches, optionally three scales.
+
+    Called with images ``[N, 3, H, W]`` (as ``preprocess`` makes them) it returns an ordered
+    dictionary. In evaluation it has "out", the logits at the images' size. In training it has what
+    the paper's losses need, all at their own resolution of every 8 pixels: "out", fused over the
+    scales, and with several scales "scale_1", "scale_0.75" and "scale_0.5".
+
+    ``predict`` labels photographs, before and after the CRF; see its docstring.
+
+    Example:
+        >>> import torch, atrousx
+        >>> model = atrousx.models.deeplab_v2(num_classes=2, backbone="vgg16", head="large_fov")
+        >>> [(k, tuple(v.shape)) for k, v in model.train()(torch.rand(1, 3, 65, 65)).items()]
+        [('out', (1, 2, 9, 9)), ('scale_1', (1, 2, 9, 9)), ('scale_0.75', (1, 2, 7, 7)), \
+('scale_0.5', (1, 2, 5, 5))]
+    """
+
+    fusion = "max"
+
+    def __init__(
+        self, backbone: nn.Module, classifier: SummedBranches, num_classes: int, multi_scale: bool
+    ) -> None:
+        # DenseCRF's defaults are the second paper's values in public use.
+        super().__init__(Preprocess.caffe(), DenseCRF(num_classes))
+        self.backbone = backbone
+        self.classifier = classifier
+        self.scales = SMALLER_SCALES if multi_scale else ()
+
+    def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
+        pyramid = OrderedDict({"scale_1": self.scores(input)})
+        for scale in self.scales:
+            # Corner pixels stay in place: 321 pixels become 241 and 161.
+            size = [int((extent - 1) * scale) + 1 for extent in input.shape[-2:]]
+            smaller = self.resample(input, size, align_corners=True)
+            pyramid[f"scale_{scale}"] = self.scores(smaller)
+        fused = pyramid["scale_1"]
+        for scores in list(pyramid.values())[1:]:
+            resized = self.resample(scores, fused.shape[-2:], align_corners=True)
+            fused = torch.maximum(fused, resized)
+        if not self.training:
+            return OrderedDict(out=self.resample(fused, input.shape[-2:], align_corners=True))
+        return OrderedDict(out=fused, **pyramid) if self.scales else OrderedDict(out=fused)
+
+    def scores(self, input: Tensor) -> Tensor:
+        """Logits ``[N, classes, H', W']`` of one scale, one for every 8 pixels."""
+        features = self.backbone(input)
+        last = features["out"] if isinstance(features, dict) else features[-1]
+        result: Tensor = self.classifier(last)
+        return result
+
+    def parameter_groups(
+        self, lr: float = 2.5e-4, weight_decay: float = 5e-4
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimizer with the paper's learning rates.
+
+        The layers that make the logits learn 10 times as fast, their biases 20 times and without
+        weight decay; everything else that is not frozen, at ``lr``.
+
+        Returns:
+            Three dictionaries with "params", "lr" and "weight_decay".
+
+        Source: arXiv:1606.00915 section 4.
+
+        Example:
+            >>> import torch, atrousx
+            >>> model = atrousx.models.deeplab_v2(2, "vgg16", "large_fov")
+            >>> optimizer = torch.optim.SGD(model.parameter_groups(), momentum=0.9)
+            >>> [round(group["lr"], 5) for group in optimizer.param_groups]
+            [0.00025, 0.0025, 0.005]
+        """
+        layers = self.classifier.last_layers()
+        weights = [layer.weight for layer in layers]
+        biases = [layer.bias for layer in layers]
+        fast = {id(parameter) for parameter in (*weights, *biases)}
+        slow = [p for p in self.parameters() if p.requires_grad and id(p) not in fast]
+        return [
+            {"params": slow, "lr": lr, "weight_decay": weight_decay},
+            {"params": weights, "lr": 10 * lr, "weight_decay": weight_decay},
+            {"params": biases, "lr": 20 * lr, "weight_decay": 0.0},
+        ]
+
+
+def deeplab_v2(
+    num_classes: int = 21,
+    backbone: Literal["resnet101", "vgg16"] = "resnet101",
+    head: Literal["aspp_l", "aspp_s", "large_fov"] = "aspp_l",
+    multi_scale: bool = True,
+) -> DeepLabV2:
+    r"""Builds DeepLab v2 with random weights.
+
+    .. math::
+        \text{labels} = \mathrm{CRF}\Big(U\big(\max_{s \in \{1/2, 3/4, 1\}}
+        U\big(\textstyle\sum_i B_{r_i}(F_8(x_s))\big)\big)\Big)
+
+    with :math:`F_8` the backbone at output stride 8, :math:`x_s` the image resized by s, :math:`U`
+    bilinear upsampling and :math:`B_r` a branch at the atrous rate r: on ResNet-101 one biased 3x3
+    convolution to the classes, on VGG-16 fc6 (3x3, 1024), fc7 and fc8.
+
+    ResNet-101 is the original one: strides on the first 1x1 of a unit, a max-pooling that rounds
+    sizes up, stages 4 and 5 at rates 2 and 4, batch normalisation frozen (:func:`freeze_bn`).
+
+    Args:
+        num_classes: channels of the logits, background included.
+        backbone: "resnet101" or "vgg16" (poolings of 3x3, as :func:`deeplab_v1` has them).
+        head: "aspp_l", rates 6, 12, 18, 24; "aspp_s", rates 2, 4, 8, 12; "large_fov", rate 12.
+        multi_scale: the image is also seen at 0.75 and 0.5 of its size; logits are fused by the
+            maximum.
+
+    Returns:
+        A :class:`DeepLabV2`.
+
+    Raises:
+        ValueError: an argument outside the values above.
+
+    Source: "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution,
+    and Fully Connected CRFs", arXiv:1606.00915, sections 3.1, 3.2, 4.1 and table 4.
+
+    Example:
+        >>> import torch, atrousx
+        >>> model = atrousx.models.deeplab_v2(multi_scale=False).eval()
+        >>> model(torch.rand(1, 3, 65, 65))["out"].shape
+        torch.Size([1, 21, 65, 65])
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
+    if head not in RATES:
+        raise ValueError(f"head must be one of {', '.join(RATES)}, got {head!r}")
+    extractor: nn.Module
+    if backbone == "vgg16":
+        extractor = VGG16("3x3", smooth=True)
+        classifier = SummedBranches(OUT_CHANNELS, num_classes, RATES[head], FC_WIDTH)
+    else:
+        extractor = freeze_bn(ResNet(plan_stages(UNITS[backbone], 8), caffe=True))
+        channels = EXPANSION * STAGE_WIDTHS[-1]
+        classifier = SummedBranches(channels, num_classes, RATES[head])
+    for layer in classifier.last_layers():
+        nn.init.normal_(layer.weight, std=0.01)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    return DeepLabV2(extractor, classifier, num_classes, multi_scale)
