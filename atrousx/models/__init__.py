@@ -3,8 +3,10 @@
 from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v2 import DeepLabV2, deeplab_v2
 from .deeplab_v3 import DeepLabV3, deeplab_v3
+from .export import to_torch
 from .freezing import freeze_bn
 from .from_vgg16 import from_vgg16
+from .output_stride import set_output_stride
 from .preprocess import Preprocess
 from .segmenter import Prediction
 from .weights import LoadReport, load_weights
@@ -22,4 +24,6 @@ __all__ = [
     "freeze_bn",
     "from_vgg16",
     "load_weights",
+    "set_output_stride",
+    "to_torch",
 ]

@@ -9,21 +9,27 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..nn import ASPP, AtrousConv2d
-from ..ops import upsample_bilinear2d
+from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
+from .segmenter import Segmenter
 
 PAPER_RATES = (6, 12, 18)
 PAPER_OUTPUT_STRIDE = 16
-PAPER_MULTI_GRID = (1, 2, 4)
+PAPER_MULTI_GRID = {"aspp": (1, 2, 4), "cascade": (1, 2, 1)}
+PAPER_BN_MOMENTUM = 3e-4
 HEAD_CHANNELS = 256
+# The stem's output stride; each block after the first can double it.
+FIRST_OUTPUT_STRIDE = 4
 
 
-class DeepLabV3(nn.Module):
+class DeepLabV3(Segmenter):
     """A backbone, a head on its last features and, in training, one on those before.
 
-    Called with images ``[N, 3, H, W]`` (RGB in 0..1, minus (0.485, 0.456, 0.406), over (0.229,
-    0.224, 0.225), for torchvision's weights) it returns an ordered dictionary: "out", the logits
+    Called with images ``[N, 3, H, W]`` (as ``preprocess`` makes them: RGB in 0..1, minus (0.485,
+    0.456, 0.406), over (0.229, 0.224, 0.225)) it returns an ordered dictionary: "out", the logits
     ``[N, classes, H, W]`` and, where there is an auxiliary classifier, "aux", its logits.
+
+    ``predict`` labels photographs, several scales and mirror images averaged; see its docstring.
 
     Example:
         >>> import torch, atrousx
@@ -32,10 +38,12 @@ class DeepLabV3(nn.Module):
         [('out', torch.Size([1, 2, 33, 49])), ('aux', torch.Size([1, 2, 33, 49]))]
     """
 
+    fusion = "mean"
+
     def __init__(
-        self, backbone: nn.Module, classifier: nn.Module, aux_classifier: nn.Module | None = None
+        self, backbone: ResNet, classifier: nn.Module, aux_classifier: nn.Module | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(Preprocess.imagenet(), None)
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
@@ -43,9 +51,9 @@ class DeepLabV3(nn.Module):
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
         size = input.shape[-2:]
         features = self.backbone(input)
-        logits = OrderedDict(out=upsample_bilinear2d(self.classifier(features["out"]), size))
+        logits = OrderedDict(out=self.resample(self.classifier(features["out"]), size))
         if self.aux_classifier is not None:
-            logits["aux"] = upsample_bilinear2d(self.aux_classifier(features["aux"]), size)
+            logits["aux"] = self.resample(self.aux_classifier(features["aux"]), size)
         return logits
 
 
@@ -85,7 +93,9 @@ def deeplab_v3(
     num_classes: int = 21,
     backbone: Literal["resnet50", "resnet101"] = "resnet50",
     *,
-    output_stride: Literal[8, 16] | None = None,
+    output_stride: int | None = None,
+    head: Literal["aspp", "cascade"] = "aspp",
+    blocks: int | None = None,
     multi_grid: Sequence[int] | None = None,
     layout: Literal["paper", "torchvision"] = "paper",
     aux: bool = False,
@@ -97,10 +107,17 @@ def deeplab_v3(
         \qquad r = (6, 12, 18) \cdot 16 / \text{output stride}
 
     where the ResNet trades its last strides for atrous rates and :math:`U` is bilinear resampling
-    to the image's size. Two layouts:
+    to the image's size. Two heads:
 
-    - "paper": the last stage's units have the rates ``multi_grid`` times the stage's; a 1x1
-      convolution makes the logits from ASPP.
+    - "aspp": atrous spatial pyramid pooling with image-level features (section 3.3).
+    - "cascade": blocks 5 to 7, copies of block 4, one after another, and a 1x1 convolution to the
+      logits (section 3.2). Each would halve the size; from the output stride on, it doubles the
+      rate instead: at 16 the blocks 4 to 7 have the rates 2, 4, 8, 16.
+
+    Two layouts:
+
+    - "paper": the units of the fourth block and of those after have the rates ``multi_grid`` times
+      the block's; a 1x1 convolution makes the logits from ASPP; normalisation decays by 0.9997.
     - "torchvision": torchvision's ``deeplabv3_resnet50`` and ``deeplabv3_resnet101``, parameter for
       parameter and key for key, so that their weights load (:func:`load_weights`). No multi-grid,
       the first unit of each dilated stage keeps the rate of the stage before, dropout, and one
@@ -109,21 +126,25 @@ def deeplab_v3(
     Args:
         num_classes: channels of the logits, background included.
         backbone: "resnet50" or "resnet101".
-        output_stride: image pixels per feature, 8 or 16; by default the layout's own, 16 in the
-            paper's training and 8 in torchvision.
-        multi_grid: three rates, by default (1, 2, 4); of the "paper" layout only.
+        output_stride: image pixels per feature: 8, 16 or 32; with the cascade up to 256, as far as
+            its blocks go (32 for block 4, 64 for block 5, ...). By default the layout's own, 16 in
+            the paper's training and 8 in torchvision. :func:`set_output_stride` changes it later.
+        head: "aspp", or "cascade" (of the "paper" layout only).
+        blocks: the cascade's last block, 4 to 7; by default 7.
+        multi_grid: three rates, by default (1, 2, 4) for ASPP and (1, 2, 1) for the cascade, the
+            best in the paper; of the "paper" layout only.
         layout: "paper" or "torchvision".
         aux: adds torchvision's auxiliary classifier, a second output for training.
 
     Returns:
-        A module from images ``[N, 3, H, W]`` to an ordered dictionary with "out", the logits
-        ``[N, num_classes, H, W]``, and with ``aux`` also "aux". In training it needs at least two
-        images, since the pooled branch of ASPP is normalised over the batch.
+        A :class:`DeepLabV3`, from images ``[N, 3, H, W]`` to an ordered dictionary with "out", the
+        logits ``[N, num_classes, H, W]``, and with ``aux`` also "aux".
 
     Raises:
         ValueError: an argument outside the values above.
 
-    Source: "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv:1706.05587.
+    Source: "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv:1706.05587,
+    sections 3.2, 3.3, 4 and tables 1 to 6.
 
     Example:
         >>> import torch, atrousx
@@ -135,25 +156,57 @@ def deeplab_v3(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if backbone not in UNITS:
         raise ValueError(f"backbone must be one of {', '.join(UNITS)}, got {backbone!r}")
-    if output_stride not in (None, 8, 16):
-        raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
-    if layout == "paper":
-        stride = output_stride or PAPER_OUTPUT_STRIDE
-        grid = PAPER_MULTI_GRID if multi_grid is None else multi_grid
-        stages = plan_stages(UNITS[backbone], stride, grid)
-        head = paper_head
-    elif layout == "torchvision":
-        if multi_grid is not None:
-            raise ValueError("multi_grid belongs to layout='paper', torchvision's has none")
-        stride = output_stride or 8
-        stages = plan_stages(UNITS[backbone], stride, first_unit_keeps_rate=True)
-        head = torchvision_head
-    else:
+    if layout not in ("paper", "torchvision"):
         raise ValueError(f"layout must be 'paper' or 'torchvision', got {layout!r}")
-    rates = [rate * PAPER_OUTPUT_STRIDE // stride for rate in PAPER_RATES]
+    _check_head(head, blocks, multi_grid, layout)
+    last_block = 4 if head == "aspp" else blocks or 7
+    default = PAPER_OUTPUT_STRIDE if layout == "paper" else 8
+    stride = default if output_stride is None else output_stride
+    check_output_stride(stride, last_block)
+    units = UNITS[backbone] + UNITS[backbone][-1:] * (last_block - 4)
     _, _, before, last = (EXPANSION * width for width in STAGE_WIDTHS)
-    return DeepLabV3(
-        ResNet(stages, aux),
-        head(last, num_classes, rates),
-        FCNHead(before, num_classes) if aux else None,
-    )
+    rates = [rate * PAPER_OUTPUT_STRIDE // stride for rate in PAPER_RATES]
+    if layout == "torchvision":
+        stages = plan_stages(units, stride, first_unit_keeps_rate=True)
+        classifier = torchvision_head(last, num_classes, rates)
+    else:
+        stages = plan_stages(units, stride, multi_grid or PAPER_MULTI_GRID[head])
+        classifier = (
+            paper_head(last, num_classes, rates)
+            if head == "aspp"
+            else nn.Sequential(AtrousConv2d(last, num_classes, 1))
+        )
+    auxiliary = FCNHead(before, num_classes) if aux else None
+    model = DeepLabV3(ResNet(stages, aux), classifier, auxiliary)
+    if layout == "paper":
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = PAPER_BN_MOMENTUM
+    return model
+
+
+def check_output_stride(output_stride: int, last_block: int) -> None:
+    """Powers of 2 from 8 on, as far as the blocks' strides multiply up to."""
+    allowed = [FIRST_OUTPUT_STRIDE * 2**block for block in range(1, last_block)]
+    if output_stride not in allowed:
+        raise ValueError(
+            f"output_stride must be one of {', '.join(map(str, allowed))} "
+            f"with {last_block} blocks, got {output_stride!r}"
+        )
+
+
+def _check_head(
+    head: str, blocks: int | None, multi_grid: Sequence[int] | None, layout: str
+) -> None:
+    if head not in ("aspp", "cascade"):
+        raise ValueError(f"head must be 'aspp' or 'cascade', got {head!r}")
+    if layout == "torchvision" and head == "cascade":
+        raise ValueError("head='cascade' belongs to layout='paper', torchvision has none")
+    if layout == "torchvision" and multi_grid is not None:
+        raise ValueError("multi_grid belongs to layout='paper', torchvision's has none")
+    if blocks is not None and head == "aspp":
+        raise ValueError("blocks belongs to head='cascade'; ASPP follows block 4")
+    if blocks is not None and blocks not in (4, 5, 6, 7):
+        raise ValueError(f"blocks must be 4, 5, 6 or 7, got {blocks!r}")
+    if multi_grid is not None and len(multi_grid) == 0:
+        raise ValueError("multi_grid must hold a positive rate for each of a block's 3 units")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..ops import upsample_bilinear2d
 from .atrous_conv2d import AtrousConv2d
@@ -25,17 +26,35 @@ def conv_bn_relu(
     ]
 
 
+class PooledBatchNorm2d(nn.BatchNorm2d):
+    """Normalises by the running statistics where the batch holds a single value per channel.
+
+    One image pooled to one pixel has no variance; PyTorch's own layer refuses it in training.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
 class ImagePooling(nn.Sequential):
     """The branch that sees the whole image: its mean, a 1x1 convolution, and back to size."""
 
+    # Replaced by PyTorch's in a model for export.
+    resample = staticmethod(upsample_bilinear2d)
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(in_channels, out_channels))
+        self[2] = PooledBatchNorm2d(out_channels)
 
     def forward(self, input: Tensor) -> Tensor:
         pooled = input
         for layer in self:
             pooled = layer(pooled)
-        resized = upsample_bilinear2d(pooled, size=input.shape[-2:])
+        resized = self.resample(pooled, size=input.shape[-2:])
         # Autocast resamples in float32, and normalising a 1x1 map forgets channels_last: both would
         # spread through the concatenation to all branches.
         channels_last = input.is_contiguous(memory_format=torch.channels_last)
@@ -67,8 +86,8 @@ class ASPP(nn.Module):
             has 0.5, the paper none.
 
     Shape:
-        Input ``[N, C, H, W]``; output ``[N, out_channels, H, W]``. As in torchvision, training
-        needs at least two images, since the pooled branch is normalised over the batch.
+        Input ``[N, C, H, W]``; output ``[N, out_channels, H, W]``. In training the pooled branch is
+        normalised over the batch, or, for a single image, by the running statistics.
 
     Raises:
         ValueError: an ``atrous_rates`` that is empty or not positive.

@@ -39,6 +39,9 @@ class BilinearUpsample2d(nn.Module):
         torch.Size([1, 21, 520, 520])
     """
 
+    # Replaced by PyTorch's in a model for export.
+    resample = staticmethod(upsample_bilinear2d)
+
     def __init__(
         self,
         size: int | Sequence[int] | None = None,
@@ -56,7 +59,7 @@ class BilinearUpsample2d(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, input: Tensor) -> Tensor:
-        return upsample_bilinear2d(input, self.size, self.scale_factor, self.align_corners)
+        return self.resample(input, self.size, self.scale_factor, self.align_corners)
 
     def extra_repr(self) -> str:
         target = (

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from atrousx import AtrousConv2d, replace_convs
-from atrousx.models import DeepLabV3, deeplab_v3
+from atrousx.models import DeepLabV3, deeplab_v3, freeze_bn
 from tests.models import torchvision_reference as reference
 
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -145,7 +145,19 @@ def test_the_papers_layout():
     [
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"backbone": "vgg16"}, "backbone must be one of resnet50, resnet101, got 'vgg16'"),
-        ({"output_stride": 4}, "output_stride must be 8 or 16, got 4"),
+        ({"output_stride": 4}, "output_stride must be one of 8, 16, 32 with 4 blocks, got 4"),
+        ({"output_stride": 64}, "output_stride must be one of 8, 16, 32 with 4 blocks, got 64"),
+        (
+            {"head": "cascade", "blocks": 5, "output_stride": 128},
+            "one of 8, 16, 32, 64 with 5 blocks, got 128",
+        ),
+        ({"head": "pyramid"}, "head must be 'aspp' or 'cascade', got 'pyramid'"),
+        ({"blocks": 5}, "blocks belongs to head='cascade'"),
+        ({"head": "cascade", "blocks": 8}, "blocks must be 4, 5, 6 or 7, got 8"),
+        (
+            {"head": "cascade", "layout": "torchvision"},
+            "head='cascade' belongs to layout='paper'",
+        ),
         ({"layout": "caffe"}, "layout must be 'paper' or 'torchvision', got 'caffe'"),
         ({"multi_grid": (1, 2)}, "multi_grid must hold a positive rate for each"),
         ({"multi_grid": ()}, "multi_grid must hold a positive rate for each"),
@@ -241,3 +253,87 @@ def test_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_the_cascades_rates():
+    with torch.device("meta"):
+        network = deeplab_v3(head="cascade", multi_grid=(1, 1, 1))
+    units = [[unit.rate for unit in stage] for stage in network.backbone.stages()]
+    assert [rates[0] for rates in units[3:]] == [2, 4, 8, 16]
+    with torch.device("meta"):
+        grid = deeplab_v3(head="cascade", multi_grid=(1, 2, 3), output_stride=8)
+    units = [[unit.rate for unit in stage] for stage in grid.backbone.stages()]
+    assert units[2:] == [[2] * 6, [4, 8, 12], [8, 16, 24], [16, 32, 48], [32, 64, 96]]
+    with torch.device("meta"):
+        default = deeplab_v3(head="cascade", blocks=5)
+    assert [u.rate for u in default.backbone.layer5] == [4, 8, 4]
+    assert not hasattr(default.backbone, "layer6")
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32, 64, 128, 256])
+def test_the_cascade_at_every_output_stride(output_stride):
+    with torch.device("meta"):
+        network = deeplab_v3(head="cascade", output_stride=output_stride).eval()
+        image = torch.empty(1, 3, 512, 768)
+    features = network.backbone(image)["out"]
+    assert features.shape == (1, 2048, 512 // output_stride, 768 // output_stride)
+    assert network(image)["out"].shape == (1, 21, 512, 768)
+    # A stride has no weights: every output stride has the same.
+    assert len(network.state_dict()) == len(deeplab_on_meta(head="cascade").state_dict())
+
+
+def deeplab_on_meta(**options):
+    with torch.device("meta"):
+        return deeplab_v3(**options)
+
+
+def test_the_cascade_ends_in_one_convolution():
+    network = deeplab_on_meta(head="cascade", num_classes=7)
+    # Block 4 after the first unit's projection is what blocks 5 to 7 repeat, without projections.
+    count = {k: sum(p.numel() for p in stage.parameters()) for k, stage in stages_of(network)}
+    identity = sum(p.numel() for p in network.backbone.layer4[1].parameters())
+    assert count["layer5"] == count["layer6"] == count["layer7"]
+    assert count["layer5"] == 2 * identity + identity
+    assert [tuple(p.shape) for p in network.classifier.parameters()] == [(7, 2048, 1, 1), (7,)]
+
+
+def stages_of(network):
+    return list(zip(network.backbone.stage_names, network.backbone.stages(), strict=True))
+
+
+def test_momentum_is_the_papers_or_torchvisions():
+    for layout, expected in (("paper", 3e-4), ("torchvision", 0.1)):
+        network = deeplab_on_meta(layout=layout, aux=True)
+        assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {
+            expected
+        }
+
+
+def test_a_single_image_trains():
+    network = deeplab_v3(num_classes=2).train()
+    before = network.classifier[0].convs[4][2].running_mean.clone()
+    network(torch.randn(1, 3, 33, 33))["out"].square().mean().backward()
+    pooled = network.classifier[0].convs[4]
+    assert torch.equal(pooled[2].running_mean, before)
+    assert pooled[1].weight.grad.isfinite().all()
+    assert pooled[1].weight.grad.any()
+
+
+def test_predict_averages_probabilities(model):
+    photograph = torch.randint(256, (1, 3, 33, 41), dtype=torch.uint8)
+    labels, refined, probabilities = model.predict(photograph, flip=True)
+    assert refined is None
+    with torch.inference_mode():
+        images = (photograph / 255 - MEAN.view(3, 1, 1)) / DEVIATION.view(3, 1, 1)
+        plain = model(images)["out"].softmax(1)
+        mirrored = model(images.flip(-1))["out"].flip(-1).softmax(1)
+    expected = (plain + mirrored) / 2
+    assert (probabilities - expected).abs().max() < 1e-4
+    assert torch.equal(labels, probabilities.argmax(1))
+
+
+def test_freezing_holds_in_training(model, images):
+    network = freeze_bn(copy.deepcopy(model)).train()
+    before = copy.deepcopy(network.state_dict())
+    network(images)
+    assert all(torch.equal(network.state_dict()[k], v) for k, v in before.items())

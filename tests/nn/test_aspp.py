@@ -73,10 +73,16 @@ def test_rates_must_be_positive(rates):
         ASPP(8, rates)
 
 
-def test_one_image_cannot_be_normalised_in_training():
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        small().train()(torch.randn(1, 8, 5, 5))
-    assert small().eval()(torch.randn(1, 8, 5, 5)).shape == (1, 4, 5, 5)
+def test_one_image_in_training_is_normalised_by_the_running_statistics():
+    layer = small().train()
+    pooling = layer.convs[-1]
+    pooling[2].running_mean.normal_()
+    before = copy.deepcopy(pooling.state_dict())
+    image = torch.randn(1, 8, 5, 5)
+    found = pooling(image)
+    assert all(torch.equal(pooling.state_dict()[k], v) for k, v in before.items())
+    assert torch.equal(found, pooling.eval()(image))
+    assert layer(image).isfinite().all()
 
 
 def test_dropout_acts_in_training_only():

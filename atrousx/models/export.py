@@ -1,0 +1,63 @@
+"""Models on PyTorch's own layers, for exporters that know no others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..nn import AtrousConv2d
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def interpolate_bilinear(
+    input: Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    """PyTorch's bilinear resampling with the arguments of :func:`ops.upsample_bilinear2d`."""
+    return F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners)
+
+
+def to_torch(model: Module) -> Module:
+    r"""Makes a copy of a model that runs on PyTorch's layers alone, with shared weights.
+
+    Every :class:`AtrousConv2d` becomes a ``torch.nn.Conv2d``, every bilinear resampling
+    ``torch.nn.functional.interpolate``: what ``torch.onnx.export`` and other tools translate.
+
+    .. math:: \mathrm{to\_torch}(f)(x) = f(x) \text{ up to rounding}
+
+    Args:
+        model: any module; one of this package, or one that :func:`replace_convs` changed.
+
+    Returns:
+        The copy. Parameters and buffers are the same objects, keys are the same.
+
+    Raises:
+        TypeError: ``model`` is not a ``torch.nn.Module``.
+
+    Source: ``torch.nn.Conv2d`` and ``torch.nn.functional.interpolate``, which ours equal.
+
+    Example:
+        >>> import torch, atrousx
+        >>> model = atrousx.models.deeplab_v3(num_classes=2).eval()
+        >>> twin = atrousx.models.to_torch(model)
+        >>> type(twin.backbone.conv1), twin.backbone.conv1.weight is model.backbone.conv1.weight
+        (<class 'torch.nn.modules.conv.Conv2d'>, True)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    for module in twin.modules():
+        if isinstance(module, AtrousConv2d):
+            # An AtrousConv2d is a Conv2d with another way to compute.
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        if hasattr(type(module), "resample"):
+            setattr(module, "resample", interpolate_bilinear)  # noqa: B010
+    return twin
