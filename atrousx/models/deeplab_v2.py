@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import AtrousConv2d, DenseCRF
+from ..ops import multi_rate_conv2d
 from .freezing import freeze_bn
 from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
@@ -40,6 +41,12 @@ class SummedBranches(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if all(isinstance(branch, AtrousConv2d) for branch in self.branches):
+            convs = self.last_layers()
+            weights = [conv.weight for conv in convs]
+            biases = [cast(Tensor, conv.bias) for conv in convs]
+            rates = [conv.dilation[0] for conv in convs]
+            return multi_rate_conv2d(input, weights, biases, rates, reduce="sum")
         total: Tensor = self.branches[0](input)
         for branch in self.branches[1:]:
             total = total + branch(input)

@@ -64,11 +64,7 @@ def from_vgg16(
     # Without memory: a hundred million random values would be drawn only to be replaced.
     with torch.device("meta"):
         model = deeplab_v1(num_classes, fc6, multi_scale_features, pooling)
-    kept = {
-        f"backbone.{key}": _take(state_dict, key, value.shape)
-        for key, value in model.backbone.state_dict().items()
-    }
-    kept |= _decimated(state_dict, model, seed)
+    kept = vgg16_values(state_dict, model, seed)
     if keep_classes:
         kept |= _last_layer(state_dict, model)
     dtype = torch.get_default_dtype()
@@ -82,6 +78,17 @@ def from_vgg16(
                 module.reset_parameters()
     model.preprocess = Preprocess.imagenet()
     return model
+
+
+def vgg16_values(
+    state_dict: Mapping[str, Tensor], model: DeepLabV1, seed: int = 0
+) -> dict[str, Tensor]:
+    """Values for all of a model but its last layer and multi-scale features, by its keys."""
+    kept = {
+        f"backbone.{key}": _take(state_dict, key, value.shape)
+        for key, value in model.backbone.state_dict().items()
+    }
+    return kept | _decimated(state_dict, model, seed)
 
 
 def _decimated(state_dict: Mapping[str, Tensor], model: DeepLabV1, seed: int) -> dict[str, Tensor]:

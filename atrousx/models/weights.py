@@ -8,12 +8,15 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-SOURCES = ("deeplab_v3", "resnet")
+from .deeplab_v2 import SummedBranches
+from .layouts import SOURCES, Layout, recognise, translate
+from .preprocess import Preprocess
+from .segmenter import Segmenter
+
 # Batch normalisation's counters: files from before PyTorch 0.4.1 lack them, inference ignores them.
 OPTIONAL = ".num_batches_tracked"
 
@@ -23,7 +26,7 @@ class LoadReport:
     """What :func:`load_weights` did: keys of the model that were filled and that were not.
 
     Attributes:
-        source: what the weights were recognised as, "deeplab_v3" or "resnet".
+        source: what the weights were recognised as, one of the sources of :func:`load_weights`.
         loaded: keys of the model that took a value.
         missing: keys of the model that the weights lack; they keep the values they had.
         left_over: keys of the weights that the model has no place for.
@@ -52,16 +55,32 @@ class LoadReport:
 def load_weights(
     model: nn.Module,
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
-    source: Literal["auto", "deeplab_v3", "resnet"] = "auto",
+    source: str = "auto",
+    *,
+    other_classes: bool = False,
 ) -> LoadReport:
     """Loads published or own weights into a model, all or nothing.
 
-    Two kinds are understood. "deeplab_v3": a whole model, as torchvision publishes
-    ``deeplabv3_resnet50`` and ``deeplabv3_resnet101`` (for ``layout="torchvision"``), or the
-    ``state_dict`` of a model of this package. The auxiliary classifier may be absent from either
-    side. "resnet": torchvision's ImageNet ``resnet50`` and ``resnet101``, into ``model.backbone``;
-    their classifier ``fc`` is ignored. A checkpoint that holds either under "model", as
-    torchvision's training scripts write, is unwrapped.
+    ==================  ==========================================================================
+    source              what it is
+    ==================  ==========================================================================
+    "deeplab_v1"        a ``state_dict`` of this package
+    "deeplab_v2"        likewise
+    "deeplab_v3"        likewise; torchvision's ``deeplabv3_resnet50`` and ``deeplabv3_resnet101``,
+                        for ``layout="torchvision"``; or such with ``classifier.classifier.*``
+    "deeplab_v2_base"   a PyTorch port's ``base.layer{1..5}.block{k}.*`` and ``base.aspp.c{0..3}``,
+                        with or without ``base.`` (as its COCO initialisation, of 91 classes)
+    "deeplab_v2_scale"  another's ``Scale.layer{1..4}.*`` and ``Scale.layer5.conv2d_list.{0..3}``
+    "resnet"            torchvision's ImageNet ``resnet50`` and ``resnet101``, into
+                        ``model.backbone``; their classifier ``fc`` is ignored
+    "vgg16"             torchvision's ImageNet ``vgg16``: into ``deeplab_v1`` all but the last layer
+                        (:func:`from_vgg16`, seed 0), into ``deeplab_v2`` the backbone;
+                        ``model.preprocess`` becomes torchvision's, which these weights expect
+    ==================  ==========================================================================
+
+    The auxiliary classifier may be absent from either side. A checkpoint that holds the weights
+    under "model", "model_state" or "state_dict" is unwrapped, and so is the prefix "module." of
+    parallel training.
 
     Files are read with ``weights_only=True``, so that nothing in an untrusted one is executed.
     Values are converted to the dtype and device of the model.
@@ -70,7 +89,9 @@ def load_weights(
         model: a DeepLab of this package.
         path_or_state_dict: a file of ``torch.save``, a ``.safetensors`` file (needs the package
             safetensors), or a state_dict.
-        source: "deeplab_v3", "resnet", or "auto" to recognise it by its keys.
+        source: one of the table, or "auto" to recognise it by its keys.
+        other_classes: where the weights have another number of classes than the model, the layers
+            that make the logits keep the model's values (and are reported as missing).
 
     Returns:
         What was recognised and loaded, what stayed as it was, what was ignored.
@@ -90,20 +111,25 @@ def load_weights(
         362 tensors loaded, recognised as deeplab_v3
     """
     if source not in ("auto", *SOURCES):
-        raise ValueError(f"source must be 'auto', 'deeplab_v3' or 'resnet', got {source!r}")
+        raise ValueError(f"source must be 'auto' or one of {', '.join(SOURCES)}, got {source!r}")
     weights = _state_dict(path_or_state_dict)
-    recognised = _recognise(weights)
-    if recognised is None or source not in ("auto", recognised):
-        wanted = "a DeepLab v3 or a ResNet" if source == "auto" else f"source={source!r}"
+    layout = recognise(weights)
+    if layout is None or source not in ("auto", layout.name):
+        wanted = "any layout known here" if source == "auto" else f"source={source!r}"
         raise ValueError(f"the weights are not those of {wanted}: {_abridged(tuple(weights))}")
-    if recognised == "resnet":
-        weights = {f"backbone.{k}" if not k.startswith("fc.") else k: v for k, v in weights.items()}
-    report = _compare(model, weights, recognised)
+    weights = translate(weights, layout, model)
+    if other_classes:
+        weights = _without_other_classes(model, weights)
+    report = _compare(model, weights, layout, other_classes)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
+    if layout.name == "vgg16" and isinstance(model, Segmenter):
+        model.preprocess = Preprocess.imagenet().to(model.preprocess.mean)
     return report
 
 
-def _compare(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+def _compare(
+    model: nn.Module, weights: Mapping[str, Tensor], layout: Layout, other_classes: bool
+) -> LoadReport:
     """The report of loading ``weights``, or the error that says why they do not fit."""
     own = model.state_dict()
     loaded = tuple(key for key in own if key in weights)
@@ -111,28 +137,55 @@ def _compare(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> Lo
     left_over = tuple(key for key in weights if key not in own)
     for key in loaded:
         if own[key].shape != weights[key].shape:
+            hint = "" if other_classes else _hint(model, key)
             raise ValueError(
                 f"{key} has shape {tuple(weights[key].shape)} in the weights "
-                f"and {tuple(own[key].shape)} in the model"
+                f"and {tuple(own[key].shape)} in the model{hint}"
             )
-    # What either side may lack: the auxiliary classifier, or all that a classifier does not have.
-    needed = ("backbone.", "classifier.") if source == "deeplab_v3" else ("backbone.",)
-    ignorable = "aux_classifier." if source == "deeplab_v3" else "fc."
-    lacking = tuple(k for k in missing if k.startswith(needed) and not k.endswith(OPTIONAL))
-    unplaced = tuple(k for k in left_over if not k.startswith(ignorable))
+    excused = last_layers(model) if other_classes else ()
+    lacking = tuple(
+        key
+        for key in missing
+        if key.startswith(layout.needed)
+        and not key.endswith(OPTIONAL)
+        and key.rpartition(".")[0] not in excused
+    )
+    unplaced = tuple(k for k in left_over if not k.startswith(layout.ignorable))
     if lacking or unplaced:
         parts = [f"it lacks {_abridged(lacking)}"] if lacking else []
         parts += [f"the model has no place for {_abridged(unplaced)}"] if unplaced else []
-        raise ValueError(f"the weights ({source}) do not fit the model: {'; '.join(parts)}")
-    return LoadReport(source, loaded, missing, left_over)
+        raise ValueError(f"the weights ({layout.name}) do not fit the model: {'; '.join(parts)}")
+    return LoadReport(layout.name, loaded, missing, left_over)
 
 
-def _recognise(weights: Mapping[str, Tensor]) -> str | None:
-    if "backbone.conv1.weight" in weights and "classifier.0.convs.0.0.weight" in weights:
-        return "deeplab_v3"
-    if "conv1.weight" in weights and "layer4.0.conv3.weight" in weights:
-        return "resnet"
-    return None
+def last_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the convolutions that make the logits."""
+    names = []
+    for name, head in model.named_modules():
+        if name in ("classifier", "aux_classifier") and isinstance(head, nn.Sequential):
+            names.append(f"{name}.{len(head) - 1}")
+        if isinstance(head, SummedBranches):
+            wanted = {id(layer) for layer in head.last_layers()}
+            names += [f"{name}.{part}" for part, m in head.named_modules() if id(m) in wanted]
+    return tuple(names)
+
+
+def _without_other_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights less those layers that make the logits of another number of classes."""
+    own = model.state_dict()
+    other = {
+        name
+        for name in last_layers(model)
+        if (bias := weights.get(f"{name}.bias")) is not None
+        and bias.shape != own[f"{name}.bias"].shape
+    }
+    return {k: v for k, v in weights.items() if k.rpartition(".")[0] not in other}
+
+
+def _hint(model: nn.Module, key: str) -> str:
+    if key.rpartition(".")[0] not in last_layers(model):
+        return ""
+    return ": other_classes=True leaves this layer as the model has it"
 
 
 def _state_dict(given: object) -> Mapping[str, Tensor]:
@@ -145,8 +198,9 @@ def _state_dict(given: object) -> Mapping[str, Tensor]:
         raise TypeError(
             f"path_or_state_dict must be a path or a state_dict, got {type(given).__name__}"
         )
-    if isinstance(weights, Mapping) and isinstance(weights.get("model"), Mapping):
-        weights = weights["model"]
+    for wrapping in ("model", "model_state", "state_dict"):
+        if isinstance(weights, Mapping) and isinstance(weights.get(wrapping), Mapping):
+            weights = weights[wrapping]
     if not isinstance(weights, Mapping):
         raise ValueError(f"{origin} holds a {type(weights).__name__}, not a state_dict")
     for key, value in weights.items():
@@ -154,6 +208,8 @@ def _state_dict(given: object) -> Mapping[str, Tensor]:
             raise ValueError(
                 f"{origin} must hold tensors by name, got {type(value).__name__} at {key!r}"
             )
+    if weights and all(key.startswith("module.") for key in weights):
+        return {key.removeprefix("module."): value for key, value in weights.items()}
     return weights
 
 

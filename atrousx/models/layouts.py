@@ -1,0 +1,121 @@
+"""The layouts in which weights are published, and their keys in the terms of this package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .deeplab_v1 import DeepLabV1
+from .from_vgg16 import vgg16_values
+
+Weights = Mapping[str, Tensor]
+
+
+class Layout(NamedTuple):
+    """A published layout.
+
+    Attributes:
+        name: as the report gives it.
+        signs: keys that every file of the layout has.
+        rules: regular expressions and what they become, the first that matches a whole key counts.
+        needed: prefixes of the model's keys that must find a value.
+        ignorable: prefixes of keys that the model may have no place for.
+    """
+
+    name: str
+    signs: tuple[str, ...]
+    rules: tuple[tuple[str, str], ...]
+    needed: tuple[str, ...]
+    ignorable: tuple[str, ...]
+
+
+WHOLE = ("backbone.", "classifier.", "multi_scale.")
+# A unit's layers as one of the second paper's ports names them, and as torchvision does.
+UNIT = (("reduce", "1"), ("conv3x3", "2"), ("increase", "3"))
+BASE_RULES = (
+    (r"(?:base\.)?layer1\.conv1\.conv\.(.+)", r"backbone.conv1.\1"),
+    (r"(?:base\.)?layer1\.conv1\.bn\.(.+)", r"backbone.bn1.\1"),
+    *(
+        (rf"(?:base\.)?layer(\d)\.block(\d+)\.{theirs}\.{kind}\.(.+)", rf"{kind}{ours}.\3")
+        for theirs, ours in UNIT
+        for kind in ("conv", "bn")
+    ),
+    (r"(?:base\.)?layer(\d)\.block(\d+)\.shortcut\.conv\.(.+)", r"downsample.0.\3"),
+    (r"(?:base\.)?layer(\d)\.block(\d+)\.shortcut\.bn\.(.+)", r"downsample.1.\3"),
+    (r"(?:base\.)?aspp\.c(\d)\.(.+)", r"classifier.branches.\1.\2"),
+)
+SCALE_RULES = (
+    (r"Scale\.layer5\.conv2d_list\.(\d)\.(.+)", r"classifier.branches.\1.\2"),
+    (r"Scale\.(.+)", r"backbone.\1"),
+)
+
+LAYOUTS = (
+    Layout("deeplab_v2_base", ("base.layer1.conv1.conv.weight",), BASE_RULES, WHOLE, ()),
+    Layout("deeplab_v2_base", ("layer1.conv1.conv.weight",), BASE_RULES, WHOLE, ()),
+    Layout("deeplab_v2_scale", ("Scale.conv1.weight",), SCALE_RULES, WHOLE, ()),
+    Layout(
+        "deeplab_v2",
+        ("backbone.features.0.weight", "classifier.branches.0.0.weight"),
+        (),
+        WHOLE,
+        (),
+    ),
+    Layout("deeplab_v2", ("backbone.conv1.weight", "classifier.branches.0.weight"), (), WHOLE, ()),
+    Layout("deeplab_v1", ("backbone.features.0.weight", "classifier.6.weight"), (), WHOLE, ()),
+    Layout(
+        "deeplab_v3",
+        ("backbone.conv1.weight", "classifier.classifier.0.convs.0.0.weight"),
+        ((r"classifier\.classifier\.(.+)", r"classifier.\1"),),
+        WHOLE,
+        ("aux_classifier.",),
+    ),
+    *(
+        Layout("deeplab_v3", ("backbone.conv1.weight", head), (), WHOLE, ("aux_classifier.",))
+        for head in ("classifier.0.convs.0.0.weight", "classifier.0.weight")
+    ),
+    Layout(
+        "resnet",
+        ("conv1.weight", "layer4.0.conv3.weight"),
+        ((r"fc\.(.+)", r"fc.\1"), (r"(.+)", r"backbone.\1")),
+        # Blocks after the fourth are the cascade's own.
+        tuple(
+            f"backbone.{part}" for part in ("conv1", "bn1", *(f"layer{i}." for i in range(1, 5)))
+        ),
+        ("fc.",),
+    ),
+    Layout(
+        "vgg16",
+        ("features.0.weight", "classifier.0.weight"),
+        ((r"features\.(.+)", r"backbone.features.\1"), (r"classifier\.(.+)", r"fc.\1")),
+        ("backbone.",),
+        ("fc.",),
+    ),
+)
+SOURCES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
+
+
+def recognise(weights: Weights) -> Layout | None:
+    return next((layout for layout in LAYOUTS if all(k in weights for k in layout.signs)), None)
+
+
+def translate(weights: Weights, layout: Layout, model: nn.Module) -> dict[str, Tensor]:
+    """The weights by this package's keys; keys that no rule knows stay as they are."""
+    if layout.name == "vgg16" and isinstance(model, DeepLabV1):
+        return vgg16_values(weights, model)
+    return {_renamed(key, layout.rules): value for key, value in weights.items()}
+
+
+def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        found = re.fullmatch(pattern, key)
+        if found is None:
+            continue
+        renamed = found.expand(replacement)
+        if ".block" in key:
+            # That port counts the stem as the first layer, and units from 1.
+            return f"backbone.layer{int(found[1]) - 1}.{int(found[2]) - 1}.{renamed}"
+        return renamed
+    return key
