@@ -59,6 +59,16 @@ run_avx512(Args... args) {
 
 }  // namespace detail
 
+// Loop::run(args...) compiled for one instruction set, which the CPU must have.
+template <CpuIsa kIsa, typename Loop, typename... Args>
+constexpr auto run_on = &detail::run_portable<Loop, Args...>;
+#if defined(__x86_64__)
+template <typename Loop, typename... Args>
+constexpr auto run_on<CpuIsa::kAvx2, Loop, Args...> = &detail::run_avx2<Loop, Args...>;
+template <typename Loop, typename... Args>
+constexpr auto run_on<CpuIsa::kAvx512, Loop, Args...> = &detail::run_avx512<Loop, Args...>;
+#endif
+
 // Runs Loop::run(args...) compiled for the instruction set in use. Arguments are passed by value.
 template <typename Loop, typename... Args>
 void run_best(Args... args) {

@@ -15,10 +15,14 @@ template <typename T, typename R>
 class CpuGather {
   using A = Accumulate<T>;
   static constexpr int64_t kDepth = 256;      // rows of a panel
-  static constexpr int64_t kSubtiles = 4;     // register tiles of pixels in a tile
+  static constexpr int64_t kSubtiles = 16;    // register tiles of pixels in a tile
   static constexpr int64_t kTaskBlocks = 16;  // register tiles of channels in a task, at most
   static constexpr int64_t kPixels = kSubtiles * R::kLanes;
-  static constexpr int64_t kPackedStretch = 64;  // source channels packed at a time
+  static constexpr int64_t kPackedStretch = 32;  // source channels packed at a time
+  // A source whose channels are neighbours is packed lane by lane, [kLanes, kLanePitch]: plain
+  // copies. The pitch keeps lanes out of each other's cache sets.
+  static constexpr int64_t kLanePitch = kDepth + 16;
+  static constexpr int64_t kPanel = R::kLanes * kLanePitch;
 
  public:
   CpuGather(const GatherShape& shape, const T* source, const Strides4& source_strides,
@@ -37,8 +41,14 @@ class CpuGather {
     const Tensor packed = scratch(like, shape_.groups * blocks_ * block_size());
     A* packed_data = static_cast<A*>(packed.mutable_data_ptr());
     pack_weight(weight, weight_strides, packed_data);
+    std::vector<Tile> tiles;
     for (const TapPlan& plan : tap_plans(shape_.rows, shape_.columns, shape_.batch, kPixels))
-      run_plan(plan, packed_data, like);
+      for (int64_t t = 0; t < plan.tiles(); ++t) tiles.push_back(plan.tile(t, shape_.batch));
+    // The largest first: threads then end together.
+    std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
+      return a.pixels * a.live_taps() > b.pixels * b.live_taps();
+    });
+    run_tiles(tiles, packed_data, like);
   }
 
  private:
@@ -55,36 +65,40 @@ class CpuGather {
       const int64_t depth = std::min(kPackedStretch, shape_.inner - first);
       const int64_t outer = block * R::kColumns;
       const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
-      int64_t depth_offsets[kPackedStretch], column_offsets[R::kColumns];
-      for (int64_t d = 0; d < depth; ++d) depth_offsets[d] = d * strides.inner;
+      // In the order of memory, so that rows of the panel come from runs of the weight.
+      const bool channel_fastest = strides.inner < strides.w;
+      std::vector<int64_t> from(depth * taps_), to(depth * taps_);
+      for (int64_t tap = 0; tap < taps_; ++tap)
+        for (int64_t d = 0; d < depth; ++d) {
+          const int64_t i = channel_fastest ? tap * depth + d : d * taps_ + tap;
+          from[i] = d * strides.inner + tap / shape_.columns.taps * strides.h +
+                    tap % shape_.columns.taps * strides.w;
+          to[i] = (tap * shape_.inner + d) * R::kColumns;
+        }
+      int64_t column_offsets[R::kColumns];
       for (int64_t c = 0; c < columns; ++c) column_offsets[c] = c * strides.outer;
-      const T* base =
-          weight + group * strides.group + outer * strides.outer + first * strides.inner;
-      A* panel = packed + (group * blocks_ + block) * block_size() + first * R::kColumns;
-      for (int64_t tap = 0; tap < taps_; ++tap) {
-        const T* from =
-            base + tap / shape_.columns.taps * strides.h + tap % shape_.columns.taps * strides.w;
-        run_best<PackPanel<R::kColumns>>(from, static_cast<const int64_t*>(depth_offsets), depth,
-                                         static_cast<const int64_t*>(column_offsets), columns,
-                                         panel + tap * shape_.inner * R::kColumns);
-      }
+      pack_panel<R::kColumns>(
+          weight + group * strides.group + outer * strides.outer + first * strides.inner,
+          {from.data(), depth * taps_, to.data()}, column_offsets, columns,
+          packed + (group * blocks_ + block) * block_size() + first * R::kColumns);
     });
   }
 
-  void run_plan(const TapPlan& plan, const A* packed, const Tensor& like) {
+  void run_tiles(const std::vector<Tile>& tiles, const A* packed, const Tensor& like) {
     // Few tiles are divided by channels too, so that every thread has work.
-    const int64_t tiles = plan.tiles() * shape_.groups;
     const int64_t wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
-    const int64_t parts = std::min(blocks_, ceil_div(wanted, tiles));
-    const int64_t task_blocks = std::min(kTaskBlocks, ceil_div(blocks_, parts));
+    const int64_t rows = static_cast<int64_t>(tiles.size()) * shape_.groups;
+    const int64_t parts = std::min(
+        blocks_, std::max(ceil_div(wanted, rows), ceil_div<int64_t>(blocks_, kTaskBlocks)));
+    const int64_t task_blocks = ceil_div(blocks_, parts);
     const int64_t chunks = ceil_div(blocks_, task_blocks);
-    const int64_t per_worker = kDepth * kPixels + task_blocks * kSubtiles * R::kSums;
-    const int64_t tasks = tiles * chunks;
+    const int64_t per_worker = kSubtiles * kPanel + task_blocks * kSubtiles * R::kSums;
+    const int64_t tasks = rows * chunks;
     const Tensor buffer = scratch(like, cpu_workers(tasks) * per_worker);
     A* buffers = static_cast<A*>(buffer.mutable_data_ptr());
     for_each_task(tasks, [&](int64_t task, int64_t worker) {
       const int64_t group = task / chunks % shape_.groups, block = task % chunks * task_blocks;
-      run_task(plan.tile(task / chunks / shape_.groups, shape_.batch), group, block,
+      run_task(tiles[task / chunks / shape_.groups], group, block,
                std::min(task_blocks, blocks_ - block), packed, buffers + worker * per_worker);
     });
   }
@@ -98,30 +112,44 @@ class CpuGather {
       destination_offsets[i] = tile.destination_offset(p, destination_strides_);
       residual_offsets[i] = tile.destination_offset(p, epilogue_.residual_strides);
     }
-    const int64_t subtiles = ceil_div<int64_t>(tile.pixels, R::kLanes);
-    A* sums = panels + kDepth * kPixels;  // [blocks, subtiles, kLanes, kColumns]
-    std::fill(sums, sums + blocks * subtiles * R::kSums, A(0));
+    const LanePieces pieces(tile.pixels, R::kLanes);
+    A* sums = panels + kSubtiles * kPanel;  // [blocks, pixels, kColumns]
+    std::fill(sums, sums + blocks * tile.pixels * R::kColumns, A(0));
     const A* weight = packed + (group * blocks_ + first_block) * block_size();
     const T* source = source_ + group * shape_.inner * source_strides_.c;
     const int64_t total = tile.live_taps() * shape_.inner;
+    const bool by_lane = source_strides_.c == 1;
+    const auto multiply =
+        by_lane ? multiply_panels<R, kLanePitch, 1> : multiply_panels<R, 1, R::kLanes>;
     for (int64_t start = 0; start < total; start += kDepth) {
       const int64_t depth = std::min(kDepth, total - start);
       int64_t depth_offsets[kDepth];
       Segment segments[kDepth];
       const int64_t count = lay_out(tile, start, depth, depth_offsets, segments);
-      for (int64_t s = 0; s < subtiles; ++s)
-        run_best<PackPanel<R::kLanes>>(source, static_cast<const int64_t*>(depth_offsets), depth,
-                                       static_cast<const int64_t*>(source_offsets + s * R::kLanes),
-                                       std::min<int64_t>(R::kLanes, tile.pixels - s * R::kLanes),
-                                       panels + s * kDepth * R::kLanes);
+      for (int64_t s = 0; s < pieces.count; ++s)
+        if (by_lane)
+          pack_lanes(source, depth_offsets, segments, count, source_offsets + pieces.first(s),
+                     pieces.size(s), panels + s * kPanel);
+        else
+          pack_panel<R::kLanes>(source, {depth_offsets, depth}, source_offsets + pieces.first(s),
+                                pieces.size(s), panels + s * kPanel);
       for (int64_t b = 0; b < blocks; ++b)
-        for (int64_t s = 0; s < subtiles; ++s)
-          run_best<MultiplyPanels<R>>(
-              static_cast<const A*>(panels + s * kDepth * R::kLanes), weight + b * block_size(),
-              static_cast<const Segment*>(segments), count, sums + (b * subtiles + s) * R::kSums);
+        for (int64_t s = 0; s < pieces.count; ++s)
+          multiply(pieces.size(s), panels + s * kPanel, weight + b * block_size(), segments, count,
+                   sums + (b * tile.pixels + pieces.first(s)) * R::kColumns);
     }
-    store(sums, group, first_block, blocks, subtiles, tile.pixels, destination_offsets,
-          residual_offsets);
+    store(sums, group, first_block, blocks, tile.pixels, destination_offsets, residual_offsets);
+  }
+
+  // panel[lane, d] = source[depth_offsets[d] + lane_offsets[lane]], a segment of depth at a time.
+  static void pack_lanes(const T* source, const int64_t* depth_offsets, const Segment* segments,
+                         int64_t count, const int64_t* lane_offsets, int64_t lanes, A* panel) {
+    for (int64_t l = 0; l < lanes; ++l) {
+      int64_t d = 0;
+      for (int64_t s = 0; s < count; d += segments[s++].depth)
+        run_best<CopyRow>(source + lane_offsets[l] + depth_offsets[d], segments[s].depth,
+                          panel + l * kLanePitch + d);
+    }
   }
 
   // Rows [start, start + depth) of (live taps x inner): where the source lies relative to a pixel,
@@ -142,15 +170,14 @@ class CpuGather {
     return count;
   }
 
-  void store(const A* sums, int64_t group, int64_t first_block, int64_t blocks, int64_t subtiles,
-             int64_t pixels, const int64_t* destination_offsets,
-             const int64_t* residual_offsets) const {
+  void store(const A* sums, int64_t group, int64_t first_block, int64_t blocks, int64_t pixels,
+             const int64_t* destination_offsets, const int64_t* residual_offsets) const {
     const int64_t stride = destination_strides_.c, residual = epilogue_.residual_strides.c;
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t outer = (first_block + b) * R::kColumns;
       const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
       const int64_t channel = group * shape_.outer + outer;
-      const A* block = sums + b * subtiles * R::kSums;  // [pixels, kColumns]
+      const A* block = sums + b * pixels * R::kColumns;  // [pixels, kColumns]
       T* to = destination_ + channel * stride;
       const auto write = [&](int64_t p, int64_t c) {
         to[destination_offsets[p] + c * stride] =

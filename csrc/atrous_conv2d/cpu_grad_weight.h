@@ -68,7 +68,7 @@ class CpuGradWeight {
     const T* input = input_ + (group * g_.group_channels() + channel) * input_strides_.c;
     const T* grad = grad_output_ + (group * g_.group_outputs() + output) * grad_output_strides_.c;
     A* sums = buffer + kLanePanels + kColumnPanels;
-    std::fill(sums, sums + kSubtiles * kBlocks * R::kSums, A(0));
+    std::fill(sums, sums + kSubtiles * kBlocks * R::kSums, A(0));  // [blocks, channels, kColumns]
 
     const TapSpan rows = shape_.rows.span(tap / g_.kernel_w);
     const TapSpan columns = shape_.columns.span(tap % g_.kernel_w);
@@ -83,10 +83,7 @@ class CpuGradWeight {
     for (int64_t k = 0; k < outputs; ++k)
       for (int64_t c = 0; c < channels; ++c)
         to[(tap * g_.outputs + group * g_.group_outputs() + output + k) * g_.group_channels() +
-           channel + c] =
-            sums[((k / R::kColumns * kSubtiles + c / R::kLanes) * R::kLanes + c % R::kLanes) *
-                     R::kColumns +
-                 k % R::kColumns];
+           channel + c] = sums[(k / R::kColumns * channels + c) * R::kColumns + k % R::kColumns];
   }
 
   // sums += the product over live pixels [start, start + depth) of one tap.
@@ -103,31 +100,32 @@ class CpuGradWeight {
                                                   columns.destinations.at(column));
     }
     A *lanes = buffer, *panels = buffer + kLanePanels, *sums = panels + kColumnPanels;
-    const int64_t subtiles =
-        pack<R::kLanes>(input, input_strides_.c, input_depth, depth, channels, lanes);
-    const int64_t blocks =
-        pack<R::kColumns>(grad, grad_output_strides_.c, grad_depth, depth, outputs, panels);
+    const LanePieces pieces(channels, R::kLanes);
+    for (int64_t s = 0; s < pieces.count; ++s)
+      pack<R::kLanes>(input + pieces.first(s) * input_strides_.c, input_strides_.c,
+                      {input_depth, depth}, pieces.size(s), lanes + s * kDepth * R::kLanes);
+    const int64_t blocks = ceil_div<int64_t>(outputs, R::kColumns);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = b * R::kColumns;
+      pack<R::kColumns>(grad + first * grad_output_strides_.c, grad_output_strides_.c,
+                        {grad_depth, depth}, std::min<int64_t>(R::kColumns, outputs - first),
+                        panels + b * kDepth * R::kColumns);
+    }
     const Segment all{0, depth};
     for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t s = 0; s < subtiles; ++s)
-        run_best<MultiplyPanels<R>>(static_cast<const A*>(lanes + s * kDepth * R::kLanes),
-                                    static_cast<const A*>(panels + b * kDepth * R::kColumns), &all,
-                                    int64_t{1}, sums + (b * kSubtiles + s) * R::kSums);
+      for (int64_t s = 0; s < pieces.count; ++s)
+        multiply_panels<R, 1, R::kLanes>(pieces.size(s), lanes + s * kDepth * R::kLanes,
+                                         panels + b * kDepth * R::kColumns, &all, 1,
+                                         sums + (b * channels + pieces.first(s)) * R::kColumns);
   }
 
-  // Packs `count` channels into panels of kWidth, [panel, kDepth, kWidth]; returns their number.
+  // One panel of `count` channels.
   template <int kWidth>
-  static int64_t pack(const T* source, int64_t channel_stride, const int64_t* depth_offsets,
-                      int64_t depth, int64_t count, A* panels) {
+  static void pack(const T* source, int64_t channel_stride, PanelRows rows, int64_t count,
+                   A* panel) {
     int64_t lane_offsets[kWidth];
-    for (int64_t l = 0; l < kWidth; ++l) lane_offsets[l] = l * channel_stride;
-    const int64_t number = ceil_div<int64_t>(count, kWidth);
-    for (int64_t p = 0; p < number; ++p)
-      run_best<PackPanel<kWidth>>(source + p * kWidth * channel_stride, depth_offsets, depth,
-                                  static_cast<const int64_t*>(lane_offsets),
-                                  std::min<int64_t>(kWidth, count - p * kWidth),
-                                  panels + p * kDepth * kWidth);
-    return number;
+    for (int64_t l = 0; l < count; ++l) lane_offsets[l] = l * channel_stride;
+    pack_panel<kWidth>(source, rows, lane_offsets, count, panel);
   }
 
   void sum_parts(const A* parts,  // [splits, taps, K, C/groups]

@@ -5,19 +5,23 @@
 // strides and any dtype feed the same register tile.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <utility>
 
 #include "../cpu_dispatch.h"
 #include "../portable.h"
+#include "cpu_pack.h"
 
 namespace atrousx {
 
-// The register tile: kLanes x kColumns sums, a column vector of kVectorBytes at a time. Each
+// The register tile: up to kLanes x kColumns sums, a column vector of kVectorBytes at a time. Each
 // instruction set's tile leaves registers for the column vectors and a broadcast lane.
-template <typename Sum, int kLaneCount, int kVectorCount, int kVectorSize>
+template <typename Sum, CpuIsa kSet, int kLaneCount, int kVectorCount, int kVectorSize>
 struct RegisterTile {
   using A = Sum;
+  static constexpr CpuIsa kIsa = kSet;
   static constexpr int kLanes = kLaneCount, kVectors = kVectorCount, kVectorBytes = kVectorSize;
   static constexpr int kColumns = kVectors * (kVectorBytes / static_cast<int>(sizeof(A)));
   static constexpr int kSums = kLanes * kColumns;
@@ -27,12 +31,14 @@ struct RegisterTile {
 template <typename A, typename F>
 void with_register_tile(F&& f) {
   switch (cpu_isa()) {
+#if defined(__x86_64__)
     case CpuIsa::kAvx512:
-      return f(RegisterTile<A, 14, 2, 64>{});
+      return f(RegisterTile<A, CpuIsa::kAvx512, 14, 2, 64>{});
     case CpuIsa::kAvx2:
-      return f(RegisterTile<A, 6, 2, 32>{});
-    case CpuIsa::kPortable:
-      return f(RegisterTile<A, 6, 2, 16>{});
+      return f(RegisterTile<A, CpuIsa::kAvx2, 6, 2, 32>{});
+#endif
+    default:
+      return f(RegisterTile<A, CpuIsa::kPortable, 6, 2, 16>{});
   }
 }
 
@@ -41,67 +47,59 @@ struct Segment {
   int64_t offset, depth;
 };
 
-// sums[lane][column] += the product over the segments. It starts from zero and adds once at the
-// end, so long sums are summed by blocks: less rounding than one running sum.
-template <typename R>
+// sums[lane][column] += the product over the segments, for lanes < kLanesUsed. It starts from zero
+// and adds once at the end, so long sums are summed by blocks: less rounding than one running sum.
+template <typename R, int kLanesUsed, int64_t kLaneStep, int64_t kDepthStep>
 struct MultiplyPanels {
   using A = typename R::A;
   typedef A Vector __attribute__((vector_size(R::kVectorBytes), aligned(sizeof(A)), may_alias));
 
-  static ATROUSX_ALWAYS_INLINE void run(const A* lanes,    // [depth, kLanes]
+  static ATROUSX_ALWAYS_INLINE void run(const A* lanes,    // lane l of row d: l * step + d * step
                                         const A* columns,  // [.., kColumns], at segments' offsets
                                         const Segment* segments, int64_t count,
-                                        A* sums) {  // [kLanes, kColumns]
+                                        A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
-    Vector acc[R::kLanes][R::kVectors] = {};
+    Vector acc[kLanesUsed][R::kVectors] = {};
     for (int64_t s = 0; s < count; ++s) {
       const A* b = columns + segments[s].offset;
       for (int64_t d = 0; d < segments[s].depth; ++d) {
         Vector w[R::kVectors];
         for (int v = 0; v < R::kVectors; ++v)
           w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
-        for (int l = 0; l < R::kLanes; ++l)
-          for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lanes[l] * w[v];
-        lanes += R::kLanes;
+        for (int l = 0; l < kLanesUsed; ++l)
+          for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lanes[l * kLaneStep] * w[v];
+        lanes += kDepthStep;
         b += R::kColumns;
       }
     }
-    for (int l = 0; l < R::kLanes; ++l)
+    for (int l = 0; l < kLanesUsed; ++l)
       for (int v = 0; v < R::kVectors; ++v)
         *reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep) += acc[l][v];
   }
 };
 
-// panel[d][lane] = source[depth_offsets[d] + lane_offsets[lane]]; lanes past `count` become zero.
-template <int kWidth>
-struct PackPanel {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* source, const int64_t* depth_offsets,
-                                        int64_t depth, const int64_t* lane_offsets, int64_t count,
-                                        A* panel) {  // [depth, kWidth]
-    for (int64_t lane = 0; lane < count;) {
-      // Lanes that are neighbours in memory are copied together.
-      int64_t run = 1;
-      while (lane + run < count && lane_offsets[lane + run] == lane_offsets[lane] + run) ++run;
-      const T* from = source + lane_offsets[lane];
-      A* to = panel + lane;
-      if (run == kWidth) {
-        for (int64_t d = 0; d < depth; ++d)
-          for (int64_t l = 0; l < kWidth; ++l)
-            to[d * kWidth + l] = static_cast<A>(from[depth_offsets[d] + l]);
-      } else if (run > 1) {
-        for (int64_t d = 0; d < depth; ++d)
-          for (int64_t l = 0; l < run; ++l)
-            to[d * kWidth + l] = static_cast<A>(from[depth_offsets[d] + l]);
-      } else {
-        for (int64_t d = 0; d < depth; ++d) to[d * kWidth] = static_cast<A>(from[depth_offsets[d]]);
-      }
-      lane += run;
-    }
-    if (count < kWidth)
-      for (int64_t d = 0; d < depth; ++d)
-        for (int64_t l = count; l < kWidth; ++l) panel[d * kWidth + l] = A(0);
-  }
+// MultiplyPanels for any number of lanes: each number has its own loop, so that a tile's last
+// pixels do not multiply zeros.
+template <typename R, int64_t kLaneStep, int64_t kDepthStep>
+void multiply_panels(int64_t lanes_used, const typename R::A* lanes, const typename R::A* columns,
+                     const Segment* segments, int64_t count, typename R::A* sums) {
+  using A = typename R::A;
+  using Loop = void (*)(const A*, const A*, const Segment*, int64_t, A*);
+  static constexpr auto loops = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
+    return std::array<Loop, R::kLanes>{
+        run_on<R::kIsa, MultiplyPanels<R, static_cast<int>(kIndex) + 1, kLaneStep, kDepthStep>,
+               const A*, const A*, const Segment*, int64_t, A*>...};
+  }(std::make_index_sequence<R::kLanes>{});
+  loops[lanes_used - 1](lanes, columns, segments, count, sums);
+}
+
+// A row of `pixels` lanes cut into as few pieces as fit a register tile, as even as can be.
+struct LanePieces {
+  int64_t pixels, count;
+
+  LanePieces(int64_t pixels_, int64_t most) : pixels(pixels_), count(ceil_div(pixels_, most)) {}
+  int64_t first(int64_t piece) const { return piece * pixels / count; }
+  int64_t size(int64_t piece) const { return first(piece + 1) - first(piece); }
 };
 
 // Threads take tasks one by one: tasks differ in cost (their live taps), and no result depends on

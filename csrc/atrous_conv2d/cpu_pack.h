@@ -1,0 +1,189 @@
+// Packing for the CPU's matrix products: gathered elements of any dtype and strides become dense
+// panels of the accumulation type,
+//   panel[d * kWidth + lane] = source[depth_offsets[d] + lane_offsets[lane]]
+// With AVX-512, lanes that lie in a few runs are loaded together, and depth that lies in runs is
+// transposed in registers, 16 x 16; a portable loop serves the rest.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "../cpu_dispatch.h"
+#include "../portable.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace atrousx {
+
+// Rows of a panel lie kWidth apart, or where `to` says.
+struct PanelRows {
+  const int64_t* from;  // [depth] source offsets
+  int64_t depth;
+  const int64_t* to = nullptr;  // [depth] panel offsets
+
+  ATROUSX_ALWAYS_INLINE int64_t row(int64_t d, int64_t width) const {
+    return to == nullptr ? d * width : to[d];
+  }
+};
+
+// Lanes past `count` become zero.
+template <int kWidth>
+struct PackPanel {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* source, PanelRows rows,
+                                        const int64_t* lane_offsets, int64_t count, A* panel) {
+    for (int64_t d = 0; d < rows.depth; ++d) {
+      const T* from = source + rows.from[d];
+      A* to = panel + rows.row(d, kWidth);
+      for (int64_t l = 0; l < count; ++l) to[l] = static_cast<A>(from[lane_offsets[l]]);
+      for (int64_t l = count; l < kWidth; ++l) to[l] = A(0);
+    }
+  }
+};
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#if !defined(__clang__)
+// GCC 12 warns of the undefined operands in its own <immintrin.h>.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+namespace avx512 {
+
+#define ATROUSX_AVX512 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]]
+
+// The elements of `mask` widened to float32, zero elsewhere; only those are touched in memory.
+ATROUSX_AVX512 inline __m512 load(const float* from, __mmask16 mask) {
+  return _mm512_maskz_loadu_ps(mask, from);
+}
+ATROUSX_AVX512 inline __m512 load(const BFloat16* from, __mmask16 mask) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+ATROUSX_AVX512 inline __m512 load(const Half* from, __mmask16 mask) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
+}
+
+// Pairs of the lower and of the upper halves of every quarter.
+ATROUSX_AVX512 inline __m512 low(__m512 a, __m512 b) {
+  return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+ATROUSX_AVX512 inline __m512 high(__m512 a, __m512 b) {
+  return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+
+ATROUSX_AVX512 inline void transpose(__m512 (&r)[16]) {
+  __m512 t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  // Now quarter q of r[4 i + j] gets column 4 q + j of rows 4 i .. 4 i + 3.
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = low(t[i], t[i + 2]);
+    r[i + 1] = high(t[i], t[i + 2]);
+    r[i + 2] = low(t[i + 1], t[i + 3]);
+    r[i + 3] = high(t[i + 1], t[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even_top = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88);
+    const __m512 odd_top = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);
+    const __m512 even_bottom = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);
+    const __m512 odd_bottom = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
+    t[j] = _mm512_shuffle_f32x4(even_top, even_bottom, 0x88);
+    t[8 + j] = _mm512_shuffle_f32x4(even_top, even_bottom, 0xdd);
+    t[4 + j] = _mm512_shuffle_f32x4(odd_top, odd_bottom, 0x88);
+    t[12 + j] = _mm512_shuffle_f32x4(odd_top, odd_bottom, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+// Up to 16 lanes, as runs of neighbours in memory: lane l of run r is at offsets[r] + l.
+struct LaneRuns {
+  int count = 0;
+  __mmask16 masks[16];
+  int64_t offsets[16];
+
+  LaneRuns(const int64_t* lane_offsets, int64_t lanes) {
+    for (int64_t l = 0; l < lanes; ++l) {
+      if (l == 0 || lane_offsets[l] != lane_offsets[l - 1] + 1) {
+        masks[count] = 0;
+        offsets[count++] = lane_offsets[l] - l;
+      }
+      masks[count - 1] |= static_cast<__mmask16>(1u << l);
+    }
+  }
+};
+
+// How many rows from d on, at most 16, are neighbours in the source.
+inline int64_t depth_run(const PanelRows& rows, int64_t d) {
+  const int64_t most = std::min<int64_t>(16, rows.depth - d);
+  int64_t run = 1;
+  while (run < most && rows.from[d + run] == rows.from[d] + run) ++run;
+  return run;
+}
+
+// At most 16 lanes of a panel kWidth wide; kStored of them are written.
+template <int kWidth, int kStored, typename T>
+ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* lane_offsets,
+                               int64_t count, float* panel) {
+  constexpr __mmask16 kMask = static_cast<__mmask16>((1u << kStored) - 1);
+  constexpr int kFewRuns = 4;       // cheaper to load one by one than to transpose
+  constexpr int64_t kLeastRun = 4;  // rows that make a transposition worth it
+  const LaneRuns runs(lane_offsets, count);
+  for (int64_t d = 0; d < rows.depth;) {
+    const int64_t depth = runs.count <= kFewRuns ? 1 : depth_run(rows, d);
+    if (depth >= kLeastRun) {
+      __m512 r[16];
+      const __mmask16 mask = static_cast<__mmask16>((1u << depth) - 1);
+      const T* from = source + rows.from[d];
+      for (int64_t l = 0; l < 16; ++l)
+        r[l] = l < count ? load(from + lane_offsets[l], mask) : _mm512_setzero_ps();
+      transpose(r);
+      for (int64_t i = 0; i < 16; ++i)
+        if (i < depth) _mm512_mask_storeu_ps(panel + rows.row(d + i, kWidth), kMask, r[i]);
+      d += depth;
+    } else {
+      const T* from = source + rows.from[d];
+      __m512 v = load(from + runs.offsets[0], runs.masks[0]);
+      for (int r = 1; r < runs.count; ++r)
+        v = _mm512_or_ps(v, load(from + runs.offsets[r], runs.masks[r]));
+      _mm512_mask_storeu_ps(panel + rows.row(d++, kWidth), kMask, v);
+    }
+  }
+}
+
+}  // namespace avx512
+#pragma GCC diagnostic pop
+#endif
+
+template <int kWidth, typename T, typename A>
+void pack_panel(const T* source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
+                A* panel) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<A, float> && kWidth <= 32) {
+    if (cpu_isa() == CpuIsa::kAvx512) {
+      constexpr int kFirst = kWidth < 16 ? kWidth : 16, kSecond = kWidth - kFirst;
+      avx512::pack_lanes<kWidth, kFirst>(source, rows, lane_offsets,
+                                         std::min<int64_t>(count, kFirst), panel);
+      if constexpr (kSecond > 0)
+        avx512::pack_lanes<kWidth, kSecond>(source, rows, lane_offsets + kFirst,
+                                            std::max<int64_t>(count - kFirst, 0), panel + kFirst);
+      return;
+    }
+  }
+#endif
+  run_best<PackPanel<kWidth>>(source, rows, lane_offsets, count, panel);
+}
+
+// to[i] = from[i], widened.
+struct CopyRow {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* from, int64_t count, A* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<A>(from[i]);
+  }
+};
+
+}  // namespace atrousx
