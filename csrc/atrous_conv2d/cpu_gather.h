@@ -18,7 +18,7 @@ class CpuGather {
   static constexpr int64_t kSubtiles = 16;    // register tiles of pixels in a tile
   static constexpr int64_t kTaskBlocks = 16;  // register tiles of channels in a task, at most
   static constexpr int64_t kPixels = kSubtiles * R::kLanes;
-  static constexpr int64_t kPackedStretch = 32;  // source channels packed at a time
+  static constexpr int64_t kStretch = 64;  // source channels of which all taps are taken in turn
   // A source whose channels are neighbours is packed lane by lane, [kLanes, kLanePitch]: plain
   // copies. The pitch keeps lanes out of each other's cache sets.
   static constexpr int64_t kLanePitch = kDepth + 16;
@@ -52,17 +52,17 @@ class CpuGather {
   }
 
  private:
-  // One block of packed weight: [taps, inner, kColumns].
+  // One block of packed weight: [stretches, taps, channels of the stretch, kColumns].
   int64_t block_size() const { return taps_ * shape_.inner * R::kColumns; }
 
   void pack_weight(const T* weight, const WeightStrides& strides,
-                   A* packed) {  // [groups, blocks, taps, inner, kColumns]
-    const int64_t stretches = ceil_div(shape_.inner, kPackedStretch);
+                   A* packed) {  // [groups, blocks, block_size()]
+    const int64_t stretches = ceil_div(shape_.inner, kStretch);
     for_each_task(shape_.groups * blocks_ * stretches, [&](int64_t task, int64_t) {
       const int64_t stretch = task % stretches, block = task / stretches % blocks_;
       const int64_t group = task / stretches / blocks_;
-      const int64_t first = stretch * kPackedStretch;
-      const int64_t depth = std::min(kPackedStretch, shape_.inner - first);
+      const int64_t first = stretch * kStretch;
+      const int64_t depth = std::min(kStretch, shape_.inner - first);
       const int64_t outer = block * R::kColumns;
       const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
       // In the order of memory, so that rows of the panel come from runs of the weight.
@@ -73,14 +73,14 @@ class CpuGather {
           const int64_t i = channel_fastest ? tap * depth + d : d * taps_ + tap;
           from[i] = d * strides.inner + tap / shape_.columns.taps * strides.h +
                     tap % shape_.columns.taps * strides.w;
-          to[i] = (tap * shape_.inner + d) * R::kColumns;
+          to[i] = (tap * depth + d) * R::kColumns;
         }
       int64_t column_offsets[R::kColumns];
       for (int64_t c = 0; c < columns; ++c) column_offsets[c] = c * strides.outer;
       pack_panel<R::kColumns>(
           weight + group * strides.group + outer * strides.outer + first * strides.inner,
           {from.data(), depth * taps_, to.data()}, column_offsets, columns,
-          packed + (group * blocks_ + block) * block_size() + first * R::kColumns);
+          packed + (group * blocks_ + block) * block_size() + first * taps_ * R::kColumns);
     });
   }
 
@@ -152,17 +152,22 @@ class CpuGather {
     }
   }
 
-  // Rows [start, start + depth) of (live taps x inner): where the source lies relative to a pixel,
-  // and which stretches of the packed weight meet them. Returns the number of stretches.
+  // Rows [start, start + depth) of (stretches of inner x live taps x channels): where the source
+  // lies relative to a pixel, and which stretches of the packed weight meet them. All taps of a
+  // stretch come before the next one: what neighbouring taps share is still in the cache. Returns
+  // the number of segments.
   int64_t lay_out(const Tile& tile, int64_t start, int64_t depth, int64_t* depth_offsets,
                   Segment* segments) const {
+    const int64_t whole = kStretch * tile.live_taps();
     int64_t count = 0;
     for (int64_t d = 0; d < depth;) {
-      const int64_t live = (start + d) / shape_.inner, channel = (start + d) % shape_.inner;
+      const int64_t first = (start + d) / whole * kStretch, within = (start + d) % whole;
+      const int64_t stretch = std::min(kStretch, shape_.inner - first);
+      const int64_t live = within / stretch, channel = first + within % stretch;
       const int64_t i = live / tile.columns.taps.count, j = live % tile.columns.taps.count;
       const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
-      const int64_t length = std::min(shape_.inner - channel, depth - d);
-      segments[count++] = {(tap * shape_.inner + channel) * R::kColumns, length};
+      const int64_t length = std::min(first + stretch - channel, depth - d);
+      segments[count++] = {(first * taps_ + tap * stretch + channel - first) * R::kColumns, length};
       const int64_t offset = tile.tap_offset(i, j, source_strides_) + channel * source_strides_.c;
       for (int64_t e = 0; e < length; ++e) depth_offsets[d + e] = offset + e * source_strides_.c;
       d += length;

@@ -132,6 +132,7 @@ ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* l
   constexpr __mmask16 kMask = static_cast<__mmask16>((1u << kStored) - 1);
   constexpr int kFewRuns = 4;       // cheaper to load one by one than to transpose
   constexpr int64_t kLeastRun = 4;  // rows that make a transposition worth it
+  constexpr int64_t kAhead = 12;    // rows
   const LaneRuns runs(lane_offsets, count);
   for (int64_t d = 0; d < rows.depth;) {
     const int64_t depth = runs.count <= kFewRuns ? 1 : depth_run(rows, d);
@@ -147,6 +148,12 @@ ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* l
       d += depth;
     } else {
       const T* from = source + rows.from[d];
+      // Rows far apart are nothing a hardware prefetcher foresees.
+      const T* ahead = source + rows.from[std::min(d + kAhead, rows.depth - 1)];
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + runs.offsets[0]), _MM_HINT_T0);
+      if (runs.count > 1)
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + runs.offsets[runs.count - 1] + count),
+                     _MM_HINT_T0);
       __m512 v = load(from + runs.offsets[0], runs.masks[0]);
       for (int r = 1; r < runs.count; ++r)
         v = _mm512_or_ps(v, load(from + runs.offsets[r], runs.masks[r]));

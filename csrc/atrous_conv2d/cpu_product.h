@@ -59,11 +59,14 @@ struct MultiplyPanels {
                                         const Segment* segments, int64_t count,
                                         A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
+    constexpr int kAhead = 12;  // rows: columns stream from the outer caches
     Vector acc[kLanesUsed][R::kVectors] = {};
     for (int64_t s = 0; s < count; ++s) {
       const A* b = columns + segments[s].offset;
       for (int64_t d = 0; d < segments[s].depth; ++d) {
         Vector w[R::kVectors];
+        for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * R::kColumns) + byte);
         for (int v = 0; v < R::kVectors; ++v)
           w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
         for (int l = 0; l < kLanesUsed; ++l)
