@@ -11,6 +11,14 @@
 
 namespace atrousx {
 
+// to[i] += from[i].
+struct AddRow {
+  template <typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* from, int64_t count, A* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+  }
+};
+
 template <typename T, typename R>
 class CpuGradWeight {
   using A = Accumulate<T>;
@@ -44,7 +52,7 @@ class CpuGradWeight {
     for_each_task(tasks, [&](int64_t task, int64_t worker) {
       run_task(task, buffers + worker * kPerWorker, part_data);
     });
-    sum_parts(part_data, weights, grad_weight, strides);
+    sum_parts(part_data, grad_weight, strides);
   }
 
  private:
@@ -61,8 +69,9 @@ class CpuGradWeight {
     const int64_t tap = task % taps_, group = task / taps_ % g_.groups;
     const int64_t split = task / taps_ / g_.groups;
 
-    const int64_t channel = channel_task * kSubtiles * R::kLanes;
-    const int64_t channels = std::min(kSubtiles * R::kLanes, g_.group_channels() - channel);
+    // As even as can be: a rest of a few channels would cost as much packing as a full rectangle.
+    const int64_t channel = channel_task * g_.group_channels() / channel_tasks_;
+    const int64_t channels = (channel_task + 1) * g_.group_channels() / channel_tasks_ - channel;
     const int64_t output = output_task * kBlocks * R::kColumns;
     const int64_t outputs = std::min(kBlocks * R::kColumns, g_.group_outputs() - output);
     const T* input = input_ + (group * g_.group_channels() + channel) * input_strides_.c;
@@ -79,11 +88,18 @@ class CpuGradWeight {
       add_pixels(rows, columns, start, std::min(kDepth, end - start), input, channels, grad,
                  outputs, buffer);
 
-    A* to = parts + split * g_.outputs * g_.group_channels() * taps_;
-    for (int64_t k = 0; k < outputs; ++k)
-      for (int64_t c = 0; c < channels; ++c)
-        to[(tap * g_.outputs + group * g_.group_outputs() + output + k) * g_.group_channels() +
-           channel + c] = sums[(k / R::kColumns * channels + c) * R::kColumns + k % R::kColumns];
+    for (int64_t b = 0; b * R::kColumns < outputs; ++b)
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t columns = std::min<int64_t>(R::kColumns, outputs - b * R::kColumns);
+        std::copy_n(sums + (b * channels + c) * R::kColumns, columns,
+                    parts + part_offset(split, tap, channel + c) + group * g_.group_outputs() +
+                        output + b * R::kColumns);
+      }
+  }
+
+  // Where a part keeps the outputs of one channel of the groups, [splits, taps, C/groups, K].
+  int64_t part_offset(int64_t split, int64_t tap, int64_t channel) const {
+    return ((split * taps_ + tap) * g_.group_channels() + channel) * g_.outputs;
   }
 
   // sums += the product over live pixels [start, start + depth) of one tap.
@@ -128,19 +144,45 @@ class CpuGradWeight {
     pack_panel<kWidth>(source, rows, lane_offsets, count, panel);
   }
 
-  void sum_parts(const A* parts,  // [splits, taps, K, C/groups]
-                 int64_t weights, T* grad_weight, const Strides4& strides) const {
-    const int64_t channels = g_.group_channels();
-    for_each_task(g_.outputs, [&](int64_t k, int64_t) {
-      for (int64_t tap = 0; tap < taps_; ++tap)
-        for (int64_t c = 0; c < channels; ++c) {
-          A sum = A(0);
-          const A* from = parts + (tap * g_.outputs + k) * channels + c;
-          for (int64_t s = 0; s < splits_; ++s) sum += from[s * weights];
-          grad_weight[strides.offset(k, c, tap / g_.kernel_w, tap % g_.kernel_w)] =
-              static_cast<T>(sum);
-        }
+  // The weights of one output are numbered in the order of memory: by channel and tap, or, where
+  // channels are neighbours, by tap and channel.
+  void sum_parts(A* parts,  // [splits, taps, C/groups, K], the first of which becomes their sum
+                 T* grad_weight, const Strides4& strides) const {
+    constexpr int kLanes = 16;
+    const int64_t channels = g_.group_channels(), weights = channels * taps_;
+    const bool channel_fastest = strides.c < strides.w;
+    for_each_task(ceil_div<int64_t>(weights, kLanes), [&](int64_t task, int64_t) {
+      const int64_t first = task * kLanes, count = std::min<int64_t>(kLanes, weights - first);
+      int64_t from[kLanes], to[kLanes];
+      for (int64_t l = 0; l < count; ++l) {
+        const int64_t tap = channel_fastest ? (first + l) / channels : (first + l) % taps_;
+        const int64_t c = channel_fastest ? (first + l) % channels : (first + l) / taps_;
+        from[l] = part_offset(0, tap, c);
+        to[l] = strides.offset(0, c, tap / g_.kernel_w, tap % g_.kernel_w);
+        for (int64_t s = 1; s < splits_; ++s)
+          run_best<AddRow>(static_cast<const A*>(parts + part_offset(s, tap, c)), g_.outputs,
+                           parts + from[l]);
+      }
+      write_weights(parts, from, count, grad_weight, to, strides.n);
     });
+  }
+
+  // grad_weight[to[l] + k * stride] = sums[from[l] + k] for all outputs k.
+  void write_weights(const A* sums, const int64_t* from, int64_t count, T* grad_weight,
+                     const int64_t* to, int64_t stride) const {
+    constexpr int kLanes = 16;
+    if constexpr (std::is_same_v<T, A>) {
+      // Neighbours in memory are a panel as the multiplication's are, one row an output.
+      if (count == kLanes && to[kLanes - 1] == to[0] + kLanes - 1) {
+        std::vector<int64_t> outputs(g_.outputs), rows(g_.outputs);
+        for (int64_t k = 0; k < g_.outputs; ++k) outputs[k] = k, rows[k] = to[0] + k * stride;
+        return pack_panel<kLanes>(sums, {outputs.data(), g_.outputs, rows.data()}, from, kLanes,
+                                  grad_weight);
+      }
+    }
+    for (int64_t k = 0; k < g_.outputs; ++k)
+      for (int64_t l = 0; l < count; ++l)
+        grad_weight[to[l] + k * stride] = static_cast<T>(sums[from[l] + k]);
   }
 
   const ConvGeometry g_;
