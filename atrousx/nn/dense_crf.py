@@ -176,7 +176,7 @@ class DenseCRF(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             image = image.to(dtype)
             terms = [
-                kernel.term(_features(image, coloured), self.normalization)
+                kernel.term(pixel_features(image, coloured), self.normalization)
                 for kernel, coloured in ((self.gaussian, False), (self.bilateral, True))
                 if kernel is not None
             ]
@@ -213,7 +213,7 @@ class DenseCRF(nn.Module):
             raise ValueError("image must be finite, got NaN or infinity")
 
 
-def _features(image: Tensor, coloured: bool) -> Tensor:
+def pixel_features(image: Tensor, coloured: bool) -> Tensor:
     """[N, D, P]: x, y and, for the bilateral kernel, the colours; this order is the lattice's."""
     batch, _, height, width = image.shape
     x = torch.arange(width, dtype=image.dtype, device=image.device).expand(height, width)
