@@ -52,6 +52,25 @@ Tensor embed_backward_cpu(const Tensor& grad_weights, const Tensor& rank) {
   return grad_features;
 }
 
+// Word `w` of the keys of a point's D + 1 vertices. From one vertex to the next every coordinate
+// goes up by 1, but for the one whose rank comes next, which goes down by D.
+void pack_point(const KeyLayout& layout, int w, int64_t image, const int32_t* base,
+                const uint8_t* rank, int64_t* keys) {
+  const int dims = layout.dims;
+  int64_t key = key_word(layout, w, image, base, rank, 0), all = 0;
+  int64_t down[kMaxFeatures + 1] = {};
+  for (int i = 0; i < dims; ++i) {
+    if (layout.word[i] != w) continue;
+    all += layout.stride[i];
+    down[min_of<int>(rank[i], dims)] += (dims + 1) * layout.stride[i];
+  }
+  keys[0] = key;
+  for (int k = 1; k <= dims; ++k) {
+    key += all - down[dims - k + 1];
+    keys[k] = key;
+  }
+}
+
 Tensor pack_cpu(const Tensor& base, const Tensor& rank, std::vector<int64_t> words,
                 std::vector<int64_t> strides, std::vector<int64_t> minima) {
   check_corners(base, rank);
@@ -60,13 +79,11 @@ Tensor pack_cpu(const Tensor& base, const Tensor& rank, std::vector<int64_t> wor
   const KeyLayout layout = make_key_layout(static_cast<int>(width) - 1, words, strides, minima);
   const Tensor keys = empty_like_of(base, {layout.words, corners}, ScalarType::Long);
   int64_t* out = mutable_data<int64_t>(keys);
-  parallel_for(0, base.size(0) * points, row_grain(width * width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, base.size(0) * points, row_grain(width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      for (int64_t k = 0; k < width; ++k)
-        for (int w = 0; w < layout.words; ++w)
-          out[w * corners + i * width + k] =
-              key_word(layout, w, i / points, data<int32_t>(bases) + i * width,
-                       data<uint8_t>(ranks) + i * width, static_cast<int>(k));
+      for (int w = 0; w < layout.words; ++w)
+        pack_point(layout, w, i / points, data<int32_t>(bases) + i * width,
+                   data<uint8_t>(ranks) + i * width, out + w * corners + i * width);
   });
   return keys;
 }
