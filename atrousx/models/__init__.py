@@ -3,6 +3,7 @@
 from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v2 import DeepLabV2, deeplab_v2
 from .deeplab_v3 import DeepLabV3, deeplab_v3
+from .dense import to_dense
 from .export import to_torch
 from .freezing import freeze_bn
 from .from_vgg16 import from_vgg16
@@ -25,5 +26,6 @@ __all__ = [
     "from_vgg16",
     "load_weights",
     "set_output_stride",
+    "to_dense",
     "to_torch",
 ]

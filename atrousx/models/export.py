@@ -24,6 +24,12 @@ def interpolate_bilinear(
     return F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners)
 
 
+def shared_copy(model: Module) -> Module:
+    """A copy of the modules around the same parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
 def to_torch(model: Module) -> Module:
     r"""Makes a copy of a model that runs on PyTorch's layers alone, with shared weights.
 
@@ -52,8 +58,7 @@ def to_torch(model: Module) -> Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
+    twin = shared_copy(model)
     for module in twin.modules():
         if isinstance(module, AtrousConv2d):
             # An AtrousConv2d is a Conv2d with another way to compute.
