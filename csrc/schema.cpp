@@ -41,6 +41,22 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "_upsample_bilinear2d_backward(Tensor grad_output, SymInt[4] input_size, bool align_corners, "
       "float? scale_h=None, float? scale_w=None) -> Tensor");
 
+  // labels, uint8 if `narrow`, and the winners' probabilities, empty unless asked for.
+  m.def(
+      "_upsample_argmax(Tensor logits, SymInt[2] output_size, bool align_corners, "
+      "bool with_probability, bool narrow) -> (Tensor, Tensor)");
+
+  // Sums of loss and of weights per row of pixels, the pixels' losses, empty unless asked for, and
+  // their log-sums of exponentials, which the backward needs. The backward's grad is one number per
+  // row or one per pixel.
+  m.def(
+      "_upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+      "float label_smoothing, bool align_corners, bool per_pixel) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "_upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
+      "Tensor log_sum, int ignore_index, float label_smoothing, bool align_corners) -> Tensor");
+
   // The lattice of a batch of images, [N, D, P] features: per corner its vertex and weight, per
   // vertex its points and their weights in compressed rows, per axis both neighbours. It is put
   // together from the four operators below it and torch's sort, in atrousx/ops.

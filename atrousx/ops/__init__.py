@@ -3,12 +3,16 @@
 from .atrous_conv2d import atrous_conv2d, live_fraction
 from .multi_rate_conv2d import multi_rate_conv2d
 from .permutohedral_filter import permutohedral_filter
+from .upsample_argmax import upsample_argmax
 from .upsample_bilinear2d import upsample_bilinear2d
+from .upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "atrous_conv2d",
     "live_fraction",
     "multi_rate_conv2d",
     "permutohedral_filter",
+    "upsample_argmax",
     "upsample_bilinear2d",
+    "upsample_cross_entropy",
 ]

@@ -8,6 +8,7 @@ void bind_multi_rate_conv2d(pybind11::module_& m);
 void bind_permutohedral(pybind11::module_& m);
 void bind_planted(pybind11::module_& m);
 void bind_upsample_bilinear2d(pybind11::module_& m);
+void bind_upsample_consumers(pybind11::module_& m);
 
 PYBIND11_MODULE(atrousx_emulated, m) {
   m.def("set_reverse", &emulator::set_reverse);
@@ -16,4 +17,5 @@ PYBIND11_MODULE(atrousx_emulated, m) {
   bind_permutohedral(m);
   bind_planted(m);
   bind_upsample_bilinear2d(m);
+  bind_upsample_consumers(m);
 }

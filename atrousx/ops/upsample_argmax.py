@@ -1,0 +1,91 @@
+"""Labels of upsampled logits: the public function and its fake kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._library import register_autocast
+from ._check import check_device, check_floating, check_rank, pair
+
+_argmax = torch.ops.atrousx._upsample_argmax.default
+
+
+def upsample_argmax(
+    logits: Tensor,
+    size: int | Sequence[int],
+    align_corners: bool = False,
+    return_probability: bool = False,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""The labels of bilinearly upsampled logits, without ever storing the upsampled logits.
+
+    .. math::
+        y_{n,o,p} = \arg\max_c \; U(x)_{n,c,o,p}
+
+    with :math:`U` as in ``ops.upsample_bilinear2d``: the result of
+    ``interpolate(logits, size, mode="bilinear").argmax(1)`` wherever the two greatest values differ
+    by more than rounding. As there, the first of equal values wins, and NaN above all. Beside the
+    result nothing of its size is allocated. There is no gradient.
+
+    Args:
+        logits: ``[N, C, H, W]``, float32, float64, float16 or bfloat16, any strides, N may be 0.
+        size: output height and width in pixels; one int for both.
+        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
+        return_probability: also return the labels' probabilities, the softmax's maximum.
+        dtype: of the labels: torch.int64, or torch.uint8 for up to 256 channels.
+
+    Returns:
+        Labels ``[N, OH, OW]``; with ``return_probability`` also ``[N, OH, OW]`` of float32, float64
+        for float64 logits.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong rank, an empty map, a size that is not positive, too many channels.
+
+    Example:
+        >>> import torch, atrousx
+        >>> logits = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])
+        >>> atrousx.ops.upsample_argmax(logits, (1, 6))
+        tensor([[[0, 0, 1, 1, 1, 1]]])
+    """
+    check_floating("logits", logits)
+    check_device("logits", logits)
+    check_rank("logits", logits, 4, "[N, C, H, W]")
+    if any(extent == 0 for extent in logits.shape[1:]):
+        raise ValueError(f"logits must have non-empty C, H and W, got shape {tuple(logits.shape)}")
+    output_size = pair("size", size)
+    if any(extent <= 0 for extent in output_size):
+        raise ValueError(f"size must be positive, got {tuple(output_size)}")
+    if dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"dtype must be torch.int64 or torch.uint8, got {dtype}")
+    narrow = dtype == torch.uint8
+    if narrow and logits.shape[1] > 256:
+        raise ValueError(
+            f"dtype=torch.uint8 holds 256 labels, logits have {logits.shape[1]} channels"
+        )
+    labels, probability = _argmax(
+        logits.detach(), output_size, bool(align_corners), bool(return_probability), narrow
+    )
+    return (labels, probability) if return_probability else labels
+
+
+@torch.library.register_fake("atrousx::_upsample_argmax")
+def _(
+    logits: Tensor,
+    output_size: Sequence[int],
+    align_corners: bool,
+    with_probability: bool,
+    narrow: bool,
+) -> tuple[Tensor, Tensor]:
+    size = (logits.shape[0], *output_size)
+    share = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (
+        logits.new_empty(size, dtype=torch.uint8 if narrow else torch.int64),
+        logits.new_empty(size if with_probability else (0,), dtype=share),
+    )
+
+
+register_autocast(_argmax, to_lower_precision=False)

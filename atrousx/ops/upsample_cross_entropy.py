@@ -1,0 +1,198 @@
+"""Cross-entropy of upsampled logits: the public function, its fake kernels and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import register_autocast
+from ._check import check_device, check_floating, check_rank, check_tensor
+
+_forward = torch.ops.atrousx._upsample_cross_entropy.default
+_backward = torch.ops.atrousx._upsample_cross_entropy_backward.default
+
+REDUCTIONS = ("mean", "sum", "none")
+LABELS = (torch.int64, torch.int32, torch.uint8)
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Cross-entropy of bilinearly upsampled logits, without ever storing the upsampled logits.
+
+    .. math::
+        \ell_i = -(1 - \varepsilon)\, w_{t_i} \log p_{i,t_i}
+        - \frac{\varepsilon}{C} \sum_c w_c \log p_{i,c},
+        \qquad p_i = \mathrm{softmax}_c\, U(x)_i
+
+    over the pixels i of ``target``, with :math:`U` as in ``ops.upsample_bilinear2d``. Value and
+    gradient are those of ``cross_entropy(interpolate(logits, target.shape[1:], mode="bilinear"),
+    target, ...)``, to rounding; memory is not: the forward keeps one number a pixel, the backward
+    recomputes probabilities block by block and gathers them, in a fixed order, into the gradient.
+
+    Args:
+        logits: ``[N, C, H, W]``, float32, float64, float16 or bfloat16 (half types are computed in
+            float32), any strides, N may be 0.
+        target: labels ``[N, OH, OW]``, int64, int32 or uint8.
+        weight: ``[C]``, a factor for each class.
+        ignore_index: the label of pixels that do not count.
+        reduction: "mean" (over the weights of the pixels that count; NaN where none does), "sum",
+            or "none".
+        label_smoothing: the share :math:`\varepsilon` of the loss spread over all classes, 0..1.
+        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
+
+    Returns:
+        A scalar, or ``[N, OH, OW]`` for "none", in the dtype of ``logits``. Derivatives of first
+        order only.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes that do not belong together, an unknown reduction, a smoothing outside
+            0..1, on the CPU a label outside 0..C-1. On a GPU, where looking would mean waiting,
+            such a label makes the loss NaN instead.
+        RuntimeError: tensors on different devices.
+
+    Example:
+        >>> import torch, atrousx
+        >>> logits = torch.zeros(1, 21, 65, 65)
+        >>> target = torch.randint(21, (1, 513, 513))
+        >>> atrousx.ops.upsample_cross_entropy(logits, target)
+        tensor(3.0445)
+    """
+    _check(logits, target, weight, reduction, label_smoothing)
+    computed = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    class_weight = None if weight is None else weight.to(computed).contiguous()
+    row_loss, row_weight, losses, _ = _forward(
+        logits,
+        target.contiguous(),
+        class_weight,
+        ignore_index,
+        float(label_smoothing),
+        bool(align_corners),
+        reduction == "none",
+    )
+    total = row_loss.sum()
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        _explain_nan(total, target, logits.shape[1], ignore_index)
+    loss: Tensor = losses if reduction == "none" else total
+    if reduction == "mean":
+        loss = total / row_weight.sum()
+    return loss.to(logits.dtype)
+
+
+def _explain_nan(total: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raises where a NaN comes from a label that is no class: only then is the target searched."""
+    if not bool(total.detach().isnan()):
+        return
+    labels = target.long()
+    bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if bool(bad.any()):
+        n, row, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"target must hold labels from 0 to {classes - 1} or ignore_index ({ignore_index}), "
+            f"got {int(target[n, row, column])} at [{n}, {row}, {column}]"
+        )
+
+
+def _check(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    label_smoothing: float,
+) -> None:
+    check_floating("logits", logits)
+    check_device("logits", logits)
+    check_rank("logits", logits, 4, "[N, C, H, W]")
+    if any(extent == 0 for extent in logits.shape[1:]):
+        raise ValueError(f"logits must have non-empty C, H and W, got shape {tuple(logits.shape)}")
+    check_tensor("target", target)
+    if target.dtype not in LABELS:
+        raise TypeError(f"target must be int64, int32 or uint8, got {str(target.dtype)[6:]}")
+    check_rank("target", target, 3, "[N, OH, OW]")
+    if target.shape[0] != logits.shape[0] or target.shape[1] == 0 or target.shape[2] == 0:
+        raise ValueError(
+            f"target must have the batch of logits ({logits.shape[0]}) and a size, "
+            f"got shape {tuple(target.shape)}"
+        )
+    if weight is not None:
+        check_floating("weight", weight)
+        if weight.shape != (logits.shape[1],):
+            raise ValueError(
+                f"weight must have shape ({logits.shape[1]},), one per class, "
+                f"got {tuple(weight.shape)}"
+            )
+        if weight.requires_grad:
+            raise RuntimeError("weight must not require a gradient: there is none for it")
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.device != logits.device:
+            raise RuntimeError(
+                f"{name} must be on the device of logits ({logits.device}), got {tensor.device}"
+            )
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing!r}")
+
+
+@torch.library.register_fake("atrousx::_upsample_cross_entropy")
+def _(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    per_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sums = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (
+        logits.new_empty(target.shape[:2], dtype=torch.float64),
+        logits.new_empty(target.shape[:2], dtype=torch.float64),
+        logits.new_empty(target.shape if per_pixel else (0,), dtype=sums),
+        logits.new_empty(target.shape, dtype=sums),
+    )
+
+
+@torch.library.register_fake("atrousx::_upsample_cross_entropy_backward")
+def _(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    memory_format = torch._prims_common.suggest_memory_format(logits)
+    return torch.empty_like(logits, memory_format=memory_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, weight, *ctx.options, ctx.per_pixel = inputs
+    row_weight, log_sum = output[1], output[3]
+    ctx.mark_non_differentiable(row_weight, log_sum)
+    ctx.set_materialize_grads(False)  # zeros for log_sum would be one more number a pixel
+    ctx.save_for_backward(logits, target, weight, log_sum)
+
+
+def _gradient(
+    ctx: Any, grad_rows: Tensor | None, _: None, grad_pixels: Tensor | None, __: None
+) -> tuple[Tensor | None, ...]:
+    logits, target, weight, log_sum = ctx.saved_tensors
+    if grad_rows is None and grad_pixels is None:
+        return (None,) * 7
+    grad = log_sum.new_zeros(target.shape[:2]) if grad_rows is None else grad_rows.to(log_sum.dtype)
+    if ctx.per_pixel and grad_pixels is not None:
+        grad = grad[..., None] + grad_pixels
+    grad_logits: Tensor = _backward(grad, logits, target, weight, log_sum, *ctx.options)
+    return grad_logits, *[None] * 6
+
+
+def _no_gradient(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("upsample_cross_entropy has no second derivative")
+
+
+torch.library.register_autograd(_forward, _gradient, setup_context=_save)
+torch.library.register_autograd(_backward, _no_gradient)
+register_autocast(_forward, to_lower_precision=False)

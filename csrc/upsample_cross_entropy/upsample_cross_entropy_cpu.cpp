@@ -1,0 +1,369 @@
+// CPU kernels and registration of upsample_cross_entropy and its backward.
+//
+// A task is a cell of rows: the pixel rows between two neighbouring rows of logits. It walks them
+// block by block (cpu_cells.h); a block's values are used for all that is asked and forgotten.
+#include "../upsample_bilinear2d/cpu_cells.h"
+#include "../vector_math.h"
+#include "arguments.h"
+
+namespace atrousx {
+namespace {
+
+// best[j] = max over channels, sum[j] = sum over channels of exp(value - best)
+struct SoftmaxSums {
+  template <typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* values, int64_t channels, int64_t count, A* best,
+                                        A* sum) {
+    for (int64_t j = 0; j < count; ++j) {
+      best[j] = values[j];
+      sum[j] = A(0);
+    }
+    for (int64_t c = 1; c < channels; ++c)
+      for (int64_t j = 0; j < count; ++j) best[j] = max_of(best[j], values[c * kBlockPitch + j]);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t j = 0; j < count; ++j)
+        sum[j] += exp_nonpositive(values[c * kBlockPitch + j] - best[j]);
+  }
+};
+
+// weighted[j] = sum over channels of weight * value; a null weight is 1.
+struct WeightedSums {
+  template <typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* values, const A* class_weight, int64_t channels,
+                                        int64_t count, A* weighted) {
+    for (int64_t j = 0; j < count; ++j) weighted[j] = A(0);
+    for (int64_t c = 0; c < channels; ++c) {
+      const A w = class_weight == nullptr ? A(1) : class_weight[c];
+      for (int64_t j = 0; j < count; ++j) weighted[j] += w * values[c * kBlockPitch + j];
+    }
+  }
+};
+
+// values[c][j] = scale[j] * exp(value - lse[j]) - spread[j] * weight[c]: the gradient but for the
+// term of the pixel's own label.
+struct SoftmaxSlopes {
+  template <typename A>
+  static ATROUSX_ALWAYS_INLINE void run(A* values, int64_t channels, int64_t count, const A* lse,
+                                        const A* scale, const A* spread, const A* class_weight) {
+    for (int64_t c = 0; c < channels; ++c) {
+      A* row = values + c * kBlockPitch;
+      const A w = class_weight == nullptr ? A(1) : class_weight[c];
+      for (int64_t j = 0; j < count; ++j)
+        row[j] = scale[j] * exp_nonpositive(row[j] - lse[j]) - spread[j] * w;
+      // The lanes past the block's end meet weights of zero and must be finite.
+      for (int64_t j = count; j < kBlockPitch; ++j) row[j] = A(0);
+    }
+  }
+};
+
+// The transpose of InterpolateBlock: adds a block's gradients to a row of inputs.
+struct GatherBlock {
+  template <typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* values,  // [channels, kBlockPitch]
+                                        int64_t channels, int64_t width, const Cell* cells,
+                                        int64_t cell_count,
+                                        const A* weight_lower,  // padded, at the first cell
+                                        const A* weight_upper,
+                                        A* row) {  // [channels, width]
+    for (int64_t c = 0; c < channels; ++c) {
+      const A *from = values + c * kBlockPitch, *wl = weight_lower, *wu = weight_upper;
+      A* to = row + c * width;
+      for (int64_t k = 0; k < cell_count; ++k) {
+        A lower[kCellLanes] = {}, upper[kCellLanes] = {};
+        for (int64_t j = 0; j < cells[k].count; j += kCellLanes) {
+          const A* g = from + (cells[k].first - cells[0].first) + j;
+          for (int64_t lane = 0; lane < kCellLanes; ++lane) {
+            lower[lane] += wl[lane] * g[lane];
+            upper[lane] += wu[lane] * g[lane];
+          }
+          wl += kCellLanes;
+          wu += kCellLanes;
+        }
+        for (int64_t half = kCellLanes / 2; half > 0; half /= 2)
+          for (int64_t lane = 0; lane < half; ++lane) {
+            lower[lane] += lower[lane + half];
+            upper[lane] += upper[lane + half];
+          }
+        to[cells[k].lower] += lower[0];
+        to[cells[k].upper] += upper[0];
+      }
+    }
+  }
+};
+
+// lower += (1 - weight) * row, upper += weight * row
+struct AddToRows {
+  template <typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* row, A weight, A* lower, A* upper, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) {
+      lower[j] += (A(1) - weight) * row[j];
+      upper[j] += weight * row[j];
+    }
+  }
+};
+
+// What both directions share: the walk over pixel rows and blocks.
+template <typename T, typename Label>
+class CpuCrossEntropy {
+ protected:
+  using A = Accumulate<T>;
+
+  CpuCrossEntropy(const LossArguments& arguments, const T* logits, const Label* target)
+      : r_(arguments.r),
+        loss_(arguments.loss<A>()),
+        total_(loss_.total_weight()),
+        logits_(logits),
+        target_(target),
+        plan_(r_.plan<T>()),
+        rows_(all_cells(plan_.rows)),
+        columns_(plan_.columns) {}
+
+  int64_t bands() const { return static_cast<int64_t>(rows_.size()); }
+  int64_t row_size() const { return r_.channels * r_.width; }
+
+  // A row of logits, every channel, at pixel row oh: [C, W].
+  void blend(int64_t n, int64_t oh, A* row) const {
+    const BilinearTap<A> tap = plan_.rows.tap(oh);
+    for (int64_t c = 0; c < r_.channels; ++c) {
+      const T* plane = logits_ + (n * r_.channels + c) * r_.height * r_.width;
+      run_best<BlendRows>(plane + tap.lower * r_.width, plane + tap.upper * r_.width, tap.weight,
+                          row + c * r_.width, r_.width);
+    }
+  }
+
+  void interpolate(int64_t b, const A* row, A* values) const {
+    const int64_t begin = columns_.block_start[b];
+    run_best<InterpolateBlock>(row, r_.channels, r_.width, columns_.cells.data() + begin,
+                               columns_.block_start[b + 1] - begin,
+                               columns_.weight.data() + columns_.block_first(b), values);
+  }
+
+  const Resampling r_;
+  const PixelLoss<A> loss_;
+  const A total_;              // of the class weights
+  const T* const logits_;      // [N, C, H, W]
+  const Label* const target_;  // [N, OH, OW]
+  const BilinearPlan<A> plan_;
+  const std::vector<Cell> rows_;
+  const CellAxis<A> columns_;
+};
+
+template <typename T, typename Label>
+class CpuForward : CpuCrossEntropy<T, Label> {
+  using Base = CpuCrossEntropy<T, Label>;
+  using typename Base::A;
+
+ public:
+  CpuForward(const LossArguments& arguments, const T* logits, const Label* target)
+      : Base(arguments, logits, target) {}
+
+  void run(A* log_sum, A* pixel_losses, double* row_loss, double* row_weight) const {
+    const int64_t height = this->r_.out_height;
+    torch::stable::parallel_for(
+        0, this->r_.batch * this->bands(), 1, [&](int64_t begin, int64_t end) {
+          std::vector<A> row(this->row_size()), values(this->r_.channels * kBlockPitch);
+          for (int64_t task = begin; task < end; ++task) {
+            const Cell& band = this->rows_[task % this->bands()];
+            const int64_t n = task / this->bands();
+            for (int64_t oh = band.first; oh < band.first + band.count; ++oh) {
+              this->blend(n, oh, row.data());
+              run_line(n * height + oh, row.data(), values.data(), log_sum, pixel_losses, row_loss,
+                       row_weight);
+            }
+          }
+        });
+  }
+
+ private:
+  void run_line(int64_t line, const A* row, A* values, A* log_sum, A* pixel_losses,
+                double* row_loss, double* row_weight) const {
+    double loss = 0, weight = 0;
+    for (int64_t b = 0; b < this->columns_.blocks(); ++b) {
+      const int64_t count = this->columns_.block_count(b);
+      const int64_t at = line * this->r_.out_width + this->columns_.block_first(b);
+      this->interpolate(b, row, values);
+      A best[kBlockOutputs], sum[kBlockOutputs], weighted[kBlockOutputs] = {};
+      run_best<SoftmaxSums>(static_cast<const A*>(values), this->r_.channels, count,
+                            static_cast<A*>(best), static_cast<A*>(sum));
+      if (this->loss_.smoothing != A(0))
+        run_best<WeightedSums>(static_cast<const A*>(values), this->loss_.class_weight,
+                               this->r_.channels, count, static_cast<A*>(weighted));
+      for (int64_t j = 0; j < count; ++j) {
+        const auto label = static_cast<int64_t>(this->target_[at + j]);
+        const A lse = best[j] + std::log(sum[j]);
+        const A own = this->loss_.valid(label) ? values[label * kBlockPitch + j] : A(0);
+        const A value = this->loss_.loss(label, lse, own, weighted[j], this->total_);
+        log_sum[at + j] = lse;
+        if (pixel_losses != nullptr) pixel_losses[at + j] = value;
+        loss += static_cast<double>(value);
+        weight += static_cast<double>(this->loss_.pixel_weight(label));
+      }
+    }
+    row_loss[line] = loss;
+    row_weight[line] = weight;
+  }
+};
+
+template <typename T, typename Label>
+class CpuBackward : CpuCrossEntropy<T, Label> {
+  using Base = CpuCrossEntropy<T, Label>;
+  using typename Base::A;
+
+ public:
+  CpuBackward(const LossArguments& arguments, const T* logits, const Label* target,
+              const A* log_sum, const A* grad, const Strides4& grad_strides)
+      : Base(arguments, logits, target),
+        log_sum_(log_sum),
+        grad_(grad),
+        grad_strides_(grad_strides) {}
+
+  // Image by image: each band of rows writes its gradients of the two rows of logits around it to
+  // scratch [bands, 2, C, W]; a row of grad_logits is then the sum of those that meet in it, in
+  // order.
+  void run(A* scratch, T* grad_logits) const {
+    const int64_t size = this->row_size();
+    for (int64_t n = 0; n < this->r_.batch; ++n) {
+      torch::stable::parallel_for(0, this->bands(), 1, [&](int64_t begin, int64_t end) {
+        std::vector<A> row(size), grad_row(size), values(this->r_.channels * kBlockPitch);
+        for (int64_t band = begin; band < end; ++band)
+          run_band(n, this->rows_[band], scratch + band * 2 * size, row, grad_row, values);
+      });
+      torch::stable::parallel_for(0, this->r_.height, 1, [&](int64_t begin, int64_t end) {
+        std::vector<A> sum(size);
+        for (int64_t h = begin; h < end; ++h) {
+          add_bands(h, scratch, sum);
+          for (int64_t c = 0; c < this->r_.channels; ++c)
+            for (int64_t w = 0; w < this->r_.width; ++w)
+              grad_logits[((n * this->r_.channels + c) * this->r_.height + h) * this->r_.width +
+                          w] = static_cast<T>(sum[c * this->r_.width + w]);
+        }
+      });
+    }
+  }
+
+ private:
+  void run_band(int64_t n, const Cell& band, A* to, std::vector<A>& row, std::vector<A>& grad_row,
+                std::vector<A>& values) const {
+    const int64_t size = this->row_size();
+    std::fill_n(to, 2 * size, A(0));
+    for (int64_t oh = band.first; oh < band.first + band.count; ++oh) {
+      this->blend(n, oh, row.data());
+      std::fill(grad_row.begin(), grad_row.end(), A(0));
+      for (int64_t b = 0; b < this->columns_.blocks(); ++b) {
+        const int64_t begin = this->columns_.block_start[b];
+        const int64_t padded = this->columns_.padded_start[begin];
+        this->interpolate(b, row.data(), values.data());
+        slopes(n, oh, b, values.data());
+        run_best<GatherBlock>(static_cast<const A*>(values.data()), this->r_.channels,
+                              this->r_.width, this->columns_.cells.data() + begin,
+                              this->columns_.block_start[b + 1] - begin,
+                              this->columns_.padded_lower.data() + padded,
+                              this->columns_.padded_upper.data() + padded, grad_row.data());
+      }
+      run_best<AddToRows>(static_cast<const A*>(grad_row.data()), this->plan_.rows.tap(oh).weight,
+                          to, to + size, size);
+    }
+  }
+
+  // Turns a block's values into their gradients, in place.
+  void slopes(int64_t n, int64_t oh, int64_t b, A* values) const {
+    const int64_t first = this->columns_.block_first(b), count = this->columns_.block_count(b);
+    const int64_t at = (n * this->r_.out_height + oh) * this->r_.out_width + first;
+    A scale[kBlockOutputs] = {}, spread[kBlockOutputs] = {}, own[kBlockOutputs] = {};
+    for (int64_t j = 0; j < count; ++j) {
+      const auto label = static_cast<int64_t>(this->target_[at + j]);
+      const bool counts = !this->loss_.ignored(label);
+      const A g = counts ? grad_[grad_strides_.offset(n, 0, oh, first + j)] : A(0);
+      scale[j] = counts ? g * this->loss_.softmax_scale(label, this->total_) : A(0);
+      spread[j] = g * this->loss_.spread();
+      own[j] = g * (A(1) - this->loss_.smoothing);
+    }
+    run_best<SoftmaxSlopes>(values, this->r_.channels, count, log_sum_ + at,
+                            static_cast<const A*>(scale), static_cast<const A*>(spread),
+                            this->loss_.class_weight);
+    for (int64_t j = 0; j < count; ++j) {
+      const auto label = static_cast<int64_t>(this->target_[at + j]);
+      if (this->loss_.valid(label) && !this->loss_.ignored(label))
+        values[label * kBlockPitch + j] -= own[j] * this->loss_.weight(label);
+    }
+  }
+
+  // Bands that read row h, in order: as their upper neighbour, their lower one, or both.
+  void add_bands(int64_t h, const A* scratch, std::vector<A>& sum) const {
+    const int64_t size = this->row_size();
+    std::fill(sum.begin(), sum.end(), A(0));
+    for (int64_t band = 0; band < this->bands(); ++band) {
+      const Cell& cell = this->rows_[band];
+      const A* from = scratch + band * 2 * size;
+      if (cell.lower == h)
+        for (int64_t j = 0; j < size; ++j) sum[j] += from[j];
+      if (cell.upper == h)
+        for (int64_t j = 0; j < size; ++j) sum[j] += from[size + j];
+    }
+  }
+
+  const A* const log_sum_;  // [N, OH, OW]
+  const A* const grad_;     // one per pixel
+  const Strides4 grad_strides_;
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_cpu(
+    const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, int64_t ignore_index,
+    double label_smoothing, bool align_corners, bool per_pixel) {
+  const auto arguments =
+      LossArguments::make(logits, target, weight, ignore_index, label_smoothing, align_corners);
+  const LossMaps maps(arguments, logits, per_pixel);
+  if (target.numel() == 0) return maps.all();
+  const Tensor source = torch::stable::contiguous(logits);
+  dispatch_floating(logits.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    dispatch_label(target.scalar_type(), [&](auto label) {
+      using Label = decltype(label);
+      CpuForward<T, Label>(arguments, static_cast<const T*>(source.const_data_ptr()),
+                           static_cast<const Label*>(target.const_data_ptr()))
+          .run(static_cast<A*>(maps.log_sum.mutable_data_ptr()), maps.pixel_losses<A>(),
+               static_cast<double*>(maps.row_loss.mutable_data_ptr()),
+               static_cast<double*>(maps.row_weight.mutable_data_ptr()));
+    });
+  });
+  return maps.all();
+}
+
+Tensor upsample_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits,
+                                           const Tensor& target, std::optional<Tensor> weight,
+                                           const Tensor& log_sum, int64_t ignore_index,
+                                           double label_smoothing, bool align_corners) {
+  const auto arguments =
+      LossArguments::make(logits, target, weight, ignore_index, label_smoothing, align_corners);
+  check_loss_gradient(grad, logits, target, log_sum);
+  const Resampling& r = arguments.r;
+  const Tensor grad_logits = empty4(logits, r.input_size(), false);
+  const Tensor source = torch::stable::contiguous(logits);
+  dispatch_floating(logits.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    const auto bands = static_cast<int64_t>(all_cells(r.plan<T>().rows).size());
+    const Tensor scratch = arguments.empty({bands * 2 * r.channels * r.width},
+                                           LossArguments::sum_dtype(logits), logits);
+    dispatch_label(target.scalar_type(), [&](auto label) {
+      using Label = decltype(label);
+      CpuBackward<T, Label>(arguments, static_cast<const T*>(source.const_data_ptr()),
+                            static_cast<const Label*>(target.const_data_ptr()),
+                            static_cast<const A*>(log_sum.const_data_ptr()),
+                            static_cast<const A*>(grad.const_data_ptr()), pixel_strides(grad))
+          .run(static_cast<A*>(scratch.mutable_data_ptr()),
+               static_cast<T*>(grad_logits.mutable_data_ptr()));
+    });
+  });
+  return torch::stable::contiguous(grad_logits, memory_format(is_channels_last(logits)));
+}
+
+}  // namespace
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
+  m.impl("_upsample_cross_entropy", TORCH_BOX(&atrousx::upsample_cross_entropy_cpu));
+  m.impl("_upsample_cross_entropy_backward",
+         TORCH_BOX(&atrousx::upsample_cross_entropy_backward_cpu));
+}

@@ -1,0 +1,60 @@
+"""The CUDA kernels of upsample_argmax and upsample_cross_entropy, run on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.reference import upsample_bilinear2d, upsample_cross_entropy
+
+SIZES = [((2, 3), (5, 7)), ((5, 7), (2, 3)), ((1, 1), (3, 2)), ((4, 5), (9, 133))]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_argmax(emulated, small, large, align_corners, channels_last):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 4, *small)).astype(np.float32)
+    labels, probability = emulated.upsample_argmax(logits, large, align_corners, channels_last)
+    values = upsample_bilinear2d.forward(logits, large, align_corners)
+    chosen = np.take_along_axis(values, labels[:, None].astype(np.int64), 1)[:, 0]
+    np.testing.assert_allclose(chosen, values.max(1), atol=1e-6)
+    exact = 1 / np.exp(values - values.max(1, keepdims=True)).sum(1)
+    np.testing.assert_allclose(probability, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_cross_entropy(emulated, small, large, smoothing, channels_last):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 4, *small)).astype(np.float32)
+    target = rng.integers(0, 4, size=(2, *large))
+    target[0, 0] = 255
+    weight = rng.uniform(0.5, 2, size=4).astype(np.float32)
+    grad = rng.uniform(size=target.shape).astype(np.float32)
+    losses, row_loss, row_weight, gradient = emulated.upsample_cross_entropy(
+        logits, target, weight, 255, smoothing, False, grad, channels_last
+    )
+    exact, exact_gradient = upsample_cross_entropy.loss_and_gradient(
+        logits, target, weight, 255, "none", smoothing, grad=grad
+    )
+    np.testing.assert_allclose(losses, exact, atol=1e-5)
+    np.testing.assert_allclose(row_loss, exact.sum(2), rtol=1e-5, atol=1e-5)
+    counted = np.where(target == 255, 0, weight[np.where(target == 255, 0, target)])
+    np.testing.assert_allclose(row_weight, counted.sum(2), rtol=1e-6)
+    np.testing.assert_allclose(gradient, exact_gradient, atol=1e-5 * np.abs(exact_gradient).max())
+
+
+def test_label_out_of_range_is_nan(emulated):
+    logits = np.zeros((1, 3, 2, 2), np.float32)
+    target = np.zeros((1, 4, 4), np.int64)
+    target[0, 1, 2] = 3
+    ones = np.ones(3, np.float32), np.ones((1, 4, 4), np.float32)
+    losses, row_loss, _, gradient = emulated.upsample_cross_entropy(
+        logits, target, ones[0], -100, 0.0, False, ones[1], False
+    )
+    assert np.isnan(losses).sum() == 1
+    assert np.isnan(row_loss).tolist() == [[False, True, False, False]]
+    assert np.isnan(gradient).any()

@@ -1,0 +1,69 @@
+// Host-executed kernels of the operators that consume upsampled logits without storing them.
+#include "arrays.h"
+#include "upsample_argmax/upsample_argmax_kernels.cuh"
+#include "upsample_cross_entropy/upsample_cross_entropy_kernels.cuh"
+
+namespace {
+
+namespace py = pybind11;
+using Pair = std::array<int64_t, 2>;
+
+template <typename A>
+atrousx::BilinearPlan<A> make_plan(const Pair& in, const Pair& out, bool align_corners) {
+  using Axis = atrousx::BilinearAxis<A>;
+  return {Axis::make(in[0], out[0], align_corners, std::nullopt),
+          Axis::make(in[1], out[1], align_corners, std::nullopt)};
+}
+
+// Labels and probabilities of float32 logits.
+py::tuple argmax(const py::array_t<float>& array, const Pair& size, bool align_corners,
+                 bool channels_last) {
+  emulator::Tensor4<float> logits(array, channels_last);
+  const int64_t batch = logits.size(0), pixels = batch * size[0] * size[1];
+  emulator::Buffer<uint8_t> labels(pixels);
+  emulator::Buffer<float> probability(pixels);
+  emulator::launch(3, 64, 0, atrousx::upsample_argmax_kernel<float, uint8_t>, logits.data(),
+                   labels.data(), probability.data(), batch, logits.size(1),
+                   make_plan<float>({logits.size(2), logits.size(3)}, size, align_corners),
+                   logits.strides());
+  const std::vector<py::ssize_t> shape{batch, size[0], size[1]};
+  return py::make_tuple(labels.to_array(shape, py::dtype::of<uint8_t>()),
+                        probability.to_array(shape, array.dtype()));
+}
+
+// Losses, row sums and weights, and the gradient under `grad`, one number a pixel.
+py::tuple cross_entropy(const py::array_t<float>& array, const py::array_t<int64_t>& labels,
+                        const py::array_t<float>& class_weight, int64_t ignore_index,
+                        float smoothing, bool align_corners, const py::array_t<float>& grad,
+                        bool channels_last) {
+  emulator::Tensor4<float> logits(array, channels_last);
+  emulator::Tensor4<float> grad_logits(
+      {logits.size(0), logits.size(1), logits.size(2), logits.size(3)}, channels_last);
+  const int64_t batch = labels.shape(0), height = labels.shape(1), width = labels.shape(2);
+  emulator::Buffer<int64_t> target(labels);
+  emulator::Buffer<float> weight(class_weight), grad_pixels(grad);
+  emulator::Buffer<float> log_sum(target.size()), losses(target.size());
+  emulator::Buffer<double> row_loss(batch * height), row_weight(batch * height);
+  const auto plan =
+      make_plan<float>({logits.size(2), logits.size(3)}, {height, width}, align_corners);
+  const atrousx::PixelLoss<float> loss{weight.data(), logits.size(1), ignore_index, smoothing};
+  emulator::launch(2, atrousx::kLossThreads, 0,
+                   atrousx::upsample_cross_entropy_forward_kernel<float, int64_t>, logits.data(),
+                   target.data(), log_sum.data(), losses.data(), row_loss.data(), row_weight.data(),
+                   batch, plan, loss, logits.strides());
+  emulator::launch(2, 64, 0, atrousx::upsample_cross_entropy_backward_kernel<float, int64_t>,
+                   grad_pixels.data(), logits.data(), target.data(), log_sum.data(),
+                   grad_logits.data(), batch, plan, loss, logits.strides(),
+                   atrousx::Strides4{height * width, 0, width, 1}, grad_logits.strides());
+  const std::vector<py::ssize_t> rows{batch, height}, pixels{batch, height, width};
+  return py::make_tuple(
+      losses.to_array(pixels, array.dtype()), row_loss.to_array(rows, py::dtype::of<double>()),
+      row_weight.to_array(rows, py::dtype::of<double>()), grad_logits.to_array(array.dtype()));
+}
+
+}  // namespace
+
+void bind_upsample_consumers(py::module_& m) {
+  m.def("upsample_argmax", &argmax);
+  m.def("upsample_cross_entropy", &cross_entropy);
+}
