@@ -1,14 +1,19 @@
-"""``atrousx segment``: DeepLab v3 on photographs, with or without the dense CRF."""
+"""``atrousx segment``: DeepLab on photographs, with or without the dense CRF."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from .. import DenseCRF, data, models
+from ..models.deeplab_v1 import FC6
+from ..models.deeplab_v2 import RATES
+from ..models.segmenter import Segmenter
 from ._progress import Progress
 from ._shared import (
     CommandError,
@@ -18,31 +23,52 @@ from ._shared import (
     make_crf,
     make_folder,
     one_line,
-    run_crf,
 )
 
 if TYPE_CHECKING:
     from ._shared import Commands
 
-# ImageNet's mean and standard deviation, red, green, blue, for images in 0..1.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
 
 def register(commands: Commands) -> None:
     parser = commands.add_parser(
         "segment",
-        help="label every pixel of photographs with DeepLab v3",
+        help="label every pixel of photographs with DeepLab",
         description="Writes DIR/<name>_labels.png (indexed, colours of PASCAL VOC) and "
         "DIR/<name>_overlay.png for each image.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="torchvision's deeplabv3 state_dict"
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a state_dict of this package, of torchvision's deeplabv3 or of a DeepLab v2 port",
+    )
+    parser.add_argument("--model", choices=("v1", "v2", "v3"), default="v3", help="v3")
+    parser.add_argument(
+        "--layout",
+        choices=("torchvision", "paper"),
+        default="torchvision",
+        help="v3's; torchvision",
+    )
+    parser.add_argument("--fc6", choices=tuple(FC6), default="large_fov", help="v1's; large_fov")
+    parser.add_argument(
+        "--head", choices=tuple(RATES), default="aspp_l", help="v2's branches; aspp_l"
     )
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--crf", action="store_true", help="refine the edges with the dense CRF")
-    parser.add_argument("--backbone", choices=("resnet50", "resnet101"), default="resnet50")
+    parser.add_argument(
+        "--backbone",
+        choices=("resnet50", "resnet101", "vgg16"),
+        help="default: v1 vgg16, v2 resnet101, v3 resnet50",
+    )
+    parser.add_argument(
+        "--scales",
+        type=_scales,
+        default=(1.0,),
+        metavar="S,...",
+        help="sizes to look at, relative to the photograph's; 1",
+    )
+    parser.add_argument("--flip", action="store_true", help="also look at the mirror image")
     parser.add_argument("--num-classes", type=int, default=21, metavar="N", help="21")
     add_device_option(parser)
     add_crf_options(parser)
@@ -62,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     written: dict[Path, str] = {}
     for name in args.images:
         try:
-            _segment_file(name, out, written, model, crf)
+            _segment_file(name, out, written, model, crf, args)
             done += 1
         except (CommandError, data.ImageError) as error:
             progress.report(f"atrousx segment: {error}")
@@ -75,20 +101,47 @@ def run(args: argparse.Namespace) -> int:
     return 0 if done == len(args.images) else 2
 
 
-def _load(args: argparse.Namespace) -> torch.nn.Module:
-    model: torch.nn.Module = models.deeplab_v3(
-        num_classes=args.num_classes, backbone=args.backbone, layout="torchvision"
-    )
+def _scales(text: str) -> tuple[float, ...]:
+    scales = tuple(float(part) for part in text.split(","))
+    if not all(0 < scale < math.inf for scale in scales):
+        raise argparse.ArgumentTypeError(f"positive numbers, got {text}")
+    return scales
+
+
+def _build(args: argparse.Namespace) -> Segmenter:
+    if args.model == "v1":
+        if args.backbone not in (None, "vgg16"):
+            raise ValueError(f"--model v1 has the backbone vgg16, got {args.backbone}")
+        return models.deeplab_v1(args.num_classes, args.fc6)
+    if args.model == "v2":
+        return models.deeplab_v2(args.num_classes, args.backbone or "resnet101", args.head)
+    return models.deeplab_v3(args.num_classes, args.backbone or "resnet50", layout=args.layout)
+
+
+def _load(args: argparse.Namespace) -> Segmenter:
     try:
-        # Not source="auto": ImageNet's weights would leave the classifier random.
-        models.load_weights(model, args.weights, source="deeplab_v3")
+        model = _build(args)
+    except ValueError as error:
+        raise CommandError(one_line(error)) from error
+    try:
+        report = models.load_weights(model, args.weights)
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"--weights {args.weights}: {one_line(error)}") from error
+    if report.source in ("resnet", "vgg16"):
+        raise CommandError(
+            f"--weights {args.weights}: ImageNet's {report.source} would leave "
+            "the classifier random"
+        )
     return model
 
 
 def _segment_file(
-    name: str, out: Path, written: dict[Path, str], model: torch.nn.Module, crf: DenseCRF | None
+    name: str,
+    out: Path,
+    written: dict[Path, str],
+    model: Segmenter,
+    crf: DenseCRF | None,
+    args: argparse.Namespace,
 ) -> None:
     """One image from file to files; two images must not share their results' name."""
     stem = Path(name).stem
@@ -99,22 +152,24 @@ def _segment_file(
             "give images of one run different names"
         )
     image = data.read_image(name)
-    labels = segment_image(image, model, crf)
+    labels = segment_image(image, model, crf, args.scales, args.flip)
     data.write_labels(target, labels)
     written[target] = name
     data.write_image(out / f"{stem}_overlay.png", data.overlay(image, labels))
 
 
-@torch.inference_mode()
 def segment_image(
-    image: data.Image, model: torch.nn.Module, crf: DenseCRF | None = None
+    image: data.Image,
+    model: Segmenter,
+    crf: DenseCRF | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> data.Image:
     """Labels ``[H, W]`` uint8 of a photograph ``[H, W, 3]`` uint8 in the order red, green, blue."""
-    device = next(model.parameters()).device
-    pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
-    scores = model((pixels / 255 - mean) / std)["out"]
-    if crf is not None:
-        scores = run_crf(crf, scores, pixels)
-    labels: data.Image = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    try:
+        before, after, _ = model.predict(pixels, scales, flip, False if crf is None else crf)
+    except ValueError as error:
+        raise CommandError(one_line(error)) from error
+    labels: data.Image = (before if after is None else after)[0].to(torch.uint8).cpu().numpy()
     return labels

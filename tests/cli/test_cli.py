@@ -84,6 +84,34 @@ def test_segment_with_crf_equals_the_crf_on_the_scores(model, weights, photograp
     assert np.array_equal(labels, expected)
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_segment_with_the_other_models(version, photograph, tmp_path):
+    torch.manual_seed(0)
+    if version == "v1":
+        model, options = models.deeplab_v1(CLASSES), ()
+    else:
+        model = models.deeplab_v2(CLASSES, "vgg16", "large_fov")
+        options = ("--backbone", "vgg16", "--head", "large_fov")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    looks = ("--model", version, "--scales", "0.5,1", "--flip", *options)
+    assert main(segment_args(str(tmp_path / "weights.pth"), tmp_path, photograph, *looks)) == 0
+    labels = data.read_labels(tmp_path / "photo_labels.png")
+    pixels = torch.from_numpy(data.read_image(photograph).transpose(2, 0, 1).copy())
+    expected = model.predict(pixels, (0.5, 1), flip=True, crf=False).labels[0]
+    assert np.array_equal(labels, expected.numpy())
+
+
+def test_segment_refuses_looks_and_models_that_do_not_exist(weights, photograph, tmp_path, capsys):
+    arguments = segment_args(weights, tmp_path, photograph)
+    assert exit_code(*arguments, "--scales", "0,1") == 2
+    assert exit_code(*arguments, "--scales", "large") == 2
+    assert exit_code(*arguments, "--model", "v1", "--backbone", "resnet50") == 2
+    first, second, third = errors(capsys)
+    assert "--scales" in first
+    assert "--scales" in second
+    assert third.endswith("--model v1 has the backbone vgg16, got resnet50")
+
+
 def test_segment_goes_on_after_a_bad_image(weights, photograph, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
