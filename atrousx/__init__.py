@@ -1,7 +1,8 @@
 """atrousx: hand-written kernels for dilated convolution, bilinear upsampling and the dense CRF."""
 
 from . import models, ops
-from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, replace_convs
+from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, optimize, replace_convs
+from .ops._backend import get_backend, set_backend
 
 __version__ = "0.1.0"
 __all__ = [
@@ -9,7 +10,10 @@ __all__ = [
     "AtrousConv2d",
     "BilinearUpsample2d",
     "DenseCRF",
+    "get_backend",
     "models",
     "ops",
+    "optimize",
     "replace_convs",
+    "set_backend",
 ]

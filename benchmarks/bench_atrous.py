@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,10 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
     tensors = make_tensors(layer, args)
     functions = {
         name: make_pass(convolution, layer, pass_name, tensors)
-        for name, convolution in (("ours", atrous_conv2d), ("torch", F.conv2d))
+        for name, convolution in (
+            ("ours", partial(atrous_conv2d, backend=args.backend)),
+            ("torch", F.conv2d),
+        )
     }
     results = {name: function() for name, function in functions.items()}
     tolerance, wrong = TOLERANCE[args.dtype], []
@@ -148,7 +152,12 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
 
 def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -> dict[str, Any]:
     row = {**machine, "dtype": args.dtype, "memory_format": args.memory_format}
-    row |= {"batch": args.batch, **asdict(result.layer), "pass": result.pass_name}
+    row |= {
+        "backend": args.backend,
+        "batch": args.batch,
+        **asdict(result.layer),
+        "pass": result.pass_name,
+    }
     row |= {
         "live_fraction": round(result.layer.live_fraction, 4),
         "ours_ms": round(result.ours.median * 1e3, 5),
@@ -192,6 +201,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")
+    parser.add_argument(
+        "--backend",
+        choices=("native", "auto"),
+        default="native",
+        help="ours: always atrousx's kernels, or what backend='auto' picks; default: native",
+    )
     parser.add_argument("--batch", type=int, default=1, help="images; default: 1")
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's own choice")
     parser.add_argument("--layers", metavar="NAME,...", help="only layers whose name holds one")
@@ -229,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         peak = Peak(DTYPES[args.dtype], torch.device(args.device))
         print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""))
         print(
-            f"{args.dtype}, {args.memory_format}, batch {args.batch}; "
+            f"{args.dtype}, {args.memory_format}, batch {args.batch}, backend {args.backend}; "
             f"peak (a large matrix product): {peak.gflops:.0f} GFLOP/s\n\n"
             f"{HEADER}\n{'-' * len(HEADER)}"
         )

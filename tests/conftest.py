@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+# What is tested are our kernels, also where PyTorch's convolution would be the faster one.
+os.environ["ATROUSX_BACKEND"] = "native"
 # One engine fewer to compete with: tests run beside each other's subprocesses on small machines.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import register_autocast
+from ._backend import Backend, Problem, check_backend, get_backend, torch_is_faster
 from ._check import check_device, check_floating, check_rank, check_same, pair
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
@@ -27,6 +29,8 @@ def atrous_conv2d(
     padding: Padding = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
+    backend: Backend | None = None,
 ) -> Tensor:
     r"""Convolves with a filter whose taps lie ``dilation`` pixels apart, never multiplying padding.
 
@@ -36,7 +40,8 @@ def atrous_conv2d(
 
     over the taps whose sample lies on the map. The arguments and results are those of
     ``torch.nn.functional.conv2d``; the gradients are exact to any order, and forward and backward
-    are deterministic.
+    are deterministic. All this is said of atrousx's kernels: where another ``backend`` is chosen,
+    PyTorch's convolution computes, and multiplies padding by the weights.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
@@ -49,6 +54,9 @@ def atrous_conv2d(
             below and to the right.
         dilation: pixels between neighbouring taps, one int or (vertical, horizontal).
         groups: the number of groups that channels and outputs are divided into.
+        backend: "native" for atrousx's kernels, "torch" for PyTorch's convolution, "auto" for the
+            one that a measured rule expects to be faster; None for the process's choice
+            (:func:`atrousx.set_backend`).
 
     Returns:
         ``[N, K, OH, OW]`` with ``OH = (H + padding - dilation * (KH - 1) - 1) // stride + 1``,
@@ -57,7 +65,8 @@ def atrous_conv2d(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong rank or shape, a negative padding, a stride, dilation or number of
-            groups that is not positive, an empty map or output, ``"same"`` with a stride.
+            groups that is not positive, an empty map or output, ``"same"`` with a stride, an
+            unknown ``backend``.
         RuntimeError: tensors of different dtypes or devices.
 
     Source:
@@ -85,9 +94,60 @@ def atrous_conv2d(
             f"bottom, right), less than the {tuple(weight.shape[2:])} taps of weight span at "
             f"dilation {dilations}"
         )
+    if backend is not None:
+        check_backend("backend", backend)
+    if torch_computes(backend or get_backend(), input, weight, bias, strides, sides, dilations):
+        return _by_torch(input, weight, bias, strides, sides, dilations, groups)
     batch = input if batched else input.unsqueeze(0)
     result: Tensor = _forward(batch, weight, bias, strides, sides, dilations, groups)
     return result if batched else result.squeeze(0)
+
+
+def torch_computes(
+    backend: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> bool:
+    """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
+    # Traced code keeps one backend for all sizes: to ask would tie it to those it was traced with.
+    if backend != "auto" or torch.compiler.is_compiling():
+        return backend == "torch"
+    operands = [t for t in (input, weight, bias) if t is not None]
+    extents = (*input.shape, *weight.shape)
+    if input.device.type != "cpu" or any(isinstance(e, torch.SymInt) for e in extents):
+        return False
+    outputs = _output_size(input.shape[-2:], weight.shape[2:], stride, sides, dilation)
+    formats = [torch._prims_common.suggest_memory_format(t) for t in operands if t.dim() == 4]
+    mixed = torch.is_autocast_enabled("cpu")
+    return torch_is_faster(
+        Problem(
+            dtype=torch.get_autocast_dtype("cpu") if mixed else input.dtype,
+            channels_last=torch.channels_last in formats,
+            live=_live(input.shape[-2:], weight.shape[2:], outputs, stride, sides, dilation),
+            depthwise=weight.shape[1] == 1,
+            outputs=weight.shape[0],
+            trains=torch.is_grad_enabled() and any(t.requires_grad for t in operands),
+        )
+    )
+
+
+def _by_torch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    top, left, bottom, right = sides
+    if (top, left) != (bottom, right):
+        input, (top, left) = F.pad(input, (left, right, top, bottom)), (0, 0)
+    return F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
 
 
 def live_fraction(
@@ -126,6 +186,17 @@ def live_fraction(
     outputs = _output_size(sizes, taps, strides, sides, dilations)
     if any(extent <= 0 for extent in outputs):
         raise ValueError(f"the output would be empty: {tuple(outputs)}")
+    return _live(sizes, taps, outputs, strides, sides, dilations)
+
+
+def _live(
+    sizes: Sequence[int],
+    taps: Sequence[int],
+    outputs: Sequence[int],
+    strides: Sequence[int],
+    sides: Sequence[int],
+    dilations: Sequence[int],
+) -> float:
     share = 1.0
     for axis in range(2):
         live = 0

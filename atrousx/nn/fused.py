@@ -1,0 +1,171 @@
+"""What ``atrousx.optimize`` puts in the place of layers: convolutions that finish their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import atrous_conv2d, multi_rate_conv2d
+from ..ops._backend import get_backend
+from ..ops.atrous_conv2d import torch_computes
+from .atrous_conv2d import AtrousConv2d
+
+_fused = torch.ops.atrousx._atrous_conv2d_fused.default
+_multi_rate_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
+
+
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that equals ``norm(conv(x))`` in evaluation.
+
+    ``w * s`` and ``(b - mean) * s + shift`` with ``s = scale / sqrt(variance + eps)``, computed in
+    float64 and rounded once.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    bias = -norm.running_mean.double() * factor
+    if conv.bias is not None:
+        bias = bias + conv.bias.double() * factor
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    weight = conv.weight.double() * factor[:, None, None, None]
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A copy that nothing trains; filters in channels_last."""
+    memory_format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+    return nn.Parameter(tensor.detach().clone(memory_format=memory_format), requires_grad=False)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    # The stores that add and clip are for inference: they have no gradient.
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class FusedConv2d(AtrousConv2d):
+    """``relu(norm(conv(input)) + residual)``, the normalisation folded into weight and bias."""
+
+    relu: bool
+
+    @classmethod
+    def make(
+        cls, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False
+    ) -> FusedConv2d:
+        layer = cls.from_conv(conv)
+        weight, bias = (conv.weight, conv.bias) if norm is None else fold(conv, norm)
+        layer.weight = frozen(weight)
+        layer.bias = None if bias is None else frozen(bias)
+        layer.relu = relu
+        return layer
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        store = self.relu or residual is not None
+        padding = self.padding
+        if (
+            store
+            and not isinstance(padding, str)
+            and self.padding_mode == "zeros"
+            and input.dim() == 4
+            and not _wants_gradient(input, residual)
+            and not self._by_torch(input, padding)
+        ):
+            output: Tensor = _fused(
+                input,
+                self.weight,
+                self.bias,
+                residual,
+                self.relu,
+                self.stride,
+                (padding[0], padding[1], padding[0], padding[1]),
+                self.dilation,
+                self.groups,
+            )
+            return output
+        # PyTorch's convolution has no such store.
+        output = self._conv_forward(input, self.weight, self.bias)
+        if residual is not None:
+            output = output + residual
+        return F.relu(output) if self.relu else output
+
+    def _by_torch(self, input: Tensor, padding: tuple[int, ...]) -> bool:
+        sides = (padding[0], padding[1], padding[0], padding[1])
+        stride = (self.stride[0], self.stride[1])
+        dilation = (self.dilation[0], self.dilation[1])
+        return torch_computes(get_backend(), input, self.weight, None, stride, sides, dilation)
+
+
+class FusedBottleneck(nn.Module):
+    """A residual unit of three convolutions; the last adds the shortcut in its store."""
+
+    def __init__(
+        self, convs: Sequence[FusedConv2d], downsample: nn.Module | None, stride: int
+    ) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = convs
+        self.downsample = downsample
+        self.stride = stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.downsample is not None:
+            shortcut = self.downsample(input)
+        else:
+            shortcut = input[..., :: self.stride, :: self.stride]
+        result: Tensor = self.conv3(self.conv2(self.conv1(input)), shortcut)
+        return result
+
+
+class FusedASPP(nn.Module):
+    """The pyramid's branches by one operator; the pooled branch as a bias of each image.
+
+    The projection of a concatenation is the sum of its parts' projections. The pooled branch is the
+    same everywhere on the map, and so is its projection: it is added to each pixel instead of being
+    spread over the map, stored, and multiplied there.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[FusedConv2d],
+        pooled: FusedConv2d,
+        project: FusedConv2d,
+    ) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(branch.weight for branch in branches)
+        biases = [branch.bias for branch in branches]
+        self.bias = frozen(torch.cat([bias for bias in biases if bias is not None]))
+        self.dilations = [branch.dilation[0] for branch in branches]
+        self.pooled = pooled
+        width = sum(branch.out_channels for branch in branches)
+        self.pooled_weight = frozen(project.weight[:, width:])
+        project.weight = frozen(project.weight[:, :width])
+        project.in_channels = width
+        self.project = project
+
+    def forward(self, input: Tensor) -> Tensor:
+        pooled = self.pooled(input.mean((2, 3), keepdim=True))
+        residual = F.conv2d(pooled, self.pooled_weight).expand(-1, -1, *input.shape[2:])
+        weights = list(self.weights)
+        if _wants_gradient(input):
+            biases = self.bias.split([weight.shape[0] for weight in weights])
+            branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
+        elif get_backend() == "native" or torch.compiler.is_compiling():
+            branches = _multi_rate_relu(input, weights, self.bias, self.dilations, False)
+        else:
+            branches = self._one_by_one(input).relu_()
+        result: Tensor = self.project(branches, residual)
+        return result
+
+    def _one_by_one(self, input: Tensor) -> Tensor:
+        """The branches where each may be computed by PyTorch, as the backend's rule has it."""
+        branches, first = [], 0
+        for weight, rate in zip(self.weights, self.dilations, strict=True):
+            last = first + weight.shape[0]
+            padding = rate * (weight.shape[-1] // 2)
+            branches.append(atrous_conv2d(input, weight, self.bias[first:last], 1, padding, rate))
+            first = last
+        return torch.cat(branches, 1)

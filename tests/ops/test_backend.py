@@ -1,0 +1,142 @@
+"""Who computes a convolution: the process's choice, the keyword, the measured rule of "auto"."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import atrousx
+from atrousx.ops import atrous_conv2d
+from atrousx.ops._backend import Problem, torch_is_faster
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    before = atrousx.get_backend()
+    yield
+    atrousx.set_backend(before)
+
+
+def computes(backend=None, size=33, dilation=1, trains=False, **options):
+    """Who does: infinite weights meet padding in PyTorch's convolution only, and become NaN."""
+    x = torch.ones(1, 4, size, size, requires_grad=trains)
+    w = torch.full((64, 4, 3, 3), torch.inf)
+    y = atrous_conv2d(x, w, padding=dilation, dilation=dilation, backend=backend, **options)
+    return "torch" if y.isnan().any() else "native"
+
+
+def problem(**change):
+    usual = {"dtype": torch.float32, "channels_last": False, "live": 0.9, "depthwise": False}
+    usual["outputs"] = 256
+    return Problem(**{**usual, "trains": False, **change})
+
+
+def test_the_keyword_and_the_default():
+    assert computes("native") == "native"
+    assert computes("torch") == "torch"
+    atrousx.set_backend("torch")
+    assert computes() == "torch"
+    assert computes("native") == "native"
+    atrousx.set_backend("native")
+    assert computes() == "native"
+
+
+def test_auto_goes_by_the_share_of_live_taps():
+    assert computes("auto", dilation=1) == "torch"
+    assert computes("auto", dilation=18) == "native"
+    atrousx.set_backend("auto")
+    assert computes(dilation=1) == "torch"
+    assert computes(dilation=18) == "native"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        # Live fractions: r6 0.77, r12 0.57, r18 0.40 on 33x33; LargeFOV's r12 0.65 on 41x41.
+        ({"live": 0.77}, True),
+        ({"live": 0.65}, False),
+        ({"live": 0.77, "trains": True}, True),
+        ({"live": 0.65, "trains": True}, False),
+        ({"live": 0.40, "channels_last": True}, True),
+        ({"live": 0.96, "channels_last": True, "trains": True}, False),
+        # DeepLab v2's branches to 21 classes.
+        ({"live": 0.40, "outputs": 21}, True),
+        ({"live": 0.96, "outputs": 21, "channels_last": True}, False),
+        ({"live": 0.80, "outputs": 21, "trains": True}, True),
+        ({"live": 0.40, "outputs": 21, "trains": True}, False),
+        ({"live": 0.80, "outputs": 21, "trains": True, "channels_last": True}, True),
+        ({"depthwise": True, "live": 0.96}, True),
+        ({"depthwise": True, "live": 0.92}, False),
+        ({"depthwise": True, "live": 0.96, "channels_last": True}, True),
+        ({"depthwise": True, "live": 0.40, "outputs": 21}, False),
+        ({"depthwise": True, "live": 0.96, "trains": True}, False),
+        ({"depthwise": True, "trains": True, "channels_last": True}, False),
+        ({"dtype": torch.bfloat16}, False),
+        ({"dtype": torch.float64}, False),
+    ],
+)
+def test_the_rule(change, expected):
+    assert torch_is_faster(problem(**change)) is expected
+
+
+@pytest.mark.parametrize("padding", [1, (2, 0), "same", "valid"])
+def test_both_give_the_same(padding):
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(4, dtype=torch.float64)
+    for input in (x, x[0]):
+        results = []
+        for backend in ("native", "torch", "auto"):
+            y = atrous_conv2d(input, w, b, 1, padding, 2, 2, backend=backend)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (x, w))))
+        torch.testing.assert_close(results[1], results[0])
+        torch.testing.assert_close(results[2], results[0])
+
+
+def test_traced_code_stays_native_under_auto():
+    atrousx.set_backend("auto")
+    w = torch.full((8, 4, 3, 3), torch.inf)
+
+    def convolve(x):
+        return atrous_conv2d(x, w, padding=1)
+
+    compiled = torch.compile(convolve, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in (9, 12):
+        assert not compiled(torch.ones(1, 4, size, size)).isnan().any()
+    atrousx.set_backend("torch")
+    assert compiled(torch.ones(1, 4, 9, 9)).isnan().any()
+
+
+def test_autocast_is_asked_for_its_dtype():
+    x, w = torch.randn(1, 4, 9, 9), torch.randn(8, 4, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for backend in ("auto", "torch"):
+            result = atrous_conv2d(x, w, padding=1, backend=backend)
+            torch.testing.assert_close(result, F.conv2d(x, w, padding=1), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("value", ["cudnn", "", None, 1])
+def test_rejects(value):
+    with pytest.raises(ValueError, match="backend must be 'auto', 'native' or 'torch', got"):
+        atrousx.set_backend(value)
+    if value is not None:
+        with pytest.raises(ValueError, match="backend must be 'auto', 'native' or 'torch', got"):
+            computes(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("torch", "torch"), ("gpu", "ATROUSX_BACKEND must")]
+)
+def test_environment(value, expected):
+    result = subprocess.run(
+        [sys.executable, "-c", "import atrousx; print(atrousx.get_backend())"],
+        env={**os.environ, "ATROUSX_BACKEND": value},
+        capture_output=True,
+        text=True,
+    )
+    assert expected in result.stdout + result.stderr
