@@ -20,6 +20,7 @@ import sysconfig
 from pathlib import Path
 
 import torch
+from ninja import BIN_DIR
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -112,7 +113,8 @@ class NinjaBuild(build_ext):
         outputs = {ext.name: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
         (directory / "build.ninja").write_text(self.ninja_file(torch_link))
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        ninja = shutil.which("ninja") or "ninja"
+        # The ninja package before the system: another version would start the build log over.
+        ninja = shutil.which("ninja", path=BIN_DIR) or "ninja"
         try:
             subprocess.run([ninja, "-C", str(directory), "-j", jobs], check=True)
         except subprocess.CalledProcessError as error:
