@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import atrous_conv2d, multi_rate_conv2d
-from ..ops._backend import get_backend
-from ..ops.atrous_conv2d import torch_computes
+from ..ops._backend import get_backend, torch_computes
 from .atrous_conv2d import AtrousConv2d
 
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default

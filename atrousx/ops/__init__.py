@@ -1,6 +1,7 @@
 """The operators as functions; each page holds one operator's whole Python life."""
 
-from .atrous_conv2d import atrous_conv2d, live_fraction
+from ._geometry import live_fraction
+from .atrous_conv2d import atrous_conv2d
 from .multi_rate_conv2d import multi_rate_conv2d
 from .permutohedral_filter import permutohedral_filter
 from .upsample_argmax import upsample_argmax

@@ -6,6 +6,10 @@ import os
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._geometry import live_share, output_size
 
 Backend = Literal["auto", "native", "torch"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -97,3 +101,50 @@ def torch_is_faster(problem: Problem) -> bool:
     elif problem.outputs < _FEW_OUTPUTS:
         limits = _FEW_OUTPUTS_LIMITS
     return problem.live >= limits[problem.channels_last, problem.trains]
+
+
+def torch_computes(
+    backend: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> bool:
+    """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
+    # Traced code keeps one backend for all sizes: to ask would tie it to those it was traced with.
+    if backend != "auto" or torch.compiler.is_compiling():
+        return backend == "torch"
+    operands = [t for t in (input, weight, bias) if t is not None]
+    extents = (*input.shape, *weight.shape)
+    if input.device.type != "cpu" or any(isinstance(e, torch.SymInt) for e in extents):
+        return False
+    outputs = output_size(input.shape[-2:], weight.shape[2:], stride, sides, dilation)
+    formats = [torch._prims_common.suggest_memory_format(t) for t in operands if t.dim() == 4]
+    mixed = torch.is_autocast_enabled("cpu")
+    return torch_is_faster(
+        Problem(
+            dtype=torch.get_autocast_dtype("cpu") if mixed else input.dtype,
+            channels_last=torch.channels_last in formats,
+            live=live_share(input.shape[-2:], weight.shape[2:], outputs, stride, sides, dilation),
+            depthwise=weight.shape[1] == 1,
+            outputs=weight.shape[0],
+            trains=torch.is_grad_enabled() and any(t.requires_grad for t in operands),
+        )
+    )
+
+
+def convolve_by_torch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    top, left, bottom, right = sides
+    if (top, left) != (bottom, right):
+        input, (top, left) = F.pad(input, (left, right, top, bottom)), (0, 0)
+    return F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)

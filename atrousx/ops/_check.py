@@ -50,6 +50,26 @@ def check_rank(name: str, tensor: Tensor, rank: int, shape: str) -> None:
         )
 
 
+def check_map(name: str, tensor: Tensor) -> bool:
+    """Checks what a convolution reads; says whether it has a batch dimension."""
+    check_floating(name, tensor)
+    check_device(name, tensor)
+    if tensor.dim() not in (3, 4):
+        raise ValueError(
+            f"{name} must have 4 dimensions [N, C, H, W] or 3 [C, H, W], "
+            f"got shape {tuple(tensor.shape)}"
+        )
+    return tensor.dim() == 4
+
+
+def check_operand(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    """Dtype and device of another argument; autocast brings dtypes together before the kernel."""
+    check_floating(name, tensor)
+    mixed = reference.device.type != "meta" and torch.is_autocast_enabled(reference.device.type)
+    if not (mixed and tensor.device == reference.device):
+        check_same(name, tensor, reference_name, reference)
+
+
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """An int or a pair of ints, as PyTorch's convolution arguments are given."""
     if isinstance(value, (Integral, torch.SymInt)):

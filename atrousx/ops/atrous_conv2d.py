@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import register_autocast
-from ._backend import Backend, Problem, check_backend, get_backend, torch_is_faster
-from ._check import check_device, check_floating, check_rank, check_same, pair
+from ._backend import Backend, check_backend, convolve_by_torch, get_backend, torch_computes
+from ._check import check_map, check_operand, check_rank
+from ._geometry import Padding, output_size, positive_pair, sides_of
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
 _backward_input = torch.ops.atrousx._atrous_conv2d_backward_input.default
 _backward_weight = torch.ops.atrousx._atrous_conv2d_backward_weight.default
-
-Padding = int | Sequence[int] | str
 
 
 def atrous_conv2d(
@@ -79,15 +77,19 @@ def atrous_conv2d(
         >>> atrousx.ops.atrous_conv2d(row, taps, padding=(0, 2), dilation=2)
         tensor([[[[310., 420., 531.,  42.,  53.]]]])
     """
-    batched = _check_tensors(input, weight, bias)
-    strides = _positive_pair("stride", stride)
-    dilations = _positive_pair("dilation", dilation)
-    sides = _sides(padding, weight.shape[2:], strides, dilations)
+    batched = check_map("input", input)
+    check_operand("weight", weight, "input", input)
+    if bias is not None:
+        check_operand("bias", bias, "input", input)
+    check_rank("weight", weight, 4, "[K, C / groups, KH, KW]")
+    strides = positive_pair("stride", stride)
+    dilations = positive_pair("dilation", dilation)
+    sides = sides_of(padding, weight.shape[2:], strides, dilations)
     _check_channels(input, weight, bias, groups)
     size = input.shape[-2:]
     if any(extent == 0 for extent in size):
         raise ValueError(f"input must have a non-empty H and W, got shape {tuple(input.shape)}")
-    extents = _output_size(size, weight.shape[2:], strides, sides, dilations)
+    extents = output_size(size, weight.shape[2:], strides, sides, dilations)
     if any(extent <= 0 for extent in extents):
         raise ValueError(
             f"the output would be empty: input is {tuple(size)} padded by {sides} (top, left, "
@@ -97,136 +99,10 @@ def atrous_conv2d(
     if backend is not None:
         check_backend("backend", backend)
     if torch_computes(backend or get_backend(), input, weight, bias, strides, sides, dilations):
-        return _by_torch(input, weight, bias, strides, sides, dilations, groups)
+        return convolve_by_torch(input, weight, bias, strides, sides, dilations, groups)
     batch = input if batched else input.unsqueeze(0)
     result: Tensor = _forward(batch, weight, bias, strides, sides, dilations, groups)
     return result if batched else result.squeeze(0)
-
-
-def torch_computes(
-    backend: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    sides: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-) -> bool:
-    """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
-    # Traced code keeps one backend for all sizes: to ask would tie it to those it was traced with.
-    if backend != "auto" or torch.compiler.is_compiling():
-        return backend == "torch"
-    operands = [t for t in (input, weight, bias) if t is not None]
-    extents = (*input.shape, *weight.shape)
-    if input.device.type != "cpu" or any(isinstance(e, torch.SymInt) for e in extents):
-        return False
-    outputs = _output_size(input.shape[-2:], weight.shape[2:], stride, sides, dilation)
-    formats = [torch._prims_common.suggest_memory_format(t) for t in operands if t.dim() == 4]
-    mixed = torch.is_autocast_enabled("cpu")
-    return torch_is_faster(
-        Problem(
-            dtype=torch.get_autocast_dtype("cpu") if mixed else input.dtype,
-            channels_last=torch.channels_last in formats,
-            live=_live(input.shape[-2:], weight.shape[2:], outputs, stride, sides, dilation),
-            depthwise=weight.shape[1] == 1,
-            outputs=weight.shape[0],
-            trains=torch.is_grad_enabled() and any(t.requires_grad for t in operands),
-        )
-    )
-
-
-def _by_torch(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    sides: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Tensor:
-    top, left, bottom, right = sides
-    if (top, left) != (bottom, right):
-        input, (top, left) = F.pad(input, (left, right, top, bottom)), (0, 0)
-    return F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
-
-
-def live_fraction(
-    input_size: Sequence[int],
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] = 1,
-    padding: Padding = 0,
-    dilation: int | Sequence[int] = 1,
-) -> float:
-    """The share of a convolution's multiply-adds that touch data; the others would read padding.
-
-    ``live / (KH * KW * OH * OW)``, where ``live`` counts the pairs of an output pixel and a tap
-    whose sample lies on the map. ``atrous_conv2d`` computes the live ones only.
-
-    Args:
-        input_size: height and width of the map in pixels.
-        kernel_size, stride, padding, dilation: as in ``atrous_conv2d``.
-
-    Returns:
-        A number from 0 to 1, the same for forward, grad-input and grad-weight.
-
-    Raises:
-        TypeError: an argument that is not an int or a pair of ints.
-        ValueError: a size that is not positive, or an empty output.
-
-    Example:
-        >>> import atrousx
-        >>> round(atrousx.ops.live_fraction((33, 33), 3, padding=18, dilation=18), 3)
-        0.405
-    """
-    sizes = _positive_pair("input_size", input_size)
-    taps = _positive_pair("kernel_size", kernel_size)
-    strides = _positive_pair("stride", stride)
-    dilations = _positive_pair("dilation", dilation)
-    sides = _sides(padding, taps, strides, dilations)
-    outputs = _output_size(sizes, taps, strides, sides, dilations)
-    if any(extent <= 0 for extent in outputs):
-        raise ValueError(f"the output would be empty: {tuple(outputs)}")
-    return _live(sizes, taps, outputs, strides, sides, dilations)
-
-
-def _live(
-    sizes: Sequence[int],
-    taps: Sequence[int],
-    outputs: Sequence[int],
-    strides: Sequence[int],
-    sides: Sequence[int],
-    dilations: Sequence[int],
-) -> float:
-    share = 1.0
-    for axis in range(2):
-        live = 0
-        for tap in range(taps[axis]):
-            shift = sides[axis] - tap * dilations[axis]
-            first = max(0, -(-shift // strides[axis]))
-            last = min(outputs[axis] - 1, (sizes[axis] - 1 + shift) // strides[axis])
-            live += max(0, last - first + 1)
-        share *= live / (taps[axis] * outputs[axis])
-    return share
-
-
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Checks types, ranks, dtypes and devices; says whether input has a batch dimension."""
-    check_floating("input", input)
-    check_device("input", input)
-    if input.dim() not in (3, 4):
-        raise ValueError(
-            "input must have 4 dimensions [N, C, H, W] or 3 [C, H, W], "
-            f"got shape {tuple(input.shape)}"
-        )
-    # Autocast brings dtypes together before the kernel runs.
-    mixed = input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
-    others = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    for name, tensor in others.items():
-        check_floating(name, tensor)
-        if not (mixed and tensor.device == input.device):
-            check_same(name, tensor, "input", input)
-    check_rank("weight", weight, 4, "[K, C / groups, KH, KW]")
-    return input.dim() == 4
 
 
 def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
@@ -255,48 +131,6 @@ def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None, groups: 
         )
 
 
-def _positive_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    values = pair(name, value)
-    if any(v <= 0 for v in values):
-        raise ValueError(f"{name} must be positive, got {value!r}")
-    return values
-
-
-def _sides(
-    padding: Padding, taps: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """Padding as (top, left, bottom, right)."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return (0, 0, 0, 0)
-        if padding != "same":
-            raise ValueError(
-                f"padding must be 'same', 'valid', an int or a pair of ints, got {padding!r}"
-            )
-        if stride != (1, 1):
-            raise ValueError(f"padding='same' needs stride 1, got {stride}")
-        total = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
-        top, left = total[0] // 2, total[1] // 2
-        return (top, left, total[0] - top, total[1] - left)
-    rows, columns = pair("padding", padding)
-    if rows < 0 or columns < 0:
-        raise ValueError(f"padding must not be negative, got {padding!r}")
-    return (rows, columns, rows, columns)
-
-
-def _output_size(
-    size: Sequence[int],
-    taps: Sequence[int],
-    stride: Sequence[int],
-    sides: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    return [
-        (size[a] + sides[a] + sides[a + 2] - dilation[a] * (taps[a] - 1) - 1) // stride[a] + 1
-        for a in range(2)
-    ]
-
-
 def _empty(size: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
     """A new tensor, channels_last if either of the operands is, as PyTorch's convolution does."""
     formats = [torch._prims_common.suggest_memory_format(t) for t in (first, second)]
@@ -314,7 +148,7 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    extents = _output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    extents = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
 
 
@@ -330,7 +164,7 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    extents = _output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    extents = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
 
 

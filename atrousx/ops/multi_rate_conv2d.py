@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
-from ._check import check_device, check_floating, check_rank, check_same
+from ._check import check_map, check_operand, check_rank
 
 _forward = torch.ops.atrousx.multi_rate_conv2d.default
 _forward_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
@@ -91,27 +91,17 @@ def _check_tensors(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None
 ) -> bool:
     """Checks types, ranks, dtypes and devices; says whether input has a batch dimension."""
-    check_floating("input", input)
-    check_device("input", input)
-    if input.dim() not in (3, 4):
-        raise ValueError(
-            "input must have 4 dimensions [N, C, H, W] or 3 [C, H, W], "
-            f"got shape {tuple(input.shape)}"
-        )
-    # Autocast brings dtypes together before the kernel runs.
-    mixed = input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+    batched = check_map("input", input)
     for name, tensors in (("weights", weights), ("biases", biases)):
         if tensors is None and name == "biases":
             continue
         if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
             raise TypeError(f"{name} must be a list of tensors, got {type(tensors).__name__}")
         for index, tensor in enumerate(tensors):
-            check_floating(f"{name}[{index}]", tensor)
-            if not (mixed and tensor.device == input.device):
-                check_same(f"{name}[{index}]", tensor, "input", input)
+            check_operand(f"{name}[{index}]", tensor, "input", input)
     for index, weight in enumerate(weights):
         check_rank(f"weights[{index}]", weight, 4, "[K, C, KH, KW]")
-    return input.dim() == 4
+    return batched
 
 
 def _check_branches(

@@ -1,0 +1,110 @@
+"""Where a convolution's taps fall: sizes, padding, and how many of the taps touch data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._check import pair
+
+Padding = int | Sequence[int] | str
+
+
+def live_fraction(
+    input_size: Sequence[int],
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+) -> float:
+    """The share of a convolution's multiply-adds that touch data; the others would read padding.
+
+    ``live / (KH * KW * OH * OW)``, where ``live`` counts the pairs of an output pixel and a tap
+    whose sample lies on the map. ``atrous_conv2d`` computes the live ones only.
+
+    Args:
+        input_size: height and width of the map in pixels.
+        kernel_size, stride, padding, dilation: as in ``atrous_conv2d``.
+
+    Returns:
+        A number from 0 to 1, the same for forward, grad-input and grad-weight.
+
+    Raises:
+        TypeError: an argument that is not an int or a pair of ints.
+        ValueError: a size that is not positive, or an empty output.
+
+    Example:
+        >>> import atrousx
+        >>> round(atrousx.ops.live_fraction((33, 33), 3, padding=18, dilation=18), 3)
+        0.405
+    """
+    sizes = positive_pair("input_size", input_size)
+    taps = positive_pair("kernel_size", kernel_size)
+    strides = positive_pair("stride", stride)
+    dilations = positive_pair("dilation", dilation)
+    sides = sides_of(padding, taps, strides, dilations)
+    outputs = output_size(sizes, taps, strides, sides, dilations)
+    if any(extent <= 0 for extent in outputs):
+        raise ValueError(f"the output would be empty: {tuple(outputs)}")
+    return live_share(sizes, taps, outputs, strides, sides, dilations)
+
+
+def live_share(
+    sizes: Sequence[int],
+    taps: Sequence[int],
+    outputs: Sequence[int],
+    strides: Sequence[int],
+    sides: Sequence[int],
+    dilations: Sequence[int],
+) -> float:
+    share = 1.0
+    for axis in range(2):
+        live = 0
+        for tap in range(taps[axis]):
+            shift = sides[axis] - tap * dilations[axis]
+            first = max(0, -(-shift // strides[axis]))
+            last = min(outputs[axis] - 1, (sizes[axis] - 1 + shift) // strides[axis])
+            live += max(0, last - first + 1)
+        share *= live / (taps[axis] * outputs[axis])
+    return share
+
+
+def positive_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    values = pair(name, value)
+    if any(v <= 0 for v in values):
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return values
+
+
+def sides_of(
+    padding: Padding, taps: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Padding as (top, left, bottom, right)."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0, 0, 0)
+        if padding != "same":
+            raise ValueError(
+                f"padding must be 'same', 'valid', an int or a pair of ints, got {padding!r}"
+            )
+        if stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got {stride}")
+        total = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
+        top, left = total[0] // 2, total[1] // 2
+        return (top, left, total[0] - top, total[1] - left)
+    rows, columns = pair("padding", padding)
+    if rows < 0 or columns < 0:
+        raise ValueError(f"padding must not be negative, got {padding!r}")
+    return (rows, columns, rows, columns)
+
+
+def output_size(
+    size: Sequence[int],
+    taps: Sequence[int],
+    stride: Sequence[int],
+    sides: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    return [
+        (size[a] + sides[a] + sides[a + 2] - dilation[a] * (taps[a] - 1) - 1) // stride[a] + 1
+        for a in range(2)
+    ]
