@@ -9,11 +9,17 @@
 // Shared memory is declared through these macros because the host executor gives every array its
 // own heap block: exact bounds under AddressSanitizer, and a poisoned start for every thread block.
 #define ATROUSX_SHARED(type, name, count) __shared__ type name[count]
-#define ATROUSX_DYNAMIC_SHARED(type, name)                  \
-  extern __shared__ unsigned char atrousx_dynamic_shared[]; \
+#define ATROUSX_DYNAMIC_SHARED(type, name)                                 \
+  extern __shared__ __align__(128) unsigned char atrousx_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(atrousx_dynamic_shared)
+// Before a loop whose counter indexes an array that must stay in registers.
+#define ATROUSX_UNROLL _Pragma("unroll")
+#define ATROUSX_TEXT(x) #x
+#define ATROUSX_UNROLL_BY(count) _Pragma(ATROUSX_TEXT(unroll(count)))
 #else
 #include "emulator.h"
+#define ATROUSX_UNROLL
+#define ATROUSX_UNROLL_BY(count)
 #endif
 
 namespace atrousx {

@@ -6,7 +6,9 @@
 void bind_atrous_conv2d(pybind11::module_& m);
 void bind_multi_rate_conv2d(pybind11::module_& m);
 void bind_permutohedral(pybind11::module_& m);
+void bind_atrous_conv2d_tensorcore(pybind11::module_& m);
 void bind_planted(pybind11::module_& m);
+void bind_ptx(pybind11::module_& m);
 void bind_upsample_bilinear2d(pybind11::module_& m);
 void bind_upsample_consumers(pybind11::module_& m);
 
@@ -15,7 +17,9 @@ PYBIND11_MODULE(atrousx_emulated, m) {
   bind_atrous_conv2d(m);
   bind_multi_rate_conv2d(m);
   bind_permutohedral(m);
+  bind_atrous_conv2d_tensorcore(m);
   bind_planted(m);
+  bind_ptx(m);
   bind_upsample_bilinear2d(m);
   bind_upsample_consumers(m);
 }

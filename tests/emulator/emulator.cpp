@@ -5,7 +5,10 @@
 
 #include <array>
 #include <cstdlib>
+#include <deque>
+#include <exception>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -26,6 +29,12 @@ constexpr int kPoison = 0xff;                       // NaN as a float, -1 as an 
 
 enum class State { kReady, kAtBarrier, kAtExchange, kDone };
 
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  bool present;
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -34,8 +43,9 @@ struct Fiber {
   State state;
   const char* site;  // where it waits
   uint32_t mask;     // with whom, at an exchange
-  uint64_t contributed;
-  std::array<uint64_t, kWarpSize> received;
+  Contribution contributed;
+  std::array<Contribution, kWarpSize> received;
+  std::deque<std::vector<AsyncCopy>> copies;  // committed groups, oldest first, then the open one
 };
 
 struct SharedArray {
@@ -55,6 +65,7 @@ unsigned int running_index = 0;
 const std::function<void()>* kernel_body = nullptr;
 std::vector<SharedArray> shared_arrays;
 void* dynamic_shared = nullptr;
+std::exception_ptr failure;  // thrown by a kernel; it cannot unwind into the scheduler's stack
 
 // Tells AddressSanitizer which stack is next; without it every fiber looks like a wild stack
 // pointer.
@@ -90,7 +101,11 @@ void to_scheduler() {
 
 void fiber_main() {
   complete_switch(nullptr, true);
-  (*kernel_body)();
+  try {
+    (*kernel_body)();
+  } catch (...) {
+    failure = std::current_exception();
+  }
   running->state = State::kDone;
   to_scheduler();
 }
@@ -102,6 +117,7 @@ void resume(unsigned int index) {
   announce_switch(&scheduler_fake_stack, running->stack.get(), kStackBytes);
   swapcontext(&scheduler, &running->context);
   complete_switch(scheduler_fake_stack, false);
+  if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
 }
 
 void wait(State state, const char* site) {
@@ -122,7 +138,7 @@ bool release_exchanges(unsigned int threads) {
       const uint32_t mask = leader.mask & existing;
       const char* site = leader.site;
       bool complete = (mask >> i & 1) != 0;
-      std::array<uint64_t, kWarpSize> values{};
+      std::array<Contribution, kWarpSize> values{};
       for (unsigned int j = 0; j < lanes; ++j) {
         if ((mask >> j & 1) == 0) continue;
         const Fiber& other = *fibers[first + j];
@@ -171,6 +187,7 @@ void start_fiber(unsigned int index, const Coordinates& coordinates) {
   fiber.coordinates = coordinates;
   fiber.state = State::kReady;
   fiber.fake_stack = nullptr;
+  fiber.copies.assign(1, {});
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
   fiber.context.uc_stack.ss_size = kStackBytes;
@@ -216,11 +233,26 @@ unsigned int lane() { return running_index % kWarpSize; }
 
 void block_barrier(const char* site) { wait(State::kAtBarrier, site); }
 
-const uint64_t* warp_exchange(uint32_t mask, uint64_t value, const char* site) {
+const Contribution* warp_exchange(uint32_t mask, const Contribution& value, const char* site) {
   running->mask = mask;
   running->contributed = value;
   wait(State::kAtExchange, site);
   return running->received.data();
+}
+
+void async_copy(void* to, const void* from, bool present) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  if (!aligned(to) || !aligned(from)) throw std::runtime_error("misaligned asynchronous copy");
+  running->copies.back().push_back({to, from, present});
+}
+
+void commit_async_copies() { running->copies.emplace_back(); }
+
+void wait_async_copies(size_t groups) {
+  auto& copies = running->copies;
+  for (; copies.size() > groups + 1; copies.pop_front())
+    for (const AsyncCopy& copy : copies.front())
+      copy.present ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
 }
 
 void* shared_memory(const char* site, size_t bytes) {

@@ -3,12 +3,14 @@
 //
 // Each CUDA thread is a fiber. A block's fibers run one after another, in forward or reverse order,
 // each until it meets a barrier or ends; when all wait at the same barrier they go on. A missing
-// barrier therefore shows as a wrong result in at least one of the two orders. The executor itself
-// fails on divergent barriers and on launches that CUDA would refuse; AddressSanitizer, to which it
-// announces every fiber, finds accesses out of bounds, since every shared array is a heap block of
-// its own. What it cannot show: races through memory-model relaxations, and speed.
+// barrier therefore shows as a wrong result in at least one of the two orders, and so does a
+// missing wait for an asynchronous copy. The executor itself fails on divergent barriers and on
+// launches that CUDA would refuse; AddressSanitizer, to which it announces every fiber, finds
+// accesses out of bounds, since every shared array is a heap block of its own. What it cannot show:
+// races through memory-model relaxations, and speed.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -50,32 +52,42 @@ void launch(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*kernel)(P
 // `site` names a place in the source: threads may only meet at the same one.
 void block_barrier(const char* site);
 
+// What a lane may hand to the others at once: six registers, as many as a matrix product takes.
+using Contribution = std::array<uint64_t, 3>;
+
 // Every lane in `mask` contributes a value and receives what all lanes contributed.
-const uint64_t* warp_exchange(uint32_t mask, uint64_t value, const char* site);
+const Contribution* warp_exchange(uint32_t mask, const Contribution& value, const char* site);
 unsigned int lane();
+
+// Asynchronous copies of the running thread, 16 bytes to shared memory, zeros unless `present`.
+// They are done as late as a program may count on: in wait_async_copies(n), which leaves the newest
+// n committed groups under way. What is read before that is still poison.
+void async_copy(void* to, const void* from, bool present);
+void commit_async_copies();
+void wait_async_copies(size_t groups);
 
 void* shared_memory(const char* site, size_t bytes);
 void* dynamic_shared_memory();
 
 template <typename T>
-uint64_t to_bits(T value) {
-  static_assert(sizeof(T) <= sizeof(uint64_t));
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(T));
+Contribution to_bits(const T& value) {
+  static_assert(sizeof(T) <= sizeof(Contribution));
+  Contribution bits{};
+  std::memcpy(bits.data(), &value, sizeof(T));
   return bits;
 }
 
 template <typename T>
-T from_bits(uint64_t bits) {
+T from_bits(const Contribution& bits) {
   T value;
-  std::memcpy(&value, &bits, sizeof(T));
+  std::memcpy(&value, bits.data(), sizeof(T));
   return value;
 }
 
 // The value of lane `source`, or the lane's own where a shuffle leaves its segment.
 template <typename T>
 T shuffle(uint32_t mask, T value, int source, bool inside, const char* site) {
-  const uint64_t* values = warp_exchange(mask, to_bits(value), site);
+  const Contribution* values = warp_exchange(mask, to_bits(value), site);
   return inside ? from_bits<T>(values[source]) : value;
 }
 
@@ -106,14 +118,14 @@ T shfl_xor(const char* site, uint32_t mask, T value, int lane_mask, int width = 
 }
 
 inline void sync_warp(const char* site, uint32_t mask = 0xffffffffu) {
-  warp_exchange(mask, 0, site);
+  warp_exchange(mask, {}, site);
 }
 
 inline uint32_t ballot(uint32_t mask, bool predicate, const char* site) {
-  const uint64_t* values = warp_exchange(mask, predicate ? 1 : 0, site);
+  const Contribution* values = warp_exchange(mask, to_bits(predicate), site);
   uint32_t result = 0;
   for (int i = 0; i < 32; ++i)
-    if ((mask >> i & 1) != 0 && values[i] != 0) result |= uint32_t{1} << i;
+    if ((mask >> i & 1) != 0 && from_bits<bool>(values[i])) result |= uint32_t{1} << i;
   return result;
 }
 

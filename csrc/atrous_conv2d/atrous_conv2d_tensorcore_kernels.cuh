@@ -1,0 +1,211 @@
+// Forward and grad-input on tensor cores (compute capability 8.0): float16, bfloat16, and float32
+// rounded to TF32. Maps are read in channels_last order and weights as rows over (tap, channel),
+// both in whole 16-byte vectors; what does not lie so is packed first
+// (atrous_conv2d_pack_kernels.cuh). Only live taps are multiplied; sums are float32.
+#pragma once
+
+#include "atrous_conv2d_kernels.cuh"
+#include "tensorcore_product.cuh"
+
+namespace atrousx {
+
+// Element strides of the tensors of a gathering pass. Channels of a source, and source channels of
+// a weight, lie side by side; everything else is a multiple of kVector.
+struct TensorGatherStrides {
+  Strides4 source;
+  int64_t source_group;
+  WeightStrides weight;
+  Strides4 destination;
+};
+
+// Copies the panels of a gathering pass, stage by stage: for every live tap, all source channels.
+template <typename T, int kColumns>
+struct GatherFeed {
+  static constexpr int kRowsAtOnce = kTensorThreads / 8;  // eight vectors in a row
+
+  const T* source;         // of the first live tap, at this thread's channels
+  const T* weight;         // likewise, at this thread's first column
+  const int64_t* offsets;  // [kTensorLanes], shared memory: each lane's source, or kNowhere
+  int64_t source_step, weight_step;          // from one tap to the next in its row
+  int64_t source_row_step, weight_row_step;  // from a row's last tap to the next row's first
+  int64_t column_stride;
+  int columns;            // of this thread's, those that exist, kRowsAtOnce apart
+  int taps_in_row, tap;   // live taps of a row, and which is next
+  int channels, channel;  // of the group, and this thread's next
+
+  __device__ __forceinline__ void prepare() {}
+
+  __device__ __forceinline__ void load(unsigned char* stage) {
+    const int row = static_cast<int>(threadIdx.x) / 8, vector = static_cast<int>(threadIdx.x) % 8;
+    // Rows kRowsAtOnce apart are turned alike.
+    const int turn = row_turn<T, PanelOrder::kDepthFastest>(row);
+    unsigned char* to = stage + row * kStageDepthBytes + (vector ^ turn) * kVectorBytes;
+    const bool inside = channel < channels;
+    ATROUSX_UNROLL
+    for (int i = 0; i < kTensorLanes / kRowsAtOnce; ++i) {
+      const int64_t offset = offsets[row + i * kRowsAtOnce];
+      const bool present = inside && offset != kNowhere;
+      async_copy_16(to + i * kRowsAtOnce * kStageDepthBytes, present ? source + offset : source,
+                    present);
+    }
+    to += kTensorLanes * kStageDepthBytes;
+    ATROUSX_UNROLL
+    for (int i = 0; i < kColumns / kRowsAtOnce; ++i) {
+      const bool present = inside && i < columns;
+      async_copy_16(to + i * kRowsAtOnce * kStageDepthBytes,
+                    present ? weight + i * column_stride : weight, present);
+    }
+    advance();
+  }
+
+  __device__ __forceinline__ void advance() {
+    channel += kStageDepth<T>;
+    source += kStageDepth<T>;
+    weight += kStageDepth<T>;
+    const int start = channel - static_cast<int>(threadIdx.x) % 8 * kVector<T>;
+    if (start < channels) return;
+    channel -= start;
+    const bool last = ++tap == taps_in_row;
+    if (last) tap = 0;
+    source += (last ? source_row_step : source_step) - start;
+    weight += (last ? weight_row_step : weight_step) - start;
+  }
+};
+
+template <typename T, int kColumns>
+__device__ __forceinline__ GatherFeed<T, kColumns> gather_feed(
+    const T* source, const T* weight, const int64_t* offsets, const Tile& tile,
+    const GatherShape& shape, const TensorGatherStrides& strides, int64_t first_column) {
+  const int channel = static_cast<int>(threadIdx.x) % 8 * kVector<T>;
+  const int64_t column = first_column + threadIdx.x / 8;
+  const int64_t columns_left = min_of<int64_t>(shape.outer - column, kColumns);
+  const int64_t row_taps = tile.columns.taps.count;
+  const int64_t weight_step = tile.columns.taps.step * strides.weight.w;
+  return {source + channel,
+          weight + tile.rows.taps.first * strides.weight.h +
+              tile.columns.taps.first * strides.weight.w +
+              (columns_left > 0 ? column : first_column) * strides.weight.outer + channel,
+          offsets,
+          tile.tap_offset(0, 1, strides.source),
+          weight_step,
+          tile.tap_offset(1, 1 - row_taps, strides.source),
+          tile.rows.taps.step * strides.weight.h + (1 - row_taps) * weight_step,
+          GatherFeed<T, kColumns>::kRowsAtOnce * strides.weight.outer,
+          static_cast<int>(ceil_div<int64_t>(max_of<int64_t>(columns_left, 0),
+                                             GatherFeed<T, kColumns>::kRowsAtOnce)),
+          static_cast<int>(row_taps),
+          0,
+          static_cast<int>(shape.inner),
+          channel};
+}
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair {
+  T values[2];
+};
+template <typename T>
+struct alignas(kVectorBytes) Vector {
+  T values[kVector<T>];
+};
+
+// Rounds the sums, bias added, to a [kTensorLanes, kColumns] tile in shared memory whose rows are
+// one vector longer: eight lanes then write to different banks.
+template <typename T, int kColumns>
+__device__ __forceinline__ void round_sums(const TensorSums<kColumns>& sums, const T* bias,
+                                           int columns, T* rounded) {
+  using Place = TensorPlace<kColumns>;
+  constexpr int kPitch = kColumns + kVector<T>;
+  ATROUSX_UNROLL
+  for (int j = 0; j < kColumns / 16; ++j) {
+    const int column = Place::column(j);
+    float added[2];
+    for (int e = 0; e < 2; ++e)
+      added[e] =
+          bias != nullptr && column + e < columns ? static_cast<float>(bias[column + e]) : 0.f;
+    ATROUSX_UNROLL
+    for (int i = 0; i < kLaneBlocks; ++i) ATROUSX_UNROLL
+    for (int half = 0; half < 2; ++half)
+      *reinterpret_cast<Pair<T>*>(rounded + (Place::lane(i) + half * 8) * kPitch +
+                                  column) = {{static_cast<T>(sums[i][j][2 * half] + added[0]),
+                                              static_cast<T>(sums[i][j][2 * half + 1] + added[1])}};
+  }
+}
+
+// Writes the rounded tile: whole vectors where channels lie side by side, else pixel after pixel.
+template <typename T, int kColumns>
+__device__ __forceinline__ void store_rounded(const T* rounded, const int64_t* offsets, int columns,
+                                              int64_t channel_stride, bool vectors,
+                                              T* destination) {
+  constexpr int kPitch = kColumns + kVector<T>;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (vectors) {
+    constexpr int kRowVectors = kColumns / kVector<T>;
+    for (int i = thread; i < kTensorLanes * kRowVectors; i += kTensorThreads) {
+      const int lane = i / kRowVectors, column = i % kRowVectors * kVector<T>;
+      if (offsets[lane] == kNowhere || column >= columns) continue;
+      *reinterpret_cast<Vector<T>*>(destination + offsets[lane] + column) =
+          *reinterpret_cast<const Vector<T>*>(rounded + lane * kPitch + column);
+    }
+    return;
+  }
+  const bool by_channel = channel_stride == 1;
+  for (int i = thread; i < kTensorLanes * kColumns; i += kTensorThreads) {
+    const int lane = by_channel ? i / kColumns : i % kTensorLanes;
+    const int column = by_channel ? i % kColumns : i / kTensorLanes;
+    if (offsets[lane] == kNowhere || column >= columns) continue;
+    destination[offsets[lane] + column * channel_stride] = rounded[lane * kPitch + column];
+  }
+}
+
+// Forward and grad-input. Who: a block owns one tile of the plan (up to kTensorLanes destination
+// pixels with the same live taps) times kColumns destination channels of a group; blocks take such
+// jobs in turn. Reads: for every live tap, the pixels' sources and the channels' weights, by
+// asynchronous copies. Writes: its own destinations, once, through the ring's memory.
+// Synchronisation: the barriers of multiply_stages, the first of which also completes the lanes,
+// and two per job, named below.
+template <typename T, int kColumns>
+__global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensorcore_kernel(
+    const T* source,  // [N, source rows, columns, groups, inner]
+    const T* weight,  // [groups, outer, KH, KW, inner]
+    const T* bias,    // [groups * outer] or null
+    T* destination,   // [N, groups * outer, rows, columns], any strides
+    TapPlan plan, GatherShape shape, TensorGatherStrides strides) {
+  ATROUSX_DYNAMIC_SHARED(unsigned char, memory);
+  ATROUSX_SHARED(int64_t, source_lanes, kTensorLanes);
+  ATROUSX_SHARED(int64_t, destination_lanes, kTensorLanes);
+  const int64_t blocks = ceil_div<int64_t>(shape.outer, kColumns);
+  const int64_t jobs = plan.tiles() * shape.groups * blocks;
+  const Strides4& to = strides.destination;
+  const bool vectors =
+      to.c == 1 && (shape.outer | to.n | to.h | to.w |
+                    static_cast<int64_t>(reinterpret_cast<uintptr_t>(destination) / sizeof(T))) %
+                           kVector<T> ==
+                       0;
+  for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
+    const int64_t first = job % blocks * kColumns, group = job / blocks % shape.groups;
+    const Tile tile = plan.tile(job / blocks / shape.groups, shape.batch);
+    {
+      const bool inside = static_cast<int64_t>(threadIdx.x) < tile.pixels;
+      const Tile::Pixel pixel = tile.pixel(inside ? threadIdx.x : 0);
+      source_lanes[threadIdx.x] = inside ? tile.source_offset(pixel, strides.source) : kNowhere;
+      destination_lanes[threadIdx.x] = inside ? tile.destination_offset(pixel, to) : kNowhere;
+    }
+    auto feed = gather_feed<T, kColumns>(source + group * strides.source_group,
+                                         weight + group * strides.weight.group, source_lanes, tile,
+                                         shape, strides, first);
+    const int stages =
+        static_cast<int>(tile.live_taps() * ceil_div<int64_t>(shape.inner, kStageDepth<T>));
+    TensorSums<kColumns> sums = {};
+    multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, stages, memory, sums);
+    const int columns = static_cast<int>(min_of<int64_t>(shape.outer - first, kColumns));
+    const int64_t channel = group * shape.outer + first;
+    T* rounded = reinterpret_cast<T*>(memory);
+    round_sums<T, kColumns>(sums, bias == nullptr ? nullptr : bias + channel, columns, rounded);
+    __syncthreads();  // the tile is complete
+    store_rounded<T, kColumns>(rounded, destination_lanes, columns, to.c, vectors,
+                               destination + channel * to.c);
+    __syncthreads();  // everyone has stored; the next job overwrites the lanes and the tile
+  }
+}
+
+}  // namespace atrousx

@@ -1,0 +1,175 @@
+// Host-executed tensor-core kernels of atrous_conv2d, packing included, as the launchers run them.
+#include <optional>
+
+#include "arrays.h"
+#include "atrous_conv2d/atrous_conv2d_tensorcore_grad_weight_kernels.cuh"
+#include "atrous_conv2d/atrous_conv2d_tensorcore_kernels.cuh"
+#include "atrous_conv2d/tensorcore_pack.h"
+
+namespace {
+
+namespace py = pybind11;
+using atrousx::ConvGeometry;
+using atrousx::GatherShape;
+using atrousx::kVector;
+using atrousx::Strides4;
+using atrousx::WeightStrides;
+using emulator::Buffer;
+using emulator::Tensor4;
+using Pair = std::array<int64_t, 2>;
+
+// blocks: size of the grid, less than there are jobs, so that blocks take several.
+struct Options {
+  Pair stride, padding, dilation;
+  int64_t groups;
+  bool channels_last, wide;
+  unsigned int blocks;
+};
+
+ConvGeometry geometry(const std::array<int64_t, 4>& input, const std::array<int64_t, 4>& weight,
+                      const Pair& output, const Options& o) {
+  return {input[0],     input[1],     input[2],      input[3],     weight[0],   weight[2],
+          weight[3],    o.groups,     output[0],     output[1],    o.stride[0], o.stride[1],
+          o.padding[0], o.padding[1], o.dilation[0], o.dilation[1]};
+}
+
+template <typename T>
+std::array<int64_t, 4> sizes(Tensor4<T>& t) {
+  return {t.size(0), t.size(1), t.size(2), t.size(3)};
+}
+
+// numpy's float32 stands for TF32, float16 for itself, uint16 for bfloat16.
+template <typename F>
+py::array dispatch_tensorcore(const py::array& array, F&& f) {
+  const std::string name = py::str(array.dtype().attr("name"));
+  if (name == "float32") return f(float{});
+  if (name == "float16") return f(atrousx::Half{});
+  if (name == "uint16") return f(atrousx::BFloat16{});
+  throw py::type_error("unexpected dtype " + name);
+}
+
+template <typename T, typename Strides>
+struct Operand {
+  const T* data;
+  Strides strides;
+  std::optional<Buffer<T>> packed;
+};
+
+template <typename T>
+Buffer<T> pack(const T* from, const atrousx::PackShape& shape, int64_t count, unsigned int blocks) {
+  Buffer<T> packed(static_cast<size_t>(count));
+  emulator::launch(blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_pack_kernel<T>, from,
+                   packed.data(), shape);
+  return packed;
+}
+
+template <typename T>
+Operand<T, Strides4> map_operand(Tensor4<T>& t, const Options& o) {
+  const atrousx::MapSize size{t.size(0), o.groups, t.size(1) / o.groups, t.size(2), t.size(3)};
+  const Strides4 strides = atrousx::map_strides(size, t.strides());
+  if (atrousx::map_has_vectors(size, strides, t.data(), kVector<T>))
+    return {t.data(), strides, std::nullopt};
+  const Strides4 to = atrousx::packed_map_strides(size, kVector<T>);
+  auto packed =
+      pack<T>(t.data(), atrousx::map_pack(size, strides, kVector<T>), size.batch * to.n, o.blocks);
+  const T* data = packed.data();
+  return {data, to, std::move(packed)};
+}
+
+template <typename T>
+Operand<T, WeightStrides> weight_operand(Tensor4<T>& t, const GatherShape& shape,
+                                         const WeightStrides& from, const Options& o) {
+  const atrousx::WeightSize size{shape.groups, shape.outer, shape.inner, shape.rows.taps,
+                                 shape.columns.taps};
+  const WeightStrides strides = atrousx::weight_strides(size, from);
+  if (atrousx::weight_has_vectors(size, strides, t.data(), kVector<T>))
+    return {t.data(), strides, std::nullopt};
+  const WeightStrides to = atrousx::packed_weight_strides(size, kVector<T>);
+  auto packed = pack<T>(t.data(), atrousx::weight_pack(size, strides, kVector<T>),
+                        size.groups * to.group, o.blocks);
+  const T* data = packed.data();
+  return {data, to, std::move(packed)};
+}
+
+template <typename T, int kColumns>
+void launch_gather(const GatherShape& shape, const T* source, const T* weight, const T* bias,
+                   Tensor4<T>& destination, const atrousx::TensorGatherStrides& strides,
+                   unsigned int blocks) {
+  for (const auto& plan :
+       atrousx::tap_plans(shape.rows, shape.columns, shape.batch, atrousx::kTensorLanes))
+    emulator::launch(blocks, atrousx::kTensorThreads, atrousx::kTensorSharedBytes<kColumns>,
+                     atrousx::atrous_conv2d_gather_tensorcore_kernel<T, kColumns>, source, weight,
+                     bias, destination.data(), plan, shape, strides);
+}
+
+template <typename T>
+void gather(GatherShape shape, Tensor4<T>& source, Tensor4<T>& weight, const WeightStrides& from,
+            const T* bias, Tensor4<T>& destination, const Options& o) {
+  const auto map = map_operand(source, o);
+  const auto by = weight_operand(weight, shape, from, o);
+  shape.inner = atrousx::whole_vectors(shape.inner, kVector<T>);
+  const atrousx::TensorGatherStrides strides{map.strides, shape.inner, by.strides,
+                                             destination.strides()};
+  const auto launch = o.wide ? launch_gather<T, 128> : launch_gather<T, 64>;
+  launch(shape, map.data, by.data, bias, destination, strides, o.blocks);
+}
+
+py::array forward(const py::array& input, const py::array& weight,
+                  const std::optional<py::array>& bias, const Pair& size, const Options& o) {
+  return dispatch_tensorcore(input, [&](auto zero) {
+    using T = decltype(zero);
+    Tensor4<T> x(input, o.channels_last), w(weight, o.channels_last);
+    Tensor4<T> y({x.size(0), w.size(0), size[0], size[1]}, o.channels_last);
+    Buffer<T> b = bias ? Buffer<T>(*bias) : Buffer<T>(size_t{0});
+    const ConvGeometry g = geometry(sizes(x), sizes(w), size, o);
+    gather<T>(g.forward(), x, w, g.forward_weight(w.strides()), bias ? b.data() : nullptr, y, o);
+    return y.to_array(input.dtype());
+  });
+}
+
+py::array backward_input(const py::array& grad_output, const py::array& weight, const Pair& size,
+                         const Options& o) {
+  return dispatch_tensorcore(grad_output, [&](auto zero) {
+    using T = decltype(zero);
+    Tensor4<T> y(grad_output, o.channels_last), w(weight, o.channels_last);
+    Tensor4<T> x({y.size(0), w.size(1) * o.groups, size[0], size[1]}, o.channels_last);
+    const ConvGeometry g = geometry(sizes(x), sizes(w), {y.size(2), y.size(3)}, o);
+    gather<T>(g.grad_input(), y, w, g.grad_input_weight(w.strides()), nullptr, x, o);
+    return x.to_array(grad_output.dtype());
+  });
+}
+
+py::array backward_weight(const py::array& grad_output, const py::array& input, const Pair& taps,
+                          int64_t splits, const Options& o) {
+  return dispatch_tensorcore(grad_output, [&](auto zero) {
+    using T = decltype(zero);
+    Tensor4<T> y(grad_output, o.channels_last), x(input, o.channels_last);
+    Tensor4<T> w({y.size(1), x.size(1) / o.groups, taps[0], taps[1]}, o.channels_last);
+    const GatherShape shape = geometry(sizes(x), sizes(w), {y.size(2), y.size(3)}, o).forward();
+    const auto grad = map_operand(y, o), from = map_operand(x, o);
+    const atrousx::TensorGradWeightStrides strides{grad.strides, from.strides,
+                                                   atrousx::whole_vectors(shape.outer, kVector<T>),
+                                                   atrousx::whole_vectors(shape.inner, kVector<T>)};
+    Buffer<float> parts(splits * w.size(0) * w.size(1) * taps[0] * taps[1]);
+    emulator::launch(o.blocks, atrousx::kTensorThreads,
+                     atrousx::kTensorSharedBytes<atrousx::kTensorLanes>,
+                     atrousx::atrous_conv2d_grad_weight_tensorcore_kernel<T>, grad.data, from.data,
+                     parts.data(), splits, shape, strides);
+    emulator::launch(o.blocks, 64, 0, atrousx::atrous_conv2d_sum_parts_kernel<T>, parts.data(),
+                     w.data(), splits, shape, w.strides());
+    return w.to_array(grad_output.dtype());
+  });
+}
+
+}  // namespace
+
+void bind_atrous_conv2d_tensorcore(py::module_& m) {
+  py::class_<Options>(m, "TensorcoreOptions")
+      .def(py::init([](const Pair& stride, const Pair& padding, const Pair& dilation,
+                       int64_t groups, bool channels_last, bool wide, unsigned int blocks) {
+        return Options{stride, padding, dilation, groups, channels_last, wide, blocks};
+      }));
+  m.def("tensorcore_forward", &forward);
+  m.def("tensorcore_backward_input", &backward_input);
+  m.def("tensorcore_backward_weight", &backward_weight);
+}
