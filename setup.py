@@ -156,9 +156,12 @@ class NinjaBuild(build_ext):
             say(f"CUDA library: {nvcc}, architectures {' '.join(architectures)}")
             lines += [
                 "rule nvcc",
-                f"  command = {nvcc} -MMD -MF $out.d --expt-relaxed-constexpr "
+                # The assembler's report on registers and spills goes to $out.ptxas, which a test
+                # reads; the compiler's messages go there with it, so that warnings are shown again.
+                f"  command = {nvcc} -MMD -MF $out.d --expt-relaxed-constexpr -Xptxas -v "
                 f"-Xcompiler -fPIC,-fvisibility=hidden {common} -DUSE_CUDA "
-                f"{' '.join(gencode_flags(architectures))} -c $in -o $out",
+                f"{' '.join(gencode_flags(architectures))} -c $in -o $out > $out.ptxas 2>&1 "
+                "|| { cat $out.ptxas; false; } && { grep -A3 -i warning $out.ptxas || true; }",
                 "  depfile = $out.d",
                 "  deps = gcc",
                 "  description = nvcc $in",

@@ -19,7 +19,7 @@
 #else
 #include "emulator.h"
 #define ATROUSX_UNROLL
-#define ATROUSX_UNROLL_BY(count)
+#define ATROUSX_UNROLL_BY(count) static_assert((count) > 0);
 #endif
 
 namespace atrousx {

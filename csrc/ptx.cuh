@@ -14,7 +14,7 @@ namespace atrousx {
 #if defined(__CUDACC__)
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-// Launchers leave these kernels to compute capability 8.0 and later; older targets only compile.
+// Launchers leave these kernels to code for 8.0 and later; what older targets compile traps.
 #define ATROUSX_PTX(...) __trap()
 #else
 #define ATROUSX_PTX(...) asm volatile(__VA_ARGS__)

@@ -7,31 +7,33 @@
 #include "python_module.h"
 
 STABLE_TORCH_LIBRARY(atrousx, m) {
-  // padding: top, left, bottom, right.
+  // padding: top, left, bottom, right. allow_tf32: float32 may be rounded to TF32, on GPUs that
+  // multiply it faster.
   m.def(
       "atrous_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
-      "SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+      "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor");
   // For inference: relu(convolution + residual), both where asked for, in one store.
   m.def(
       "_atrous_conv2d_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, bool "
-      "relu, "
-      "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+      "relu, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, "
+      "bool allow_tf32=False) -> Tensor");
   m.def(
       "_atrous_conv2d_backward_input(Tensor grad_output, Tensor weight, SymInt[4] input_size, "
-      "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+      "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, "
+      "bool allow_tf32=False) -> Tensor");
   m.def(
       "_atrous_conv2d_backward_weight(Tensor grad_output, Tensor input, SymInt[4] weight_size, "
-      "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+      "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, "
+      "bool allow_tf32=False) -> Tensor");
 
   // Convolutions of one input at several dilations, stride 1, same size: their channels side by
   // side or, with sum, added up.
   m.def(
       "multi_rate_conv2d(Tensor input, Tensor[] weights, Tensor? bias, SymInt[] dilations, bool "
-      "sum) "
-      "-> Tensor");
+      "sum, bool allow_tf32) -> Tensor");
   m.def(
       "_multi_rate_conv2d_relu(Tensor input, Tensor[] weights, Tensor? bias, SymInt[] dilations, "
-      "bool sum) -> Tensor");
+      "bool sum, bool allow_tf32) -> Tensor");
 
   // scales: output size over input size as the caller gave them, or None to take it from the sizes.
   m.def(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import atrous_conv2d, multi_rate_conv2d
-from ..ops._backend import get_backend, torch_computes
+from ..ops._backend import allows_tf32, get_backend, torch_computes
 from .atrous_conv2d import AtrousConv2d
 
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
@@ -84,6 +84,7 @@ class FusedConv2d(AtrousConv2d):
                 (padding[0], padding[1], padding[0], padding[1]),
                 self.dilation,
                 self.groups,
+                allows_tf32(input),
             )
             return output
         # PyTorch's convolution has no such store.
@@ -152,12 +153,19 @@ class FusedASPP(nn.Module):
         if _wants_gradient(input):
             biases = self.bias.split([weight.shape[0] for weight in weights])
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
-        elif get_backend() == "native" or torch.compiler.is_compiling():
-            branches = _multi_rate_relu(input, weights, self.bias, self.dilations, False)
+        elif self._together(input):
+            tf32 = allows_tf32(input)
+            branches = _multi_rate_relu(input, weights, self.bias, self.dilations, False, tf32)
         else:
             branches = self._one_by_one(input).relu_()
         result: Tensor = self.project(branches, residual)
         return result
+
+    @staticmethod
+    def _together(input: Tensor) -> bool:
+        # Where the rule would not ask PyTorch: see torch_computes.
+        ours = input.is_cuda or torch.compiler.is_compiling()
+        return get_backend() == "native" or (get_backend() == "auto" and ours)
 
     def _one_by_one(self, input: Tensor) -> Tensor:
         """The branches where each may be computed by PyTorch, as the backend's rule has it."""

@@ -148,3 +148,14 @@ def convolve_by_torch(
     if (top, left) != (bottom, right):
         input, (top, left) = F.pad(input, (left, right, top, bottom)), (0, 0)
     return F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
+
+
+def allows_tf32(input: Tensor) -> bool:
+    """Whether float32 may be rounded to TF32: on CUDA, by PyTorch's own switch for convolutions."""
+    return input.dtype == torch.float32 and input.is_cuda and tf32_switch()
+
+
+# A constant to torch.compile, which cannot look into PyTorch's switches.
+@torch.compiler.assume_constant_result
+def tf32_switch() -> bool:
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
-from ._backend import Backend, check_backend, convolve_by_torch, get_backend, torch_computes
+from ._backend import (
+    Backend,
+    allows_tf32,
+    check_backend,
+    convolve_by_torch,
+    get_backend,
+    torch_computes,
+)
 from ._check import check_map, check_operand, check_rank
 from ._geometry import Padding, output_size, positive_pair, sides_of
 
@@ -38,8 +45,11 @@ def atrous_conv2d(
 
     over the taps whose sample lies on the map. The arguments and results are those of
     ``torch.nn.functional.conv2d``; the gradients are exact to any order, and forward and backward
-    are deterministic. All this is said of atrousx's kernels: where another ``backend`` is chosen,
-    PyTorch's convolution computes, and multiplies padding by the weights.
+    are deterministic. On CUDA, float32 is rounded to TF32 before it is multiplied where PyTorch's
+    switch for convolutions says so, ``torch.backends.cudnn.conv.fp32_precision`` (or its older
+    name, ``torch.backends.cudnn.allow_tf32``); it does by default. All this is said of atrousx's
+    kernels: where another ``backend`` is chosen, PyTorch's convolution computes, and multiplies
+    padding by the weights.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
@@ -101,7 +111,8 @@ def atrous_conv2d(
     if torch_computes(backend or get_backend(), input, weight, bias, strides, sides, dilations):
         return convolve_by_torch(input, weight, bias, strides, sides, dilations, groups)
     batch = input if batched else input.unsqueeze(0)
-    result: Tensor = _forward(batch, weight, bias, strides, sides, dilations, groups)
+    allow_tf32 = allows_tf32(input)
+    result: Tensor = _forward(batch, weight, bias, strides, sides, dilations, groups, allow_tf32)
     return result if batched else result.squeeze(0)
 
 
@@ -147,6 +158,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     extents = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
@@ -163,6 +175,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     extents = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
@@ -177,6 +190,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     return _empty(input_size, grad_output, weight)
 
@@ -190,6 +204,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     return _empty(weight_size, grad_output, input)
 
@@ -211,7 +226,7 @@ def _forward_gradient(ctx: Any, grad: Tensor) -> _Gradients:
         _backward_input(grad, weight, input.shape, *ctx.options) if needs_input else None,
         _backward_weight(grad, input, weight.shape, *ctx.options) if needs_weight else None,
         grad.sum((0, 2, 3)) if needs_bias else None,
-        *[None] * 4,
+        *[None] * 5,
     )
 
 
@@ -226,7 +241,7 @@ def _backward_input_gradient(ctx: Any, grad: Tensor) -> _Gradients:
     return (
         _forward(grad, weight, None, *ctx.options) if needs_output else None,
         _backward_weight(grad_output, grad, weight.shape, *ctx.options) if needs_weight else None,
-        *[None] * 5,
+        *[None] * 6,
     )
 
 
@@ -236,7 +251,7 @@ def _backward_weight_gradient(ctx: Any, grad: Tensor) -> _Gradients:
     return (
         _forward(input, grad, None, *ctx.options) if needs_output else None,
         _backward_input(grad_output, grad, input.shape, *ctx.options) if needs_input else None,
-        *[None] * 5,
+        *[None] * 6,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
+from ._backend import allows_tf32
 from ._check import check_map, check_operand, check_rank
 
 _forward = torch.ops.atrousx.multi_rate_conv2d.default
@@ -35,6 +36,7 @@ def multi_rate_conv2d(
     straight into its channels of the result, or added to it; nothing is concatenated afterwards.
     In the sum the branches' centre taps, which read the same element, are added up beforehand and
     multiplied once. The gradients are exact to any order; forward and backward are deterministic.
+    On CUDA, TF32 is used as in :func:`atrous_conv2d`.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
@@ -77,7 +79,8 @@ def multi_rate_conv2d(
             f"got {[weight.shape[0] for weight in weights]}"
         )
     batch = input if batched else input.unsqueeze(0)
-    result: Tensor = _forward(batch, weights, _join(biases, adds), rates, adds)
+    bias = _join(biases, adds)
+    result: Tensor = _forward(batch, weights, bias, rates, adds, allows_tf32(input))
     return result if batched else result.squeeze(0)
 
 
@@ -153,6 +156,7 @@ def _fake(
     bias: Tensor | None,
     dilations: Sequence[int],
     sum: bool,
+    allow_tf32: bool,
 ) -> Tensor:
     # A plain loop: the builtin is shadowed by the operator's own argument.
     outputs = 0
@@ -165,7 +169,7 @@ def _fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weights, _, ctx.dilations, ctx.adds = inputs
+    input, weights, _, ctx.dilations, ctx.adds, ctx.allow_tf32 = inputs
     ctx.save_for_backward(input, *weights)
 
 
@@ -180,14 +184,15 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         part = grad if ctx.adds else grad.narrow(1, first, weight.shape[0])
         first += weight.shape[0]
         rows, columns = (dilation * (extent // 2) for extent in weight.shape[2:])
-        geometry = ((1, 1), (rows, columns, rows, columns), (dilation, dilation), 1)
+        sides = (rows, columns, rows, columns)
+        options = ((1, 1), sides, (dilation, dilation), 1, ctx.allow_tf32)
         if needs_input:
-            branch = _backward_input(part, weight, input.shape, *geometry)
+            branch = _backward_input(part, weight, input.shape, *options)
             grad_input = branch if grad_input is None else grad_input + branch
         grad_weights.append(
-            _backward_weight(part, input, weight.shape, *geometry) if needs_weight else None
+            _backward_weight(part, input, weight.shape, *options) if needs_weight else None
         )
-    return grad_input, grad_weights, grad.sum((0, 2, 3)) if needs_bias else None, None, None
+    return grad_input, grad_weights, grad.sum((0, 2, 3)) if needs_bias else None, None, None, None
 
 
 for _op in (_forward, _forward_relu):

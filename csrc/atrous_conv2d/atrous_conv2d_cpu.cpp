@@ -105,20 +105,21 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Size
 }
 
 Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
-                         Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+                         Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
+                         bool /*allow_tf32*/) {
   return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups);
 }
 
 Tensor atrous_conv2d_fused_cpu(const Tensor& input, const Tensor& weight,
                                std::optional<Tensor> bias, std::optional<Tensor> residual,
                                bool relu, Sizes stride, Sizes padding, Sizes dilation,
-                               int64_t groups) {
+                               int64_t groups, bool /*allow_tf32*/) {
   return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups);
 }
 
 Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
                                         Sizes input_size, Sizes stride, Sizes padding,
-                                        Sizes dilation, int64_t groups) {
+                                        Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
   const ConvGeometry g =
       conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
   check_grad_output(grad_output, g);
@@ -130,7 +131,7 @@ Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor&
 
 Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor& input,
                                          Sizes weight_size, Sizes stride, Sizes padding,
-                                         Sizes dilation, int64_t groups) {
+                                         Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
   const ConvGeometry g =
       conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
   check_grad_output(grad_output, g);

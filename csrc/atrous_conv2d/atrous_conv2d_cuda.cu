@@ -4,6 +4,7 @@
 #include "atrous_conv2d_direct_kernels.cuh"
 #include "atrous_conv2d_kernels.cuh"
 #include "gather.h"
+#include "tensorcore.h"
 
 namespace atrousx {
 namespace {
@@ -20,10 +21,13 @@ const T* data(const Tensor& t) {
 
 }  // namespace
 
-// One launch for each plan (nearly always one).
+// source -> destination, one launch for each plan (nearly always one).
 void gather_cuda(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination) {
+                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination,
+                 bool allow_tf32) {
   if (destination.numel() == 0) return;
+  if (runs_on_tensorcores(source, shape, allow_tf32))
+    return gather_on_tensorcores(shape, source, weight, weight_strides, tail, destination);
   const LaunchContext context(source.get_device_index());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -49,7 +53,7 @@ void gather_cuda(const GatherShape& shape, const Tensor& source, const Tensor& w
 namespace {
 
 Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
-                const Sizes& padding, const Sizes& dilation, int64_t groups) {
+                const Sizes& padding, const Sizes& dilation, int64_t groups, bool allow_tf32) {
   const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
                                        padding, dilation, groups);
   check_same_kind(weight, input, "weight");
@@ -58,25 +62,29 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Size
   if (tail.bias.has_value()) tail.bias = torch::stable::contiguous(*tail.bias);
   const Tensor output = empty4(input, {g.batch, g.outputs, g.out_h, g.out_w},
                                is_channels_last(input) || is_channels_last(weight));
-  gather_cuda(g.forward(), input, weight, g.forward_weight(strides4(weight)), tail, output);
+  gather_cuda(g.forward(), input, weight, g.forward_weight(strides4(weight)), tail, output,
+              allow_tf32);
   return output;
 }
 
 Tensor atrous_conv2d_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
-                          Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
-  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups);
+                          Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
+                          bool allow_tf32) {
+  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups,
+                  allow_tf32);
 }
 
 Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
                                 std::optional<Tensor> bias, std::optional<Tensor> residual,
                                 bool relu, Sizes stride, Sizes padding, Sizes dilation,
-                                int64_t groups) {
-  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups);
+                                int64_t groups, bool allow_tf32) {
+  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups,
+                  allow_tf32);
 }
 
 Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor& weight,
                                          Sizes input_size, Sizes stride, Sizes padding,
-                                         Sizes dilation, int64_t groups) {
+                                         Sizes dilation, int64_t groups, bool allow_tf32) {
   const ConvGeometry g =
       conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
   check_grad_output(grad_output, g);
@@ -84,7 +92,7 @@ Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor
   const Tensor grad_input = empty4(grad_output, {g.batch, g.channels, g.height, g.width},
                                    is_channels_last(grad_output) || is_channels_last(weight));
   gather_cuda(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)), Tail{},
-              grad_input);
+              grad_input, allow_tf32);
   return grad_input;
 }
 
@@ -117,7 +125,7 @@ void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor&
 
 Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,
                                           Sizes weight_size, Sizes stride, Sizes padding,
-                                          Sizes dilation, int64_t groups) {
+                                          Sizes dilation, int64_t groups, bool allow_tf32) {
   const ConvGeometry g =
       conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
   check_grad_output(grad_output, g);
@@ -125,6 +133,10 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
   const Tensor result = empty4(input, {g.outputs, g.group_channels(), g.kernel_h, g.kernel_w},
                                is_channels_last(grad_output) || is_channels_last(input));
   if (result.numel() == 0) return result;
+  if (runs_on_tensorcores(input, g.forward(), allow_tf32)) {
+    grad_weight_on_tensorcores(g, grad_output, input, result);
+    return result;
+  }
   const LaunchContext context(input.get_device_index());
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     grad_weight<decltype(zero)>(g, grad_output, input, result, context.stream());

@@ -83,16 +83,27 @@ Operand<T, WeightStrides> weight_operand(const Tensor& t, const GatherShape& sha
 }
 
 template <typename T, int kColumns>
-void launch_gather(const GatherShape& shape, const T* source, const T* weight, const T* bias,
-                   T* destination, const TensorGatherStrides& strides, cudaStream_t stream) {
+void launch_gather(const GatherShape& shape, const T* source, const T* weight,
+                   const Epilogue<T>& epilogue, T* destination, const TensorGatherStrides& strides,
+                   cudaStream_t stream) {
   const auto kernel = atrous_conv2d_gather_tensorcore_kernel<T, kColumns>;
   allow_shared_memory(kernel, kTensorSharedBytes<kColumns>);
   for (const TapPlan& plan : tap_plans(shape.rows, shape.columns, shape.batch, kTensorLanes)) {
     const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kColumns);
     kernel<<<job_grid(jobs), kTensorThreads, kTensorSharedBytes<kColumns>, stream>>>(
-        source, weight, bias, destination, plan, shape, strides);
+        source, weight, epilogue, destination, plan, shape, strides);
     check_cuda(cudaGetLastError(), "atrous_conv2d on tensor cores");
   }
+}
+
+// Whether the code that this GPU runs was compiled for compute capability 8.0 or later: what was
+// compiled for an earlier one traps, on whichever GPU.
+bool has_instructions(int32_t device) {
+  const LaunchContext context(device);
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, atrous_conv2d_gather_tensorcore_kernel<Half, 64>),
+             "attributes of a tensor-core kernel");
+  return attributes.ptxVersion >= 80;
 }
 
 }  // namespace
@@ -102,22 +113,27 @@ bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_t
   const ScalarType dtype = t.scalar_type();
   const bool served = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
                       (dtype == ScalarType::Float && allow_tf32);
-  return served && shape.outer >= kLeastChannels && shape.inner >= kLeastChannels &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor, t.get_device_index()) >= 8;
+  // The kernels count pixels along an axis and channels in 32 bits; offsets have 64.
+  const int64_t longest =
+      std::max({shape.batch, shape.inner, shape.rows.destinations, shape.columns.destinations});
+  return served && longest <= INT32_MAX && shape.outer >= kLeastChannels &&
+         shape.inner >= kLeastChannels && has_instructions(t.get_device_index());
 }
 
 void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                           const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
+                           const WeightStrides& weight_strides, const Tail& tail,
                            const Tensor& destination) {
   const int32_t device = source.get_device_index();
   const LaunchContext context(device);
-  // Narrow tiles where wide ones would be half empty or too few to go round.
+  // Narrow tiles where wide ones would be half empty, or too few for two rounds of the two blocks
+  // that a multiprocessor holds: a last round that is nearly empty costs more than narrow tiles do.
+  constexpr int64_t kLeastWide = 4;
+  const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
   const int64_t wide_jobs =
-      ceil_div<int64_t>(shape.batch * shape.rows.destinations * shape.columns.destinations,
-                        kTensorLanes) *
-      shape.groups * ceil_div<int64_t>(shape.outer, 128);
+      ceil_div<int64_t>(pixels, kTensorLanes) * shape.groups * ceil_div<int64_t>(shape.outer, 128);
   const bool wide =
-      shape.outer > 64 && wide_jobs >= device_attribute(cudaDevAttrMultiProcessorCount, device);
+      shape.outer > 64 &&
+      wide_jobs >= kLeastWide * device_attribute(cudaDevAttrMultiProcessorCount, device);
   dispatch_tensorcore(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto from = map_operand<T>(source, shape.groups, context.stream());
@@ -125,10 +141,9 @@ void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const
     GatherShape whole = shape;
     whole.inner = whole_vectors(shape.inner, kVector<T>);
     const TensorGatherStrides strides{from.strides, whole.inner, by.strides, strides4(destination)};
-    const T* added = bias.has_value() ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
     const auto launch = wide ? launch_gather<T, 128> : launch_gather<T, 64>;
-    launch(whole, from.data, by.data, added, static_cast<T*>(destination.mutable_data_ptr()),
-           strides, context.stream());
+    launch(whole, from.data, by.data, tail.template epilogue<T>(),
+           static_cast<T*>(destination.mutable_data_ptr()), strides, context.stream());
   });
 }
 

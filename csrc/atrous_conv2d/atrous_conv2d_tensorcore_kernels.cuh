@@ -108,26 +108,33 @@ struct alignas(kVectorBytes) Vector {
   T values[kVector<T>];
 };
 
-// Rounds the sums, bias added, to a [kTensorLanes, kColumns] tile in shared memory whose rows are
-// one vector longer: eight lanes then write to different banks.
+// Finishes and rounds the sums to a [kTensorLanes, kColumns] tile in shared memory whose rows are
+// one vector longer: eight lanes then write to different banks. `channel` is that of column 0, and
+// `residual_lanes` are the lanes' offsets, kNowhere for lanes that do not exist.
 template <typename T, int kColumns>
-__device__ __forceinline__ void round_sums(const TensorSums<kColumns>& sums, const T* bias,
-                                           int columns, T* rounded) {
+__device__ __forceinline__ void round_sums(const TensorSums<kColumns>& sums,
+                                           const Epilogue<T>& epilogue, int64_t channel,
+                                           const int64_t* residual_lanes, int columns, T* rounded) {
   using Place = TensorPlace<kColumns>;
   constexpr int kPitch = kColumns + kVector<T>;
   ATROUSX_UNROLL
-  for (int j = 0; j < kColumns / 16; ++j) {
-    const int column = Place::column(j);
-    float added[2];
-    for (int e = 0; e < 2; ++e)
-      added[e] =
-          bias != nullptr && column + e < columns ? static_cast<float>(bias[column + e]) : 0.f;
+  for (int i = 0; i < kLaneBlocks; ++i) ATROUSX_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int lane = Place::lane(i) + half * 8;
+    if (residual_lanes[lane] == kNowhere) continue;
     ATROUSX_UNROLL
-    for (int i = 0; i < kLaneBlocks; ++i) ATROUSX_UNROLL
-    for (int half = 0; half < 2; ++half)
-      *reinterpret_cast<Pair<T>*>(rounded + (Place::lane(i) + half * 8) * kPitch +
-                                  column) = {{static_cast<T>(sums[i][j][2 * half] + added[0]),
-                                              static_cast<T>(sums[i][j][2 * half + 1] + added[1])}};
+    for (int j = 0; j < kColumns / 16; ++j) {
+      Pair<T> pair{};
+      ATROUSX_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const int column = Place::column(j) + e;
+        if (column >= columns) continue;
+        const int64_t k = channel + column;
+        pair.values[e] = epilogue.finish(sums[i][j][2 * half + e], k,
+                                         residual_lanes[lane] + k * epilogue.residual_strides.c);
+      }
+      *reinterpret_cast<Pair<T>*>(rounded + lane * kPitch + Place::column(j)) = pair;
+    }
   }
 }
 
@@ -167,12 +174,13 @@ template <typename T, int kColumns>
 __global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensorcore_kernel(
     const T* source,  // [N, source rows, columns, groups, inner]
     const T* weight,  // [groups, outer, KH, KW, inner]
-    const T* bias,    // [groups * outer] or null
-    T* destination,   // [N, groups * outer, rows, columns], any strides
+    Epilogue<T> epilogue,
+    T* destination,  // [N, groups * outer, rows, columns], any strides
     TapPlan plan, GatherShape shape, TensorGatherStrides strides) {
   ATROUSX_DYNAMIC_SHARED(unsigned char, memory);
   ATROUSX_SHARED(int64_t, source_lanes, kTensorLanes);
   ATROUSX_SHARED(int64_t, destination_lanes, kTensorLanes);
+  ATROUSX_SHARED(int64_t, residual_lanes, kTensorLanes);
   const int64_t blocks = ceil_div<int64_t>(shape.outer, kColumns);
   const int64_t jobs = plan.tiles() * shape.groups * blocks;
   const Strides4& to = strides.destination;
@@ -189,6 +197,8 @@ __global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensor
       const Tile::Pixel pixel = tile.pixel(inside ? threadIdx.x : 0);
       source_lanes[threadIdx.x] = inside ? tile.source_offset(pixel, strides.source) : kNowhere;
       destination_lanes[threadIdx.x] = inside ? tile.destination_offset(pixel, to) : kNowhere;
+      residual_lanes[threadIdx.x] =
+          inside ? tile.destination_offset(pixel, epilogue.residual_strides) : kNowhere;
     }
     auto feed = gather_feed<T, kColumns>(source + group * strides.source_group,
                                          weight + group * strides.weight.group, source_lanes, tile,
@@ -200,7 +210,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensor
     const int columns = static_cast<int>(min_of<int64_t>(shape.outer - first, kColumns));
     const int64_t channel = group * shape.outer + first;
     T* rounded = reinterpret_cast<T*>(memory);
-    round_sums<T, kColumns>(sums, bias == nullptr ? nullptr : bias + channel, columns, rounded);
+    round_sums<T, kColumns>(sums, epilogue, channel, residual_lanes, columns, rounded);
     __syncthreads();  // the tile is complete
     store_rounded<T, kColumns>(rounded, destination_lanes, columns, to.c, vectors,
                                destination + channel * to.c);

@@ -34,6 +34,7 @@ inline void check_residual(const std::optional<Tensor>& residual, const Tensor& 
 void gather_cpu(const GatherShape& shape, const Tensor& source, const Tensor& weight,
                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination);
 void gather_cuda(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination);
+                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination,
+                 bool allow_tf32);
 
 }  // namespace atrousx

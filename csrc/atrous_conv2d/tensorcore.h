@@ -1,7 +1,7 @@
 // The tensor-core side of atrous_conv2d on CUDA, as atrous_conv2d_cuda.cu sees it.
 #pragma once
 
-#include "arguments.h"
+#include "gather.h"
 
 namespace atrousx {
 
@@ -11,7 +11,7 @@ bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_t
 
 // source -> destination, which is not empty.
 void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                           const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
+                           const WeightStrides& weight_strides, const Tail& tail,
                            const Tensor& destination);
 
 // The gradient of the weight into `result`, which is not empty.

@@ -159,6 +159,7 @@ __device__ __forceinline__ void multiply_stages(Feed& feed, int stages, unsigned
     if (s + kAhead < stages) feed.load(memory + next * kStageBytes<kColumns>);
     async_copy_commit();  // an empty group where nothing is left keeps the count
     feed.prepare();
+    __syncwarp();  // matrix instructions need the whole warp, which prepare() may have parted
     multiply_stage<T, kOrder, kColumns>(memory + now * kStageBytes<kColumns>, sums);
     now = now + 1 == kStages ? 0 : now + 1;
     next = next + 1 == kStages ? 0 : next + 1;

@@ -1,4 +1,5 @@
-// The operator over either device's gathering pass: checks, allocation, order of the passes.
+// The operator over either device's gathering pass, called as gather_cpu is: checks, allocation,
+// order of the passes.
 #pragma once
 
 #include "../atrous_conv2d/gather.h"
@@ -10,9 +11,6 @@ namespace atrousx {
 inline Tensor slice(Tensor t, int64_t dim, int64_t first, int64_t count) {
   return torch::stable::narrow(t, dim, first, count);
 }
-
-using Gather = void (*)(const GatherShape&, const Tensor&, const Tensor&, const WeightStrides&,
-                        const Tail&, const Tensor&);
 
 inline std::vector<ConvGeometry> branch_geometries(const Tensor& input,
                                                    const std::vector<Tensor>& weights,
@@ -46,16 +44,18 @@ inline Tensor centre_sum(const std::vector<Tensor>& weights) {
   return torch::stable::sum(all, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));
 }
 
-inline void run_pass(const RatePass& pass, const Tensor& input, const Tensor& weight,
-                     const Tail& tail, const Tensor& output, Gather gather) {
+template <typename Gather>
+void run_pass(const RatePass& pass, const Tensor& input, const Tensor& weight, const Tail& tail,
+              const Tensor& output, const Gather& gather) {
   const Tensor from = slice(slice(weight, 2, pass.first_row, 1), 3, pass.first_column, 1);
   gather(pass.shape, input, from, pass.weight_strides, tail, output);
 }
 
 // Centre taps first, bias with them; every other pass adds to what the output holds, ReLU last.
-inline void add_branches(const std::vector<ConvGeometry>& geometries, const Tensor& input,
-                         const std::vector<Tensor>& weights, const Tail& tail, const Tensor& output,
-                         Gather gather) {
+template <typename Gather>
+void add_branches(const std::vector<ConvGeometry>& geometries, const Tensor& input,
+                  const std::vector<Tensor>& weights, const Tail& tail, const Tensor& output,
+                  const Gather& gather) {
   struct Step {
     Tensor weight;
     RatePass pass;
@@ -78,9 +78,10 @@ inline void add_branches(const std::vector<ConvGeometry>& geometries, const Tens
   }
 }
 
-inline Tensor multi_rate(const Tensor& input, const std::vector<Tensor>& weights,
-                         std::optional<Tensor> bias, const Sizes& dilations, bool sum, bool relu,
-                         Gather gather) {
+template <typename Gather>
+Tensor multi_rate(const Tensor& input, const std::vector<Tensor>& weights,
+                  std::optional<Tensor> bias, const Sizes& dilations, bool sum, bool relu,
+                  const Gather& gather) {
   const auto geometries = branch_geometries(input, weights, dilations, sum);
   int64_t total = 0;
   bool channels_last = is_channels_last(input);

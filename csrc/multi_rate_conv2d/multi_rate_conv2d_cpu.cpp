@@ -5,12 +5,14 @@ namespace atrousx {
 namespace {
 
 Tensor multi_rate_conv2d_cpu(const Tensor& input, std::vector<Tensor> weights,
-                             std::optional<Tensor> bias, Sizes dilations, bool sum) {
+                             std::optional<Tensor> bias, Sizes dilations, bool sum,
+                             bool /*allow_tf32*/) {
   return multi_rate(input, weights, bias, dilations, sum, false, gather_cpu);
 }
 
 Tensor multi_rate_conv2d_relu_cpu(const Tensor& input, std::vector<Tensor> weights,
-                                  std::optional<Tensor> bias, Sizes dilations, bool sum) {
+                                  std::optional<Tensor> bias, Sizes dilations, bool sum,
+                                  bool /*allow_tf32*/) {
   return multi_rate(input, weights, bias, dilations, sum, true, gather_cpu);
 }
 

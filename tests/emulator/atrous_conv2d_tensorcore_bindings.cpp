@@ -92,37 +92,47 @@ Operand<T, WeightStrides> weight_operand(Tensor4<T>& t, const GatherShape& shape
 }
 
 template <typename T, int kColumns>
-void launch_gather(const GatherShape& shape, const T* source, const T* weight, const T* bias,
-                   Tensor4<T>& destination, const atrousx::TensorGatherStrides& strides,
-                   unsigned int blocks) {
+void launch_gather(const GatherShape& shape, const T* source, const T* weight,
+                   const atrousx::Epilogue<T>& epilogue, Tensor4<T>& destination,
+                   const atrousx::TensorGatherStrides& strides, unsigned int blocks) {
   for (const auto& plan :
        atrousx::tap_plans(shape.rows, shape.columns, shape.batch, atrousx::kTensorLanes))
     emulator::launch(blocks, atrousx::kTensorThreads, atrousx::kTensorSharedBytes<kColumns>,
                      atrousx::atrous_conv2d_gather_tensorcore_kernel<T, kColumns>, source, weight,
-                     bias, destination.data(), plan, shape, strides);
+                     epilogue, destination.data(), plan, shape, strides);
 }
 
 template <typename T>
 void gather(GatherShape shape, Tensor4<T>& source, Tensor4<T>& weight, const WeightStrides& from,
-            const T* bias, Tensor4<T>& destination, const Options& o) {
+            const atrousx::Epilogue<T>& epilogue, Tensor4<T>& destination, const Options& o) {
   const auto map = map_operand(source, o);
   const auto by = weight_operand(weight, shape, from, o);
   shape.inner = atrousx::whole_vectors(shape.inner, kVector<T>);
   const atrousx::TensorGatherStrides strides{map.strides, shape.inner, by.strides,
                                              destination.strides()};
   const auto launch = o.wide ? launch_gather<T, 128> : launch_gather<T, 64>;
-  launch(shape, map.data, by.data, bias, destination, strides, o.blocks);
+  launch(shape, map.data, by.data, epilogue, destination, strides, o.blocks);
 }
 
 py::array forward(const py::array& input, const py::array& weight,
-                  const std::optional<py::array>& bias, const Pair& size, const Options& o) {
+                  const std::optional<py::array>& bias, const std::optional<py::array>& residual,
+                  bool relu, const Pair& size, const Options& o) {
   return dispatch_tensorcore(input, [&](auto zero) {
     using T = decltype(zero);
     Tensor4<T> x(input, o.channels_last), w(weight, o.channels_last);
     Tensor4<T> y({x.size(0), w.size(0), size[0], size[1]}, o.channels_last);
     Buffer<T> b = bias ? Buffer<T>(*bias) : Buffer<T>(size_t{0});
     const ConvGeometry g = geometry(sizes(x), sizes(w), size, o);
-    gather<T>(g.forward(), x, w, g.forward_weight(w.strides()), bias ? b.data() : nullptr, y, o);
+    atrousx::Epilogue<T> epilogue{bias ? b.data() : nullptr};
+    epilogue.relu = relu;
+    // The residual lies in the other layout, so that its strides are its own.
+    std::optional<Tensor4<T>> added;
+    if (residual) {
+      added.emplace(*residual, !o.channels_last);
+      epilogue.residual = added->data();
+      epilogue.residual_strides = added->strides();
+    }
+    gather<T>(g.forward(), x, w, g.forward_weight(w.strides()), epilogue, y, o);
     return y.to_array(input.dtype());
   });
 }
@@ -134,7 +144,7 @@ py::array backward_input(const py::array& grad_output, const py::array& weight, 
     Tensor4<T> y(grad_output, o.channels_last), w(weight, o.channels_last);
     Tensor4<T> x({y.size(0), w.size(1) * o.groups, size[0], size[1]}, o.channels_last);
     const ConvGeometry g = geometry(sizes(x), sizes(w), {y.size(2), y.size(3)}, o);
-    gather<T>(g.grad_input(), y, w, g.grad_input_weight(w.strides()), nullptr, x, o);
+    gather<T>(g.grad_input(), y, w, g.grad_input_weight(w.strides()), {}, x, o);
     return x.to_array(grad_output.dtype());
   });
 }

@@ -7,7 +7,8 @@ import pytest
 
 from tests.reference import atrous_conv2d as reference
 
-# N, C, K, groups, (H, W), (KH, KW), stride, padding, dilation
+# N, C, K, groups, (H, W), (KH, KW), stride, padding (of both sides, or top, left, bottom, right),
+# dilation
 CASES = {
     # 72 channels are more than a stage of half values, and more than two of TF32.
     "rate 3": (2, 72, 24, 1, (2, 9), (1, 3), (1, 1), (0, 3), (1, 3)),
@@ -16,6 +17,7 @@ CASES = {
     "groups, strided": (1, 32, 40, 2, (5, 8), (3, 2), (2, 3), (1, 2), (1, 2)),
     # 150 pixels of one class: two tiles, and more than two stages of a grad-weight.
     "pointwise": (3, 24, 16, 1, (1, 50), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "asymmetric": (1, 24, 17, 1, (4, 5), (2, 2), (1, 1), (0, 1, 2, 0), (2, 1)),
     "dead pixels": (1, 16, 16, 1, (1, 2), (2, 2), (1, 1), (4, 3), (3, 2)),
 }
 # Float32 sums of exact products of rounded operands, and one final rounding.
@@ -40,7 +42,8 @@ def problem(name, kind):
     """Operands as the kernels take them, and as the numbers that the tensor cores multiply."""
     batch, channels, outputs, groups, size, taps, stride, padding, dilation = CASES[name]
     rng = np.random.default_rng(0)
-    geometry = (stride, (*padding, *padding), dilation, groups)
+    sides = padding if len(padding) == 4 else (*padding, *padding)
+    geometry = (stride, sides, dilation, groups)
 
     def operand(*shape):
         values = rng.uniform(-1, 1, shape).astype(np.float32)
@@ -86,8 +89,12 @@ def test_three_passes(emulated, name, kind, channels_last, wide):
     )
     # The bias is added as it is, not rounded to TF32.
     added = bfloat16_values(b) if kind == "bfloat16" else b
-    actual = emulated.tensorcore_forward(x, w, b, grad.shape[2:], options)
-    check(actual, reference.forward(x_exact, w_exact, added, *geometry), kind)
+    actual = emulated.tensorcore_forward(x, w, b, None, False, grad.shape[2:], options)
+    expected = reference.forward(x_exact, w_exact, added, *geometry)
+    check(actual, expected, kind)
+    residual = bfloat16_values(grad) if kind == "bfloat16" else grad
+    actual = emulated.tensorcore_forward(x, w, b, grad, True, grad.shape[2:], options)
+    check(actual, np.maximum(expected + residual, 0), kind)
 
     actual = emulated.tensorcore_backward_input(grad, w, x.shape[2:], options)
     expected = reference.backward_input(grad_exact, w_exact, x.shape[2:], *geometry)
@@ -98,13 +105,21 @@ def test_three_passes(emulated, name, kind, channels_last, wide):
     check(actual, expected, kind)
 
 
+def test_grad_weight_of_an_empty_batch_is_zero(emulated):
+    options = emulated.TensorcoreOptions((1, 1), (1, 1), (1, 1), 1, True, False, 2)
+    grad, x = np.zeros((0, 16, 3, 3), np.float16), np.zeros((0, 17, 3, 3), np.float16)
+    result = emulated.tensorcore_backward_weight(grad, x, (3, 3), 1, options)
+    assert result.shape == (16, 17, 3, 3)
+    assert (result == 0).all()
+
+
 def test_infinite_weights_do_not_meet_padding(emulated):
     # A dead tap, or a channel beyond the last one, that were multiplied by zero would give NaN.
     options = emulated.TensorcoreOptions((1, 1), (2, 2), (2, 2), 1, True, False, 1)
     w = np.full((16, 17, 3, 3), np.inf, np.float16)
     w[..., 1, 1] = 3
     result = emulated.tensorcore_forward(
-        np.ones((1, 17, 2, 2), np.float16), w, None, (2, 2), options
+        np.ones((1, 17, 2, 2), np.float16), w, None, None, False, (2, 2), options
     )
     assert (result == 51).all()
 
@@ -119,7 +134,7 @@ def test_results_do_not_depend_on_the_number_of_blocks(emulated):
         )
         results.append(
             (
-                emulated.tensorcore_forward(x, w, None, grad.shape[2:], options),
+                emulated.tensorcore_forward(x, w, None, None, False, grad.shape[2:], options),
                 emulated.tensorcore_backward_weight(grad, x, w.shape[2:], 3, options),
             )
         )

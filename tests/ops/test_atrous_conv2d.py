@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.testing._internal.common_methods_invocations import op_db
 
 from atrousx.ops import atrous_conv2d, live_fraction
+from atrousx.ops._backend import tf32_switch
 from tests.ops.common import (
     FLOATING,
     FORMATS,
@@ -156,7 +157,7 @@ def test_pytorch_sample_inputs(device, dtype):
     for sample in _conv2d_info().sample_inputs(device, dtype, requires_grad=False):
         with torch.backends.cudnn.flags(allow_tf32=False):
             expected = F.conv2d(sample.input, *sample.args, **sample.kwargs)
-        actual = atrous_conv2d(sample.input, *sample.args, **sample.kwargs)
+            actual = atrous_conv2d(sample.input, *sample.args, **sample.kwargs)
         torch.testing.assert_close(actual, expected)
         count += 1
     assert count >= 10
@@ -428,3 +429,34 @@ def test_fused_epilogue(device, name, memory_format, dtype):
     torch.library.opcheck(fused_op, (x, w, b, full, True, *geometry))
     with pytest.raises(RuntimeError, match="residual does not have the size"):
         fused_op(x, w, b, full[:, :-1], False, *geometry)
+
+
+def test_tf32_is_pytorchs_switch():
+    for allowed in (True, False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            assert tf32_switch() == allowed
+
+
+def test_tf32_switch_compiles():
+    def f(x):
+        return x + 1 if tf32_switch() else x - 1
+
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        compiled = torch.compile(f, fullgraph=True, backend="eager")
+        assert compiled(torch.zeros(1)).item() == 1
+
+
+@pytest.mark.parametrize(("allowed", "tolerance"), [(False, 2e-6), (True, 2e-3)])
+def test_float32_is_rounded_only_where_tf32_is_allowed(device, allowed, tolerance):
+    tensors = [torch.randn(1, 64, 9, 9, device=device), torch.randn(32, 64, 3, 3, device=device)]
+    wide = [t.double().requires_grad_() for t in tensors]
+    for t in tensors:
+        t.requires_grad_()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+        y = atrous_conv2d(*tensors, padding=2, dilation=2)
+    # The gradients keep to what the forward pass was allowed.
+    grads = torch.autograd.grad(y.square().sum(), tensors)
+    exact = F.conv2d(*wide, padding=2, dilation=2)
+    exact_grads = torch.autograd.grad(exact, wide, 2 * y.detach().double())
+    for actual, expected in zip((y, *grads), (exact, *exact_grads), strict=True):
+        assert (actual - expected).norm() < tolerance * expected.norm()

@@ -147,12 +147,12 @@ def test_opcheck(device, adds, memory_format):
     x, ws, bs, rates = make("v2's", torch.float32, device, memory_format)
     bias = sum(bs) if adds else torch.cat(bs)
     leaves = [t.requires_grad_() for t in (x, *ws, bias.detach())]
-    torch.library.opcheck(forward_op, (leaves[0], leaves[1:-1], leaves[-1], rates, adds))
+    torch.library.opcheck(forward_op, (leaves[0], leaves[1:-1], leaves[-1], rates, adds, False))
     x, *ws, bias = (t.detach() for t in leaves)
-    torch.library.opcheck(relu_op, (x, ws, bias, rates, adds))
-    torch.library.opcheck(forward_op, (x[:0], ws, None, rates, adds))
-    expected = forward_op(x, ws, bias, rates, adds).relu()
-    assert torch.equal(relu_op(x, ws, bias, rates, adds), expected)
+    torch.library.opcheck(relu_op, (x, ws, bias, rates, adds, False))
+    torch.library.opcheck(forward_op, (x[:0], ws, None, rates, adds, False))
+    expected = forward_op(x, ws, bias, rates, adds, False).relu()
+    assert torch.equal(relu_op(x, ws, bias, rates, adds, False), expected)
 
 
 @pytest.mark.parametrize("reduce", ["cat", "sum"])
@@ -279,4 +279,4 @@ def test_direct_calls_are_guarded(change):
     for index, value in change.items():
         arguments[index] = value
     with pytest.raises((RuntimeError, ValueError)):
-        forward_op(*arguments)
+        forward_op(*arguments, False)
