@@ -14,6 +14,7 @@ void bind_upsample_consumers(pybind11::module_& m);
 
 PYBIND11_MODULE(atrousx_emulated, m) {
   m.def("set_reverse", &emulator::set_reverse);
+  m.def("set_eager_copies", &emulator::set_eager_copies);
   bind_atrous_conv2d(m);
   bind_multi_rate_conv2d(m);
   bind_permutohedral(m);

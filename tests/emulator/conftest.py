@@ -18,4 +18,6 @@ def emulator_module() -> ModuleType:
 @pytest.fixture(params=["forward", "reverse"])
 def emulated(emulator_module: ModuleType, request: pytest.FixtureRequest) -> ModuleType:
     emulator_module.set_reverse(request.param == "reverse")
+    # Asynchronous copies as late as CUDA may do them in one order, as early in the other.
+    emulator_module.set_eager_copies(request.param == "reverse")
     return emulator_module

@@ -55,6 +55,7 @@ struct SharedArray {
 };
 
 bool reverse_order = false;
+bool eager_copies = false;
 ucontext_t scheduler;
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
@@ -212,6 +213,10 @@ void run_block(const dim3& grid, const dim3& block, const dim3& index) {
   }
 }
 
+void perform(const AsyncCopy& copy) {
+  copy.present ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
+}
+
 // Shared memory lives as long as a block; every block starts with it poisoned.
 class BlockMemory {
  public:
@@ -229,6 +234,8 @@ class BlockMemory {
 
 void set_reverse(bool reverse) { reverse_order = reverse; }
 
+void set_eager_copies(bool eager) { eager_copies = eager; }
+
 unsigned int lane() { return running_index % kWarpSize; }
 
 void block_barrier(const char* site) { wait(State::kAtBarrier, site); }
@@ -243,7 +250,8 @@ const Contribution* warp_exchange(uint32_t mask, const Contribution& value, cons
 void async_copy(void* to, const void* from, bool present) {
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   if (!aligned(to) || !aligned(from)) throw std::runtime_error("misaligned asynchronous copy");
-  running->copies.back().push_back({to, from, present});
+  const AsyncCopy copy{to, from, present};
+  eager_copies ? perform(copy) : running->copies.back().push_back(copy);
 }
 
 void commit_async_copies() { running->copies.emplace_back(); }
@@ -251,8 +259,7 @@ void commit_async_copies() { running->copies.emplace_back(); }
 void wait_async_copies(size_t groups) {
   auto& copies = running->copies;
   for (; copies.size() > groups + 1; copies.pop_front())
-    for (const AsyncCopy& copy : copies.front())
-      copy.present ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
+    for (const AsyncCopy& copy : copies.front()) perform(copy);
 }
 
 void* shared_memory(const char* site, size_t bytes) {

@@ -60,8 +60,11 @@ const Contribution* warp_exchange(uint32_t mask, const Contribution& value, cons
 unsigned int lane();
 
 // Asynchronous copies of the running thread, 16 bytes to shared memory, zeros unless `present`.
-// They are done as late as a program may count on: in wait_async_copies(n), which leaves the newest
-// n committed groups under way. What is read before that is still poison.
+// CUDA does them at any time up to wait_async_copies(n), which leaves the newest n committed groups
+// under way. The executor does them in that call, as late as a program may count on, so that a
+// missing wait shows; or, where eager, at once, so that it shows when what they overwrite was still
+// to be read.
+void set_eager_copies(bool eager);
 void async_copy(void* to, const void* from, bool present);
 void commit_async_copies();
 void wait_async_copies(size_t groups);
@@ -147,7 +150,7 @@ inline uint32_t ballot(uint32_t mask, bool predicate, const char* site) {
   type* const name = static_cast<type*>(emulator::dynamic_shared_memory())
 
 #define __syncthreads() emulator::block_barrier(ATROUSX_SITE)
-#define __syncwarp(...) emulator::sync_warp(ATROUSX_SITE, ##__VA_ARGS__)
+#define __syncwarp(...) emulator::sync_warp(ATROUSX_SITE __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_sync(...) emulator::shfl(ATROUSX_SITE, __VA_ARGS__)
 #define __shfl_up_sync(...) emulator::shfl_up(ATROUSX_SITE, __VA_ARGS__)
 #define __shfl_down_sync(...) emulator::shfl_down(ATROUSX_SITE, __VA_ARGS__)

@@ -52,6 +52,36 @@ __global__ void async_reverse_kernel(const float* input,  // [2, 32, 4]
   }
 }
 
+// Reverses the negatives of 2 x 32 x 4 floats and copies the floats themselves to where these lay;
+// without the barrier, perhaps before they have been read.
+template <bool kWithBarrier>
+__global__ void async_overwrite_kernel(const float* input,  // [2, 32, 4]
+                                       float* output) {     // [2, 32, 4]
+  ATROUSX_SHARED(float, tile, 2 * kLanes * 4);
+  const int thread = threadIdx.x;
+  for (int i = thread; i < 2 * kLanes * 4; i += kLanes) tile[i] = -input[i];
+  __syncthreads();  // the tile is complete
+  float read[8];
+  for (int i = 0; i < 8; ++i)
+    read[i] = tile[i / 4 * kLanes * 4 + (kLanes - 1 - thread) * 4 + i % 4];
+  if constexpr (kWithBarrier) __syncthreads();  // everyone has read
+  for (int group = 0; group < 2; ++group) {
+    const int at = (group * kLanes + thread) * 4;
+    atrousx::async_copy_16(tile + at, input + at, true);
+  }
+  atrousx::async_copy_commit();
+  for (int i = 0; i < 8; ++i) output[i / 4 * kLanes * 4 + thread * 4 + i % 4] = read[i];
+  atrousx::async_copy_wait<0>();
+}
+
+py::array async_overwrite(const py::array_t<float>& input, bool with_barrier) {
+  emulator::Buffer<float> in(input), out(2 * kLanes * 4);
+  emulator::launch(1, kLanes, 0,
+                   with_barrier ? async_overwrite_kernel<true> : async_overwrite_kernel<false>,
+                   in.data(), out.data());
+  return out.to_array({2, kLanes, 4}, input.dtype());
+}
+
 py::array load_matrices(const py::array_t<uint16_t>& matrices, bool transposed) {
   emulator::Buffer<uint16_t> in(matrices);
   emulator::Buffer<uint32_t> out(kLanes * 4);
@@ -87,5 +117,6 @@ void bind_ptx(py::module_& m) {
   m.def("load_matrices", &load_matrices);
   m.def("multiply_matrices", &multiply);
   m.def("async_reverse", &async_reverse);
+  m.def("async_overwrite", &async_overwrite);
   m.def("round_to_tf32", &atrousx::round_to_tf32);
 }

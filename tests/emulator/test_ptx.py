@@ -104,10 +104,18 @@ def test_absent_async_copies_write_zeros(emulated):
 
 
 def test_planted_missing_wait_is_seen(emulated):
+    emulated.set_eager_copies(False)
     newest_under_way = emulated.async_reverse(VALUES, 1, 32, 0)
     np.testing.assert_array_equal(newest_under_way[0], VALUES[0, ::-1])
     assert np.isnan(newest_under_way[1]).all()
     assert np.isnan(emulated.async_reverse(VALUES, 2, 32, 0)).all()
+
+
+def test_planted_early_overwrite_is_seen(emulated):
+    old = -VALUES[:, ::-1]
+    emulated.set_eager_copies(True)
+    assert (emulated.async_overwrite(VALUES, False) != old).any()
+    np.testing.assert_array_equal(emulated.async_overwrite(VALUES, True), old)
 
 
 def test_misaligned_async_copy_is_refused(emulated):
