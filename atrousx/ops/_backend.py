@@ -158,4 +158,5 @@ def allows_tf32(input: Tensor) -> bool:
 # A constant to torch.compile, which cannot look into PyTorch's switches.
 @torch.compiler.assume_constant_result
 def tf32_switch() -> bool:
-    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+    # The attribute belongs to an object that torch puts in the module's place.
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
