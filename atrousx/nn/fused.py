@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._backend import allows_tf32, get_backend, torch_computes
+from ..ops._check import pair
+from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
 
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
@@ -64,14 +66,16 @@ class FusedConv2d(AtrousConv2d):
         return layer
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        store = self.relu or residual is not None
+        fits = residual is None or self._fits(input, residual)
+        trains = _wants_gradient(input, residual)
         padding = self.padding
         if (
-            store
+            (self.relu or residual is not None)
+            and fits
+            and not trains
             and not isinstance(padding, str)
             and self.padding_mode == "zeros"
             and input.dim() == 4
-            and not _wants_gradient(input, residual)
             and not self._by_torch(input, padding)
         ):
             output: Tensor = _fused(
@@ -90,34 +94,29 @@ class FusedConv2d(AtrousConv2d):
         # PyTorch's convolution has no such store.
         output = self._conv_forward(input, self.weight, self.bias)
         if residual is not None:
-            output = output + residual
-        return F.relu(output) if self.relu else output
+            output = output.add_(residual) if fits and not trains else output + residual
+        if self.relu:
+            output = F.relu(output) if trains else output.relu_()
+        return output
+
+    def _fits(self, input: Tensor, residual: Tensor) -> bool:
+        """Whether the sum has the convolution's own size and type."""
+        kind = input.device.type
+        mixed = kind != "meta" and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if mixed else input.dtype
+        if not isinstance(residual, Tensor) or (residual.dtype, residual.dim()) != (dtype, 4):
+            return False
+        size = input.shape[-2:]
+        strides, dilations = pair("stride", self.stride), pair("dilation", self.dilation)
+        sides = sides_of(self.padding, self.kernel_size, strides, dilations)
+        extents = output_size(size, self.kernel_size, strides, sides, dilations)
+        return tuple(residual.shape) == (input.shape[0], self.out_channels, *extents)
 
     def _by_torch(self, input: Tensor, padding: tuple[int, ...]) -> bool:
         sides = (padding[0], padding[1], padding[0], padding[1])
         stride = (self.stride[0], self.stride[1])
         dilation = (self.dilation[0], self.dilation[1])
         return torch_computes(get_backend(), input, self.weight, None, stride, sides, dilation)
-
-
-class FusedBottleneck(nn.Module):
-    """A residual unit of three convolutions; the last adds the shortcut in its store."""
-
-    def __init__(
-        self, convs: Sequence[FusedConv2d], downsample: nn.Module | None, stride: int
-    ) -> None:
-        super().__init__()
-        self.conv1, self.conv2, self.conv3 = convs
-        self.downsample = downsample
-        self.stride = stride
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.downsample is not None:
-            shortcut = self.downsample(input)
-        else:
-            shortcut = input[..., :: self.stride, :: self.stride]
-        result: Tensor = self.conv3(self.conv2(self.conv1(input)), shortcut)
-        return result
 
 
 class FusedASPP(nn.Module):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .aspp import ASPP, ImagePooling, PooledBatchNorm2d
 from .atrous_conv2d import AtrousConv2d, why_not_served
-from .fused import FusedASPP, FusedBottleneck, FusedConv2d
+from .chains import Calls, hooked, is_aspp, is_norm, is_relu
+from .fused import FusedASPP, FusedConv2d
+from .replace import swap
+from .rewritten import rewrite
+
+CONVS = (nn.Conv2d, AtrousConv2d)
 
 
 def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -20,16 +25,19 @@ def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         \mathrm{BN}(w * x + b) = (s w) * x + s (b - \mu) + \beta, \qquad
         s = \gamma / \sqrt{\sigma^2 + \epsilon}
 
-    - A batch normalisation behind a convolution in an ``nn.Sequential`` (or a subclass without a
-      ``forward`` of its own), and in atrousx's ResNets and ASPP, is folded into the convolution.
+    - A batch normalisation behind a convolution is folded into it, in any model: which layer's
+      result goes where is read from traces of the modules' own forwards (``torch.fx``).
     - A ReLU behind it, and the addition of a residual unit's shortcut, happen where the convolution
-      stores its result.
-    - :class:`atrousx.ASPP`'s branches become one :func:`atrousx.ops.multi_rate_conv2d`.
+      stores its result. A forward that consists of its layers, sums and ReLU alone is written anew
+      for it; the module keeps its class, attributes and other methods.
+    - :class:`atrousx.ASPP`'s and torchvision's branches become one
+      :func:`atrousx.ops.multi_rate_conv2d`.
     - Every ``nn.Conv2d`` becomes an ``AtrousConv2d``, its filters in channels_last; the model's
       inputs are brought to channels_last.
 
-    Layers with forward hooks keep their place and are not folded; other models' own ways of calling
-    layers are not looked into: there, convolutions are replaced and normalisations stay.
+    Left as they are: layers with hooks, a convolution whose result has other uses, too, or whose
+    normalisation is not always the same, and whatever a forward does that cannot be traced (its
+    submodules are looked into all the same) or that depends on optional arguments.
 
     The result is for inference: it must not be trained (its weights have no gradient, ``train()``
     does not bring the normalisations back) and its ``state_dict`` has other keys. Load weights
@@ -62,7 +70,7 @@ def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             "model must be in evaluation mode (call model.eval() first), "
             f"got {len(training)} modules in training mode, the first of them {training[0]}"
         )
-    result = _optimized(model if inplace else copy.deepcopy(model), {})
+    result = _fuse(model if inplace else copy.deepcopy(model))
     result.register_forward_pre_hook(_to_channels_last)
     return result.eval()
 
@@ -76,92 +84,59 @@ def _to_channels_last(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _optimized(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """What takes the module's place: itself, changed, or another. A shared module stays one."""
-    if module not in done:
-        replacement = _whole(module, done)
-        if replacement is None:
-            if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-                _fold_chain(module)
-            for name, child in list(module._modules.items()):
-                if child is not None:
-                    module.register_module(name, _optimized(child, done))
-            replacement = module
-        done[module] = replacement
-    return done[module]
-
-
-def _whole(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module | None:
-    """The replacement of a module that is known as a whole, None for any other."""
-    # The models are built on the layers: their page imports this package.
-    from ..models.resnet import Bottleneck, ResNet
-
-    if isinstance(module, FusedConv2d):
-        return module
-    if type(module) in (nn.Conv2d, AtrousConv2d):
-        return FusedConv2d.make(module) if why_not_served(module) is None else None  # type: ignore[arg-type]
-    if type(module) is ASPP and not _hooked(module):
-        return _fuse_aspp(module)
-    if type(module) is Bottleneck and not _hooked(module, module.relu):
-        pairs = [(getattr(module, f"conv{i}"), getattr(module, f"bn{i}")) for i in (1, 2, 3)]
-        if all(_foldable(conv, norm) for conv, norm in pairs):
-            convs = [FusedConv2d.make(conv, norm, relu=True) for conv, norm in pairs]
-            down = module.downsample
-            shortcut = None if down is None else _optimized(down, done)
-            return FusedBottleneck(convs, shortcut, module.stride)
-    if type(module) is ResNet and _foldable(module.conv1, module.bn1) and not _hooked(module.relu):
-        module.conv1 = FusedConv2d.make(module.conv1, module.bn1, relu=True)
-        module.bn1 = module.relu = nn.Identity()  # type: ignore[assignment]
-    return None
-
-
-def _hooked(*modules: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
-
-
-def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
-    return (
-        type(conv) in (nn.Conv2d, AtrousConv2d)
-        and why_not_served(conv) is None
-        and type(norm) in (nn.BatchNorm2d, PooledBatchNorm2d)
-        and isinstance(norm, nn.BatchNorm2d)
-        and norm.running_mean is not None
-        and not _hooked(conv, norm)
-    )
-
-
-def _fold_chain(chain: nn.Sequential) -> None:
-    """Folds every convolution's followers into it; they leave an identity in their place."""
-    layers = list(chain._modules.items())
-    for index, (name, conv) in enumerate(layers):
-        if conv is None or type(conv) not in (nn.Conv2d, AtrousConv2d) or _hooked(conv):
+def _fuse(root: nn.Module) -> nn.Module:
+    """Whole pyramids first, then chains of layers, then every convolution that is left."""
+    pyramids = {m: _fuse_aspp(m) for m in root.modules() if is_aspp(m) and not hooked(m)}
+    root = swap(root, {m: fused for m, fused in pyramids.items() if fused is not None})
+    replaced: dict[nn.Module | None, nn.Module] = {}
+    calls = Calls(root)
+    rewritten = set()
+    for conv in list(calls.of):
+        if not _foldable(conv) or conv in calls.hidden:
             continue
-        if why_not_served(conv) is not None:
-            continue
-        followers = [layer for _, layer in layers[index + 1 : index + 3]]
-        norm = followers[0] if followers and _foldable(conv, followers[0]) else None
-        rest = followers[0 if norm is None else 1 :]
-        relu = bool(rest) and type(rest[0]) is nn.ReLU and not _hooked(rest[0])
-        chain._modules[name] = FusedConv2d.make(conv, norm, relu)  # type: ignore[arg-type]
-        for follower, _ in layers[index + 1 : index + 1 + (norm is not None) + relu]:
-            chain._modules[follower] = nn.Identity()
+        assert isinstance(conv, nn.Conv2d)
+        norm = calls.follower(calls.of[conv], is_norm)
+        ends = calls.of[conv if norm is None else norm]
+        relu = calls.follower(ends, is_relu)
+        chain = calls.chain(conv, ends) if relu is None else None
+        clips = relu is not None or (chain is not None and chain.relu)
+        replaced[conv] = FusedConv2d.make(conv, cast(nn.BatchNorm2d | None, norm), clips)
+        replaced |= {layer: nn.Identity() for layer in (norm, relu) if layer is not None}
+        if chain is not None:
+            chain.contract()
+            rewritten.add(calls.owners[chain.conv.graph])
+    for module in rewritten:
+        rewrite(module, calls.graphs[module])
+    for conv in root.modules():
+        if conv not in replaced and type(conv) in CONVS and why_not_served(conv) is None:
+            replaced[conv] = FusedConv2d.make(conv)  # type: ignore[arg-type]
+    return swap(root, replaced)
 
 
-def _unit(layers: nn.Sequential, first: int = 0) -> FusedConv2d | None:
+def _foldable(conv: nn.Module) -> bool:
+    return type(conv) in CONVS and why_not_served(conv) is None and not hooked(conv)
+
+
+def _unit(layers: Sequence[nn.Module]) -> FusedConv2d | None:
     """Convolution, normalisation and ReLU of a branch in one, None where they are not these."""
-    conv, norm, relu = list(layers)[first : first + 3]
-    if not _foldable(conv, norm) or type(relu) is not nn.ReLU or _hooked(layers, relu):
+    conv, norm, relu = layers
+    if not _foldable(conv) or not is_norm(norm) or not is_relu(relu):
         return None
-    return FusedConv2d.make(conv, norm, relu=True)  # type: ignore[arg-type]
+    unit = FusedConv2d.make(conv, norm, relu=True)  # type: ignore[arg-type]
+    keeps_size = all(
+        p == d * (k // 2)
+        for p, d, k in zip(unit.padding, unit.dilation, unit.kernel_size, strict=True)
+    )
+    plain = unit.groups == 1 and set(unit.stride) == {1} and unit.padding_mode == "zeros"
+    return unit if keeps_size and plain and len(set(unit.dilation)) == 1 else None
 
 
-def _fuse_aspp(aspp: ASPP) -> FusedASPP | None:
-    *branches, pooling = aspp.convs
-    units = [_unit(branch) for branch in branches]  # type: ignore[arg-type]
-    project = _unit(aspp.project)
-    if type(pooling) is not ImagePooling or project is None or None in units:
+def _fuse_aspp(aspp: nn.Module) -> FusedASPP | None:
+    *branches, pooling, project = [list(part) for part in (*cast(Any, aspp.convs), aspp.project)]
+    if hooked(*aspp.modules()) or [len(part) for part in (pooling, project)] != [4, 4]:
         return None
-    pooled = _unit(pooling, first=1)
-    if pooled is None or _hooked(*list(aspp.project)[3:], pooling[0]):
+    units = [_unit(part) for part in (*branches, pooling[1:], project[:3])]
+    if None in units:
         return None
-    return FusedASPP([unit for unit in units if unit is not None], pooled, project)
+    *wide, pooled, last = (unit for unit in units if unit is not None)
+    return FusedASPP(wide, pooled, last)

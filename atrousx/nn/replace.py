@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from .atrous_conv2d import AtrousConv2d, why_not_served
@@ -36,10 +38,15 @@ def replace_convs(module: nn.Module) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    replaced: dict[nn.Module, nn.Module] = {}
+    replaced: dict[nn.Module | None, nn.Module] = {}
     for layer in list(module.modules()):
         if type(layer) is nn.Conv2d and why_not_served(layer) is None:
             replaced[layer] = AtrousConv2d.from_conv(layer)
+    return swap(module, replaced)
+
+
+def swap(module: nn.Module, replaced: Mapping[nn.Module | None, nn.Module]) -> nn.Module:
+    """Puts other layers in the place of some inside a module, everywhere; returns the module."""
     for parent in list(module.modules()):
         # Not named_children(): it lists a layer registered twice under one name only.
         for name, child in list(parent._modules.items()):

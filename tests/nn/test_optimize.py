@@ -11,7 +11,7 @@ from torch import nn
 
 import atrousx
 from atrousx.models.resnet import Bottleneck
-from atrousx.nn.fused import FusedASPP, FusedBottleneck, FusedConv2d
+from atrousx.nn.fused import FusedASPP, FusedConv2d
 from tests.models.torchvision_reference import random_state
 
 
@@ -102,7 +102,9 @@ def test_a_chain_is_folded():
 
 
 def test_layers_become_what_they_are_fused_to():
-    assert type(atrousx.optimize(prepared(Bottleneck(16, 4, 1, 1)))) is FusedBottleneck
+    unit = atrousx.optimize(prepared(Bottleneck(16, 4, 1, 1)))
+    assert [unit.conv1.relu, unit.conv2.relu, unit.conv3.relu] == [True, True, True]
+    assert [type(norm) for norm in (unit.bn1, unit.bn2, unit.bn3)] == [nn.Identity] * 3
     assert type(atrousx.optimize(prepared(atrousx.ASPP(8, (2,), 4)))) is FusedASPP
     assert type(atrousx.optimize(nn.Conv2d(3, 4, 1).eval())) is FusedConv2d
 

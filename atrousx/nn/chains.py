@@ -1,0 +1,266 @@
+"""Which layers a convolution's result goes to: read from traces of the modules' own forwards."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .aspp import ASPP, PooledBatchNorm2d
+
+RELUS = {torch.relu, F.relu, "relu", "relu_"}
+SUMS = {operator.add, torch.add, "add"}
+SUMS_IN_PLACE = {operator.iadd, "add_"}
+# What a forward may name, beside its own layers and numbers, and still be written anew.
+HARMLESS = {"torch", "nn", "functional", "F", "relu", "relu_", "add", "add_", "cat"}
+
+
+class Chain(NamedTuple):
+    """``relu(norm(conv(x)) + residual)`` within one forward, of which some may not be there."""
+
+    nodes: list[fx.Node]  # in order, the convolution's call first
+    residual: fx.Node | None
+    relu: bool
+
+    @property
+    def conv(self) -> fx.Node:
+        return self.nodes[0]
+
+    def contract(self) -> None:
+        """Leaves the convolution's call alone, with the residual as its second argument."""
+        graph, last = self.conv.graph, self.nodes[-1]
+        # A sum waits for its other part; everything else stays where it was.
+        with graph.inserting_before(self.conv if self.residual is None else last):
+            args = (*self.conv.args, *([] if self.residual is None else [self.residual]))
+            call = graph.call_module(str(self.conv.target), args)
+        last.replace_all_uses_with(call)
+        for node in reversed(self.nodes):
+            graph.erase_node(node)
+
+
+class _Value(fx.Proxy):
+    """Keeps ``+=`` apart from ``+``: fx would trace the one as the other."""
+
+
+def _in_place(function: Callable[..., object]) -> Callable[[_Value, object], fx.Proxy]:
+    return lambda value, other: value.tracer.create_proxy(
+        "call_function", function, (value, other), {}
+    )
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    setattr(_Value, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
+class _Forward(fx.Tracer):
+    """Traces one module's own forward: what it calls stays a call."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+class Calls:
+    """Who calls which layer inside a module, over the forwards of all its submodules.
+
+    A submodule that cannot be traced contributes nothing: what it calls by itself stays as it is.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.graphs: dict[nn.Module, fx.Graph] = {}
+        self.modules: dict[fx.Node, nn.Module] = {}
+        self.of: dict[nn.Module, list[fx.Node]] = defaultdict(list)
+        self.owners: dict[fx.Graph, nn.Module] = {}
+        self.pure: set[nn.Module] = set()
+        # Layers that a forward without a trace may call.
+        self.hidden: set[nn.Module] = set()
+        for module in root.modules():
+            if not _is_container(module) and module._modules:
+                self._trace(module)
+
+    def _trace(self, module: nn.Module) -> None:
+        before = dict(module.__dict__)
+        try:
+            graph = module.graph if isinstance(module, fx.GraphModule) else _Forward().trace(module)
+        except Exception:
+            graph = None
+        # A trace may leave constants behind, and whatever the forward assigns.
+        if _identical(module.__dict__, before):
+            self.pure.add(module)
+        module.__dict__.clear()
+        module.__dict__.update(before)
+        if graph is None:
+            self.hidden |= set(_within_reach(module))
+            return
+        self.graphs[module] = graph
+        self.owners[graph] = module
+        for node in graph.nodes:
+            if node.op == "call_module":
+                layer = module.get_submodule(str(node.target))
+                self.modules[node] = layer
+                self.of[layer].append(node)
+
+    def follower(
+        self, nodes: Sequence[fx.Node], accepts: Callable[[nn.Module], bool]
+    ) -> nn.Module | None:
+        """The layer that takes the results of all these calls and nothing else, alone."""
+        users = [only_user(node) for node in nodes]
+        layers = {self.modules.get(user) if user else None for user in users}
+        layer = layers.pop() if len(layers) == 1 else None
+        if layer is None or not accepts(layer) or set(users) != set(self.of[layer]):
+            return None
+        pairs = zip(nodes, users, strict=True)
+        plain = all(user and user.args == (node,) and not user.kwargs for node, user in pairs)
+        return layer if plain and all(map(self._understood, nodes)) else None
+
+    def _understood(self, node: fx.Node) -> bool:
+        """Whether the trace stands for every call: optional arguments might lead elsewhere."""
+        owner = self.owners[node.graph]
+        if isinstance(owner, fx.GraphModule):
+            return True
+        parameters = inspect.signature(owner.forward).parameters.values()
+        return all(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
+
+    def chain(self, conv: nn.Module, ends: Sequence[fx.Node]) -> Chain | None:
+        """What follows the only call of a convolution, normalised, in a forward to write anew."""
+        if len(ends) != 1 or len(self.of[conv]) != 1:
+            return None
+        (node,), (end,) = self.of[conv], ends
+        owner = self.owners[node.graph]
+        if not (owner in self.pure and self._understood(node) and can_be_rewritten(owner)):
+            return None
+        if len(node.args) != 1 or node.kwargs:
+            return None
+        nodes, residual = [node] if end is node else [node, end], None
+        user = only_user(end)
+        if user is not None and user.op != "call_module" and self._can_wait(node, user):
+            residual = residual_of(user, end)
+            if residual is not None:
+                nodes.append(user)
+                user = only_user(user)
+        relu = user is not None and self._is_relu(user, nodes[-1])
+        if user is not None and relu:
+            nodes.append(user)
+        return Chain(nodes, residual, relu) if nodes[-1] is not end else None
+
+    def _can_wait(self, conv: fx.Node, end: fx.Node) -> bool:
+        """Whether nothing between a convolution and a sum may change the convolution's input."""
+        order = list(conv.graph.nodes)
+        between = set(order[order.index(conv) + 1 : order.index(end)])
+        users = between.intersection(*(source.users for source in conv.all_input_nodes))
+        return all(user in self.modules and _only_reads(self.modules[user]) for user in users)
+
+    def _is_relu(self, node: fx.Node, value: fx.Node) -> bool:
+        layer = self.modules.get(node)
+        return node.args[:1] == (value,) and (
+            node.target in RELUS if layer is None else is_relu(layer)
+        )
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The node that uses a value, where nobody else does."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].op != "output" else None
+
+
+def residual_of(node: fx.Node, value: fx.Node) -> fx.Node | None:
+    """What a node adds to a value, None where it does something else or writes elsewhere."""
+    if len(node.args) != 2 or node.kwargs:
+        return None
+    first, second = node.args
+    if node.target in SUMS_IN_PLACE or node.target in SUMS:
+        if first is value and isinstance(second, fx.Node) and second is not value:
+            return second
+        if second is value and isinstance(first, fx.Node) and node.target in SUMS:
+            return first
+    return None
+
+
+def _identical(one: dict[str, object], other: dict[str, object]) -> bool:
+    return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module has no forward of its own, as a ModuleList."""
+    return type(module).forward is nn.Module.forward
+
+
+def _within_reach(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers that a module may call by itself."""
+    for child in module.children():
+        yield child
+        if _is_container(child):
+            yield from _within_reach(child)
+
+
+def hooked(*modules: nn.Module) -> bool:
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+    )
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer is a batch normalisation by running statistics."""
+    own = isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)) and (
+        type(layer) is PooledBatchNorm2d
+        or type(layer).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+    )
+    frozen = _is_torchvisions(layer, "torchvision.ops.misc", "FrozenBatchNorm2d")
+    return (
+        (own or frozen)
+        and getattr(layer, "running_mean", None) is not None
+        and "forward" not in layer.__dict__
+        and not hooked(layer)
+    )
+
+
+def is_aspp(layer: nn.Module) -> bool:
+    """Whether a layer is the pyramid of v3, ours or torchvision's, whose parts have its names."""
+    return type(layer) is ASPP or _is_torchvisions(
+        layer, "torchvision.models.segmentation.deeplabv3", "ASPP"
+    )
+
+
+def _is_torchvisions(layer: nn.Module, module: str, name: str) -> bool:
+    # By name: torchvision need not be installed.
+    return (type(layer).__module__, type(layer).__qualname__) == (module, name)
+
+
+def _only_reads(layer: nn.Module) -> bool:
+    first = next(iter(layer), None) if isinstance(layer, nn.Sequential) else layer
+    return isinstance(first, (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d))
+
+
+def is_relu(layer: nn.Module) -> bool:
+    return type(layer) is nn.ReLU and "forward" not in layer.__dict__ and not hooked(layer)
+
+
+def can_be_rewritten(module: nn.Module) -> bool:
+    """Whether a forward is nothing but its layers, their sums and ReLU, on a single argument.
+
+    Everything else might not show in the trace: types that are asked for, modes that are switched.
+    """
+    if isinstance(module, fx.GraphModule):
+        return True
+    forward = type(module).forward
+    code = getattr(forward, "__code__", None)
+    if code is None or isinstance(module, nn.Sequential) or "forward" in module.__dict__:
+        return False
+    plain = {k for k, v in module.__dict__.items() if not callable(v)} | {*module._modules}
+    return (
+        code.co_argcount == 2
+        and not code.co_freevars
+        and not code.co_cellvars
+        and not any(isinstance(constant, CodeType) for constant in code.co_consts)
+        and set(code.co_names) <= HARMLESS | plain
+    )
