@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import upsample_bilinear2d
-from .atrous_conv2d import AtrousConv2d
+from .atrous_conv2d import AtrousConv2d, hooked
 
 
 def conv_bn_relu(
@@ -50,10 +51,14 @@ class ImagePooling(nn.Sequential):
         super().__init__(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(in_channels, out_channels))
         self[2] = PooledBatchNorm2d(out_channels)
 
-    def forward(self, input: Tensor) -> Tensor:
-        pooled = input
+    def pooled(self, input: Tensor) -> Tensor:
+        """The branch before it is spread over the map, ``[N, K, 1, 1]``."""
         for layer in self:
-            pooled = layer(pooled)
+            input = layer(input)
+        return input
+
+    def forward(self, input: Tensor) -> Tensor:
+        pooled = self.pooled(input)
         resized = self.resample(pooled, size=input.shape[-2:])
         # Autocast resamples in float32, and normalising a 1x1 map forgets channels_last: both would
         # spread through the concatenation to all branches.
@@ -124,5 +129,23 @@ class ASPP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        pooling, conv = self.convs[-1], self.project[0]
+        if (
+            not self.training
+            and isinstance(pooling, ImagePooling)
+            and type(conv) in (nn.Conv2d, AtrousConv2d)
+            and not hooked(pooling, conv, self.project)
+        ):
+            return self._evaluated(input, pooling, cast(nn.Conv2d, conv))
         result: Tensor = self.project(torch.cat([branch(input) for branch in self.convs], dim=1))
+        return result
+
+    def _evaluated(self, input: Tensor, pooling: ImagePooling, conv: nn.Conv2d) -> Tensor:
+        """With the pooled branch, the same everywhere, projected once and not at every pixel."""
+        wide = torch.cat([branch(input) for branch in list(self.convs)[:-1]], dim=1)
+        weights = conv.weight.split([wide.shape[1], conv.in_channels - wide.shape[1]], dim=1)
+        result: Tensor = conv._conv_forward(wide, weights[0], conv.bias)
+        result = result + conv._conv_forward(pooling.pooled(input), weights[1], None)
+        for layer in list(self.project)[1:]:
+            result = layer(result)
         return result

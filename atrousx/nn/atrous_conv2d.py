@@ -134,3 +134,11 @@ def why_not_served(conv: object) -> Exception | None:
                 f"got {type(parameter).__name__} of {str(parameter.dtype)[6:]}"
             )
     return None
+
+
+def hooked(*modules: nn.Module) -> bool:
+    """Whether somebody watches or changes what goes through one of the modules."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+    )

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .aspp import ASPP, PooledBatchNorm2d
+from .atrous_conv2d import hooked
 
 RELUS = {torch.relu, F.relu, "relu", "relu_"}
 SUMS = {operator.add, torch.add, "add"}
@@ -200,13 +201,6 @@ def _within_reach(module: nn.Module) -> Iterator[nn.Module]:
         yield child
         if _is_container(child):
             yield from _within_reach(child)
-
-
-def hooked(*modules: nn.Module) -> bool:
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in modules
-    )
 
 
 def is_norm(layer: nn.Module) -> bool:

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .atrous_conv2d import AtrousConv2d, why_not_served
-from .chains import Calls, hooked, is_aspp, is_norm, is_relu
+from .atrous_conv2d import AtrousConv2d, hooked, why_not_served
+from .chains import Calls, is_aspp, is_norm, is_relu
 from .fused import FusedASPP, FusedConv2d
 from .replace import swap
 from .rewritten import rewrite

@@ -133,3 +133,18 @@ def test_compile_and_export():
     exported = torch.export.export(layer, (input,), dynamic_shapes=(sizes,)).module()
     larger = torch.randn(3, 8, 12, 10)
     torch.testing.assert_close(exported(larger), layer(larger))
+
+
+def test_evaluation_projects_the_pooled_branch_once_unless_somebody_watches():
+    layer = small().eval()
+    input = torch.randn(2, 8, 9, 7)
+    sizes = []
+    layer.project[1].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
+    expected = layer.project(torch.cat([branch(input) for branch in layer.convs], 1))
+    torch.testing.assert_close(layer(input), expected, rtol=1e-5, atol=1e-6)
+    watched = []
+    for part in (layer.convs[-1], layer.project[0]):
+        part.register_forward_hook(lambda _, args, result: watched.append(result.shape[2:]))
+        assert torch.equal(layer(input), expected)
+    assert watched == [(9, 7)] * 3
+    assert set(sizes) == {(2, 4, 9, 7)}
