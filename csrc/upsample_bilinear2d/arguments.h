@@ -37,6 +37,8 @@ struct Resampling {
   }
 
   std::array<int64_t, 4> input_size() const { return {batch, channels, height, width}; }
+  // Equal sizes copy, whatever the scale factors.
+  bool same_size() const { return height == out_height && width == out_width; }
   std::array<int64_t, 4> output_size() const { return {batch, channels, out_height, out_width}; }
 
   template <typename T>

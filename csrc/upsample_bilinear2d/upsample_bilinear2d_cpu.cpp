@@ -1,156 +1,85 @@
-// CPU kernels, checks and registration of upsample_bilinear2d and its backward.
+// CPU tasks, checks and registration of upsample_bilinear2d and its backward.
 //
-// Work is divided into rows of the destination. A contiguous row holds one channel and blends
-// columns; a channels_last row holds all channels and blends whole pixels, so in both formats the
-// inner loop runs over neighbouring addresses.
-#include "../cpu_dispatch.h"
+// A task is a run of destination rows: of one channel where the maps are contiguous, of whole
+// pixels where they are channels_last.
+#include <cstring>
+#include <memory>
+
+#include "../huge_pages.h"
 #include "arguments.h"
+#include "cpu_backward.h"
+#include "cpu_forward.h"
 
 namespace atrousx {
 namespace {
 
-using torch::stable::parallel_for;
+// How a map is cut into rows of pixels: `maps` of height x width pixels.
+struct Pixels {
+  int64_t maps, size;
 
-// Rows per task: enough elements to pay for waking a thread.
-int64_t row_grain(int64_t row_elements) {
-  constexpr int64_t kElementsPerTask = 16384;
-  return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row_elements));
-}
+  // One channel of a map is contiguous either way.
+  Pixels(const Resampling& r, bool channels_last)
+      : maps(channels_last ? r.batch : r.batch * r.channels),
+        size(channels_last ? r.channels : 1) {}
 
-template <typename A>
-std::vector<BilinearTap<A>> all_taps(const BilinearAxis<A>& axis) {
-  std::vector<BilinearTap<A>> taps(axis.out);
-  for (int64_t o = 0; o < axis.out; ++o) taps[o] = axis.tap(o);
-  return taps;
-}
-
-// The transpose of all_taps in compressed rows: readers of input i, in increasing order, are
-// entries [start[i], start[i + 1]).
-template <typename A>
-struct Readers {
-  std::vector<int64_t> start, output;
-  std::vector<A> weight;
-
-  explicit Readers(const BilinearAxis<A>& axis) : start(axis.in + 1, 0) {
-    for (int64_t i = 0; i < axis.in; ++i) {
-      const auto range = axis.readers(i);
-      for (int64_t o = range.first; o < range.last; ++o) {
-        const A w = axis.weight_of(o, i);
-        if (w == A(0)) continue;
-        output.push_back(o);
-        weight.push_back(w);
-      }
-      start[i + 1] = static_cast<int64_t>(output.size());
-    }
+  template <typename A>
+  bool fill_vectors() const {
+    return size * static_cast<int64_t>(sizeof(A)) >= vector_bytes();
   }
 };
 
-// out[w] = blend of two input rows at the columns' taps; one channel.
-struct ForwardRow {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* top, const T* bottom, A wy, T* out,
-                                        const BilinearTap<A>* columns, int64_t width) {
-    for (int64_t w = 0; w < width; ++w) {
-      const BilinearTap<A> t = columns[w];
-      const A upper = (A(1) - t.weight) * static_cast<A>(top[t.lower]) +
-                      t.weight * static_cast<A>(top[t.upper]);
-      const A lower = (A(1) - t.weight) * static_cast<A>(bottom[t.lower]) +
-                      t.weight * static_cast<A>(bottom[t.upper]);
-      out[w] = static_cast<T>((A(1) - wy) * upper + wy * lower);
-    }
-  }
-};
-
-// The same for a row of whole pixels: every channel of a pixel has the same four weights.
-struct ForwardPixelRow {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* top, const T* bottom, A wy, T* out,
-                                        const BilinearTap<A>* columns, int64_t width,
-                                        int64_t channels) {
-    for (int64_t w = 0; w < width; ++w) {
-      const BilinearTap<A> t = columns[w];
-      const T *a = top + t.lower * channels, *b = top + t.upper * channels;
-      const T *c = bottom + t.lower * channels, *d = bottom + t.upper * channels;
-      for (int64_t k = 0; k < channels; ++k) {
-        const A upper = (A(1) - t.weight) * static_cast<A>(a[k]) + t.weight * static_cast<A>(b[k]);
-        const A lower = (A(1) - t.weight) * static_cast<A>(c[k]) + t.weight * static_cast<A>(d[k]);
-        out[w * channels + k] = static_cast<T>((A(1) - wy) * upper + wy * lower);
-      }
-    }
-  }
-};
-
-template <typename T, typename A>
-void forward(const T* input,  // [N, C, H, W] or [N, H, W, C]
-             T* output,       // [N, C, OH, OW] or [N, OH, OW, C]
-             int64_t batch, int64_t channels, const BilinearPlan<A>& plan, bool channels_last) {
-  const auto rows = all_taps(plan.rows), columns = all_taps(plan.columns);
-  const int64_t planes = channels_last ? batch : batch * channels;
-  const int64_t pixel = channels_last ? channels : 1;
-  const int64_t in_row = plan.columns.in * pixel, out_row = plan.columns.out * pixel;
-  const int64_t height = plan.rows.out;
-  parallel_for(0, planes * height, row_grain(out_row), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const BilinearTap<A> row = rows[r % height];
-      const T* plane = input + r / height * plan.rows.in * in_row;
-      const T *top = plane + row.lower * in_row, *bottom = plane + row.upper * in_row;
-      T* out = output + r * out_row;
-      if (channels_last)
-        run_best<ForwardPixelRow>(top, bottom, row.weight, out, columns.data(), plan.columns.out,
-                                  channels);
-      else
-        run_best<ForwardRow>(top, bottom, row.weight, out, columns.data(), plan.columns.out);
-    }
+// Runs a loop over rows [0, count), with `row` elements to read or write for each, in tasks that
+// have `room` numbers of their own.
+template <template <int> class Loop, typename A, typename... Args>
+void over_rows(int64_t count, int64_t row, int64_t room, Args... args) {
+  constexpr int64_t kElementsPerTask = 16384;  // enough to pay for waking a thread
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row));
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<A[]> numbers(new A[room]);
+    run_with_lanes<Loop, Args..., A*>(args..., numbers.get(), begin, end);
   });
 }
 
-// sums[j] += weight * line[j]
-struct AddScaledRow {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* line, A weight, A* sums, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) sums[j] += weight * static_cast<A>(line[j]);
-  }
-};
-
-// grad_input row = the readers of each column, summed in order; `pixel` channels side by side.
-struct GatherColumns {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* sums, const int64_t* start, const int64_t* output,
-                                        const A* weight, T* grad, A* pixel_sum, int64_t width,
-                                        int64_t pixel) {
-    for (int64_t w = 0; w < width; ++w) {
-      for (int64_t k = 0; k < pixel; ++k) pixel_sum[k] = A(0);
-      for (int64_t e = start[w]; e < start[w + 1]; ++e)
-        for (int64_t k = 0; k < pixel; ++k) pixel_sum[k] += weight[e] * sums[output[e] * pixel + k];
-      for (int64_t k = 0; k < pixel; ++k) grad[w * pixel + k] = static_cast<T>(pixel_sum[k]);
-    }
-  }
-};
-
-template <typename T, typename A>
-void backward(const T* grad_output,  // [N, C, OH, OW] or [N, OH, OW, C]
-              T* grad_input,         // [N, C, H, W] or [N, H, W, C]
-              int64_t batch, int64_t channels, const BilinearPlan<A>& plan, bool channels_last) {
-  const Readers<A> rows(plan.rows), columns(plan.columns);
-  const int64_t planes = channels_last ? batch : batch * channels;
-  const int64_t pixel = channels_last ? channels : 1;
-  const int64_t in_row = plan.columns.in * pixel, out_row = plan.columns.out * pixel;
-  const int64_t height = plan.rows.in;
-  const int64_t rows_read = std::max<int64_t>(1, plan.rows.out / height);
-  parallel_for(0, planes * height, row_grain(out_row * rows_read), [&](int64_t begin, int64_t end) {
-    // First down the rows into one output-wide line, then along it: separable, like the weights.
-    std::vector<A> sums(out_row), pixel_sum(pixel);
-    for (int64_t r = begin; r < end; ++r) {
-      const T* plane = grad_output + r / height * plan.rows.out * out_row;
-      std::fill(sums.begin(), sums.end(), A(0));
-      for (int64_t e = rows.start[r % height]; e < rows.start[r % height + 1]; ++e)
-        run_best<AddScaledRow>(plane + rows.output[e] * out_row, rows.weight[e], sums.data(),
-                               out_row);
-      run_best<GatherColumns>(static_cast<const A*>(sums.data()), columns.start.data(),
-                              columns.output.data(), columns.weight.data(), grad_input + r * in_row,
-                              pixel_sum.data(), plan.columns.in, pixel);
-    }
+template <typename T>
+void copy(const T* from, T* to, int64_t count) {
+  constexpr int64_t kElementsPerTask = 65536;
+  torch::stable::parallel_for(0, count, kElementsPerTask, [&](int64_t begin, int64_t end) {
+    std::memcpy(to + begin, from + begin, (end - begin) * sizeof(T));
   });
+}
+
+template <typename T>
+void forward(const T* input, T* output, const Resampling& r, bool channels_last) {
+  using A = Accumulate<T>;
+  if (r.same_size()) return copy(input, output, r.batch * r.channels * r.height * r.width);
+  const Pixels pixels(r, channels_last);
+  const auto axes = r.plan<T>();
+  const ForwardPlan<T> plan{input, output, pixels.size, CpuAxis<A>(axes.rows),
+                            CpuAxis<A>(axes.columns)};
+  const int64_t rows = pixels.maps * r.out_height, row = r.out_width * pixels.size;
+  if (pixels.fill_vectors<A>()) {
+    over_rows<ForwardWide, A>(rows, row, plan.room(), &plan);
+  } else {
+    const ColumnGroups<A> columns(plan.columns, pixels.size, vector_bytes());
+    over_rows<ForwardNarrow, A>(rows, row, columns.room(), &plan, &columns);
+  }
+}
+
+template <typename T>
+void backward(const T* grad_output, T* grad_input, const Resampling& r, bool channels_last) {
+  using A = Accumulate<T>;
+  if (r.same_size())
+    return copy(grad_output, grad_input, r.batch * r.channels * r.height * r.width);
+  const Pixels pixels(r, channels_last);
+  const auto axes = r.plan<T>();
+  const BackwardPlan<T> plan{grad_output, grad_input, pixels.size, CpuAxis<A>(axes.rows),
+                             CpuAxis<A>(axes.columns)};
+  const int64_t read = std::max<int64_t>(1, r.out_height / r.height) * r.out_width;
+  const int64_t rows = pixels.maps * r.height, row = std::max(r.width, read) * pixels.size;
+  if (pixels.fill_vectors<A>())
+    over_rows<BackwardWide, A>(rows, row, plan.wide_room(), &plan);
+  else
+    over_rows<BackwardNarrow, A>(rows, row, plan.narrow_room(vector_bytes()), &plan);
 }
 
 Tensor upsample_bilinear2d_cpu(const Tensor& input, std::vector<int64_t> output_size,
@@ -160,12 +89,12 @@ Tensor upsample_bilinear2d_cpu(const Tensor& input, std::vector<int64_t> output_
   const bool channels_last = is_channels_last(input);
   const Tensor output = empty4(input, r.output_size(), channels_last);
   if (output.numel() == 0) return output;
+  prefer_huge_pages(output.mutable_data_ptr(), output.numel() * output.element_size());
   const Tensor source = torch::stable::contiguous(input, memory_format(channels_last));
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     forward(static_cast<const T*>(source.const_data_ptr()),
-            static_cast<T*>(output.mutable_data_ptr()), r.batch, r.channels, r.plan<T>(),
-            channels_last);
+            static_cast<T*>(output.mutable_data_ptr()), r, channels_last);
   });
   return output;
 }
@@ -181,8 +110,7 @@ Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output, std::vector<i
   dispatch_floating(grad_output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     backward(static_cast<const T*>(source.const_data_ptr()),
-             static_cast<T*>(grad_input.mutable_data_ptr()), r.batch, r.channels, r.plan<T>(),
-             channels_last);
+             static_cast<T*>(grad_input.mutable_data_ptr()), r, channels_last);
   });
   return grad_input;
 }

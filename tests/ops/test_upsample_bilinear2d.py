@@ -51,6 +51,11 @@ def test_gradient_by_hand(device):
 @pytest.mark.parametrize(("small", "large"), SIZES)
 def test_against_oracle(device, small, large, align_corners, memory_format, dtype):
     values = torch.randn(2, 3, *small, dtype=dtype, device=device).to(memory_format=memory_format)
+    check_against_oracle(values, large, align_corners)
+
+
+def check_against_oracle(values, large, align_corners):
+    small = values.shape[2:]
     values.requires_grad_()
     ours = upsample_bilinear2d(values, large, align_corners=align_corners)
     theirs = F.interpolate(values, large, mode="bilinear", align_corners=align_corners)
@@ -63,6 +68,64 @@ def test_against_oracle(device, small, large, align_corners, memory_format, dtyp
     (their_grad,) = torch.autograd.grad(theirs, values, grad)
     exact = reference.backward(to_float64(grad), small, align_corners)
     assert_as_accurate_as_torch(our_grad, their_grad, exact)
+
+
+# Sizes that reach every loop of the CPU kernels, whatever the vectors' length: pixels shorter than
+# a vector and up to and beyond four of them; outputs that read one vector of inputs, two, or far
+# apart; rows blended before or after; more rows than a vector has lanes.
+SHAPES = [
+    ((2, 1, 35, 33), (61, 70)),
+    ((1, 1, 40, 70), (21, 36)),
+    ((1, 2, 18, 70), (33, 35)),
+    ((2, 3, 5, 400), (3, 9)),
+    ((1, 5, 3, 200), (7, 40)),
+    ((1, 7, 20, 50), (9, 31)),
+    ((2, 17, 6, 9), (13, 20)),
+    ((1, 20, 13, 40), (6, 17)),
+    ((1, 40, 5, 7), (12, 7)),
+    ((1, 64, 4, 3), (9, 5)),
+    ((1, 70, 7, 4), (5, 11)),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+def test_every_loop_against_oracle(device, shape, size, memory_format, dtype):
+    check_against_oracle(
+        torch.randn(shape, device=device).to(dtype).to(memory_format=memory_format), size, False
+    )
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [1, 3, 20])
+def test_infinite_gradients_reach_only_their_inputs(device, channels, memory_format):
+    # Every fourth output coincides with an input: it has weight 0 for the neighbour.
+    values = torch.randn(1, channels, 5, 5, device=device).to(memory_format=memory_format)
+    values.requires_grad_()
+    grad = torch.randn(1, channels, 17, 17, device=device)
+    grad[0, 0, 8, 8] = torch.inf
+    result = upsample_bilinear2d(values, (17, 17), align_corners=True)
+    (gradient,) = torch.autograd.grad(result, values, grad)
+    expected = torch.zeros_like(gradient, dtype=torch.bool)
+    expected[0, 0, 2, 2] = True
+    assert torch.equal(~gradient.isfinite(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_is_widened_and_rounded_as_pytorch_does(device, dtype):
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=device)
+    halves = bits.view(dtype)
+    half = halves[halves.isfinite()][None, None, None]
+    width = half.shape[-1]
+    # One row becomes three equal ones: each value is widened, and rounded back to what it was.
+    assert torch.equal(upsample_bilinear2d(half, (3, width)), half.expand(1, 1, 3, width))
+    # Means of neighbours need rounding, through subnormals, ties and overflow.
+    expected = F.interpolate(half.float(), (1, 2 * width), mode="bilinear").to(dtype)
+    assert torch.equal(upsample_bilinear2d(half, (1, 2 * width)), expected)
+    for special in (torch.inf, -torch.inf, torch.nan):
+        result = upsample_bilinear2d(torch.full((1, 1, 1, 40), special, dtype=dtype), (3, 40))
+        assert torch.equal(result.isnan(), result != special)
 
 
 @given(
