@@ -1,0 +1,172 @@
+"""Images per second of every DeepLab: as built, optimized, and on PyTorch's own layers.
+
+The first paper's four networks come first, beside the speeds which that paper gives: its GPU was
+another, so what compares are the ratios of the variants to each other. All sides share one set of
+weights, run in turns in this one process, and their results are compared. Where torchvision is
+installed, its DeepLab v3 runs beside ours of its layout.
+
+    python benchmarks/bench_deeplab.py --models v1
+    python benchmarks/bench_deeplab.py --extent 513 --memory-format channels_last --csv FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import DTYPES, CsvWriter, describe_machine, fair_settings, interleaved
+from torch import Tensor, nn
+
+import atrousx
+from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, to_torch
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Name, builder, the first paper's images per second (table 1 of arXiv:1412.7062).
+MODELS: dict[str, tuple[Callable[[], nn.Module], float | None]] = {
+    "v1_7x7_r4": (lambda: deeplab_v1(fc6="7x7_r4"), 1.44),
+    "v1_4x4_r4": (lambda: deeplab_v1(fc6="4x4_r4"), 2.90),
+    "v1_4x4_r8": (lambda: deeplab_v1(fc6="4x4_r8"), 2.90),
+    "v1_large_fov": (deeplab_v1, 4.84),
+    "v2_resnet101_aspp_l": (lambda: deeplab_v2(multi_scale=False), None),
+    "v2_resnet101_large_fov": (lambda: deeplab_v2(head="large_fov", multi_scale=False), None),
+    "v2_vgg16_aspp_l": (lambda: deeplab_v2(backbone="vgg16", multi_scale=False), None),
+    "v3_resnet50_os16": (lambda: deeplab_v3(output_stride=16), None),
+    "v3_resnet50_os8": (lambda: deeplab_v3(output_stride=8), None),
+    "v3_resnet101_os16": (lambda: deeplab_v3(backbone="resnet101", output_stride=16), None),
+    "v3_resnet50_cascade": (lambda: deeplab_v3(head="cascade"), None),
+    "v3_resnet50_torchvision": (lambda: deeplab_v3(layout="torchvision"), None),
+}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")
+    parser.add_argument("--batch", type=int, default=1, help="images; default: 1")
+    parser.add_argument("--extent", type=int, default=321, help="height and width; default: 321")
+    parser.add_argument("--models", metavar="NAME,...", default="", help="names that hold one")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each model; default: 10")
+    parser.add_argument("--rounds", type=int, default=3, help="at least; default: 3")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's own choice")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="append every line to this file")
+    args = parser.parse_args(argv)
+    args.chosen = [name for name in MODELS if any(w in name for w in args.models.split(","))]
+    if not args.chosen:
+        parser.error(f"--models {args.models}: no model's name holds that")
+    return args
+
+
+def operations(model: nn.Module, image: Tensor) -> tuple[float, float]:
+    """Floating-point operations of all convolutions for one image: all, and those on data."""
+    counted = [0.0, 0.0]
+
+    def count(conv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        dense = 2.0 * output[0].numel() * conv.weight[0].numel()
+        options = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        counted[0] += dense
+        counted[1] += dense * atrousx.ops.live_fraction(inputs[0].shape[-2:], *options)
+
+    twin = to_torch(model).to("meta")
+    for module in twin.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    twin(image[:1].to("meta"))
+    return counted[0], counted[1]
+
+
+def torchvisions(name: str, model: nn.Module) -> nn.Module | None:
+    """torchvision's own DeepLab v3 with the model's weights, None where there is none."""
+    if name != "v3_resnet50_torchvision":
+        return None
+    try:
+        from torchvision.models.segmentation import deeplabv3_resnet50
+    except (ImportError, RuntimeError):  # not installed, or for another PyTorch
+        return None
+    twin: nn.Module = deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=False)
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+@torch.inference_mode()
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    build, paper = MODELS[name]
+    torch.manual_seed(0)
+    device, layout = torch.device(args.device), FORMATS[args.memory_format]
+    model = build().eval()
+    image = torch.randn(args.batch, 3, args.extent, args.extent)
+    dense, live = operations(model, image)
+    sides = {"ours": model, "optimized": atrousx.optimize(model), "torch": to_torch(model)}
+    theirs = torchvisions(name, model)
+    if theirs is not None:
+        sides["torchvision"] = theirs
+    kind: dict[str, Any] = {"device": device, "dtype": DTYPES[args.dtype]}
+    for side in sides.values():
+        # Layouts of one set of weights: the optimized model has its own copy.
+        side.to(**kind).to(memory_format=layout)
+    image = image.to(**kind).to(memory_format=layout)
+    expected = sides["torch"](image)["out"].double()
+    difference = max(
+        float((side(image)["out"].double() - expected).norm() / expected.norm())
+        for side in sides.values()
+    )
+    calls = {key: (lambda side=side: side(image)) for key, side in sides.items()}
+    timed = interleaved(calls, device, args.seconds, args.rounds)
+    speed = {key: round(args.batch / taken.median, 4) for key, taken in timed.items()}
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflop": round(dense * 1e-9, 2),
+        "live_gflop": round(live * 1e-9, 2),
+        **{f"{key}_images_per_s": speed.get(key, "") for key in (*sides, "torchvision")},
+        "paper_images_per_s": paper or "",
+        "rounds": len(timed["ours"].samples),
+        "difference": f"{difference:.1e}",
+    }
+
+
+COLUMNS = {
+    "model": 24,
+    "parameters": 11,
+    "gflop": 8,
+    "live_gflop": 10,
+    "ours": 8,
+    "optimized": 9,
+    "torch": 8,
+    "torchvision": 11,
+    "paper": 6,
+    "difference": 10,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = describe_machine(torch.device(args.device))
+    machine |= {"dtype": args.dtype, "memory_format": args.memory_format}
+    machine |= {"batch": args.batch, "extent": args.extent}
+    print(
+        f"{machine['machine']}, torch {machine['torch']}, {args.dtype}, {args.memory_format}, "
+        f"{args.batch} x {args.extent}x{args.extent}; from 'ours' to 'paper': images per second"
+    )
+    print(" ".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
+    for name in args.chosen:
+        with fair_settings(args.dtype):
+            row = measure(name, args)
+        cells = [row.get(key, row.get(f"{key}_images_per_s")) for key in COLUMNS]
+        widths = COLUMNS.values()
+        print(" ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)), flush=True)
+        if args.csv:
+            CsvWriter(args.csv).write({**machine, **row})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
