@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ._shared import Commands
 
 
+PREPROCESS = {"caffe": models.Preprocess.caffe, "imagenet": models.Preprocess.imagenet}
+
+
 def register(commands: Commands) -> None:
     parser = commands.add_parser(
         "segment",
@@ -69,6 +72,18 @@ def register(commands: Commands) -> None:
         help="sizes to look at, relative to the photograph's; 1",
     )
     parser.add_argument("--flip", action="store_true", help="also look at the mirror image")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="see large images in tiles of N x N pixels, which overlap and fade into each other",
+    )
+    parser.add_argument(
+        "--preprocess",
+        choices=tuple(PREPROCESS),
+        help="what the weights were trained on: caffe, BGR minus a mean; imagenet, torchvision's "
+        "RGB normalisation; default: v1 and v2 caffe, v3 imagenet",
+    )
     parser.add_argument("--num-classes", type=int, default=21, metavar="N", help="21")
     add_device_option(parser)
     add_crf_options(parser)
@@ -132,6 +147,8 @@ def _load(args: argparse.Namespace) -> Segmenter:
             f"--weights {args.weights}: ImageNet's {report.source} would leave "
             "the classifier random"
         )
+    if args.preprocess:
+        model.preprocess = PREPROCESS[args.preprocess]()
     return model
 
 
@@ -152,7 +169,7 @@ def _segment_file(
             "give images of one run different names"
         )
     image = data.read_image(name)
-    labels = segment_image(image, model, crf, args.scales, args.flip)
+    labels = segment_image(image, model, crf, args.scales, args.flip, args.tile)
     data.write_labels(target, labels)
     written[target] = name
     data.write_image(out / f"{stem}_overlay.png", data.overlay(image, labels))
@@ -164,11 +181,13 @@ def segment_image(
     crf: DenseCRF | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    tile: int | None = None,
 ) -> data.Image:
     """Labels ``[H, W]`` uint8 of a photograph ``[H, W, 3]`` uint8 in the order red, green, blue."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     try:
-        before, after, _ = model.predict(pixels, scales, flip, False if crf is None else crf)
+        refiner = False if crf is None else crf
+        before, after, _ = model.predict(pixels, scales, flip, refiner, tile=tile)
     except ValueError as error:
         raise CommandError(one_line(error)) from error
     labels: data.Image = (before if after is None else after)[0].to(torch.uint8).cpu().numpy()

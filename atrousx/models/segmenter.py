@@ -15,9 +15,11 @@ from ..nn import DenseCRF
 from ..ops import upsample_bilinear2d
 from ..ops._check import check_rank, check_tensor
 from .preprocess import Preprocess
+from .tiling import check_tile, tiled
 
 # A call of torch's interpolate(mode="bilinear"): ours, or in a model for export, PyTorch's.
 Resample = Callable[..., Tensor]
+Tiles = tuple[int, int]  # size and overlap
 
 
 class Prediction(NamedTuple):
@@ -61,6 +63,9 @@ class Segmenter(nn.Module):
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         crf: DenseCRF | bool = True,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> Prediction:
         r"""Labels photographs of any size, in evaluation mode whatever the module's.
 
@@ -78,13 +83,23 @@ class Segmenter(nn.Module):
                 paper has (0.5, 0.75, 1, 1.25, 1.5, 1.75).
             flip: the network also sees each one's mirror image.
             crf: a CRF to refine with; True is the model's own, where it has one (v1 and v2).
+            tile: the network sees no more than so many pixels in height and width at a time, for
+                images larger than memory allows. Logits of tiles fade into each other where they
+                overlap, so no seams appear.
+            overlap: at least so many pixels are shared by neighbouring tiles; by default a quarter
+                of ``tile``. A pixel further than a quarter of what is shared from a tile's border
+                counts: where the network looks no further around itself than that, and the sizes
+                of tile and image leave the same remainder by 32, the result is the untiled one;
+                else near borders it is the blend of what two neighbours see. DeepLab v3's image
+                pooling sees the tile in place of the image.
 
         Returns:
             The labels before and after the CRF, and the probabilities.
 
         Raises:
-            TypeError: ``image`` is no tensor, or ``crf`` neither a bool nor a module.
-            ValueError: its shape differs, or a scale is not positive.
+            TypeError: ``image`` is no tensor, ``crf`` neither a bool nor a module, ``tile`` no int.
+            ValueError: its shape differs, a scale is not positive, or ``tile`` does not exceed
+                ``overlap`` by 32 pixels and by a third of itself.
 
         Source: arXiv:1412.7062 section 4, arXiv:1606.00915 section 3.2, arXiv:1706.05587 section 4.
 
@@ -101,10 +116,11 @@ class Segmenter(nn.Module):
             raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
         if not isinstance(crf, (bool, nn.Module)):
             raise TypeError(f"crf must be a DenseCRF or a bool, got {type(crf).__name__}")
+        tiles = check_tile(tile, overlap)
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            probabilities = self._fused(photograph, scales, flip)
+            probabilities = self._fused(photograph, scales, flip, tiles)
             labels = probabilities.argmax(1)
             refiner = (self.crf if crf else None) if isinstance(crf, bool) else crf
             if refiner is None:
@@ -117,12 +133,14 @@ class Segmenter(nn.Module):
             for module, training in modes.items():
                 module.training = training
 
-    def _fused(self, photograph: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
+    def _fused(
+        self, photograph: Tensor, scales: Sequence[float], flip: bool, tiles: Tiles | None
+    ) -> Tensor:
         """Probabilities [N, L, H, W] over all scales and mirror images."""
         fused, count = None, 0
         for scale in scales:
             for mirrored in (False, True) if flip else (False,):
-                scores = self._scores(photograph, scale, mirrored)
+                scores = self._scores(photograph, scale, mirrored, tiles)
                 if self.fusion == "mean":
                     scores = scores.softmax(1)
                     fused = scores if fused is None else fused.add_(scores)
@@ -132,15 +150,22 @@ class Segmenter(nn.Module):
         assert fused is not None
         return fused / count if self.fusion == "mean" else fused.softmax(1)
 
-    def _scores(self, photograph: Tensor, scale: float, mirrored: bool) -> Tensor:
+    def _scores(
+        self, photograph: Tensor, scale: float, mirrored: bool, tiles: Tiles | None
+    ) -> Tensor:
         """Logits of the photograph at its own size, from the network's look at another."""
         size = photograph.shape[-2:]
         images = self.preprocess(photograph)
         if scale != 1:
             images = self.resample(images, [max(1, round(scale * extent)) for extent in size])
-        logits: OrderedDict[str, Tensor] = self(images.flip(-1) if mirrored else images)
-        scores = self.resample(logits["out"], size) if scale != 1 else logits["out"]
+        seen = images.flip(-1) if mirrored else images
+        scores = self._logits(seen) if tiles is None else tiled(self._logits, seen, *tiles)
+        scores = self.resample(scores, size) if scale != 1 else scores
         return scores.flip(-1) if mirrored else scores
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: OrderedDict[str, Tensor] = self(images)
+        return logits["out"]
 
 
 def _photograph(image: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The command line, called in-process as the entry point calls it."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,19 @@ def test_segment_with_the_other_models(version, photograph, tmp_path):
     pixels = torch.from_numpy(data.read_image(photograph).transpose(2, 0, 1).copy())
     expected = model.predict(pixels, (0.5, 1), flip=True, crf=False).labels[0]
     assert np.array_equal(labels, expected.numpy())
+
+
+def test_segment_in_tiles_with_another_preprocessing(model, weights, photograph, tmp_path, capsys):
+    options = ("--tile", "44", "--preprocess", "caffe")
+    assert main(segment_args(weights, tmp_path, photograph, *options)) == 0
+    labels = data.read_labels(tmp_path / "photo_labels.png")
+    pixels = torch.from_numpy(data.read_image(photograph).transpose(2, 0, 1).copy())
+    twin = copy.deepcopy(model)
+    twin.preprocess = models.Preprocess.caffe()
+    assert np.array_equal(labels, twin.predict(pixels, tile=44).labels[0].numpy())
+    assert main(segment_args(weights, tmp_path, photograph, "--tile", "31")) == 2
+    (line,) = errors(capsys)
+    assert "tile must exceed overlap" in line
 
 
 def test_segment_refuses_looks_and_models_that_do_not_exist(weights, photograph, tmp_path, capsys):
