@@ -118,8 +118,9 @@ void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor&
       data<T>(grad_output), data<T>(input), part_data, splits, shape, strides4(grad_output),
       strides4(input));
   check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight");
-  atrous_conv2d_sum_parts_kernel<T><<<grid_for(result.numel()), kThreads, 0, stream>>>(
-      part_data, to, splits, shape, strides4(result));
+  atrous_conv2d_sum_parts_kernel<T>
+      <<<grid_for(result.size(0) * result.size(1)), kThreads, 0, stream>>>(part_data, to, splits,
+                                                                           shape, strides4(result));
   check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, sum of parts");
 }
 

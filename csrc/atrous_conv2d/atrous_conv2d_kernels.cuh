@@ -224,22 +224,26 @@ __global__ void __launch_bounds__(kProductThreads, 2)
   }
 }
 
-// Who: one thread owns one weight, in a grid-stride loop. Reads: its parts, in order. Writes: its
-// element of grad_weight. Synchronisation: none.
+// Who: one thread owns the weights of an output and an input channel, in a grid-stride loop. Reads:
+// their parts, in order. Writes: its elements of grad_weight, one for each tap, which lie side by
+// side in a contiguous weight; in a channels_last one, those of neighbouring threads do.
+// Synchronisation: none.
 template <typename T>
 __global__ void atrous_conv2d_sum_parts_kernel(
     const Accumulate<T>* parts,  // [splits, taps, K, C / groups]
     T* grad_weight,              // [K, C / groups, KH, KW]
     int64_t splits, GatherShape shape, Strides4 strides) {
-  const int64_t outputs = shape.groups * shape.outer;
-  const int64_t weights = shape.rows.taps * shape.columns.taps * outputs * shape.inner;
-  for (int64_t i = global_thread(); i < weights; i += global_threads()) {
-    Accumulate<T> sum(0);
-    for (int64_t s = 0; s < splits; ++s) sum += parts[s * weights + i];
-    const int64_t c = i % shape.inner, k = i / shape.inner % outputs;
-    const int64_t tap = i / shape.inner / outputs;
-    grad_weight[strides.offset(k, c, tap / shape.columns.taps, tap % shape.columns.taps)] =
-        static_cast<T>(sum);
+  const int64_t pairs = shape.groups * shape.outer * shape.inner;
+  const int64_t weights = shape.rows.taps * shape.columns.taps * pairs;
+  for (int64_t i = global_thread(); i < pairs; i += global_threads()) {
+    T* to = grad_weight + strides.offset(i / shape.inner, i % shape.inner, 0, 0);
+    const Accumulate<T>* from = parts + i;
+    for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
+      for (int64_t kw = 0; kw < shape.columns.taps; ++kw, from += pairs) {
+        Accumulate<T> sum(0);
+        for (int64_t s = 0; s < splits; ++s) sum += from[s * weights];
+        to[kh * strides.h + kw * strides.w] = static_cast<T>(sum);
+      }
   }
 }
 

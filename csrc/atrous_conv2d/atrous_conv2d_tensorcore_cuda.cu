@@ -44,16 +44,8 @@ struct Operand {
   std::optional<Tensor> packed;
 };
 
-template <typename T>
-Tensor pack(const T* from, const PackShape& shape, int64_t count, const Tensor& like,
-            cudaStream_t stream) {
-  const Tensor packed =
-      torch::stable::empty({&count, 1}, like.scalar_type(), std::nullopt, like.device());
-  if (count == 0) return packed;
-  atrous_conv2d_pack_kernel<T><<<job_grid(pack_jobs(shape)), kPackThreads, 0, stream>>>(
-      from, static_cast<T*>(packed.mutable_data_ptr()), shape);
-  check_cuda(cudaGetLastError(), "atrous_conv2d, packing");
-  return packed;
+Tensor uninitialised(int64_t count, const Tensor& like) {
+  return torch::stable::empty({&count, 1}, like.scalar_type(), std::nullopt, like.device());
 }
 
 template <typename T>
@@ -63,9 +55,20 @@ Operand<T, Strides4> map_operand(const Tensor& t, int64_t groups, cudaStream_t s
   const T* data = static_cast<const T*>(t.const_data_ptr());
   if (map_has_vectors(size, strides, data, kVector<T>)) return {data, strides, std::nullopt};
   const Strides4 to = packed_map_strides(size, kVector<T>);
-  const Tensor packed =
-      pack(data, map_pack(size, strides, kVector<T>), size.batch * to.n, t, stream);
-  return {static_cast<const T*>(packed.const_data_ptr()), to, packed};
+  const Tensor packed = uninitialised(size.batch * to.n, t);
+  T* values = static_cast<T*>(packed.mutable_data_ptr());
+  if (packed.numel() == 0) return {values, to, packed};
+  if (map_has_planes(size, strides)) {
+    const TransposeShape shape = map_transpose(size, strides, kVector<T>);
+    atrous_conv2d_transpose_kernel<T>
+        <<<job_grid(transpose_jobs<T>(shape)), kPackThreads, 0, stream>>>(data, values, shape);
+  } else {
+    const PackShape shape = map_pack(size, strides, kVector<T>);
+    atrous_conv2d_pack_kernel<T>
+        <<<job_grid(pack_jobs(shape)), kPackThreads, 0, stream>>>(data, values, shape);
+  }
+  check_cuda(cudaGetLastError(), "atrous_conv2d, packing of a map");
+  return {values, to, packed};
 }
 
 template <typename T>
@@ -77,9 +80,13 @@ Operand<T, WeightStrides> weight_operand(const Tensor& t, const GatherShape& sha
   const T* data = static_cast<const T*>(t.const_data_ptr());
   if (weight_has_vectors(size, strides, data, kVector<T>)) return {data, strides, std::nullopt};
   const WeightStrides to = packed_weight_strides(size, kVector<T>);
-  const Tensor packed =
-      pack(data, weight_pack(size, strides, kVector<T>), size.groups * to.group, t, stream);
-  return {static_cast<const T*>(packed.const_data_ptr()), to, packed};
+  const Tensor packed = uninitialised(size.groups * to.group, t);
+  T* values = static_cast<T*>(packed.mutable_data_ptr());
+  const PackShape copy = weight_pack(size, strides, kVector<T>);
+  atrous_conv2d_pack_kernel<T>
+      <<<job_grid(pack_jobs(copy)), kPackThreads, 0, stream>>>(data, values, copy);
+  check_cuda(cudaGetLastError(), "atrous_conv2d, packing of a weight");
+  return {values, to, packed};
 }
 
 template <typename T, int kColumns>
@@ -170,8 +177,9 @@ void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output
     kernel<<<job_grid(splits * tasks), kTensorThreads, kTensorSharedBytes<kTensorLanes>,
              context.stream()>>>(grad.data, from.data, part_data, splits, shape, strides);
     check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight on tensor cores");
-    atrous_conv2d_sum_parts_kernel<T><<<grid_for(result.numel()), kThreads, 0, context.stream()>>>(
-        part_data, static_cast<T*>(result.mutable_data_ptr()), splits, shape, strides4(result));
+    atrous_conv2d_sum_parts_kernel<T>
+        <<<grid_for(result.size(0) * result.size(1)), kThreads, 0, context.stream()>>>(
+            part_data, static_cast<T*>(result.mutable_data_ptr()), splits, shape, strides4(result));
     check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, sum of parts");
   });
 }

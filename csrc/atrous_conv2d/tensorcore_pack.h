@@ -53,6 +53,25 @@ inline PackShape map_pack(const MapSize& size, const Strides4& from, int64_t vec
           padded};
 }
 
+// Whether a map's planes are dense, so that the transposing kernel packs it.
+inline bool map_has_planes(const MapSize& size, const Strides4& s) {
+  return (size.width == 1 || s.w == 1) && (size.height == 1 || s.h == size.width) && s.c > 1;
+}
+
+inline TransposeShape map_transpose(const MapSize& size, const Strides4& from, int64_t vector) {
+  return {size.batch,    size.groups,
+          size.channels, size.height * size.width,
+          from.n,        size.channels * from.c,
+          from.c,        whole_vectors(size.channels, vector)};
+}
+
+template <typename T>
+int64_t transpose_jobs(const TransposeShape& s) {
+  using Tile = TransposeTile<T>;
+  return s.images * s.groups * ceil_div<int64_t>(s.padded_channels, Tile::kChannels) *
+         ceil_div<int64_t>(s.pixels, Tile::kPixels);
+}
+
 struct WeightSize {
   int64_t groups, outer, inner, taps_h, taps_w;
 };

@@ -56,24 +56,44 @@ struct Operand {
 };
 
 template <typename T>
-Buffer<T> pack(const T* from, const atrousx::PackShape& shape, int64_t count, unsigned int blocks) {
-  Buffer<T> packed(static_cast<size_t>(count));
-  emulator::launch(blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_pack_kernel<T>, from,
-                   packed.data(), shape);
-  return packed;
+Operand<T, Strides4> map_operand(T* data, const atrousx::MapSize& size, const Strides4& given,
+                                 unsigned int blocks) {
+  const Strides4 strides = atrousx::map_strides(size, given);
+  if (atrousx::map_has_vectors(size, strides, data, kVector<T>))
+    return {data, strides, std::nullopt};
+  const Strides4 to = atrousx::packed_map_strides(size, kVector<T>);
+  Buffer<T> packed(static_cast<size_t>(size.batch * to.n));
+  T* values = packed.data();
+  if (atrousx::map_has_planes(size, strides))
+    emulator::launch(blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_transpose_kernel<T>,
+                     data, values, atrousx::map_transpose(size, strides, kVector<T>));
+  else
+    emulator::launch(blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_pack_kernel<T>, data,
+                     values, atrousx::map_pack(size, strides, kVector<T>));
+  return {values, to, std::move(packed)};
 }
 
 template <typename T>
 Operand<T, Strides4> map_operand(Tensor4<T>& t, const Options& o) {
-  const atrousx::MapSize size{t.size(0), o.groups, t.size(1) / o.groups, t.size(2), t.size(3)};
-  const Strides4 strides = atrousx::map_strides(size, t.strides());
-  if (atrousx::map_has_vectors(size, strides, t.data(), kVector<T>))
-    return {t.data(), strides, std::nullopt};
-  const Strides4 to = atrousx::packed_map_strides(size, kVector<T>);
-  auto packed =
-      pack<T>(t.data(), atrousx::map_pack(size, strides, kVector<T>), size.batch * to.n, o.blocks);
-  const T* data = packed.data();
-  return {data, to, std::move(packed)};
+  return map_operand(t.data(), {t.size(0), o.groups, t.size(1) / o.groups, t.size(2), t.size(3)},
+                     t.strides(), o.blocks);
+}
+
+// A map of any strides in `values`, which start `offset` before it, as [N, H, W, groups, whole
+// vectors]; empty where it is read where it lies.
+py::array pack_map(const py::array& values, int64_t offset, const std::array<int64_t, 4>& size,
+                   const std::array<int64_t, 4>& strides, int64_t groups) {
+  return dispatch_tensorcore(values, [&](auto zero) {
+    using T = decltype(zero);
+    Buffer<T> buffer(values);
+    const atrousx::MapSize map{size[0], groups, size[1] / groups, size[2], size[3]};
+    const auto operand = map_operand(buffer.data() + offset, map,
+                                     {strides[0], strides[1], strides[2], strides[3]}, 2);
+    if (!operand.packed) return py::array(values.dtype(), std::vector<py::ssize_t>{0});
+    return operand.packed->to_array(
+        {size[0], size[2], size[3], groups, atrousx::whole_vectors(map.channels, kVector<T>)},
+        values.dtype());
+  });
 }
 
 template <typename T>
@@ -85,9 +105,10 @@ Operand<T, WeightStrides> weight_operand(Tensor4<T>& t, const GatherShape& shape
   if (atrousx::weight_has_vectors(size, strides, t.data(), kVector<T>))
     return {t.data(), strides, std::nullopt};
   const WeightStrides to = atrousx::packed_weight_strides(size, kVector<T>);
-  auto packed = pack<T>(t.data(), atrousx::weight_pack(size, strides, kVector<T>),
-                        size.groups * to.group, o.blocks);
-  const T* data = packed.data();
+  Buffer<T> packed(static_cast<size_t>(size.groups * to.group));
+  T* data = packed.data();
+  emulator::launch(o.blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_pack_kernel<T>,
+                   t.data(), data, atrousx::weight_pack(size, strides, kVector<T>));
   return {data, to, std::move(packed)};
 }
 
@@ -182,4 +203,5 @@ void bind_atrous_conv2d_tensorcore(py::module_& m) {
   m.def("tensorcore_forward", &forward);
   m.def("tensorcore_backward_input", &backward_input);
   m.def("tensorcore_backward_weight", &backward_weight);
+  m.def("tensorcore_pack_map", &pack_map);
 }

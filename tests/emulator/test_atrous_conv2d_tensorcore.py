@@ -105,6 +105,40 @@ def test_three_passes(emulated, name, kind, channels_last, wide):
     check(actual, expected, kind)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("size", "groups", "spare"),
+    [
+        ((2, 70, 9, 9), 1, 0),  # planes of 81 pixels: their rows start at every place of a vector
+        ((1, 37, 5, 13), 1, 3),  # a map that starts within a vector
+        ((2, 38, 3, 7), 2, 0),
+        ((1, 8, 8, 8), 1, 0),  # whole vectors throughout
+        ((1, 3, 1, 2), 1, 1),  # less than a vector in all
+    ],
+)
+def test_packing_of_contiguous_maps(emulated, dtype, size, groups, spare):
+    values = np.random.default_rng(0).uniform(-1, 1, spare + np.prod(size)).astype(dtype)
+    x = values[spare:].reshape(size)
+    strides = [stride // x.itemsize for stride in x.strides]
+    packed = emulated.tensorcore_pack_map(values, spare, size, strides, groups)
+    vector, channels = 16 // x.itemsize, size[1] // groups
+    expected = np.zeros((size[0], *size[2:], groups, -(-channels // vector) * vector), dtype)
+    expected[..., :channels] = x.reshape(size[0], groups, channels, *size[2:]).transpose(
+        0, 3, 4, 1, 2
+    )
+    np.testing.assert_array_equal(packed, expected)
+
+
+def test_packing_of_strided_maps(emulated):
+    values = np.arange(2 * 6 * 9 * 4, dtype=np.float32).reshape(2, 6, 9, 4)
+    # Every other pixel of channels_last rows, and of three of the four channels.
+    x = values[:, :, ::2, 1:]
+    strides = [x.strides[i] // 4 for i in (0, 3, 1, 2)]
+    packed = emulated.tensorcore_pack_map(values, 1, (2, 3, 6, 5), strides, 1)
+    np.testing.assert_array_equal(packed[:, :, :, 0, :3], x)
+    assert (packed[..., 3] == 0).all()
+
+
 def test_grad_weight_of_an_empty_batch_is_zero(emulated):
     options = emulated.TensorcoreOptions((1, 1), (1, 1), (1, 1), 1, True, False, 2)
     grad, x = np.zeros((0, 16, 3, 3), np.float16), np.zeros((0, 17, 3, 3), np.float16)
