@@ -49,4 +49,25 @@ inline unsigned int grid_for(int64_t count) {
   return static_cast<unsigned int>(min_of(ceil_div<int64_t>(count, kThreads), kMaxBlocks));
 }
 
+// Blocks for `jobs`, whose kernel takes in turn what the grid leaves.
+inline unsigned int job_grid(int64_t jobs) {
+  return static_cast<unsigned int>(min_of(jobs, int64_t{1} << 20));
+}
+
+inline int device_attribute(cudaDeviceAttr attribute, int32_t device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "device attribute");
+  return value;
+}
+
+// Lets a kernel ask for more dynamic shared memory than every kernel may.
+template <typename Kernel>
+void allow_shared_memory(Kernel* kernel, int64_t bytes) {
+  constexpr int64_t kEveryKernelMay = 48 * 1024;
+  if (bytes <= kEveryKernelMay) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             "shared memory of a kernel");
+}
+
 }  // namespace atrousx

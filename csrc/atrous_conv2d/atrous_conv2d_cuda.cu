@@ -3,16 +3,12 @@
 #include "arguments.h"
 #include "atrous_conv2d_direct_kernels.cuh"
 #include "atrous_conv2d_kernels.cuh"
+#include "depthwise_cuda.h"
 #include "gather.h"
 #include "tensorcore.h"
 
 namespace atrousx {
 namespace {
-
-// Blocks for `jobs`; kernels take in turn what the grid leaves.
-unsigned int job_grid(int64_t jobs) {
-  return static_cast<unsigned int>(min_of(jobs, int64_t{1} << 20));
-}
 
 template <typename T>
 const T* data(const Tensor& t) {
@@ -28,6 +24,7 @@ void gather_cuda(const GatherShape& shape, const Tensor& source, const Tensor& w
   if (destination.numel() == 0) return;
   if (runs_on_tensorcores(source, shape, allow_tf32))
     return gather_on_tensorcores(shape, source, weight, weight_strides, tail, destination);
+  if (gather_depthwise(shape, source, weight, weight_strides, tail, destination)) return;
   const LaunchContext context(source.get_device_index());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -138,6 +135,7 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
     grad_weight_on_tensorcores(g, grad_output, input, result);
     return result;
   }
+  if (grad_weight_depthwise(g, grad_output, input, result)) return result;
   const LaunchContext context(input.get_device_index());
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     grad_weight<decltype(zero)>(g, grad_output, input, result, context.stream());

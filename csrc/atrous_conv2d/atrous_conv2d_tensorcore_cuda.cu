@@ -12,27 +12,11 @@
 namespace atrousx {
 namespace {
 
-unsigned int job_grid(int64_t jobs) {
-  return static_cast<unsigned int>(min_of(jobs, int64_t{1} << 20));
-}
-
-int device_attribute(cudaDeviceAttr attribute, int32_t device) {
-  int value = 0;
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "device attribute");
-  return value;
-}
-
 template <typename F>
 void dispatch_tensorcore(ScalarType dtype, F&& f) {
   if (dtype == ScalarType::Half) return f(Half{});
   if (dtype == ScalarType::BFloat16) return f(BFloat16{});
   return f(float{});
-}
-
-template <typename Kernel>
-void allow_shared_memory(Kernel* kernel, int bytes) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "shared memory of a tensor-core kernel");
 }
 
 // A map or weight as the kernels read it; `packed` keeps a packed one alive until the launch, after

@@ -1,0 +1,161 @@
+// CUDA launchers of atrous_conv2d's depthwise kernels.
+#include "../cuda_launch.h"
+#include "atrous_conv2d_depthwise_grad_weight_kernels.cuh"
+#include "atrous_conv2d_depthwise_kernels.cuh"
+#include "atrous_conv2d_kernels.cuh"
+#include "depthwise_cuda.h"
+
+namespace atrousx {
+namespace {
+
+constexpr int64_t kWantedBlocks = 512;  // a few for each multiprocessor of a large GPU
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+DenseMap dense_map(const Tensor& t) {
+  return {t.size(0), t.size(1), t.size(2), t.size(3), strides4(t), t.const_data_ptr()};
+}
+
+int64_t most_shared_memory(const Tensor& t) {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, t.get_device_index());
+}
+
+template <typename T>
+bool gather_vectors(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                    const WeightStrides& weight_strides, const Tail& tail,
+                    const Tensor& destination, cudaStream_t stream) {
+  const int64_t bytes = depthwise_shared_bytes<T>(shape);
+  if (bytes > most_shared_memory(source)) return false;
+  const int64_t pixels = shape.rows.destinations * shape.columns.destinations;
+  const int64_t chunks =
+      shape.batch * ceil_div<int64_t>(shape.groups, kChunkVectors * kDepthwiseVector<T>);
+  const int64_t parts =
+      min_of(ceil_div(kWantedBlocks, chunks), ceil_div<int64_t>(pixels, kPixelsAtOnce));
+  const auto kernel = atrous_conv2d_depthwise_kernel<T>;
+  allow_shared_memory(kernel, bytes);
+  kernel<<<job_grid(chunks * parts), kDepthwiseThreads, bytes, stream>>>(
+      data<T>(source), data<T>(weight), tail.epilogue<T>(),
+      static_cast<T*>(destination.mutable_data_ptr()), parts, shape, strides4(source),
+      weight_strides, strides4(destination));
+  check_cuda(cudaGetLastError(), "atrous_conv2d, depthwise");
+  return true;
+}
+
+template <typename T, int kPlanes>
+bool gather_planes(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                   const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination,
+                   cudaStream_t stream) {
+  const int64_t bytes = planes_shared_bytes<T>(shape, kPlanes);
+  if (bytes > most_shared_memory(source)) return false;
+  const auto kernel = atrous_conv2d_depthwise_planes_kernel<T, kPlanes>;
+  allow_shared_memory(kernel, bytes);
+  kernel<<<job_grid(ceil_div<int64_t>(shape.batch * shape.groups, kPlanes)), kPlaneThreads, bytes,
+           stream>>>(data<T>(source), data<T>(weight), tail.epilogue<T>(),
+                     static_cast<T*>(destination.mutable_data_ptr()), shape, weight_strides);
+  check_cuda(cudaGetLastError(), "atrous_conv2d, depthwise planes");
+  return true;
+}
+
+// Parts of a grad-weight, to be summed into `result`.
+template <typename T, typename Launch>
+void sum_parts(const GatherShape& shape, int64_t splits, const Tensor& result, const Tensor& like,
+               cudaStream_t stream, const Launch& launch) {
+  const Tensor parts = scratch(like, splits * result.numel());
+  auto* part_data = static_cast<Accumulate<T>*>(parts.mutable_data_ptr());
+  launch(part_data);
+  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, depthwise");
+  atrous_conv2d_sum_parts_kernel<T><<<grid_for(shape.groups), kThreads, 0, stream>>>(
+      part_data, static_cast<T*>(result.mutable_data_ptr()), splits, shape, strides4(result));
+  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, sum of parts");
+}
+
+template <typename T>
+bool grad_weight_vectors(const GatherShape& shape, const Tensor& grad_output, const Tensor& input,
+                         const Tensor& result, cudaStream_t stream) {
+  const int64_t bytes = depthwise_grad_weight_shared_bytes<T>(shape);
+  if (bytes > most_shared_memory(input)) return false;
+  const int64_t chunks = ceil_div<int64_t>(shape.groups, kChunkVectors * kDepthwiseVector<T>);
+  const int64_t splits = grad_weight_splits(
+      chunks, shape.batch * shape.rows.destinations * shape.columns.destinations, kWantedBlocks);
+  const auto kernel = atrous_conv2d_depthwise_grad_weight_kernel<T>;
+  allow_shared_memory(kernel, bytes);
+  sum_parts<T>(shape, splits, result, input, stream, [&](Accumulate<T>* parts) {
+    kernel<<<job_grid(chunks * splits), kPlaneThreads, bytes, stream>>>(
+        data<T>(grad_output), data<T>(input), parts, splits, shape, strides4(grad_output),
+        strides4(input));
+  });
+  return true;
+}
+
+template <typename T, int kPlanes>
+bool grad_weight_planes(const GatherShape& shape, const Tensor& grad_output, const Tensor& input,
+                        const Tensor& result, cudaStream_t stream) {
+  const int64_t bytes = planes_grad_weight_shared_bytes<T>(shape, kPlanes);
+  if (bytes + kPlanesStaticBytes > most_shared_memory(input)) return false;
+  const int64_t blocks = ceil_div<int64_t>(shape.groups, kPlanes);
+  const int64_t splits = plane_splits(shape.batch, blocks, kWantedBlocks);
+  const auto kernel = atrous_conv2d_depthwise_planes_grad_weight_kernel<T, kPlanes>;
+  allow_shared_memory(kernel, bytes);
+  sum_parts<T>(shape, splits, result, input, stream, [&](Accumulate<T>* parts) {
+    kernel<<<job_grid(blocks * splits), kPlaneThreads, bytes, stream>>>(
+        data<T>(grad_output), data<T>(input), parts, splits, shape);
+  });
+  return true;
+}
+
+}  // namespace
+
+bool gather_depthwise(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                      const WeightStrides& weight_strides, const Tail& tail,
+                      const Tensor& destination) {
+  if (!is_depthwise(shape) || !is_countable(shape)) return false;
+  const LaunchContext context(source.get_device_index());
+  bool served = false;
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = [&](auto pass) {
+      return pass(shape, source, weight, weight_strides, tail, destination, context.stream());
+    };
+    switch (depthwise_layout(dense_map(source), dense_map(destination), kDepthwiseVector<T>)) {
+      case DepthwiseLayout::kPlanes:
+        served = run(gather_planes<T, kMostPlanes<T>>) || run(gather_planes<T, 1>);
+        return;
+      case DepthwiseLayout::kChannelsLast:
+        served = run(gather_vectors<T>);
+        return;
+      case DepthwiseLayout::kOther:
+        return;
+    }
+  });
+  return served;
+}
+
+bool grad_weight_depthwise(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
+                           const Tensor& result) {
+  const GatherShape shape = g.forward();
+  if (!is_depthwise(shape) || !is_countable(shape)) return false;
+  const LaunchContext context(input.get_device_index());
+  bool served = false;
+  dispatch_floating(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = [&](auto pass) {
+      return pass(shape, grad_output, input, result, context.stream());
+    };
+    switch (depthwise_layout(dense_map(grad_output), dense_map(input), kDepthwiseVector<T>)) {
+      case DepthwiseLayout::kPlanes:
+        served = run(grad_weight_planes<T, kMostPlanes<T>>) || run(grad_weight_planes<T, 1>);
+        return;
+      case DepthwiseLayout::kChannelsLast:
+        served = run(grad_weight_vectors<T>);
+        return;
+      case DepthwiseLayout::kOther:
+        return;
+    }
+  });
+  return served;
+}
+
+}  // namespace atrousx

@@ -1,0 +1,18 @@
+// The depthwise kernels of atrous_conv2d on CUDA, as atrous_conv2d_cuda.cu sees them.
+#pragma once
+
+#include "gather.h"
+
+namespace atrousx {
+
+// source -> destination, which is not empty; false, and nothing done, where there is no depthwise
+// kernel for the sizes or layouts.
+bool gather_depthwise(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                      const WeightStrides& weight_strides, const Tail& tail,
+                      const Tensor& destination);
+
+// The gradient of the weight into `result`, which is not empty; false likewise.
+bool grad_weight_depthwise(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
+                           const Tensor& result);
+
+}  // namespace atrousx
