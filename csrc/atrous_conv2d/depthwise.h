@@ -6,7 +6,7 @@
 
 namespace atrousx {
 
-constexpr int kDepthwiseThreads = 512;
+constexpr int kDepthwiseThreads = 384;  // two blocks to a multiprocessor
 constexpr int kPlaneThreads = 256;
 constexpr int kChunkVectors = 8;  // 128 bytes of a pixel: a line of the cache
 constexpr int kPixelsAtOnce = kDepthwiseThreads / kChunkVectors;
