@@ -1,77 +1,11 @@
-// CUDA launchers of atrous_conv2d's tensor-core kernels. Operands that do not lie in whole vectors
-// of channels - NCHW maps, odd numbers of channels, unaligned views, every weight but a
-// channels_last one in the forward pass - are packed first: one pass over them, in a kernel of ours
-// because PyTorch's contiguous() can neither pad channels nor transpose weights by group. Results
-// are written in their own layout.
-#include "../cuda_launch.h"
+// CUDA launchers of atrous_conv2d's tensor-core kernels. Results are written in their own layout.
 #include "atrous_conv2d_tensorcore_grad_weight_kernels.cuh"
 #include "atrous_conv2d_tensorcore_kernels.cuh"
 #include "tensorcore.h"
-#include "tensorcore_pack.h"
+#include "tensorcore_operands.h"
 
 namespace atrousx {
 namespace {
-
-template <typename F>
-void dispatch_tensorcore(ScalarType dtype, F&& f) {
-  if (dtype == ScalarType::Half) return f(Half{});
-  if (dtype == ScalarType::BFloat16) return f(BFloat16{});
-  return f(float{});
-}
-
-// A map or weight as the kernels read it; `packed` keeps a packed one alive until the launch, after
-// which PyTorch's allocator orders its memory by the stream.
-template <typename T, typename Strides>
-struct Operand {
-  const T* data;
-  Strides strides;
-  std::optional<Tensor> packed;
-};
-
-Tensor uninitialised(int64_t count, const Tensor& like) {
-  return torch::stable::empty({&count, 1}, like.scalar_type(), std::nullopt, like.device());
-}
-
-template <typename T>
-Operand<T, Strides4> map_operand(const Tensor& t, int64_t groups, cudaStream_t stream) {
-  const MapSize size{t.size(0), groups, t.size(1) / groups, t.size(2), t.size(3)};
-  const Strides4 strides = map_strides(size, strides4(t));
-  const T* data = static_cast<const T*>(t.const_data_ptr());
-  if (map_has_vectors(size, strides, data, kVector<T>)) return {data, strides, std::nullopt};
-  const Strides4 to = packed_map_strides(size, kVector<T>);
-  const Tensor packed = uninitialised(size.batch * to.n, t);
-  T* values = static_cast<T*>(packed.mutable_data_ptr());
-  if (packed.numel() == 0) return {values, to, packed};
-  if (map_has_planes(size, strides)) {
-    const TransposeShape shape = map_transpose(size, strides, kVector<T>);
-    atrous_conv2d_transpose_kernel<T>
-        <<<job_grid(transpose_jobs<T>(shape)), kPackThreads, 0, stream>>>(data, values, shape);
-  } else {
-    const PackShape shape = map_pack(size, strides, kVector<T>);
-    atrous_conv2d_pack_kernel<T>
-        <<<job_grid(pack_jobs(shape)), kPackThreads, 0, stream>>>(data, values, shape);
-  }
-  check_cuda(cudaGetLastError(), "atrous_conv2d, packing of a map");
-  return {values, to, packed};
-}
-
-template <typename T>
-Operand<T, WeightStrides> weight_operand(const Tensor& t, const GatherShape& shape,
-                                         const WeightStrides& from, cudaStream_t stream) {
-  const WeightSize size{shape.groups, shape.outer, shape.inner, shape.rows.taps,
-                        shape.columns.taps};
-  const WeightStrides strides = weight_strides(size, from);
-  const T* data = static_cast<const T*>(t.const_data_ptr());
-  if (weight_has_vectors(size, strides, data, kVector<T>)) return {data, strides, std::nullopt};
-  const WeightStrides to = packed_weight_strides(size, kVector<T>);
-  const Tensor packed = uninitialised(size.groups * to.group, t);
-  T* values = static_cast<T*>(packed.mutable_data_ptr());
-  const PackShape copy = weight_pack(size, strides, kVector<T>);
-  atrous_conv2d_pack_kernel<T>
-      <<<job_grid(pack_jobs(copy)), kPackThreads, 0, stream>>>(data, values, copy);
-  check_cuda(cudaGetLastError(), "atrous_conv2d, packing of a weight");
-  return {values, to, packed};
-}
 
 template <typename T, int kColumns>
 void launch_gather(const GatherShape& shape, const T* source, const T* weight,
@@ -111,6 +45,20 @@ bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_t
          shape.inner >= kLeastChannels && has_instructions(t.get_device_index());
 }
 
+Tensor map_for_tensorcores(const Tensor& t) {
+  const LaunchContext context(t.get_device_index());
+  std::optional<Tensor> packed;
+  dispatch_tensorcore(t.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto map = dense_operand<T>(t, 1);
+    if (map_has_vectors(map.size, map.strides, map.data, kVector<T>)) return;
+    if (map.size.channels % kVector<T> != 0) return;  // padded: no tensor of these sizes
+    packed = empty4(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, true);
+    pack_map(map, static_cast<T*>(packed->mutable_data_ptr()), context.stream());
+  });
+  return packed.value_or(t);
+}
+
 void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
                            const WeightStrides& weight_strides, const Tail& tail,
                            const Tensor& destination) {
@@ -128,7 +76,7 @@ void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const
   dispatch_tensorcore(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto from = map_operand<T>(source, shape.groups, context.stream());
-    const auto by = weight_operand<T>(weight, shape, weight_strides, context.stream());
+    const auto by = weight_operand<T>(weight, weight_size(shape), weight_strides, context.stream());
     GatherShape whole = shape;
     whole.inner = whole_vectors(shape.inner, kVector<T>);
     const TensorGatherStrides strides{from.strides, whole.inner, by.strides, strides4(destination)};

@@ -23,7 +23,7 @@ template <typename T, int kColumns>
 struct GatherFeed {
   static constexpr int kRowsAtOnce = kTensorThreads / 8;  // eight vectors in a row
 
-  const T* source;         // of the first live tap, at this thread's channels
+  const T* source;         // of the next tap, at this thread's channels
   const T* weight;         // likewise, at this thread's first column
   const int64_t* offsets;  // [kTensorLanes], shared memory: each lane's source, or kNowhere
   int64_t source_step, weight_step;          // from one tap to the next in its row
@@ -164,12 +164,37 @@ __device__ __forceinline__ void store_rounded(const T* rounded, const int64_t* o
   }
 }
 
+// Whether outputs can be stored as whole vectors of channels.
+template <typename T>
+__device__ __forceinline__ bool stores_vectors(const T* destination, int64_t outer,
+                                               const Strides4& strides) {
+  const auto start = static_cast<int64_t>(reinterpret_cast<uintptr_t>(destination) / sizeof(T));
+  return strides.c == 1 && (outer | strides.n | strides.h | strides.w | start) % kVector<T> == 0;
+}
+
+// The end of a job: sums become the destinations' channels from `channel` on, `columns` of them,
+// through the ring's memory. Synchronisation: two barriers.
+template <typename T, int kColumns>
+__device__ __forceinline__ void finish_tile(const TensorSums<kColumns>& sums,
+                                            const Epilogue<T>& epilogue, int64_t channel,
+                                            int columns, const int64_t* residual_lanes,
+                                            const int64_t* destination_lanes, bool vectors,
+                                            int64_t channel_stride, T* destination,
+                                            unsigned char* memory) {
+  T* rounded = reinterpret_cast<T*>(memory);
+  round_sums<T, kColumns>(sums, epilogue, channel, residual_lanes, columns, rounded);
+  __syncthreads();  // the tile is complete
+  store_rounded<T, kColumns>(rounded, destination_lanes, columns, channel_stride, vectors,
+                             destination + channel * channel_stride);
+  __syncthreads();  // everyone has stored; the next job overwrites the lanes and the tile
+}
+
 // Forward and grad-input. Who: a block owns one tile of the plan (up to kTensorLanes destination
 // pixels with the same live taps) times kColumns destination channels of a group; blocks take such
 // jobs in turn. Reads: for every live tap, the pixels' sources and the channels' weights, by
 // asynchronous copies. Writes: its own destinations, once, through the ring's memory.
 // Synchronisation: the barriers of multiply_stages, the first of which also completes the lanes,
-// and two per job, named below.
+// and those of finish_tile.
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensorcore_kernel(
     const T* source,  // [N, source rows, columns, groups, inner]
@@ -184,11 +209,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensor
   const int64_t blocks = ceil_div<int64_t>(shape.outer, kColumns);
   const int64_t jobs = plan.tiles() * shape.groups * blocks;
   const Strides4& to = strides.destination;
-  const bool vectors =
-      to.c == 1 && (shape.outer | to.n | to.h | to.w |
-                    static_cast<int64_t>(reinterpret_cast<uintptr_t>(destination) / sizeof(T))) %
-                           kVector<T> ==
-                       0;
+  const bool vectors = stores_vectors(destination, shape.outer, to);
   for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
     const int64_t first = job % blocks * kColumns, group = job / blocks % shape.groups;
     const Tile tile = plan.tile(job / blocks / shape.groups, shape.batch);
@@ -207,14 +228,9 @@ __global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensor
         static_cast<int>(tile.live_taps() * ceil_div<int64_t>(shape.inner, kStageDepth<T>));
     TensorSums<kColumns> sums = {};
     multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, stages, memory, sums);
-    const int columns = static_cast<int>(min_of<int64_t>(shape.outer - first, kColumns));
-    const int64_t channel = group * shape.outer + first;
-    T* rounded = reinterpret_cast<T*>(memory);
-    round_sums<T, kColumns>(sums, epilogue, channel, residual_lanes, columns, rounded);
-    __syncthreads();  // the tile is complete
-    store_rounded<T, kColumns>(rounded, destination_lanes, columns, to.c, vectors,
-                               destination + channel * to.c);
-    __syncthreads();  // everyone has stored; the next job overwrites the lanes and the tile
+    finish_tile<T, kColumns>(sums, epilogue, group * shape.outer + first,
+                             static_cast<int>(min_of<int64_t>(shape.outer - first, kColumns)),
+                             residual_lanes, destination_lanes, vectors, to.c, destination, memory);
   }
 }
 

@@ -9,6 +9,10 @@ namespace atrousx {
 // caller allows TF32; groups wide enough to be worth a tile; a GPU that has the instructions.
 bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_tf32);
 
+// `t`, or a channels_last copy of it if the kernels would pack it: for those who pass over it
+// often.
+Tensor map_for_tensorcores(const Tensor& t);
+
 // source -> destination, which is not empty.
 void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
                            const WeightStrides& weight_strides, const Tail& tail,

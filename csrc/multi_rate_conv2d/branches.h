@@ -61,11 +61,9 @@ void add_branches(const std::vector<ConvGeometry>& geometries, const Tensor& inp
     RatePass pass;
   };
   const Tensor centre = centre_sum(weights);
-  ConvGeometry pointwise = geometries[0];
-  pointwise.kernel_h = pointwise.kernel_w = 1;
-  pointwise.padding_top = pointwise.padding_left = 0;
   std::vector<Step> steps;
-  steps.push_back({centre, rate_pass(pointwise, strides4(centre), {0, 1, 1}, {0, 1, 1})});
+  steps.push_back(
+      {centre, rate_pass(pointwise(geometries[0]), strides4(centre), {0, 1, 1}, {0, 1, 1})});
   for (size_t i = 0; i < weights.size(); ++i)
     for (const RatePass& pass : off_centre_passes(geometries[i], strides4(weights[i])))
       steps.push_back({weights[i], pass});
@@ -78,11 +76,17 @@ void add_branches(const std::vector<ConvGeometry>& geometries, const Tensor& inp
   }
 }
 
-template <typename Gather>
-Tensor multi_rate(const Tensor& input, const std::vector<Tensor>& weights,
-                  std::optional<Tensor> bias, const Sizes& dilations, bool sum, bool relu,
-                  const Gather& gather) {
-  const auto geometries = branch_geometries(input, weights, dilations, sum);
+// A checked call and its output, not yet written.
+struct MultiRate {
+  std::vector<ConvGeometry> geometries;
+  Tensor output;
+  Tail tail;
+};
+
+inline MultiRate multi_rate_call(const Tensor& input, const std::vector<Tensor>& weights,
+                                 std::optional<Tensor> bias, const Sizes& dilations, bool sum,
+                                 bool relu) {
+  auto geometries = branch_geometries(input, weights, dilations, sum);
   int64_t total = 0;
   bool channels_last = is_channels_last(input);
   for (const Tensor& weight : weights) {
@@ -96,22 +100,41 @@ Tensor multi_rate(const Tensor& input, const std::vector<Tensor>& weights,
   }
   const ConvGeometry& g = geometries[0];
   const Tensor output = empty4(input, {g.batch, total, g.height, g.width}, channels_last);
-  if (output.numel() == 0) return output;
-  if (sum) {
-    add_branches(geometries, input, weights, {bias, std::nullopt, relu}, output, gather);
-    return output;
-  }
+  return {std::move(geometries), output, {bias, std::nullopt, relu}};
+}
+
+template <typename Gather>
+void join_branches(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights,
+                   const Gather& gather) {
   int64_t first = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const int64_t outputs = geometries[i].outputs;
-    Tail tail{std::nullopt, std::nullopt, relu};
-    if (bias.has_value()) tail.bias = slice(*bias, 0, first, outputs);
-    gather(geometries[i].forward(), input, weights[i],
-           geometries[i].forward_weight(strides4(weights[i])), tail,
-           slice(output, 1, first, outputs));
-    first += outputs;
+    const ConvGeometry& g = call.geometries[i];
+    Tail tail{std::nullopt, std::nullopt, call.tail.relu};
+    if (call.tail.bias.has_value()) tail.bias = slice(*call.tail.bias, 0, first, g.outputs);
+    gather(g.forward(), input, weights[i], g.forward_weight(strides4(weights[i])), tail,
+           slice(call.output, 1, first, g.outputs));
+    first += g.outputs;
   }
-  return output;
+}
+
+// One pass or more for each branch.
+template <typename Gather>
+Tensor run_branches(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights,
+                    bool sum, const Gather& gather) {
+  if (call.output.numel() == 0) return call.output;
+  if (sum)
+    add_branches(call.geometries, input, weights, call.tail, call.output, gather);
+  else
+    join_branches(call, input, weights, gather);
+  return call.output;
+}
+
+template <typename Gather>
+Tensor multi_rate(const Tensor& input, const std::vector<Tensor>& weights,
+                  std::optional<Tensor> bias, const Sizes& dilations, bool sum, bool relu,
+                  const Gather& gather) {
+  return run_branches(multi_rate_call(input, weights, std::move(bias), dilations, sum, relu), input,
+                      weights, sum, gather);
 }
 
 }  // namespace atrousx

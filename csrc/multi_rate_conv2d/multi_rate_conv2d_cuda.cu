@@ -1,26 +1,101 @@
-// CUDA registration of multi_rate_conv2d.
+// CUDA side of multi_rate_conv2d. On tensor cores, branches side by side read one packed input, and
+// summed branches are one launch over the union of their taps; what these cannot serve is a pass
+// for each branch, as on the CPU.
+#include "../atrous_conv2d/tensorcore.h"
+#include "../atrous_conv2d/tensorcore_operands.h"
 #include "branches.h"
+#include "multi_rate_conv2d_tensorcore_kernels.cuh"
 
 namespace atrousx {
 namespace {
 
-auto gather(bool allow_tf32) {
-  return [=](const GatherShape& shape, const Tensor& source, const Tensor& weight,
-             const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination) {
-    gather_cuda(shape, source, weight, weight_strides, tail, destination, allow_tf32);
-  };
+// One pass for each branch's taps but the centre, and one for the centres, over weights that the
+// kernel can read; `packed` keeps these alive until the launch.
+template <typename T>
+struct UnionOperands {
+  std::vector<RatePass> passes;
+  UnionWeights<T> weights;
+  std::vector<Tensor> packed;
+
+  // False where there are too many.
+  bool add(const Tensor& weight, const ConvGeometry& g, bool centre, cudaStream_t stream) {
+    const auto operand = weight_operand<T>(weight, weight_size(g.forward()),
+                                           g.forward_weight(strides4(weight)), stream);
+    if (operand.packed.has_value()) packed.push_back(*operand.packed);
+    const Strides4 strides{operand.strides.outer, 1, operand.strides.h, operand.strides.w};
+    const auto added = centre ? std::vector{rate_pass(g, strides, {0, 1, 1}, {0, 1, 1})}
+                              : off_centre_passes(g, strides);
+    for (const RatePass& pass : added) {
+      if (passes.size() == UnionPlan::kMaxPasses) return false;
+      weights.passes[passes.size()] = {
+          operand.data + strides.offset(0, 0, pass.first_row, pass.first_column), strides.n,
+          pass.weight_strides.h, pass.weight_strides.w};
+      passes.push_back(pass);
+    }
+    return true;
+  }
+};
+
+template <typename T>
+bool launch_union(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights,
+                  cudaStream_t stream) {
+  constexpr int kColumns = 64;
+  const ConvGeometry& g = call.geometries[0];
+  UnionOperands<T> operands;
+  if (!operands.add(centre_sum(weights), pointwise(g), true, stream)) return false;
+  for (size_t i = 0; i < weights.size(); ++i)
+    if (!operands.add(weights[i], call.geometries[i], false, stream)) return false;
+  const auto plan = union_plan(operands.passes, g.batch, kTensorLanes);
+  if (!plan.has_value()) return false;
+  const auto map = map_operand<T>(input, 1, stream);
+  const auto kernel = multi_rate_sum_tensorcore_kernel<T, kColumns>;
+  allow_shared_memory(kernel, kTensorSharedBytes<kColumns>);
+  const int64_t jobs = plan->tiles() * ceil_div<int64_t>(g.outputs, kColumns);
+  kernel<<<job_grid(jobs), kTensorThreads, kTensorSharedBytes<kColumns>, stream>>>(
+      map.data, operands.weights, call.tail.epilogue<T>(),
+      static_cast<T*>(call.output.mutable_data_ptr()), *plan, g.batch, g.outputs,
+      whole_vectors(g.channels, kVector<T>), map.strides, strides4(call.output));
+  check_cuda(cudaGetLastError(), "multi_rate_conv2d, sum on tensor cores");
+  return true;
+}
+
+// False, and nothing done, where the union has too many taps or borders for one launch.
+bool add_at_once(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights) {
+  const LaunchContext context(input.get_device_index());
+  bool served = false;
+  dispatch_tensorcore(input.scalar_type(), [&](auto zero) {
+    served = launch_union<decltype(zero)>(call, input, weights, context.stream());
+  });
+  return served;
+}
+
+Tensor run(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights, bool sum,
+           bool allow_tf32) {
+  if (call.output.numel() == 0) return call.output;
+  const bool tensorcores = runs_on_tensorcores(input, call.geometries[0].forward(), allow_tf32);
+  if (tensorcores && sum && add_at_once(call, input, weights)) return call.output;
+  // Packed once for all passes.
+  const Tensor from = tensorcores ? map_for_tensorcores(input) : input;
+  return run_branches(
+      call, from, weights, sum,
+      [=](const GatherShape& shape, const Tensor& source, const Tensor& weight,
+          const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination) {
+        gather_cuda(shape, source, weight, weight_strides, tail, destination, allow_tf32);
+      });
 }
 
 Tensor multi_rate_conv2d_cuda(const Tensor& input, std::vector<Tensor> weights,
                               std::optional<Tensor> bias, Sizes dilations, bool sum,
                               bool allow_tf32) {
-  return multi_rate(input, weights, bias, dilations, sum, false, gather(allow_tf32));
+  return run(multi_rate_call(input, weights, bias, dilations, sum, false), input, weights, sum,
+             allow_tf32);
 }
 
 Tensor multi_rate_conv2d_relu_cuda(const Tensor& input, std::vector<Tensor> weights,
                                    std::optional<Tensor> bias, Sizes dilations, bool sum,
                                    bool allow_tf32) {
-  return multi_rate(input, weights, bias, dilations, sum, true, gather(allow_tf32));
+  return run(multi_rate_call(input, weights, bias, dilations, sum, true), input, weights, sum,
+             allow_tf32);
 }
 
 }  // namespace

@@ -39,6 +39,13 @@ inline std::vector<Progression> off_centre(int64_t taps) {
   return {{0, 1, centre}, {centre + 1, 1, centre}};
 }
 
+// The branches' centre taps as a convolution.
+inline ConvGeometry pointwise(ConvGeometry g) {
+  g.kernel_h = g.kernel_w = 1;
+  g.padding_top = g.padding_left = 0;
+  return g;
+}
+
 // The passes that together cover every tap of a branch but its centre, each tap once: whole rows
 // above and below, then the centre's row to its left and right.
 inline std::vector<RatePass> off_centre_passes(const ConvGeometry& g,

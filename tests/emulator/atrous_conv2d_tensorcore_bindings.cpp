@@ -4,7 +4,7 @@
 #include "arrays.h"
 #include "atrous_conv2d/atrous_conv2d_tensorcore_grad_weight_kernels.cuh"
 #include "atrous_conv2d/atrous_conv2d_tensorcore_kernels.cuh"
-#include "atrous_conv2d/tensorcore_pack.h"
+#include "tensorcore_operands.h"
 
 namespace {
 
@@ -15,7 +15,11 @@ using atrousx::kVector;
 using atrousx::Strides4;
 using atrousx::WeightStrides;
 using emulator::Buffer;
+using emulator::dispatch_tensorcore;
+using emulator::map_operand;
+using emulator::Operand;
 using emulator::Tensor4;
+using emulator::weight_operand;
 using Pair = std::array<int64_t, 2>;
 
 // blocks: size of the grid, less than there are jobs, so that blocks take several.
@@ -36,41 +40,6 @@ ConvGeometry geometry(const std::array<int64_t, 4>& input, const std::array<int6
 template <typename T>
 std::array<int64_t, 4> sizes(Tensor4<T>& t) {
   return {t.size(0), t.size(1), t.size(2), t.size(3)};
-}
-
-// numpy's float32 stands for TF32, float16 for itself, uint16 for bfloat16.
-template <typename F>
-py::array dispatch_tensorcore(const py::array& array, F&& f) {
-  const std::string name = py::str(array.dtype().attr("name"));
-  if (name == "float32") return f(float{});
-  if (name == "float16") return f(atrousx::Half{});
-  if (name == "uint16") return f(atrousx::BFloat16{});
-  throw py::type_error("unexpected dtype " + name);
-}
-
-template <typename T, typename Strides>
-struct Operand {
-  const T* data;
-  Strides strides;
-  std::optional<Buffer<T>> packed;
-};
-
-template <typename T>
-Operand<T, Strides4> map_operand(T* data, const atrousx::MapSize& size, const Strides4& given,
-                                 unsigned int blocks) {
-  const Strides4 strides = atrousx::map_strides(size, given);
-  if (atrousx::map_has_vectors(size, strides, data, kVector<T>))
-    return {data, strides, std::nullopt};
-  const Strides4 to = atrousx::packed_map_strides(size, kVector<T>);
-  Buffer<T> packed(static_cast<size_t>(size.batch * to.n));
-  T* values = packed.data();
-  if (atrousx::map_has_planes(size, strides))
-    emulator::launch(blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_transpose_kernel<T>,
-                     data, values, atrousx::map_transpose(size, strides, kVector<T>));
-  else
-    emulator::launch(blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_pack_kernel<T>, data,
-                     values, atrousx::map_pack(size, strides, kVector<T>));
-  return {values, to, std::move(packed)};
 }
 
 template <typename T>
@@ -96,22 +65,6 @@ py::array pack_map(const py::array& values, int64_t offset, const std::array<int
   });
 }
 
-template <typename T>
-Operand<T, WeightStrides> weight_operand(Tensor4<T>& t, const GatherShape& shape,
-                                         const WeightStrides& from, const Options& o) {
-  const atrousx::WeightSize size{shape.groups, shape.outer, shape.inner, shape.rows.taps,
-                                 shape.columns.taps};
-  const WeightStrides strides = atrousx::weight_strides(size, from);
-  if (atrousx::weight_has_vectors(size, strides, t.data(), kVector<T>))
-    return {t.data(), strides, std::nullopt};
-  const WeightStrides to = atrousx::packed_weight_strides(size, kVector<T>);
-  Buffer<T> packed(static_cast<size_t>(size.groups * to.group));
-  T* data = packed.data();
-  emulator::launch(o.blocks, atrousx::kPackThreads, 0, atrousx::atrous_conv2d_pack_kernel<T>,
-                   t.data(), data, atrousx::weight_pack(size, strides, kVector<T>));
-  return {data, to, std::move(packed)};
-}
-
 template <typename T, int kColumns>
 void launch_gather(const GatherShape& shape, const T* source, const T* weight,
                    const atrousx::Epilogue<T>& epilogue, Tensor4<T>& destination,
@@ -127,7 +80,9 @@ template <typename T>
 void gather(GatherShape shape, Tensor4<T>& source, Tensor4<T>& weight, const WeightStrides& from,
             const atrousx::Epilogue<T>& epilogue, Tensor4<T>& destination, const Options& o) {
   const auto map = map_operand(source, o);
-  const auto by = weight_operand(weight, shape, from, o);
+  const auto by = weight_operand(
+      weight, {shape.groups, shape.outer, shape.inner, shape.rows.taps, shape.columns.taps}, from,
+      o.blocks);
   shape.inner = atrousx::whole_vectors(shape.inner, kVector<T>);
   const atrousx::TensorGatherStrides strides{map.strides, shape.inner, by.strides,
                                              destination.strides()};
