@@ -127,34 +127,32 @@ void wait(State state, const char* site) {
   to_scheduler();
 }
 
-// Lets the lanes of every complete warp exchange go on. Returns whether there was one.
-bool release_exchanges(unsigned int threads) {
+// Lets the lanes of a warp, which starts at thread `first`, go on from every complete exchange.
+// Returns whether there was one.
+bool release_exchanges(unsigned int first, unsigned int lanes) {
   bool released = false;
-  for (unsigned int first = 0; first < threads; first += kWarpSize) {
-    const unsigned int lanes = threads - first < kWarpSize ? threads - first : kWarpSize;
-    for (unsigned int i = 0; i < lanes; ++i) {
-      if (fibers[first + i]->state != State::kAtExchange) continue;
-      const Fiber& leader = *fibers[first + i];
-      const uint32_t existing = lanes == kWarpSize ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
-      const uint32_t mask = leader.mask & existing;
-      const char* site = leader.site;
-      bool complete = (mask >> i & 1) != 0;
-      std::array<Contribution, kWarpSize> values{};
-      for (unsigned int j = 0; j < lanes; ++j) {
-        if ((mask >> j & 1) == 0) continue;
-        const Fiber& other = *fibers[first + j];
-        complete = complete && other.state == State::kAtExchange && other.site == site &&
-                   (other.mask & existing) == mask;
-        values[j] = other.contributed;
-      }
-      if (!complete) continue;
-      for (unsigned int j = 0; j < lanes; ++j) {
-        if ((mask >> j & 1) == 0) continue;
-        fibers[first + j]->received = values;
-        fibers[first + j]->state = State::kReady;
-      }
-      released = true;
+  for (unsigned int i = 0; i < lanes; ++i) {
+    if (fibers[first + i]->state != State::kAtExchange) continue;
+    const Fiber& leader = *fibers[first + i];
+    const uint32_t existing = lanes == kWarpSize ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
+    const uint32_t mask = leader.mask & existing;
+    const char* site = leader.site;
+    bool complete = (mask >> i & 1) != 0;
+    std::array<Contribution, kWarpSize> values{};
+    for (unsigned int j = 0; j < lanes; ++j) {
+      if ((mask >> j & 1) == 0) continue;
+      const Fiber& other = *fibers[first + j];
+      complete = complete && other.state == State::kAtExchange && other.site == site &&
+                 (other.mask & existing) == mask;
+      values[j] = other.contributed;
     }
+    if (!complete) continue;
+    for (unsigned int j = 0; j < lanes; ++j) {
+      if ((mask >> j & 1) == 0) continue;
+      fibers[first + j]->received = values;
+      fibers[first + j]->state = State::kReady;
+    }
+    released = true;
   }
   return released;
 }
@@ -196,20 +194,34 @@ void start_fiber(unsigned int index, const Coordinates& coordinates) {
   makecontext(&fiber.context, fiber_main, 0);
 }
 
+// Runs a warp until it waits for the block, or for an exchange that never completes; says whether
+// all its threads have returned.
+bool run_warp(unsigned int warp, unsigned int threads) {
+  const unsigned int first = warp * kWarpSize;
+  const unsigned int lanes = threads - first < kWarpSize ? threads - first : kWarpSize;
+  for (;;) {
+    bool done = true;
+    for (unsigned int k = 0; k < lanes; ++k) {
+      const unsigned int i = first + (reverse_order ? lanes - 1 - k : k);
+      if (fibers[i]->state == State::kReady) resume(i);
+      done = done && fibers[i]->state == State::kDone;
+    }
+    if (done || !release_exchanges(first, lanes)) return done;
+  }
+}
+
 void run_block(const dim3& grid, const dim3& block, const dim3& index) {
   const auto threads = static_cast<unsigned int>(block.count());
   for (unsigned int i = 0; i < threads; ++i)
     start_fiber(
         i, {{i % block.x, i / block.x % block.y, i / (block.x * block.y)}, index, block, grid});
+  const unsigned int warps = (threads + kWarpSize - 1) / kWarpSize;
   for (;;) {
-    unsigned int done = 0;
-    for (unsigned int k = 0; k < threads; ++k) {
-      const unsigned int i = reverse_order ? threads - 1 - k : k;
-      if (fibers[i]->state == State::kReady) resume(i);
-      if (fibers[i]->state == State::kDone) ++done;
-    }
-    if (done == threads) return;
-    if (!release_exchanges(threads)) release_barrier(threads);
+    bool done = true;
+    for (unsigned int w = 0; w < warps; ++w)
+      done = run_warp(reverse_order ? warps - 1 - w : w, threads) && done;
+    if (done) return;
+    release_barrier(threads);
   }
 }
 

@@ -1,11 +1,12 @@
 // A host executor for CUDA kernels: runs a *_kernels.cuh file, compiled by an ordinary C++
 // compiler, with CUDA's semantics of blocks, barriers, warps and shared memory.
 //
-// Each CUDA thread is a fiber. A block's fibers run one after another, in forward or reverse order,
-// each until it meets a barrier or ends; when all wait at the same barrier they go on. A missing
-// barrier therefore shows as a wrong result in at least one of the two orders, and so does a
-// missing wait for an asynchronous copy. The executor itself fails on divergent barriers and on
-// launches that CUDA would refuse; AddressSanitizer, to which it announces every fiber, finds
+// Each CUDA thread is a fiber. A block's warps run one after another, in forward or reverse order,
+// each until it meets a barrier or ends; when all wait at the same barrier they go on. Within a
+// warp, threads run likewise from exchange to exchange. So a warp is as far ahead of the others as
+// barriers allow, and a missing one shows as a wrong result in at least one of the two orders, as
+// does a missing wait for an asynchronous copy. The executor itself fails on divergent barriers and
+// on launches that CUDA would refuse; AddressSanitizer, to which it announces every fiber, finds
 // accesses out of bounds, since every shared array is a heap block of its own. What it cannot show:
 // races through memory-model relaxations, and speed.
 #pragma once
