@@ -53,7 +53,7 @@ def benchmarks() -> bool:
     directory = ROOT / "benchmarks" / "results" / slug
     directory.mkdir(parents=True, exist_ok=True)
     results = []
-    for dtype in ("bfloat16", "float32"):
+    for dtype in ("bfloat16", "tf32", "float32"):
         for memory_format in ("channels_last", "contiguous"):
             csv = directory / f"atrous_conv2d-{dtype}-{memory_format}.csv"
             script = [sys.executable, "benchmarks/bench_atrous.py", "--device", "cuda"]

@@ -11,6 +11,8 @@ import torch
 os.environ["ATROUSX_BACKEND"] = "native"
 # One engine fewer to compete with: tests run beside each other's subprocesses on small machines.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+# On CUDA, too, float32 is held to float32's accuracy; tests of TF32 turn the switch themselves.
+torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

@@ -93,15 +93,9 @@ Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weig
 
 Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
                 const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
-                                       padding, dilation, groups);
-  check_same_kind(weight, input, "weight");
-  check_bias(tail.bias, input, g);
-  check_residual(tail.residual, input, g);
-  if (tail.bias.has_value()) tail.bias = torch::stable::contiguous(*tail.bias);
-  return gather(g.forward(), input, weight, g.forward_weight(strides4(weight)), tail,
-                {g.batch, g.outputs, g.out_h, g.out_w},
-                is_channels_last(input) || is_channels_last(weight));
+  const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
+  return gather(call.g.forward(), input, weight, call.g.forward_weight(strides4(weight)), tail,
+                call.size, call.channels_last);
 }
 
 Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
@@ -120,24 +114,19 @@ Tensor atrous_conv2d_fused_cpu(const Tensor& input, const Tensor& weight,
 Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
                                         Sizes input_size, Sizes stride, Sizes padding,
                                         Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
-  const ConvGeometry g =
-      conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
-  check_grad_output(grad_output, g);
-  check_same_kind(weight, grad_output, "weight");
-  return gather(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)), Tail{},
-                {g.batch, g.channels, g.height, g.width},
-                is_channels_last(grad_output) || is_channels_last(weight));
+  const ConvCall call =
+      grad_input_call(grad_output, weight, input_size, stride, padding, dilation, groups);
+  return gather(call.g.grad_input(), grad_output, weight,
+                call.g.grad_input_weight(strides4(weight)), Tail{}, call.size, call.channels_last);
 }
 
 Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor& input,
                                          Sizes weight_size, Sizes stride, Sizes padding,
                                          Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
-  const ConvGeometry g =
-      conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
-  check_grad_output(grad_output, g);
-  check_same_kind(input, grad_output, "input");
-  const Tensor grad_weight = empty4(input, {g.outputs, g.group_channels(), g.kernel_h, g.kernel_w},
-                                    is_channels_last(grad_output) || is_channels_last(input));
+  const ConvCall call =
+      grad_weight_call(grad_output, input, weight_size, stride, padding, dilation, groups);
+  const ConvGeometry& g = call.g;
+  const Tensor grad_weight = empty4(input, call.size, call.channels_last);
   if (grad_weight.numel() == 0) return grad_weight;
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -51,16 +51,10 @@ namespace {
 
 Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
                 const Sizes& padding, const Sizes& dilation, int64_t groups, bool allow_tf32) {
-  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
-                                       padding, dilation, groups);
-  check_same_kind(weight, input, "weight");
-  check_bias(tail.bias, input, g);
-  check_residual(tail.residual, input, g);
-  if (tail.bias.has_value()) tail.bias = torch::stable::contiguous(*tail.bias);
-  const Tensor output = empty4(input, {g.batch, g.outputs, g.out_h, g.out_w},
-                               is_channels_last(input) || is_channels_last(weight));
-  gather_cuda(g.forward(), input, weight, g.forward_weight(strides4(weight)), tail, output,
-              allow_tf32);
+  const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
+  const Tensor output = empty4(input, call.size, call.channels_last);
+  gather_cuda(call.g.forward(), input, weight, call.g.forward_weight(strides4(weight)), tail,
+              output, allow_tf32);
   return output;
 }
 
@@ -82,14 +76,11 @@ Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
 Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor& weight,
                                          Sizes input_size, Sizes stride, Sizes padding,
                                          Sizes dilation, int64_t groups, bool allow_tf32) {
-  const ConvGeometry g =
-      conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
-  check_grad_output(grad_output, g);
-  check_same_kind(weight, grad_output, "weight");
-  const Tensor grad_input = empty4(grad_output, {g.batch, g.channels, g.height, g.width},
-                                   is_channels_last(grad_output) || is_channels_last(weight));
-  gather_cuda(g.grad_input(), grad_output, weight, g.grad_input_weight(strides4(weight)), Tail{},
-              grad_input, allow_tf32);
+  const ConvCall call =
+      grad_input_call(grad_output, weight, input_size, stride, padding, dilation, groups);
+  const Tensor grad_input = empty4(grad_output, call.size, call.channels_last);
+  gather_cuda(call.g.grad_input(), grad_output, weight, call.g.grad_input_weight(strides4(weight)),
+              Tail{}, grad_input, allow_tf32);
   return grad_input;
 }
 
@@ -124,12 +115,10 @@ void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor&
 Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,
                                           Sizes weight_size, Sizes stride, Sizes padding,
                                           Sizes dilation, int64_t groups, bool allow_tf32) {
-  const ConvGeometry g =
-      conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
-  check_grad_output(grad_output, g);
-  check_same_kind(input, grad_output, "input");
-  const Tensor result = empty4(input, {g.outputs, g.group_channels(), g.kernel_h, g.kernel_w},
-                               is_channels_last(grad_output) || is_channels_last(input));
+  const ConvCall call =
+      grad_weight_call(grad_output, input, weight_size, stride, padding, dilation, groups);
+  const ConvGeometry& g = call.g;
+  const Tensor result = empty4(input, call.size, call.channels_last);
   if (result.numel() == 0) return result;
   if (runs_on_tensorcores(input, g.forward(), allow_tf32)) {
     grad_weight_on_tensorcores(g, grad_output, input, result);

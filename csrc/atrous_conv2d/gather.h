@@ -29,6 +29,53 @@ inline void check_residual(const std::optional<Tensor>& residual, const Tensor& 
   check_same_kind(*residual, input, "residual");
 }
 
+// A checked call of one of the three passes: its convolution, and the size and format of its
+// result.
+struct ConvCall {
+  ConvGeometry g;
+  std::array<int64_t, 4> size;
+  bool channels_last;
+};
+
+// Makes the bias contiguous, too.
+inline ConvCall forward_call(const Tensor& input, const Tensor& weight, Tail& tail,
+                             const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                             int64_t groups) {
+  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
+                                       padding, dilation, groups);
+  check_same_kind(weight, input, "weight");
+  check_bias(tail.bias, input, g);
+  check_residual(tail.residual, input, g);
+  if (tail.bias.has_value()) tail.bias = torch::stable::contiguous(*tail.bias);
+  return {g,
+          {g.batch, g.outputs, g.out_h, g.out_w},
+          is_channels_last(input) || is_channels_last(weight)};
+}
+
+inline ConvCall grad_input_call(const Tensor& grad_output, const Tensor& weight,
+                                const Sizes& input_size, const Sizes& stride, const Sizes& padding,
+                                const Sizes& dilation, int64_t groups) {
+  const ConvGeometry g =
+      conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
+  check_grad_output(grad_output, g);
+  check_same_kind(weight, grad_output, "weight");
+  return {g,
+          {g.batch, g.channels, g.height, g.width},
+          is_channels_last(grad_output) || is_channels_last(weight)};
+}
+
+inline ConvCall grad_weight_call(const Tensor& grad_output, const Tensor& input,
+                                 const Sizes& weight_size, const Sizes& stride,
+                                 const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  const ConvGeometry g =
+      conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
+  check_grad_output(grad_output, g);
+  check_same_kind(input, grad_output, "input");
+  return {g,
+          {g.outputs, g.group_channels(), g.kernel_h, g.kernel_w},
+          is_channels_last(grad_output) || is_channels_last(input)};
+}
+
 // source -> destination, which may be a slice of a larger tensor. Only the weight's address is
 // taken from `weight`; `weight_strides` say how the pass sees it.
 void gather_cpu(const GatherShape& shape, const Tensor& source, const Tensor& weight,
