@@ -80,7 +80,9 @@ void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const
     GatherShape whole = shape;
     whole.inner = whole_vectors(shape.inner, kVector<T>);
     const TensorGatherStrides strides{from.strides, whole.inner, by.strides, strides4(destination)};
-    const auto launch = wide ? launch_gather<T, 128> : launch_gather<T, 64>;
+    const auto launch = shape.outer <= 32 ? launch_gather<T, 32>
+                        : wide            ? launch_gather<T, 128>
+                                          : launch_gather<T, 64>;
     launch(whole, from.data, by.data, tail.template epilogue<T>(),
            static_cast<T*>(destination.mutable_data_ptr()), strides, context.stream());
   });

@@ -196,12 +196,13 @@ __device__ __forceinline__ void finish_tile(const TensorSums<kColumns>& sums,
 // Synchronisation: the barriers of multiply_stages, the first of which also completes the lanes,
 // and those of finish_tile.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTensorThreads, 2) atrous_conv2d_gather_tensorcore_kernel(
-    const T* source,  // [N, source rows, columns, groups, inner]
-    const T* weight,  // [groups, outer, KH, KW, inner]
-    Epilogue<T> epilogue,
-    T* destination,  // [N, groups * outer, rows, columns], any strides
-    TapPlan plan, GatherShape shape, TensorGatherStrides strides) {
+__global__ void __launch_bounds__(kTensorThreads, kTensorBlocks<kColumns>)
+    atrous_conv2d_gather_tensorcore_kernel(
+        const T* source,  // [N, source rows, columns, groups, inner]
+        const T* weight,  // [groups, outer, KH, KW, inner]
+        Epilogue<T> epilogue,
+        T* destination,  // [N, groups * outer, rows, columns], any strides
+        TapPlan plan, GatherShape shape, TensorGatherStrides strides) {
   ATROUSX_DYNAMIC_SHARED(unsigned char, memory);
   ATROUSX_SHARED(int64_t, source_lanes, kTensorLanes);
   ATROUSX_SHARED(int64_t, destination_lanes, kTensorLanes);

@@ -36,6 +36,9 @@ template <int kColumns>
 constexpr int kStageBytes = (kTensorLanes + kColumns) * kStageDepthBytes;
 template <int kColumns>
 constexpr int kTensorSharedBytes = kStages * kStageBytes<kColumns>;
+// Blocks that a multiprocessor should hold: as many as leave them the registers of their sums.
+template <int kColumns>
+constexpr int kTensorBlocks = kColumns == 32 ? 3 : 2;
 
 // What a thread sums: 16x8 blocks in the layout of multiply_matrices.
 template <int kColumns>
@@ -70,7 +73,7 @@ __device__ __forceinline__ int row_turn(int row) {
 }
 
 // 16 lanes (or columns) at one step of depth: block `block` of the warp's, which start at
-// `warp_first`, a multiple of 32. Registers: lanes 0-7 and 8-15 of the step's first half, then of
+// `warp_first`, a multiple of 16. Registers: lanes 0-7 and 8-15 of the step's first half, then of
 // its second: the left operand of multiply_matrices; of the right one, registers 0 and 2 are the
 // first eight columns, 1 and 3 the others. Turns are written as functions of the thread alone, so
 // that blocks and steps are constant offsets to a few addresses.

@@ -36,10 +36,9 @@ struct UnionOperands {
   }
 };
 
-template <typename T>
+template <typename T, int kColumns>
 bool launch_union(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights,
                   cudaStream_t stream) {
-  constexpr int kColumns = 64;
   const ConvGeometry& g = call.geometries[0];
   UnionOperands<T> operands;
   if (!operands.add(centre_sum(weights), pointwise(g), true, stream)) return false;
@@ -64,7 +63,10 @@ bool add_at_once(const MultiRate& call, const Tensor& input, const std::vector<T
   const LaunchContext context(input.get_device_index());
   bool served = false;
   dispatch_tensorcore(input.scalar_type(), [&](auto zero) {
-    served = launch_union<decltype(zero)>(call, input, weights, context.stream());
+    using T = decltype(zero);
+    const auto launch =
+        call.geometries[0].outputs <= 32 ? launch_union<T, 32> : launch_union<T, 64>;
+    served = launch(call, input, weights, context.stream());
   });
   return served;
 }

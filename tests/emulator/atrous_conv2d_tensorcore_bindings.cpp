@@ -26,7 +26,8 @@ using Pair = std::array<int64_t, 2>;
 struct Options {
   Pair stride, padding, dilation;
   int64_t groups;
-  bool channels_last, wide;
+  bool channels_last;
+  int columns;  // of a tile
   unsigned int blocks;
 };
 
@@ -86,7 +87,9 @@ void gather(GatherShape shape, Tensor4<T>& source, Tensor4<T>& weight, const Wei
   shape.inner = atrousx::whole_vectors(shape.inner, kVector<T>);
   const atrousx::TensorGatherStrides strides{map.strides, shape.inner, by.strides,
                                              destination.strides()};
-  const auto launch = o.wide ? launch_gather<T, 128> : launch_gather<T, 64>;
+  const auto launch = o.columns == 128  ? launch_gather<T, 128>
+                      : o.columns == 64 ? launch_gather<T, 64>
+                                        : launch_gather<T, 32>;
   launch(shape, map.data, by.data, epilogue, destination, strides, o.blocks);
 }
 
@@ -152,8 +155,8 @@ py::array backward_weight(const py::array& grad_output, const py::array& input, 
 void bind_atrous_conv2d_tensorcore(py::module_& m) {
   py::class_<Options>(m, "TensorcoreOptions")
       .def(py::init([](const Pair& stride, const Pair& padding, const Pair& dilation,
-                       int64_t groups, bool channels_last, bool wide, unsigned int blocks) {
-        return Options{stride, padding, dilation, groups, channels_last, wide, blocks};
+                       int64_t groups, bool channels_last, int columns, unsigned int blocks) {
+        return Options{stride, padding, dilation, groups, channels_last, columns, blocks};
       }));
   m.def("tensorcore_forward", &forward);
   m.def("tensorcore_backward_input", &backward_input);

@@ -69,7 +69,6 @@ py::array sum(const py::array& input, const std::vector<py::array>& weights,
               bool relu, bool channels_last, unsigned int blocks) {
   return emulator::dispatch_tensorcore(input, [&](auto zero) {
     using T = decltype(zero);
-    constexpr int kColumns = 64;
     Tensor4<T> x(input, channels_last);
     emulator::Buffer<T> b(bias);
     std::deque<Tensor4<T>> filters;
@@ -102,9 +101,12 @@ py::array sum(const py::array& input, const std::vector<py::array>& weights,
     Tensor4<T> y({x.size(0), outputs, x.size(2), x.size(3)}, channels_last);
     Epilogue<T> epilogue{b.data()};
     epilogue.relu = relu;
-    emulator::launch(blocks, atrousx::kTensorThreads, atrousx::kTensorSharedBytes<kColumns>,
-                     atrousx::multi_rate_sum_tensorcore_kernel<T, kColumns>, map.data,
-                     union_weights, epilogue, y.data(), *plan, x.size(0), outputs,
+    const auto kernel = outputs <= 32 ? atrousx::multi_rate_sum_tensorcore_kernel<T, 32>
+                                      : atrousx::multi_rate_sum_tensorcore_kernel<T, 64>;
+    const int bytes =
+        outputs <= 32 ? atrousx::kTensorSharedBytes<32> : atrousx::kTensorSharedBytes<64>;
+    emulator::launch(blocks, atrousx::kTensorThreads, bytes, kernel, map.data, union_weights,
+                     epilogue, y.data(), *plan, x.size(0), outputs,
                      atrousx::whole_vectors(x.size(1), atrousx::kVector<T>), map.strides,
                      y.strides());
     return y.to_array(input.dtype());

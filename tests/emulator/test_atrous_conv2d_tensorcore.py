@@ -65,12 +65,12 @@ def check(actual, expected, kind):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[kind] * scale)
 
 
-# Of (dtype, channels_last, wide tiles) all four on the first case, two in turn on the others.
+# Of (dtype, channels_last, columns of a tile) all four on the first case, two in turn on others.
 VARIANTS = [
-    ("float16", True, True),
-    ("tf32", False, True),
-    ("bfloat16", True, False),
-    ("tf32", True, False),
+    ("float16", True, 128),
+    ("tf32", False, 32),
+    ("bfloat16", True, 64),
+    ("tf32", True, 128),
 ]
 CHOSEN = [
     (name, *VARIANTS[(i + v) % 4])
@@ -79,13 +79,13 @@ CHOSEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "channels_last", "wide"), CHOSEN)
-def test_three_passes(emulated, name, kind, channels_last, wide):
+@pytest.mark.parametrize(("name", "kind", "channels_last", "columns"), CHOSEN)
+def test_three_passes(emulated, name, kind, channels_last, columns):
     (x, x_exact), (w, w_exact), (b, _), (grad, grad_exact), geometry = problem(name, kind)
     stride, sides, dilation, groups = geometry
     # Two blocks for more jobs than that: shared memory is used again.
     options = emulated.TensorcoreOptions(
-        stride, sides[:2], dilation, groups, channels_last, wide, 2
+        stride, sides[:2], dilation, groups, channels_last, columns, 2
     )
     # The bias is added as it is, not rounded to TF32.
     added = bfloat16_values(b) if kind == "bfloat16" else b
@@ -140,7 +140,7 @@ def test_packing_of_strided_maps(emulated):
 
 
 def test_grad_weight_of_an_empty_batch_is_zero(emulated):
-    options = emulated.TensorcoreOptions((1, 1), (1, 1), (1, 1), 1, True, False, 2)
+    options = emulated.TensorcoreOptions((1, 1), (1, 1), (1, 1), 1, True, 64, 2)
     grad, x = np.zeros((0, 16, 3, 3), np.float16), np.zeros((0, 17, 3, 3), np.float16)
     result = emulated.tensorcore_backward_weight(grad, x, (3, 3), 1, options)
     assert result.shape == (16, 17, 3, 3)
@@ -149,7 +149,7 @@ def test_grad_weight_of_an_empty_batch_is_zero(emulated):
 
 def test_infinite_weights_do_not_meet_padding(emulated):
     # A dead tap, or a channel beyond the last one, that were multiplied by zero would give NaN.
-    options = emulated.TensorcoreOptions((1, 1), (2, 2), (2, 2), 1, True, False, 1)
+    options = emulated.TensorcoreOptions((1, 1), (2, 2), (2, 2), 1, True, 64, 1)
     w = np.full((16, 17, 3, 3), np.inf, np.float16)
     w[..., 1, 1] = 3
     result = emulated.tensorcore_forward(
@@ -163,9 +163,7 @@ def test_results_do_not_depend_on_the_number_of_blocks(emulated):
     stride, sides, dilation, groups = geometry
     results = []
     for blocks in (1, 7):
-        options = emulated.TensorcoreOptions(
-            stride, sides[:2], dilation, groups, True, False, blocks
-        )
+        options = emulated.TensorcoreOptions(stride, sides[:2], dilation, groups, True, 32, blocks)
         results.append(
             (
                 emulated.tensorcore_forward(x, w, None, None, False, grad.shape[2:], options),
