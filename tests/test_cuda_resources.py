@@ -27,6 +27,7 @@ HOT_KERNELS = [
     "atrous_conv2d_pack_kernel",
     "atrous_conv2d_sum_parts_kernel",
     "atrous_conv2d_transpose_kernel",
+    "multi_rate_sum_tensorcore_kernel",
     "permutohedral_blur_kernel",
     "permutohedral_corner_product_kernel",
     "permutohedral_slice_kernel",
