@@ -59,6 +59,10 @@ def benchmarks() -> bool:
             script = [sys.executable, "benchmarks/bench_atrous.py", "--device", "cuda"]
             options = ["--dtype", dtype, "--memory-format", memory_format, "--csv", str(csv)]
             results.append(run(f"bench_atrous {dtype} {memory_format}", *script, *options))
+            csv = directory / f"upsample-{dtype}-{memory_format}.csv"
+            script[1], options[-1] = "benchmarks/bench_upsample.py", str(csv)
+            options += ["--batch", "16"]
+            results.append(run(f"bench_upsample {dtype} {memory_format}", *script, *options))
     return all(results)
 
 

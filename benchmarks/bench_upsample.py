@@ -1,0 +1,287 @@
+"""Times the upsampling operators beside PyTorch's: plain, argmax and cross-entropy.
+
+All run in turns in this one process, together with a copy of as many bytes as the operator must
+read and write once: the share of its speed says what is left to gain.
+
+    python benchmarks/bench_upsample.py [--operators bilinear,argmax,cross_entropy] [--quick]
+    python benchmarks/bench_upsample.py --dtype bfloat16 --memory-format channels_last --csv FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timing import DTYPES, CsvWriter, Measured, describe_machine, interleaved
+from torch import Tensor
+
+from atrousx import ops
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# name: N, C, H, W and OH, OW. Up and down, odd, one channel and many, images and logits.
+SHAPES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int]]] = {
+    "voc_x8": ((1, 21, 65, 65), (513, 513)),
+    "cityscapes_x8": ((1, 19, 129, 257), (1024, 2048)),
+    "ade_x8": ((1, 150, 64, 64), (512, 512)),
+    "one_channel": ((1, 1, 65, 65), (513, 513)),
+    "double": ((1, 64, 128, 128), (256, 256)),
+    "odd": ((2, 7, 37, 53), (101, 211)),
+    "pooled": ((4, 256, 1, 1), (65, 65)),
+    "image_0.5": ((1, 3, 1024, 2048), (512, 1024)),
+    "image_0.75": ((1, 3, 1024, 2048), (768, 1536)),
+    "image_1.5": ((4, 3, 256, 256), (384, 384)),
+    "half": ((1, 64, 256, 256), (128, 128)),
+    "quarter": ((1, 21, 513, 513), (129, 129)),
+    "same": ((1, 21, 257, 257), (257, 257)),
+    "tiny": ((1, 8, 16, 16), (32, 32)),
+}
+QUICK = ("voc_x8", "one_channel", "odd", "half")
+# How far a result may be from float64's, relative to its norm; of labels, the share that differs.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
+NOISE = 0.03  # times closer than this are not told apart
+Function = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line: what an operator does, by both, and the bytes that it cannot avoid."""
+
+    operator: str
+    pass_name: str
+    ours: Function
+    torch: Function
+    exact: Function
+    bytes: int
+
+
+def size_of(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def gradient_of(call: Callable[[Tensor], Tensor], inputs: Tensor, grad: Tensor) -> Function:
+    """Only the backward: the graph is built once."""
+    leaf = inputs.detach().requires_grad_()
+    output = call(leaf)
+    return lambda: torch.autograd.grad(output, leaf, grad, retain_graph=True)[0]
+
+
+def training_of(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Function:
+    leaf = logits.detach().requires_grad_()
+    return lambda: torch.autograd.grad(loss(leaf), leaf)[0]
+
+
+def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[Case]:
+    def upsampled(x: Tensor) -> Tensor:
+        return F.interpolate(x, size, mode="bilinear")
+
+    def ours(x: Tensor) -> Tensor:
+        return ops.upsample_bilinear2d(x, size)
+
+    found, double = [], logits.double()
+    labels = torch.randint(logits.shape[1], (logits.shape[0], *size), device=logits.device)
+    if "bilinear" in operators:
+        grad = torch.randn_like(upsampled(logits))
+        moved = size_of(logits, grad)
+        found += [
+            Case("bilinear", "forward", *(_bind(f, logits) for f in (ours, upsampled)),
+                 _bind(upsampled, double), moved),
+            Case("bilinear", "backward", *(gradient_of(f, logits, grad) for f in (ours, upsampled)),
+                 gradient_of(upsampled, double, grad.double()), moved),
+        ]  # fmt: skip
+    if "argmax" in operators and logits.shape[1] > 1:
+        found.append(
+            Case("argmax", "forward", lambda: ops.upsample_argmax(logits, size),
+                 lambda: upsampled(logits).argmax(1), lambda: upsampled(double).argmax(1),
+                 size_of(logits, labels))
+        )  # fmt: skip
+    if "cross_entropy" in operators and logits.shape[1] > 1:
+
+        def our_loss(x: Tensor) -> Tensor:
+            return ops.upsample_cross_entropy(x, labels)
+
+        def loss(x: Tensor) -> Tensor:
+            return F.cross_entropy(upsampled(x), labels)
+
+        moved = size_of(logits, labels)
+        found += [
+            Case("cross_entropy", "forward", *(_bind(f, logits) for f in (our_loss, loss)),
+                 _bind(loss, double), moved),
+            Case("cross_entropy", "training", *(training_of(f, logits) for f in (our_loss, loss)),
+                 training_of(loss, double), moved + size_of(logits)),
+        ]  # fmt: skip
+    return found
+
+
+def _bind(function: Callable[[Tensor], Tensor], argument: Tensor) -> Function:
+    return lambda: function(argument)
+
+
+def error_of(result: Tensor, exact: Tensor) -> float:
+    if not result.is_floating_point():
+        return float((result != exact).double().mean())
+    return float((result.double() - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def peak_memory(function: Function, device: torch.device) -> float:
+    """MiB by which one call raises the memory in use, its result included; NaN where unknown."""
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds hides growth
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+        before = _status_kib("VmRSS")
+        function()
+        return (_status_kib("VmHWM") - before) / 2**10
+    return float("nan")
+
+
+def _status_kib(name: str) -> int:
+    found = re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@dataclass(frozen=True)
+class Result:
+    case: Case
+    timed: dict[str, Measured]
+    memory: dict[str, float]
+    error: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is; below 1 it is slower."""
+        return self.timed["torch"].median / self.timed["ours"].median
+
+    @property
+    def verdict(self) -> str:
+        if abs(self.ratio - 1) <= NOISE:
+            return "even"
+        return "faster" if self.ratio > 1 else "SLOWER"
+
+    def share(self, name: str) -> float:
+        """Of the copy's speed."""
+        return self.timed["copy"].median / self.timed[name].median
+
+
+def measure(case: Case, device: torch.device, seconds: float) -> Result:
+    exact = case.exact()
+    functions = {"ours": case.ours, "torch": case.torch}
+    error = {name: error_of(function(), exact) for name, function in functions.items()}
+    del exact
+    memory = {name: peak_memory(function, device) for name, function in functions.items()}
+    source = torch.zeros(case.bytes // 2, dtype=torch.int8, device=device)
+    target = torch.zeros_like(source)
+    timed = interleaved({**functions, "copy": lambda: target.copy_(source)}, device, seconds)
+    return Result(case, timed, memory, error)
+
+
+def csv_row(machine: dict[str, Any], args: argparse.Namespace, name: str, result: Result) -> Any:
+    (n, c, h, w), (oh, ow) = SHAPES[name]
+    row = {**machine, "dtype": args.dtype, "memory_format": args.memory_format, "shape": name}
+    row |= {"n": n * args.batch, "c": c, "h": h, "w": w, "oh": oh, "ow": ow}
+    row |= {"operator": result.case.operator, "pass": result.case.pass_name}
+    for who in ("ours", "torch", "copy"):
+        row[f"{who}_ms"] = round(result.timed[who].median * 1e3, 5)
+        row[f"{who}_fastest_ms"] = round(result.timed[who].fastest * 1e3, 5)
+    row |= {"ratio": round(result.ratio, 4), "bytes": result.case.bytes}
+    for who in ("ours", "torch"):
+        row[f"{who}_of_copy"] = round(result.share(who), 4)
+        row[f"{who}_peak_mib"] = round(result.memory[who], 2)
+        row[f"{who}_error"] = f"{result.error[who]:.1e}"
+    return row | {"rounds": len(result.timed["ours"].samples)}
+
+
+HEADER = (
+    f"{'shape':<14} {'operator':<13} {'pass':<8} | {'ours ms':>9} {'torch ms':>9} | "
+    f"{'ratio':>6}        | {'of copy':>7} {'torch':>6} | {'peak MiB':>8} {'torch':>8}"
+)
+
+
+def table_row(name: str, result: Result, wrong: bool) -> str:
+    return (
+        f"{name:<14} {result.case.operator:<13} {result.case.pass_name:<8} | "
+        f"{result.timed['ours'].median * 1e3:>9.3f} {result.timed['torch'].median * 1e3:>9.3f} | "
+        f"{result.ratio:>5.2f}x {result.verdict:<6} | {result.share('ours'):>7.0%} "
+        f"{result.share('torch'):>6.0%} | {result.memory['ours']:>8.1f} "
+        f"{result.memory['torch']:>8.1f}" + ("  WRONG RESULT" if wrong else "")
+    )
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    gpu = torch.cuda.is_available()
+    known = ["bilinear", "argmax", "cross_entropy"]
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
+    parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
+    parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")
+    parser.add_argument("--operators", type=lambda text: text.split(","), default=known)
+    parser.add_argument("--batch", type=int, default=1, help="times the shape's own; default: 1")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's own choice")
+    parser.add_argument("--shapes", metavar="NAME,...", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--quick", action="store_true", help="a short list")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for one line; default: 1")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="append every line to this file")
+    args = parser.parse_args(arguments)
+    args.shapes = args.shapes.split(",") if args.shapes else list(QUICK if args.quick else SHAPES)
+    if unknown := set(args.operators) - set(known):
+        parser.error(f"--operators knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
+    if unknown := set(args.shapes) - set(SHAPES):
+        parser.error(f"--shapes knows {', '.join(SHAPES)}, not {', '.join(sorted(unknown))}")
+    if args.device == "cuda" and not gpu:
+        parser.error("--device cuda: PyTorch sees no GPU here")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    device = torch.device(args.device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads or before)
+    machine = describe_machine(device)
+    writer = CsvWriter(args.csv) if args.csv else None
+    verdicts: Counter[str] = Counter()
+    wrong = 0
+    print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""))
+    print(f"{args.dtype}, {args.memory_format}\n\n{HEADER}\n{'-' * len(HEADER)}")
+    for name in args.shapes:
+        (n, *shape), size = SHAPES[name]
+        torch.manual_seed(0)
+        logits = torch.randn(n * args.batch, *shape, device=device).to(DTYPES[args.dtype])
+        logits = logits.to(memory_format=FORMATS[args.memory_format])
+        for case in cases(args.operators, logits, size):
+            result = measure(case, device, args.seconds)
+            failed = not result.error["ours"] <= TOLERANCE[args.dtype]
+            print(table_row(name, result, failed), flush=True)
+            verdicts[result.verdict] += 1
+            wrong += failed
+            if writer:
+                writer.write(csv_row(machine, args, name, result))
+    torch.set_num_threads(before)
+    print(
+        f"\nratio: PyTorch's time over ours. Of {verdicts.total()} lines ours is faster on "
+        f"{verdicts['faster']}, even (within {NOISE:.0%}) on {verdicts['even']}, slower on "
+        f"{verdicts['SLOWER']}. Peak: memory that one call adds, its result included."
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
