@@ -48,6 +48,11 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "_upsample_argmax(Tensor logits, SymInt[2] output_size, bool align_corners, "
       "bool with_probability, bool narrow) -> (Tensor, Tensor)");
 
+  // sum += alpha * softmax(upsampled logits), of their mirror image if `flip`.
+  m.def(
+      "_upsample_softmax_add_(Tensor(a!) sum, Tensor logits, float alpha, bool flip, "
+      "bool align_corners) -> ()");
+
   // Sums of loss and of weights per row of pixels, the pixels' losses, empty unless asked for, and
   // their log-sums of exponentials, which the backward needs. The backward's grad is one number per
   // row or one per pixel.

@@ -7,6 +7,7 @@ from .permutohedral_filter import permutohedral_filter
 from .upsample_argmax import upsample_argmax
 from .upsample_bilinear2d import upsample_bilinear2d
 from .upsample_cross_entropy import upsample_cross_entropy
+from .upsample_softmax_add import upsample_softmax_add_
 
 __all__ = [
     "atrous_conv2d",
@@ -16,4 +17,5 @@ __all__ = [
     "upsample_argmax",
     "upsample_bilinear2d",
     "upsample_cross_entropy",
+    "upsample_softmax_add_",
 ]

@@ -1,8 +1,8 @@
 // CPU kernels and registration of upsample_cross_entropy and its backward.
 //
 // A task is a cell of rows: the pixel rows between two neighbouring rows of logits. It walks them
-// block by block (cpu_cells.h); a block's values are used for all that is asked and forgotten.
-#include "../upsample_bilinear2d/cpu_cells.h"
+// block by block (cpu_blocks.h); a block's values are used for all that is asked and forgotten.
+#include "../upsample_bilinear2d/cpu_blocks.h"
 #include "../vector_math.h"
 #include "arguments.h"
 
@@ -102,50 +102,21 @@ struct AddToRows {
   }
 };
 
-// What both directions share: the walk over pixel rows and blocks.
+// What both directions share.
 template <typename T, typename Label>
-class CpuCrossEntropy {
+class CpuCrossEntropy : protected UpsampledBlocks<T> {
  protected:
-  using A = Accumulate<T>;
+  using typename UpsampledBlocks<T>::A;
 
   CpuCrossEntropy(const LossArguments& arguments, const T* logits, const Label* target)
-      : r_(arguments.r),
+      : UpsampledBlocks<T>(arguments.r, logits),
         loss_(arguments.loss<A>()),
         total_(loss_.total_weight()),
-        logits_(logits),
-        target_(target),
-        plan_(r_.plan<T>()),
-        rows_(all_cells(plan_.rows)),
-        columns_(plan_.columns) {}
+        target_(target) {}
 
-  int64_t bands() const { return static_cast<int64_t>(rows_.size()); }
-  int64_t row_size() const { return r_.channels * r_.width; }
-
-  // A row of logits, every channel, at pixel row oh: [C, W].
-  void blend(int64_t n, int64_t oh, A* row) const {
-    const BilinearTap<A> tap = plan_.rows.tap(oh);
-    for (int64_t c = 0; c < r_.channels; ++c) {
-      const T* plane = logits_ + (n * r_.channels + c) * r_.height * r_.width;
-      run_best<BlendRows>(plane + tap.lower * r_.width, plane + tap.upper * r_.width, tap.weight,
-                          row + c * r_.width, r_.width);
-    }
-  }
-
-  void interpolate(int64_t b, const A* row, A* values) const {
-    const int64_t begin = columns_.block_start[b];
-    run_best<InterpolateBlock>(row, r_.channels, r_.width, columns_.cells.data() + begin,
-                               columns_.block_start[b + 1] - begin,
-                               columns_.weight.data() + columns_.block_first(b), values);
-  }
-
-  const Resampling r_;
   const PixelLoss<A> loss_;
   const A total_;              // of the class weights
-  const T* const logits_;      // [N, C, H, W]
   const Label* const target_;  // [N, OH, OW]
-  const BilinearPlan<A> plan_;
-  const std::vector<Cell> rows_;
-  const CellAxis<A> columns_;
 };
 
 template <typename T, typename Label>

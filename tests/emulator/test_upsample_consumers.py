@@ -1,11 +1,11 @@
-"""The CUDA kernels of upsample_argmax and upsample_cross_entropy, run on the host."""
+"""The CUDA kernels of the operators that consume upsampled logits, run on the host."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.reference import upsample_bilinear2d, upsample_cross_entropy
+from tests.reference import upsample_bilinear2d, upsample_cross_entropy, upsample_softmax_add
 
 SIZES = [((2, 3), (5, 7)), ((5, 7), (2, 3)), ((1, 1), (3, 2)), ((4, 5), (9, 133))]
 
@@ -45,6 +45,16 @@ def test_cross_entropy(emulated, small, large, smoothing, channels_last):
     counted = np.where(target == 255, 0, weight[np.where(target == 255, 0, target)])
     np.testing.assert_allclose(row_weight, counted.sum(2), rtol=1e-6)
     np.testing.assert_allclose(gradient, exact_gradient, atol=1e-5 * np.abs(exact_gradient).max())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_softmax_add(emulated, small, large, flip, channels_last):
+    logits = np.random.default_rng(0).normal(size=(2, 4, *small)).astype(np.float32)
+    result = emulated.upsample_softmax_add(logits, large, 0.25, flip, channels_last)
+    exact = 1 + 0.25 * upsample_softmax_add.probabilities(logits, large, flip)
+    np.testing.assert_allclose(result, exact, rtol=1e-6)
 
 
 def test_label_out_of_range_is_nan(emulated):

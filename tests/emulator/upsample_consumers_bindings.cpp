@@ -2,6 +2,7 @@
 #include "arrays.h"
 #include "upsample_argmax/upsample_argmax_kernels.cuh"
 #include "upsample_cross_entropy/upsample_cross_entropy_kernels.cuh"
+#include "upsample_softmax_add/upsample_softmax_add_kernels.cuh"
 
 namespace {
 
@@ -61,9 +62,23 @@ py::tuple cross_entropy(const py::array_t<float>& array, const py::array_t<int64
       row_weight.to_array(rows, py::dtype::of<double>()), grad_logits.to_array(array.dtype()));
 }
 
+// The sum of 1 and of alpha times the probabilities.
+py::array softmax_add(const py::array_t<float>& array, const Pair& size, float alpha, bool flip,
+                      bool channels_last) {
+  emulator::Tensor4<float> logits(array, channels_last);
+  const int64_t batch = logits.size(0), channels = logits.size(1);
+  emulator::Tensor4<float> sum({batch, channels, size[0], size[1]}, channels_last);
+  std::fill_n(sum.data(), batch * channels * size[0] * size[1], 1.0f);
+  emulator::launch(3, 64, 0, atrousx::upsample_softmax_add_kernel<float>, logits.data(), sum.data(),
+                   batch, channels, make_plan<float>({logits.size(2), logits.size(3)}, size, false),
+                   alpha, flip, logits.strides(), sum.strides());
+  return sum.to_array(array.dtype());
+}
+
 }  // namespace
 
 void bind_upsample_consumers(py::module_& m) {
   m.def("upsample_argmax", &argmax);
   m.def("upsample_cross_entropy", &cross_entropy);
+  m.def("upsample_softmax_add", &softmax_add);
 }

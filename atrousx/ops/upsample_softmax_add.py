@@ -1,0 +1,93 @@
+"""The softmax of upsampled logits added to a sum: the public function and its fake kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._check import check_device, check_floating, check_rank, check_tensor
+
+_add = torch.ops.atrousx._upsample_softmax_add_.default
+
+
+def upsample_softmax_add_(
+    sum: Tensor,
+    logits: Tensor,
+    alpha: float = 1.0,
+    flip: bool = False,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Adds the softmax of bilinearly upsampled logits to a sum, in place and in one pass.
+
+    .. math::
+        s_{n,c,o,p} \mathrel{+}= \alpha \; \mathrm{softmax}_c \, U(x)_{n,o,p}
+
+    with :math:`U` as in ``ops.upsample_bilinear2d``: one term of the mean over scales and mirror
+    images with which segmentation is tested, where :math:`\alpha` is one over their number. Beside
+    the sum nothing of its size is allocated. There is no gradient.
+
+    Args:
+        sum: ``[N, C, OH, OW]``, float32, or float64 for float64 logits; any strides whose elements
+            do not share memory. It is changed and returned.
+        logits: ``[N, C, H, W]``, float32, float64, float16 or bfloat16 (half types are computed in
+            float32), any strides, N may be 0.
+        alpha: what the probabilities are multiplied by.
+        flip: the logits are a network's answer to the mirrored image: they are mirrored back,
+            columns reversed, before they are upsampled.
+        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
+
+    Returns:
+        ``sum``.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong ranks, an empty map, batches or channels that differ.
+        RuntimeError: tensors on different devices; ``sum`` requires a gradient, or shares memory
+            with itself.
+
+    Source: the inference of arXiv:1706.05587, section 4.
+
+    Example:
+        >>> import torch, atrousx
+        >>> mean = torch.zeros(1, 2, 1, 2)
+        >>> for flip in (False, True):
+        ...     logits = torch.tensor([[[[0.0, 90.0]], [[0.0, 0.0]]]])
+        ...     _ = atrousx.ops.upsample_softmax_add_(mean, logits, 1 / 2, flip)
+        >>> mean
+        tensor([[[[0.7500, 0.7500]],
+        <BLANKLINE>
+                 [[0.2500, 0.2500]]]])
+    """
+    check_floating("logits", logits)
+    check_device("logits", logits)
+    check_rank("logits", logits, 4, "[N, C, H, W]")
+    if any(extent == 0 for extent in logits.shape[1:]):
+        raise ValueError(f"logits must have non-empty C, H and W, got shape {tuple(logits.shape)}")
+    check_tensor("sum", sum)
+    check_rank("sum", sum, 4, "[N, C, OH, OW]")
+    computed = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if sum.dtype != computed:
+        raise TypeError(
+            f"sum must be {str(computed)[6:]} for {str(logits.dtype)[6:]} logits, "
+            f"got {str(sum.dtype)[6:]}"
+        )
+    if sum.shape[:2] != logits.shape[:2] or 0 in sum.shape[2:]:
+        raise ValueError(
+            f"sum must have N and C of logits ({logits.shape[0]}, {logits.shape[1]}) and a size, "
+            f"got shape {tuple(sum.shape)}"
+        )
+    if sum.device != logits.device:
+        raise RuntimeError(
+            f"sum must be on the device of logits, {logits.device}, got {sum.device}"
+        )
+    if sum.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("sum must not require a gradient: there is none")
+    if not torch.compiler.is_compiling() and torch._debug_has_internal_overlap(sum) == 1:
+        raise RuntimeError("sum must not share memory with itself, as an expanded tensor does")
+    _add(sum, logits.detach(), float(alpha), bool(flip), bool(align_corners))
+    return sum
+
+
+@torch.library.register_fake("atrousx::_upsample_softmax_add_")
+def _(sum: Tensor, logits: Tensor, alpha: float, flip: bool, align_corners: bool) -> None:
+    return None
