@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import DenseCRF
-from ..ops import upsample_bilinear2d
+from ..ops import upsample_bilinear2d, upsample_softmax_add_
 from ..ops._check import check_rank, check_tensor
 from .preprocess import Preprocess
 from .tiling import check_tile, tiled
@@ -137,31 +137,33 @@ class Segmenter(nn.Module):
         self, photograph: Tensor, scales: Sequence[float], flip: bool, tiles: Tiles | None
     ) -> Tensor:
         """Probabilities [N, L, H, W] over all scales and mirror images."""
-        fused, count = None, 0
-        for scale in scales:
-            for mirrored in (False, True) if flip else (False,):
-                scores = self._scores(photograph, scale, mirrored, tiles)
-                if self.fusion == "mean":
-                    scores = scores.softmax(1)
-                    fused = scores if fused is None else fused.add_(scores)
-                else:
-                    fused = scores if fused is None else torch.maximum(fused, scores)
-                count += 1
+        sides = (False, True) if flip else (False,)
+        looks = [(scale, mirrored) for scale in scales for mirrored in sides]
+        size, fused = photograph.shape[-2:], None
+        for scale, mirrored in looks:
+            scores = self._scores(photograph, scale, mirrored, tiles)
+            if self.fusion == "mean":
+                if fused is None:
+                    dtype = torch.promote_types(scores.dtype, torch.float32)
+                    fused = scores.new_zeros((*scores.shape[:2], *size), dtype=dtype)
+                upsample_softmax_add_(fused, scores, 1 / len(looks), mirrored)
+                continue
+            scores = self.resample(scores, size) if scale != 1 else scores
+            scores = scores.flip(-1) if mirrored else scores
+            fused = scores if fused is None else torch.maximum(fused, scores)
         assert fused is not None
-        return fused / count if self.fusion == "mean" else fused.softmax(1)
+        return fused if self.fusion == "mean" else fused.softmax(1)
 
     def _scores(
         self, photograph: Tensor, scale: float, mirrored: bool, tiles: Tiles | None
     ) -> Tensor:
-        """Logits of the photograph at its own size, from the network's look at another."""
-        size = photograph.shape[-2:]
+        """The network's answer to the photograph at another size, or to its mirror image."""
         images = self.preprocess(photograph)
         if scale != 1:
-            images = self.resample(images, [max(1, round(scale * extent)) for extent in size])
+            size = [max(1, round(scale * extent)) for extent in photograph.shape[-2:]]
+            images = self.resample(images, size)
         seen = images.flip(-1) if mirrored else images
-        scores = self._logits(seen) if tiles is None else tiled(self._logits, seen, *tiles)
-        scores = self.resample(scores, size) if scale != 1 else scores
-        return scores.flip(-1) if mirrored else scores
+        return self._logits(seen) if tiles is None else tiled(self._logits, seen, *tiles)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits: OrderedDict[str, Tensor] = self(images)

@@ -36,6 +36,12 @@ class UpsampledBlocks {
   // The values of block b of such a row: [C, kBlockPitch].
   void interpolate(int64_t b, const A* row, A* values) const {
     const int64_t begin = columns_.block_start[b];
+    if (r_.width == r_.out_width) {
+      for (int64_t c = 0; c < r_.channels; ++c)
+        std::copy_n(row + c * r_.width + columns_.block_first(b), columns_.block_count(b),
+                    values + c * kBlockPitch);
+      return;
+    }
     run_best<InterpolateBlock>(row, r_.channels, r_.width, columns_.cells.data() + begin,
                                columns_.block_start[b + 1] - begin,
                                columns_.weight.data() + columns_.block_first(b), values);
