@@ -48,6 +48,7 @@ SHAPES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int]]] = {
 }
 QUICK = ("voc_x8", "one_channel", "odd", "half")
 # How far a result may be from float64's, relative to its norm; of labels, the share that differs.
+# Twice PyTorch's own error is no fault either: float32 places far samples only so well.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
 NOISE = 0.03  # times closer than this are not told apart
 Function = Callable[[], Tensor]
@@ -268,7 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
         logits = logits.to(memory_format=FORMATS[args.memory_format])
         for case in cases(args.operators, logits, size):
             result = measure(case, device, args.seconds)
-            failed = not result.error["ours"] <= TOLERANCE[args.dtype]
+            allowed = max(TOLERANCE[args.dtype], 2 * result.error["torch"])
+            failed = not result.error["ours"] <= allowed
             print(table_row(name, result, failed), flush=True)
             verdicts[result.verdict] += 1
             wrong += failed
