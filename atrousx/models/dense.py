@@ -22,6 +22,9 @@ POINTWISE = (
     nn.Identity,
     nn.ReLU,
     nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.Mish,
     nn.GELU,
     nn.SiLU,
     nn.Sigmoid,
@@ -34,6 +37,10 @@ FUNCTIONS = {
     *(F.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.layer_norm, F.dropout),
 }
 METHODS = {"add", "add_", "mul", "mul_", "relu", "relu_", "sigmoid", "permute", "contiguous"}
+# Along the channels these are pointwise, too.
+SPLITS = {torch.split, torch.chunk, "split", "chunk"}
+# What depends on the mode must stay a module: a trace would fix the mode of now.
+DROPS = ("StochasticDepth", "DropPath")
 POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 POOL_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 
@@ -65,10 +72,9 @@ class DilatedAvgPool2d(nn.Module):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # What depends on the mode must stay a module: a trace would fix the mode of now.
-        return type(m).__name__ == "StochasticDepth" or super().is_leaf_module(
-            m, module_qualified_name
-        )
+        # Subclasses of what is pointwise (timm's normalisation with its activation) are that, too.
+        known = type(m).__name__ in DROPS or isinstance(m, POINTWISE)
+        return known or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Densifier:
@@ -78,6 +84,8 @@ class _Densifier:
         self.traced, self.output_stride = traced, output_stride
         self.densities: dict[fx.Node, Density | None] = {}
         self.changed: set[str] = set()
+        # Parameters, and what is computed of them alone.
+        self.constants: set[fx.Node] = set()
         self.reachable = {1}
 
     def run(self) -> fx.Node:
@@ -85,7 +93,12 @@ class _Densifier:
         for node in list(self.traced.graph.nodes):
             if node.op == "output":
                 break
+            if node.op != "placeholder" and self.constants.issuperset(node.all_input_nodes):
+                self.constants.add(node)
+                self.densities[node] = None
+                continue
             if self._ends(node):
+                self._check_rest(node)
                 return self._features(node)
             self.densities[node] = self._density(node)
         raise self._refusal("it never pools its features, so it is no classification network")
@@ -93,7 +106,18 @@ class _Densifier:
     def _ends(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.traced.get_submodule(str(node.target)), nn.Flatten)
-        return node.target in (torch.flatten, torch.mean, "flatten", "mean", "view", "reshape")
+        if node.target in (torch.mean, "mean"):
+            return not _keeps_dimensions(node)
+        return node.target in (torch.flatten, "flatten", "view", "reshape")
+
+    def _check_rest(self, end: fx.Node) -> None:
+        nodes = list(self.traced.graph.nodes)
+        for node in nodes[nodes.index(end) :]:
+            layer = (
+                self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+            )
+            if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) != {1}:
+                raise self._refusal(f"{end.name} flattens its features before {node.target}")
 
     def _features(self, node: fx.Node) -> fx.Node:
         current = node.args[0]
@@ -114,12 +138,15 @@ class _Densifier:
         density = found.pop()
         if node.op == "call_module":
             return self._layer(node, self.traced.get_submodule(str(node.target)), density)
-        if node.target in POOL_FUNCTIONS:
+        if node.target in POOL_FUNCTIONS or _averages_map(node):
             self._sample(node, density)
             return None
+        if _along_channels(node):
+            return density
         allowed = METHODS if node.op == "call_method" else FUNCTIONS
         if node.target not in allowed:
-            raise self._refusal(f"the operation {node.name} may depend on the size of the map")
+            what = f"{node.args[1]} of {node.args[0]}" if node.target is getattr else node.name
+            raise self._refusal(f"the operation {what} may depend on the size of the map")
         return density
 
     def _layer(self, node: fx.Node, layer: nn.Module, density: Density) -> Density | None:
@@ -128,7 +155,7 @@ class _Densifier:
             return None
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             return self._window(node, layer, density)
-        if isinstance(layer, POINTWISE) or type(layer).__name__ == "StochasticDepth":
+        if isinstance(layer, POINTWISE) or type(layer).__name__ in DROPS:
             return density
         raise self._refusal(f"its layer {node.target} is a {type(layer).__name__}")
 
@@ -204,6 +231,30 @@ class _Densifier:
         return ValueError(f"classifier cannot be made dense: {reason}")
 
 
+def _keeps_dimensions(node: fx.Node) -> bool:
+    return bool(node.kwargs.get("keepdim") or node.args[2:3] == (True,))
+
+
+def _averages_map(node: fx.Node) -> bool:
+    """Whether a node is a mean over height and width that stays a map, of one pixel."""
+    if node.target not in (torch.mean, "mean") or not _keeps_dimensions(node):
+        return False
+    dims: Any = (node.args[1:2] or (node.kwargs.get("dim"),))[0]
+    return isinstance(dims, (tuple, list)) and sorted(d % 4 for d in dims) == [2, 3]
+
+
+def _along_channels(node: fx.Node) -> bool:
+    """Whether a node takes channels apart, or takes such a part."""
+    if node.target in SPLITS:
+        return bool((node.args[2:] or (node.kwargs.get("dim"),))[0] == 1)
+    if node.target is not operator.getitem:
+        return False
+    source, index = node.args
+    if isinstance(index, int):
+        return isinstance(source, fx.Node) and source.target in SPLITS
+    return isinstance(index, tuple) and all(part == slice(None) for part in (index[0], *index[2:]))
+
+
 def to_dense(classifier: nn.Module, output_stride: int = 8) -> nn.Module:
     r"""Turns a classification network into a dense feature extractor, without new parameters.
 
@@ -215,8 +266,11 @@ def to_dense(classifier: nn.Module, output_stride: int = 8) -> nn.Module:
 
     up to rounding, where the image's sizes are multiples of the classifier's stride, and else away
     from the borders. Squeeze-and-excitation pools over these positions alone, so that the law holds
-    for it, too. ``torchvision`` networks that work: ResNet, ResNeXt, VGG, MobileNetV2 and V3,
-    EfficientNet, DenseNet, ConvNeXt, RegNet.
+    for it, too. Networks that work, of torchvision: ResNet, ResNeXt, VGG, MobileNetV2 and V3,
+    EfficientNet, DenseNet, ConvNeXt, RegNet; of timm: these but VGG, and SE-ResNet, MobileNetV4,
+    EfficientNetV2, MNASNet, MixNet, GhostNet, RexNet, RepVGG, ResNetV2, Xception, DPN, DLA and
+    DarkNet. Transformers, and what normalises over the map or pads by its size (ConvNeXt V2, the
+    ``tf_`` networks) are refused by name.
 
     Args:
         classifier: a network of convolutions and poolings that ends in a pooling, flattening and

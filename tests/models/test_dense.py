@@ -67,6 +67,65 @@ def test_torchvisions_networks(name):
     assert {type(m) for m in dense.modules() if isinstance(m, nn.Conv2d)} == {AtrousConv2d}
 
 
+# timm's own names; the features are forward_features' result.
+TIMM = (
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "convnext_atto",
+    "regnety_002",
+    "ghostnet_050",
+)
+TIMM_REFUSES = {
+    "ecaresnet26t": "mean flattens its features before",
+    "convnextv2_atto": "the operation norm may depend on the size of the map",
+    "vit_tiny_patch16_224": "the operation shape of x may depend on the size of the map",
+    "tf_mobilenetv3_small_minimal_100": "cannot be traced by torch.fx: symbolically traced",
+    "res2net50_26w_4s": "its layer layer3.0.pool averages padding",
+}
+
+
+def timm_network(name):
+    reference.segmentation()
+    timm = pytest.importorskip("timm")
+    network = timm.create_model(name, pretrained=False)
+    network.load_state_dict(reference.random_state(network))
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", TIMM)
+@torch.inference_mode()
+def test_timms_networks(name):
+    network, image = timm_network(name), torch.randn(1, 3, 64, 96)
+    expected = network.forward_features(image)
+    found = to_dense(network, 8)(image)
+    assert found.shape == (1, expected.shape[1], 8, 12)
+    difference = (found[..., ::4, ::4] - expected).abs().max()
+    assert difference <= 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", TIMM_REFUSES)
+def test_timms_networks_that_cannot_be_dense(name):
+    with pytest.raises(ValueError, match=f"classifier .*{TIMM_REFUSES[name]}"):
+        to_dense(timm_network(name), 8)
+
+
+def test_means_over_other_dimensions_are_refused():
+    class Attends(nn.Module):
+        def __init__(self, dims):
+            super().__init__()
+            self.conv, self.dims = nn.Conv2d(3, 4, 3, 2, 1), dims
+            self.last = chain(nn.Conv2d(4, 4, 3, 2, 1))
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.last(x * x.mean(self.dims, True).sigmoid())
+
+    to_dense(Attends((-1, 2)), 2)
+    for dims in (1, (1, 2), (2,)):
+        with pytest.raises(ValueError, match="the operation mean may depend on the size"):
+            to_dense(Attends(dims), 2)
+
+
 def chain(*layers):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
 
