@@ -23,7 +23,7 @@ constexpr int kPackThreads = 256;
 // such tiles in turn. Reads: its tile, along rows or columns, whichever lie closer together.
 // Writes: its tile, along columns. Synchronisation: three barriers per tile.
 template <typename T>
-__global__ void __launch_bounds__(kPackThreads)
+__global__ void __launch_bounds__(kPackThreads, 4)
     atrous_conv2d_pack_kernel(const T* from, T* to, PackShape s) {
   ATROUSX_SHARED(T, tile, kPackTile * (kPackTile + 1));
   ATROUSX_SHARED(int64_t, from_rows, kPackTile);
