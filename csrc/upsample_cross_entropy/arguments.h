@@ -48,19 +48,38 @@ struct LossArguments {
   }
 };
 
-// Calls f with a value of the C++ type behind a label's dtype.
-template <typename F>
-void dispatch_label(ScalarType dtype, F&& f) {
-  switch (dtype) {
-    case ScalarType::Long:
-      return f(int64_t{});
-    case ScalarType::Int:
-      return f(int32_t{});
-    case ScalarType::Byte:
-      return f(uint8_t{});
-    default:
-      STD_TORCH_CHECK(false, "target must be int64, int32 or uint8");
+// The C++ types of one call, and typed pointers to its tensors.
+template <typename Scalar, typename Integer>
+struct LossTypes {
+  using T = Scalar;
+  using Label = Integer;
+  using A = Accumulate<T>;
+
+  static const T* logits(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+  static const A* numbers(const Tensor& t) { return static_cast<const A*>(t.const_data_ptr()); }
+  static T* new_logits(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
+  static A* new_numbers(const Tensor& t) { return static_cast<A*>(t.mutable_data_ptr()); }
+  static const Label* labels(const Tensor& t) {
+    return static_cast<const Label*>(t.const_data_ptr());
   }
+};
+
+// Calls f with the LossTypes of a call.
+template <typename F>
+void dispatch_loss(const Tensor& logits, const Tensor& target, F&& f) {
+  dispatch_floating(logits.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    switch (target.scalar_type()) {
+      case ScalarType::Long:
+        return f(LossTypes<T, int64_t>{});
+      case ScalarType::Int:
+        return f(LossTypes<T, int32_t>{});
+      case ScalarType::Byte:
+        return f(LossTypes<T, uint8_t>{});
+      default:
+        STD_TORCH_CHECK(false, "target must be int64, int32 or uint8");
+    }
+  });
 }
 
 // The forward's results.
@@ -88,6 +107,16 @@ struct LossMaps {
     return {row_loss, row_weight, losses, log_sum};
   }
 };
+
+// The forward of either device: allocates the results and has `compute(maps, types)` fill them.
+template <typename F>
+std::tuple<Tensor, Tensor, Tensor, Tensor> loss_maps(const LossArguments& arguments,
+                                                     const Tensor& logits, const Tensor& target,
+                                                     bool per_pixel, F&& compute) {
+  const LossMaps maps(arguments, logits, per_pixel);
+  if (target.numel() > 0) dispatch_loss(logits, target, [&](auto types) { compute(maps, types); });
+  return maps.all();
+}
 
 inline void check_loss_gradient(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                 const Tensor& log_sum) {

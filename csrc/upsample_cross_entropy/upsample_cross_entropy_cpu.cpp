@@ -3,104 +3,11 @@
 // A task is a cell of rows: the pixel rows between two neighbouring rows of logits. It walks them
 // block by block (cpu_blocks.h); a block's values are used for all that is asked and forgotten.
 #include "../upsample_bilinear2d/cpu_blocks.h"
-#include "../vector_math.h"
 #include "arguments.h"
+#include "cpu_loops.h"
 
 namespace atrousx {
 namespace {
-
-// best[j] = max over channels, sum[j] = sum over channels of exp(value - best)
-struct SoftmaxSums {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* values, int64_t channels, int64_t count, A* best,
-                                        A* sum) {
-    for (int64_t j = 0; j < count; ++j) {
-      best[j] = values[j];
-      sum[j] = A(0);
-    }
-    for (int64_t c = 1; c < channels; ++c)
-      for (int64_t j = 0; j < count; ++j) best[j] = max_of(best[j], values[c * kBlockPitch + j]);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t j = 0; j < count; ++j)
-        sum[j] += exp_nonpositive(values[c * kBlockPitch + j] - best[j]);
-  }
-};
-
-// weighted[j] = sum over channels of weight * value; a null weight is 1.
-struct WeightedSums {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* values, const A* class_weight, int64_t channels,
-                                        int64_t count, A* weighted) {
-    for (int64_t j = 0; j < count; ++j) weighted[j] = A(0);
-    for (int64_t c = 0; c < channels; ++c) {
-      const A w = class_weight == nullptr ? A(1) : class_weight[c];
-      for (int64_t j = 0; j < count; ++j) weighted[j] += w * values[c * kBlockPitch + j];
-    }
-  }
-};
-
-// values[c][j] = scale[j] * exp(value - lse[j]) - spread[j] * weight[c]: the gradient but for the
-// term of the pixel's own label.
-struct SoftmaxSlopes {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(A* values, int64_t channels, int64_t count, const A* lse,
-                                        const A* scale, const A* spread, const A* class_weight) {
-    for (int64_t c = 0; c < channels; ++c) {
-      A* row = values + c * kBlockPitch;
-      const A w = class_weight == nullptr ? A(1) : class_weight[c];
-      for (int64_t j = 0; j < count; ++j)
-        row[j] = scale[j] * exp_nonpositive(row[j] - lse[j]) - spread[j] * w;
-      // The lanes past the block's end meet weights of zero and must be finite.
-      for (int64_t j = count; j < kBlockPitch; ++j) row[j] = A(0);
-    }
-  }
-};
-
-// The transpose of InterpolateBlock: adds a block's gradients to a row of inputs.
-struct GatherBlock {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* values,  // [channels, kBlockPitch]
-                                        int64_t channels, int64_t width, const Cell* cells,
-                                        int64_t cell_count,
-                                        const A* weight_lower,  // padded, at the first cell
-                                        const A* weight_upper,
-                                        A* row) {  // [channels, width]
-    for (int64_t c = 0; c < channels; ++c) {
-      const A *from = values + c * kBlockPitch, *wl = weight_lower, *wu = weight_upper;
-      A* to = row + c * width;
-      for (int64_t k = 0; k < cell_count; ++k) {
-        A lower[kCellLanes] = {}, upper[kCellLanes] = {};
-        for (int64_t j = 0; j < cells[k].count; j += kCellLanes) {
-          const A* g = from + (cells[k].first - cells[0].first) + j;
-          for (int64_t lane = 0; lane < kCellLanes; ++lane) {
-            lower[lane] += wl[lane] * g[lane];
-            upper[lane] += wu[lane] * g[lane];
-          }
-          wl += kCellLanes;
-          wu += kCellLanes;
-        }
-        for (int64_t half = kCellLanes / 2; half > 0; half /= 2)
-          for (int64_t lane = 0; lane < half; ++lane) {
-            lower[lane] += lower[lane + half];
-            upper[lane] += upper[lane + half];
-          }
-        to[cells[k].lower] += lower[0];
-        to[cells[k].upper] += upper[0];
-      }
-    }
-  }
-};
-
-// lower += (1 - weight) * row, upper += weight * row
-struct AddToRows {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* row, A weight, A* lower, A* upper, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) {
-      lower[j] += (A(1) - weight) * row[j];
-      upper[j] += weight * row[j];
-    }
-  }
-};
 
 // What both directions share.
 template <typename T, typename Label>
@@ -283,22 +190,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_cpu(
     double label_smoothing, bool align_corners, bool per_pixel) {
   const auto arguments =
       LossArguments::make(logits, target, weight, ignore_index, label_smoothing, align_corners);
-  const LossMaps maps(arguments, logits, per_pixel);
-  if (target.numel() == 0) return maps.all();
   const Tensor source = torch::stable::contiguous(logits);
-  dispatch_floating(logits.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    using A = Accumulate<T>;
-    dispatch_label(target.scalar_type(), [&](auto label) {
-      using Label = decltype(label);
-      CpuForward<T, Label>(arguments, static_cast<const T*>(source.const_data_ptr()),
-                           static_cast<const Label*>(target.const_data_ptr()))
-          .run(static_cast<A*>(maps.log_sum.mutable_data_ptr()), maps.pixel_losses<A>(),
-               static_cast<double*>(maps.row_loss.mutable_data_ptr()),
-               static_cast<double*>(maps.row_weight.mutable_data_ptr()));
-    });
+  return loss_maps(arguments, logits, target, per_pixel, [&](const LossMaps& maps, auto types) {
+    using Types = decltype(types);
+    CpuForward<typename Types::T, typename Types::Label>(arguments, Types::logits(source),
+                                                         Types::labels(target))
+        .run(Types::new_numbers(maps.log_sum), maps.pixel_losses<typename Types::A>(),
+             static_cast<double*>(maps.row_loss.mutable_data_ptr()),
+             static_cast<double*>(maps.row_weight.mutable_data_ptr()));
   });
-  return maps.all();
 }
 
 Tensor upsample_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits,
@@ -311,21 +211,15 @@ Tensor upsample_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& log
   const Resampling& r = arguments.r;
   const Tensor grad_logits = empty4(logits, r.input_size(), false);
   const Tensor source = torch::stable::contiguous(logits);
-  dispatch_floating(logits.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    using A = Accumulate<T>;
-    const auto bands = static_cast<int64_t>(all_cells(r.plan<T>().rows).size());
+  dispatch_loss(logits, target, [&](auto types) {
+    using Types = decltype(types);
+    const auto bands = static_cast<int64_t>(all_cells(r.plan<typename Types::T>().rows).size());
     const Tensor scratch = arguments.empty({bands * 2 * r.channels * r.width},
                                            LossArguments::sum_dtype(logits), logits);
-    dispatch_label(target.scalar_type(), [&](auto label) {
-      using Label = decltype(label);
-      CpuBackward<T, Label>(arguments, static_cast<const T*>(source.const_data_ptr()),
-                            static_cast<const Label*>(target.const_data_ptr()),
-                            static_cast<const A*>(log_sum.const_data_ptr()),
-                            static_cast<const A*>(grad.const_data_ptr()), pixel_strides(grad))
-          .run(static_cast<A*>(scratch.mutable_data_ptr()),
-               static_cast<T*>(grad_logits.mutable_data_ptr()));
-    });
+    CpuBackward<typename Types::T, typename Types::Label>(
+        arguments, Types::logits(source), Types::labels(target), Types::numbers(log_sum),
+        Types::numbers(grad), pixel_strides(grad))
+        .run(Types::new_numbers(scratch), Types::new_logits(grad_logits));
   });
   return torch::stable::contiguous(grad_logits, memory_format(is_channels_last(logits)));
 }
