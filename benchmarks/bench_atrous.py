@@ -216,10 +216,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=["forward", "backward"],
         help=f"comma-separated, of {', '.join(PASSES)}; default: forward,backward",
     )
-    parser.add_argument("--quick", action="store_true", help="a short list, under a minute")
+    lists = parser.add_mutually_exclusive_group()
+    lists.add_argument("--quick", action="store_true", help="a short list, under a minute")
+    lists.add_argument(
+        "--sweep", action="store_true", help="one layer at many rates: what plot_rates.py draws"
+    )
     parser.add_argument("--seconds", type=float, help="time for one line; default: 3, quick: 0.7")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="append every line to this file")
     args = parser.parse_args(arguments)
+    args.list = "quick" if args.quick else "sweep" if args.sweep else "whole"
     args.seconds = args.seconds or (0.7 if args.quick else 3.0)
     if unknown := set(args.passes) - set(PASSES):
         parser.error(f"--passes knows {', '.join(PASSES)}, not {', '.join(sorted(unknown))}")
@@ -227,7 +232,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--device cuda: PyTorch sees no GPU here")
     if args.dtype == "tf32" and args.device == "cpu":
         parser.error("--dtype tf32 is a precision of GPUs")
-    if not choose(args.quick, args.layers):
+    if not choose(args.list, args.layers):
         parser.error(f"--layers {args.layers}: no layer's name holds that")
     return args
 
@@ -248,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"peak (a large matrix product): {peak.gflops:.0f} GFLOP/s\n\n"
             f"{HEADER}\n{'-' * len(HEADER)}"
         )
-        for layer in choose(args.quick, args.layers):
+        for layer in choose(args.list, args.layers):
             for pass_name in args.passes:
                 result = measure(layer, pass_name, args, peak.again())
                 print(table_row(result), flush=True)

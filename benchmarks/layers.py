@@ -74,11 +74,19 @@ QUICK = (
 )
 
 
-def choose(quick: bool, contains: str | None) -> list[Layer]:
-    """The quick or the whole list, kept to names that hold one of the comma-separated strings."""
+# One branch of DeepLab v3's ASPP at many rates: how speed follows the padding that is skipped.
+SWEEP = tuple(
+    Layer(f"sweep_{extent}_r{rate}", 2048, 256, 3, rate, extent)
+    for extent, rates in ((33, (1, 3, 6, 9, 12, 15, 18, 24, 30)), (65, (1, 6, 12, 18, 24, 36, 48)))
+    for rate in rates
+)
+
+
+def choose(which: str, contains: str | None) -> list[Layer]:
+    """The "quick", "sweep" or "whole" list, kept to names that hold a comma-separated string."""
     wanted = contains.split(",") if contains else [""]
     return [
         layer
-        for layer in LAYERS
-        if (not quick or layer.name in QUICK) and any(w in layer.name for w in wanted)
+        for layer in (SWEEP if which == "sweep" else LAYERS)
+        if (which != "quick" or layer.name in QUICK) and any(w in layer.name for w in wanted)
     ]

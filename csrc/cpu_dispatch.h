@@ -37,6 +37,20 @@ inline CpuIsa cpu_isa() {
   return isa;
 }
 
+// Whether the CPU multiplies pairs of bfloat16 (AVX512-BF16). ATROUSX_CPU=avx512 hides that.
+inline bool cpu_has_bf16_pairs() {
+  static const bool has = [] {
+#if defined(__x86_64__)
+    const char* asked = std::getenv("ATROUSX_CPU");
+    return cpu_isa() == CpuIsa::kAvx512 && __builtin_cpu_supports("avx512bf16") &&
+           (asked == nullptr || std::strcmp(asked, cpu_isa_name(CpuIsa::kAvx512)) != 0);
+#else
+    return false;
+#endif
+  }();
+  return has;
+}
+
 namespace detail {
 
 template <typename Loop, typename... Args>

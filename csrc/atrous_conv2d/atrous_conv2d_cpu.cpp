@@ -22,7 +22,7 @@ void gather_cpu(const GatherShape& shape, const Tensor& source, const Tensor& we
   if (destination.numel() == 0) return;
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    with_register_tile<Accumulate<T>>([&](auto tile) {
+    with_gather_tile<T>(shape.outer, [&](auto tile) {
       CpuGather<T, decltype(tile)>(shape, data<T>(source), strides4(source), tail.epilogue<T>(),
                                    static_cast<T*>(destination.mutable_data_ptr()),
                                    strides4(destination))
@@ -38,7 +38,8 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
                        const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
                        const std::array<int64_t, 4>& size, bool channels_last) {
   // Pixels hold many channels side by side only when every group is one channel wide.
-  const bool by_pixel = channels_last && shape.outer == 1 && shape.inner == 1;
+  const bool depthwise = shape.outer == 1 && shape.inner == 1,
+             by_pixel = channels_last && depthwise;
   const Tensor from = torch::stable::contiguous(source, memory_format(by_pixel));
   const Tensor destination = empty4(source, size, by_pixel);
   dispatch_floating(source.scalar_type(), [&](auto zero) {
@@ -47,6 +48,8 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
     T* to = static_cast<T*>(destination.mutable_data_ptr());
     if (by_pixel)
       gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, added, to, source);
+    else if (depthwise && shape.columns.scale == 1 && shape.columns.divisor == 1)
+      gather_rows(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
     else
       gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
   });
@@ -136,7 +139,7 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
       const Tensor from = torch::stable::contiguous(input);
       return grad_weight_planes(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
     }
-    with_register_tile<Accumulate<T>>([&](auto tile) {
+    with_register_tile<Accumulate<T>>(g.group_outputs(), [&](auto tile) {
       CpuGradWeight<T, decltype(tile)>(g, data<T>(grad_output), strides4(grad_output),
                                        data<T>(input), strides4(input))
           .run(to, strides4(grad_weight), input);

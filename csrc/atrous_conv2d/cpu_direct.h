@@ -1,11 +1,13 @@
-// Narrow groups (depthwise above all) on the CPU: rows added to rows, no matrix product. Only the
-// stretch of a row on which a tap is live is touched.
+// Narrow groups on the CPU: rows added to rows, no matrix product. Only the stretch of a row on
+// which a tap is live is touched.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "../cpu_dispatch.h"
 #include "../tensor.h"
+#include "cpu_depthwise.h"
 #include "cpu_product.h"
 #include "plan.h"
 
@@ -23,19 +25,6 @@ struct AddTapRow {
     else
       for (int64_t j = 0; j < count; ++j)
         to[j * span.destinations.step] += weight * static_cast<A>(from[j * span.source_step]);
-  }
-};
-
-// The same for a depthwise row of whole pixels, `channels` neighbours each with its own weight.
-struct AddTapPixels {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* source, const A* weights, TapSpan span, A* sums,
-                                        int64_t channels) {
-    for (int64_t j = 0; j < span.destinations.count; ++j) {
-      const T* from = source + (span.source_first + j * span.source_step) * channels;
-      A* to = sums + span.destinations.at(j) * channels;
-      for (int64_t c = 0; c < channels; ++c) to[c] += weights[c] * static_cast<A>(from[c]);
-    }
   }
 };
 
@@ -62,11 +51,6 @@ inline std::vector<TapSpan> all_spans(const TapAxis& axis) {
   std::vector<TapSpan> spans(axis.taps);
   for (int64_t k = 0; k < axis.taps; ++k) spans[k] = axis.span(k);
   return spans;
-}
-
-inline int64_t rows_per_task(int64_t multiply_adds) {
-  constexpr int64_t kPerTask = 65536;
-  return max_of<int64_t>(1, kPerTask / max_of<int64_t>(1, multiply_adds));
 }
 
 // sums += one source plane through the live taps of one filter, for one destination row.
@@ -118,46 +102,6 @@ void gather_planes(const GatherShape& shape,
           for (int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(sums[j]);
         }
       });
-}
-
-// Depthwise (inner = outer = 1) in channels_last.
-template <typename T>
-void gather_pixels(const GatherShape& shape,
-                   const T* source,  // [N, source rows, source columns, groups]
-                   const T* weight, const WeightStrides& ws,
-                   const T* bias,   // [groups] or null
-                   T* destination,  // [N, rows, columns, groups]
-                   const Tensor& like) {
-  using A = Accumulate<T>;
-  const auto spans = all_spans(shape.columns);
-  const int64_t height = shape.rows.destinations, channels = shape.groups;
-  const int64_t line_size = shape.columns.destinations * channels, taps = shape.columns.taps;
-  const Tensor by_tap = scratch(like, shape.rows.taps * taps * channels);
-  A* weights = static_cast<A*>(by_tap.mutable_data_ptr());  // [KH, KW, groups]
-  for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
-    for (int64_t kw = 0; kw < taps; ++kw)
-      for (int64_t c = 0; c < channels; ++c)
-        weights[(kh * taps + kw) * channels + c] =
-            static_cast<A>(weight[c * ws.group + kh * ws.h + kw * ws.w]);
-  const int64_t grain = rows_per_task(line_size * shape.rows.taps * taps);
-  torch::stable::parallel_for(0, shape.batch * height, grain, [&](int64_t begin, int64_t end) {
-    std::vector<A> sums(line_size);
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t j = 0; j < line_size; ++j)
-        sums[j] = bias == nullptr ? A(0) : static_cast<A>(bias[j % channels]);
-      for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
-        const int64_t line = shape.rows.source(r % height, kh);
-        if (line < 0) continue;
-        const T* from =
-            source + (r / height * shape.rows.sources + line) * shape.columns.sources * channels;
-        for (int64_t kw = 0; kw < taps; ++kw)
-          run_best<AddTapPixels>(from, static_cast<const A*>(weights + (kh * taps + kw) * channels),
-                                 spans[kw], sums.data(), channels);
-      }
-      T* out = destination + r * line_size;
-      for (int64_t j = 0; j < line_size; ++j) out[j] = static_cast<T>(sums[j]);
-    }
-  });
 }
 
 // One task owns the filter that links one output channel to one input channel of its group.

@@ -1,28 +1,31 @@
 // Forward and grad-input on the CPU: tiles of the tap plan as indirect matrix products.
 //
-// One task owns one tile's pixels and a few blocks of destination channels. For each stretch of
-// depth (live taps x source channels) it packs the tile's source once and multiplies it with every
-// block of the weight, which was packed beforehand and is shared by all tasks.
+// The weight is packed once, the source by slabs of channels, a few images at a time. One task owns
+// the pixels of a few tiles and a few blocks of destination channels. It walks through the source
+// channels: a chunk of them, its weights of all taps and the task's sums stay in the L2 cache while
+// every tile is multiplied. Lanes are pixels, read where they lie in the slabs.
 #pragma once
+
+#include <bit>
 
 #include "../tensor.h"
 #include "cpu_product.h"
+#include "cpu_slabs.h"
 #include "plan.h"
 
 namespace atrousx {
 
 template <typename T, typename R>
 class CpuGather {
-  using A = Accumulate<T>;
-  static constexpr int64_t kDepth = 256;      // rows of a panel
-  static constexpr int64_t kSubtiles = 16;    // register tiles of pixels in a tile
-  static constexpr int64_t kTaskBlocks = 16;  // register tiles of channels in a task, at most
-  static constexpr int64_t kPixels = kSubtiles * R::kLanes;
-  static constexpr int64_t kStretch = 64;  // source channels of which all taps are taken in turn
-  // A source whose channels are neighbours is packed lane by lane, [kLanes, kLanePitch]: plain
-  // copies. The pitch keeps lanes out of each other's cache sets.
-  static constexpr int64_t kLanePitch = kDepth + 16;
-  static constexpr int64_t kPanel = R::kLanes * kLanePitch;
+  using A = typename R::A;
+  static constexpr int kSlab = 64;          // elements: of one channel or, packed, of two
+  static constexpr int kDepth = 9 * kSlab;  // of one product: all taps of a 3x3 kernel
+  static constexpr int64_t kTilePixels = 256;
+  static constexpr int64_t kTaskPixels = 576;
+  static constexpr int64_t kTaskColumns = 128;     // channels of a task, at most
+  static constexpr int64_t kPackedMost = 1 << 25;  // packed elements of a source at a time
+  using Packed = Slabs<A, kSlab, R::kPack>;
+  using Segments = SegmentList<kDepth>;
 
  public:
   CpuGather(const GatherShape& shape, const T* source, const Strides4& source_strides,
@@ -33,6 +36,7 @@ class CpuGather {
         epilogue_(epilogue),
         destination_(destination),
         destination_strides_(destination_strides),
+        elements_(ceil_div<int64_t>(shape.inner, R::kPack)),
         blocks_(ceil_div<int64_t>(shape.outer, R::kColumns)),
         taps_(shape.rows.taps * shape.columns.taps) {}
 
@@ -41,28 +45,27 @@ class CpuGather {
     const Tensor packed = scratch(like, shape_.groups * blocks_ * block_size());
     A* packed_data = static_cast<A*>(packed.mutable_data_ptr());
     pack_weight(weight, weight_strides, packed_data);
-    std::vector<Tile> tiles;
-    for (const TapPlan& plan : tap_plans(shape_.rows, shape_.columns, shape_.batch, kPixels))
-      for (int64_t t = 0; t < plan.tiles(); ++t) tiles.push_back(plan.tile(t, shape_.batch));
-    // The largest first: threads then end together.
-    std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
-      return a.pixels * a.live_taps() > b.pixels * b.live_taps();
-    });
-    run_tiles(tiles, packed_data, like);
+    const int64_t image =
+        shape_.groups * shape_.inner * shape_.rows.sources * shape_.columns.sources;
+    const int64_t images =
+        std::clamp<int64_t>(kPackedMost / std::max<int64_t>(image, 1), 1, shape_.batch);
+    for (int64_t n = 0; n < shape_.batch; n += images)
+      run_images(n, std::min(images, shape_.batch - n), packed_data, like);
   }
 
  private:
-  // One block of packed weight: [stretches, taps, channels of the stretch, kColumns].
-  int64_t block_size() const { return taps_ * shape_.inner * R::kColumns; }
+  // One block of packed weight: [slabs, taps, elements of the slab, kColumns].
+  int64_t block_size() const { return taps_ * elements_ * R::kColumns; }
 
   void pack_weight(const T* weight, const WeightStrides& strides,
                    A* packed) {  // [groups, blocks, block_size()]
-    const int64_t stretches = ceil_div(shape_.inner, kStretch);
-    for_each_task(shape_.groups * blocks_ * stretches, [&](int64_t task, int64_t) {
-      const int64_t stretch = task % stretches, block = task / stretches % blocks_;
-      const int64_t group = task / stretches / blocks_;
-      const int64_t first = stretch * kStretch;
-      const int64_t depth = std::min(kStretch, shape_.inner - first);
+    constexpr int64_t kChannels = kSlab * R::kPack;
+    const int64_t slabs = ceil_div<int64_t>(shape_.inner, kChannels);
+    for_each_task(shape_.groups * blocks_ * slabs, [&](int64_t task, int64_t) {
+      const int64_t slab = task % slabs, block = task / slabs % blocks_;
+      const int64_t group = task / slabs / blocks_;
+      const int64_t first = slab * kChannels;
+      const int64_t depth = std::min<int64_t>(kChannels, shape_.inner - first);
       const int64_t outer = block * R::kColumns;
       const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
       // In the order of memory, so that rows of the panel come from runs of the weight.
@@ -77,124 +80,179 @@ class CpuGather {
         }
       int64_t column_offsets[R::kColumns];
       for (int64_t c = 0; c < columns; ++c) column_offsets[c] = c * strides.outer;
-      pack_panel<R::kColumns>(
-          weight + group * strides.group + outer * strides.outer + first * strides.inner,
-          {from.data(), depth * taps_, to.data()}, column_offsets, columns,
-          packed + (group * blocks_ + block) * block_size() + first * taps_ * R::kColumns);
+      const T* source =
+          weight + group * strides.group + outer * strides.outer + first * strides.inner;
+      A* panel =
+          packed + (group * blocks_ + block) * block_size() + slab * kSlab * taps_ * R::kColumns;
+      const PanelRows rows{from.data(), depth * taps_, to.data()};
+      if constexpr (R::kPack == 1) {
+        pack_panel<R::kColumns>(source, rows, column_offsets, columns, panel);
+      } else {
+        std::vector<A> wide(depth * taps_ * R::kColumns);
+        pack_panel<R::kColumns>(source, rows, column_offsets, columns, wide.data());
+        for (int64_t tap = 0; tap < taps_; ++tap)
+          for (int64_t d = 0; d < depth; d += 2, panel += R::kColumns) {
+            const A* even = wide.data() + (tap * depth + d) * R::kColumns;
+            run_best<PairRows>(even, d + 1 < depth ? even + R::kColumns : nullptr, R::kColumns,
+                               panel);
+          }
+      }
     });
   }
 
-  void run_tiles(const std::vector<Tile>& tiles, const A* packed, const Tensor& like) {
-    // Few tiles are divided by channels too, so that every thread has work.
-    const int64_t wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
-    const int64_t rows = static_cast<int64_t>(tiles.size()) * shape_.groups;
-    const int64_t parts = std::min(
-        blocks_, std::max(ceil_div(wanted, rows), ceil_div<int64_t>(blocks_, kTaskBlocks)));
-    const int64_t task_blocks = ceil_div(blocks_, parts);
-    const int64_t chunks = ceil_div(blocks_, task_blocks);
-    const int64_t per_worker = kSubtiles * kPanel + task_blocks * kSubtiles * R::kSums;
-    const int64_t tasks = rows * chunks;
+  // Tiles that share a task, and where each one's sums begin among the task's pixels.
+  struct Group {
+    std::vector<Tile> tiles;
+    std::vector<int64_t> first;
+    int64_t pixels = 0, cost = 0;
+
+    void add(const Tile& tile) {
+      tiles.push_back(tile);
+      first.push_back(pixels);
+      pixels += tile.pixels;
+      cost += tile.pixels * tile.live_taps();
+    }
+  };
+
+  // At least `wanted` groups, where there are as many tiles, of about equal cost: threads then end
+  // together.
+  std::vector<Group> group_tiles(int64_t images, int64_t wanted) const {
+    std::vector<Tile> tiles;
+    int64_t pixels = 0;
+    for (const TapPlan& plan : tap_plans(shape_.rows, shape_.columns, images, kTilePixels))
+      for (int64_t t = 0; t < plan.tiles(); ++t) {
+        tiles.push_back(plan.tile(t, images));
+        pixels += tiles.back().pixels;
+      }
+    std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
+      return a.pixels * a.live_taps() > b.pixels * b.live_taps();
+    });
+    std::vector<Group> groups(std::min<int64_t>(std::max(ceil_div(pixels, kTaskPixels), wanted),
+                                                static_cast<int64_t>(tiles.size())));
+    const auto lighter = [](const Group& a, const Group& b) { return a.cost < b.cost; };
+    for (const Tile& tile : tiles)
+      std::min_element(groups.begin(), groups.end(), lighter)->add(tile);
+    return groups;
+  }
+
+  void run_images(int64_t first_image, int64_t images, const A* weight, const Tensor& like) {
+    const Packed source(
+        {images, shape_.groups, shape_.inner, shape_.rows.sources, shape_.columns.sources},
+        source_ + first_image * source_strides_.n, source_strides_, like);
+    // Few pixels are divided by channels and by tile, so that every thread has work.
+    const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+    const int64_t parts =
+        std::min(blocks_, std::max(ceil_div(wanted, shape_.groups),
+                                   ceil_div<int64_t>(blocks_ * R::kColumns, kTaskColumns)));
+    const std::vector<Group> groups = group_tiles(images, ceil_div(wanted, shape_.groups * parts));
+    int64_t most_pixels = 0;
+    for (const Group& group : groups) most_pixels = std::max(most_pixels, group.pixels);
+    const int64_t rows = static_cast<int64_t>(groups.size()) * shape_.groups;
+    const int64_t per_worker = ceil_div(blocks_, parts) * most_pixels * R::kColumns;
+    const int64_t tasks = rows * parts;
     const Tensor buffer = scratch(like, cpu_workers(tasks) * per_worker);
-    A* buffers = static_cast<A*>(buffer.mutable_data_ptr());
+    A* sums = static_cast<A*>(buffer.mutable_data_ptr());
     for_each_task(tasks, [&](int64_t task, int64_t worker) {
-      const int64_t group = task / chunks % shape_.groups, block = task % chunks * task_blocks;
-      run_task(tiles[task / chunks / shape_.groups], group, block,
-               std::min(task_blocks, blocks_ - block), packed, buffers + worker * per_worker);
+      const int64_t part = task % parts, first = part * blocks_ / parts;
+      run_task({groups[task / parts / shape_.groups], first_image, task / parts % shape_.groups,
+                first, (part + 1) * blocks_ / parts - first},
+               source, weight, sums + worker * per_worker);
     });
   }
 
-  void run_task(const Tile& tile, int64_t group, int64_t first_block, int64_t blocks,
-                const A* packed, A* panels) {
-    int64_t source_offsets[kPixels], destination_offsets[kPixels], residual_offsets[kPixels];
-    for (int64_t i = 0; i < tile.pixels; ++i) {
-      const Tile::Pixel p = tile.pixel(i);
-      source_offsets[i] = tile.source_offset(p, source_strides_);
-      destination_offsets[i] = tile.destination_offset(p, destination_strides_);
-      residual_offsets[i] = tile.destination_offset(p, epilogue_.residual_strides);
+  struct Task {
+    const Group& tiles;
+    int64_t first_image, group, first_block, blocks;
+  };
+
+  void run_task(const Task& task, const Packed& packed, const A* packed_weight,
+                A* sums) {  // [pixels by tile, blocks, pixels of the tile, kColumns]
+    const Group& group = task.tiles;
+    std::vector<int64_t> lanes(group.pixels);
+    for (size_t t = 0; t < group.tiles.size(); ++t) {
+      const Tile& tile = group.tiles[t];
+      for (int64_t i = 0; i < tile.pixels; ++i)
+        lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides());
     }
-    const LanePieces pieces(tile.pixels, R::kLanes);
-    A* sums = panels + kSubtiles * kPanel;  // [blocks, pixels, kColumns]
-    std::fill(sums, sums + blocks * tile.pixels * R::kColumns, A(0));
-    const A* weight = packed + (group * blocks_ + first_block) * block_size();
-    const T* source = source_ + group * shape_.inner * source_strides_.c;
-    const int64_t total = tile.live_taps() * shape_.inner;
-    const bool by_lane = source_strides_.c == 1;
-    const auto multiply =
-        by_lane ? multiply_panels<R, kLanePitch, 1> : multiply_panels<R, 1, R::kLanes>;
-    for (int64_t start = 0; start < total; start += kDepth) {
-      const int64_t depth = std::min(kDepth, total - start);
-      int64_t depth_offsets[kDepth];
-      Segment segments[kDepth];
-      const int64_t count = lay_out(tile, start, depth, depth_offsets, segments);
-      for (int64_t s = 0; s < pieces.count; ++s)
-        if (by_lane)
-          pack_lanes(source, depth_offsets, segments, count, source_offsets + pieces.first(s),
-                     pieces.size(s), panels + s * kPanel);
-        else
-          pack_panel<R::kLanes>(source, {depth_offsets, depth}, source_offsets + pieces.first(s),
-                                pieces.size(s), panels + s * kPanel);
+    const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
+    std::fill_n(sums, group.pixels * tile_step, A(0));
+    const A* weight = packed_weight + (task.group * blocks_ + task.first_block) * block_size();
+    const A* source = packed.data() + task.group * packed.group_size();
+    const int64_t chunk = chunk_elements();
+    for (int64_t first = 0; first < elements_; first += chunk)
+      for (size_t t = 0; t < group.tiles.size(); ++t) {
+        const Tile& tile = group.tiles[t];
+        const Segments segments = lay_out(tile, packed, first, std::min(first + chunk, elements_));
+        if (segments.count > 0)
+          multiply(segments, source, lanes.data() + group.first[t], tile.pixels, weight,
+                   task.blocks, sums + group.first[t] * tile_step);
+      }
+    for (size_t t = 0; t < group.tiles.size(); ++t)
+      store(task, group.tiles[t], sums + group.first[t] * tile_step);
+  }
+
+  // How much of the source's depth is multiplied at a time: part of a slab or whole slabs.
+  int64_t chunk_elements() const {
+    const int64_t fit = std::max<int64_t>(1, kDepth / taps_);
+    return fit >= kSlab ? fit / kSlab * kSlab : std::bit_floor(static_cast<uint64_t>(fit));
+  }
+
+  // The live taps of source elements [first, end), as segments of the slabs and of the weight.
+  Segments lay_out(const Tile& tile, const Packed& packed, int64_t first, int64_t end) const {
+    Segments segments;
+    for (int64_t at = first; at < end;) {
+      const int64_t slab = at / kSlab, width = packed.width(slab), within = at % kSlab;
+      const int64_t depth = std::min(width - within, end - at);
+      const int64_t source = slab * packed.slab_size() + within;
+      for (int64_t i = 0; i < tile.rows.taps.count; ++i)
+        for (int64_t j = 0; j < tile.columns.taps.count; ++j) {
+          const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
+          segments.add({source + tile.tap_offset(i, j, packed.strides()),
+                        (slab * kSlab * taps_ + tap * width + within) * R::kColumns, depth},
+                       1, R::kColumns);
+        }
+      at += depth;
+    }
+    return segments;
+  }
+
+  // The lanes of a piece stay in the L1 cache while the weight streams by.
+  void multiply(const Segments& segments, const A* source, const int64_t* lanes, int64_t pixels,
+                const A* weight, int64_t blocks,
+                A* sums) const {  // [blocks, pixels, kColumns]
+    const LanePieces pieces(pixels, R::kLanes);
+    for (int64_t s = 0; s < pieces.count; ++s)
       for (int64_t b = 0; b < blocks; ++b)
-        for (int64_t s = 0; s < pieces.count; ++s)
-          multiply(pieces.size(s), panels + s * kPanel, weight + b * block_size(), segments, count,
-                   sums + (b * tile.pixels + pieces.first(s)) * R::kColumns);
-    }
-    store(sums, group, first_block, blocks, tile.pixels, destination_offsets, residual_offsets);
+        multiply_lanes<R, 1>(pieces.size(s), source, lanes + pieces.first(s),
+                             weight + b * block_size(), segments.items, segments.count,
+                             sums + (b * pixels + pieces.first(s)) * R::kColumns);
   }
 
-  // panel[lane, d] = source[depth_offsets[d] + lane_offsets[lane]], a segment of depth at a time.
-  static void pack_lanes(const T* source, const int64_t* depth_offsets, const Segment* segments,
-                         int64_t count, const int64_t* lane_offsets, int64_t lanes, A* panel) {
-    for (int64_t l = 0; l < lanes; ++l) {
-      int64_t d = 0;
-      for (int64_t s = 0; s < count; d += segments[s++].depth)
-        run_best<CopyRow>(source + lane_offsets[l] + depth_offsets[d], segments[s].depth,
-                          panel + l * kLanePitch + d);
+  void store(const Task& task, const Tile& tile,
+             const A* sums) const {  // [blocks, pixels, kColumns]
+    int64_t to[kTilePixels], residual[kTilePixels];
+    for (int64_t i = 0; i < tile.pixels; ++i) {
+      Tile::Pixel p = tile.pixel(i);
+      p.n += task.first_image;
+      to[i] = tile.destination_offset(p, destination_strides_);
+      residual[i] = tile.destination_offset(p, epilogue_.residual_strides);
     }
-  }
-
-  // Rows [start, start + depth) of (stretches of inner x live taps x channels): where the source
-  // lies relative to a pixel, and which stretches of the packed weight meet them. All taps of a
-  // stretch come before the next one: what neighbouring taps share is still in the cache. Returns
-  // the number of segments.
-  int64_t lay_out(const Tile& tile, int64_t start, int64_t depth, int64_t* depth_offsets,
-                  Segment* segments) const {
-    const int64_t whole = kStretch * tile.live_taps();
-    int64_t count = 0;
-    for (int64_t d = 0; d < depth;) {
-      const int64_t first = (start + d) / whole * kStretch, within = (start + d) % whole;
-      const int64_t stretch = std::min(kStretch, shape_.inner - first);
-      const int64_t live = within / stretch, channel = first + within % stretch;
-      const int64_t i = live / tile.columns.taps.count, j = live % tile.columns.taps.count;
-      const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
-      const int64_t length = std::min(first + stretch - channel, depth - d);
-      segments[count++] = {(first * taps_ + tap * stretch + channel - first) * R::kColumns, length};
-      const int64_t offset = tile.tap_offset(i, j, source_strides_) + channel * source_strides_.c;
-      for (int64_t e = 0; e < length; ++e) depth_offsets[d + e] = offset + e * source_strides_.c;
-      d += length;
-    }
-    return count;
-  }
-
-  void store(const A* sums, int64_t group, int64_t first_block, int64_t blocks, int64_t pixels,
-             const int64_t* destination_offsets, const int64_t* residual_offsets) const {
-    const int64_t stride = destination_strides_.c, residual = epilogue_.residual_strides.c;
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t outer = (first_block + b) * R::kColumns;
+    const int64_t stride = destination_strides_.c, residual_stride = epilogue_.residual_strides.c;
+    for (int64_t b = 0; b < task.blocks; ++b) {
+      const int64_t outer = (task.first_block + b) * R::kColumns;
       const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
-      const int64_t channel = group * shape_.outer + outer;
-      const A* block = sums + b * pixels * R::kColumns;  // [pixels, kColumns]
-      T* to = destination_ + channel * stride;
+      const int64_t channel = task.group * shape_.outer + outer;
+      const A* block = sums + b * tile.pixels * R::kColumns;
       const auto write = [&](int64_t p, int64_t c) {
-        to[destination_offsets[p] + c * stride] =
-            epilogue_.finish(block[p * R::kColumns + c], channel + c,
-                             residual_offsets[p] + (channel + c) * residual);
+        destination_[to[p] + (channel + c) * stride] = epilogue_.finish(
+            block[p * R::kColumns + c], channel + c, residual[p] + (channel + c) * residual_stride);
       };
       if (stride == 1)
-        for (int64_t p = 0; p < pixels; ++p)
+        for (int64_t p = 0; p < tile.pixels; ++p)
           for (int64_t c = 0; c < columns; ++c) write(p, c);
       else
         for (int64_t c = 0; c < columns; ++c)
-          for (int64_t p = 0; p < pixels; ++p) write(p, c);
+          for (int64_t p = 0; p < tile.pixels; ++p) write(p, c);
     }
   }
 
@@ -204,7 +262,7 @@ class CpuGather {
   const Epilogue<T> epilogue_;
   T* const destination_;  // [N, groups * outer, rows, columns]
   const Strides4 destination_strides_;
-  const int64_t blocks_, taps_;
+  const int64_t elements_, blocks_, taps_;
 };
 
 }  // namespace atrousx

@@ -7,6 +7,7 @@
 
 #include "../tensor.h"
 #include "cpu_product.h"
+#include "cpu_slabs.h"
 #include "plan.h"
 
 namespace atrousx {
@@ -21,11 +22,15 @@ struct AddRow {
 
 template <typename T, typename R>
 class CpuGradWeight {
-  using A = Accumulate<T>;
-  static constexpr int64_t kDepth = 128;    // pixels of a panel
-  static constexpr int64_t kSubtiles = 16;  // register tiles of input channels in a task
-  static constexpr int64_t kBlocks = 8;     // register tiles of output channels in a task
+  using A = typename R::A;
+  static constexpr int kSlab = 8 * R::kLanes;    // input channels that lie together
+  static constexpr int kDepth = 256;             // pixels of one product
+  static constexpr int64_t kTaskChannels = 224;  // of the input, at most
+  static constexpr int64_t kTaskColumns = 256;   // output channels, at most
   static constexpr int64_t kWantedTasks = 64;
+  using Lanes = Slabs<A, kSlab>;
+  using Columns = Slabs<A, R::kColumns>;
+  using Segments = SegmentList<kDepth>;
 
  public:
   CpuGradWeight(const ConvGeometry& geometry, const T* grad_output,
@@ -37,8 +42,11 @@ class CpuGradWeight {
         input_(input),
         input_strides_(input_strides),
         taps_(geometry.kernel_h * geometry.kernel_w),
-        channel_tasks_(ceil_div<int64_t>(geometry.group_channels(), kSubtiles * R::kLanes)),
-        output_tasks_(ceil_div<int64_t>(geometry.group_outputs(), kBlocks * R::kColumns)),
+        blocks_(ceil_div<int64_t>(geometry.group_outputs(), R::kColumns)),
+        task_slabs_(std::max<int64_t>(1, kTaskChannels / kSlab)),
+        task_blocks_(std::max<int64_t>(1, kTaskColumns / R::kColumns)),
+        channel_tasks_(ceil_div(ceil_div<int64_t>(geometry.group_channels(), kSlab), task_slabs_)),
+        output_tasks_(ceil_div(blocks_, task_blocks_)),
         splits_(grad_weight_splits(taps_ * g_.groups * channel_tasks_ * output_tasks_,
                                    g_.batch * g_.out_h * g_.out_w, kWantedTasks)) {}
 
@@ -46,102 +54,102 @@ class CpuGradWeight {
     const int64_t weights = g_.outputs * g_.group_channels() * taps_;
     const Tensor parts = scratch(like, splits_ * weights);
     A* part_data = static_cast<A*>(parts.mutable_data_ptr());
+    const Lanes lanes({g_.batch, g_.groups, g_.group_channels(), g_.height, g_.width}, input_,
+                      input_strides_, like);
+    const Columns columns({g_.batch, g_.groups, g_.group_outputs(), g_.out_h, g_.out_w},
+                          grad_output_, grad_output_strides_, like);
     const int64_t tasks = splits_ * g_.groups * taps_ * channel_tasks_ * output_tasks_;
-    const Tensor buffer = scratch(like, cpu_workers(tasks) * kPerWorker);
+    const int64_t per_worker = task_slabs_ * kSlab * task_blocks_ * R::kColumns;
+    const Tensor buffer = scratch(like, cpu_workers(tasks) * per_worker);
     A* buffers = static_cast<A*>(buffer.mutable_data_ptr());
     for_each_task(tasks, [&](int64_t task, int64_t worker) {
-      run_task(task, buffers + worker * kPerWorker, part_data);
+      run_task(task, lanes, columns, buffers + worker * per_worker, part_data);
     });
     sum_parts(part_data, grad_weight, strides);
   }
 
  private:
-  static constexpr int64_t kLanePanels = kSubtiles * kDepth * R::kLanes;
-  static constexpr int64_t kColumnPanels = kBlocks * kDepth * R::kColumns;
-  static constexpr int64_t kPerWorker =
-      kLanePanels + kColumnPanels + kSubtiles * kBlocks * R::kSums;
-
-  void run_task(int64_t task, A* buffer, A* parts) {
-    const int64_t output_task = task % output_tasks_;
+  void run_task(int64_t task, const Lanes& lanes, const Columns& columns,
+                A* sums,  // [blocks, channels, kColumns]
+                A* parts) {
+    const int64_t block = task % output_tasks_ * task_blocks_;
     task /= output_tasks_;
-    const int64_t channel_task = task % channel_tasks_;
+    const int64_t slab = task % channel_tasks_ * task_slabs_;
     task /= channel_tasks_;
     const int64_t tap = task % taps_, group = task / taps_ % g_.groups;
     const int64_t split = task / taps_ / g_.groups;
 
-    // As even as can be: a rest of a few channels would cost as much packing as a full rectangle.
-    const int64_t channel = channel_task * g_.group_channels() / channel_tasks_;
-    const int64_t channels = (channel_task + 1) * g_.group_channels() / channel_tasks_ - channel;
-    const int64_t output = output_task * kBlocks * R::kColumns;
-    const int64_t outputs = std::min(kBlocks * R::kColumns, g_.group_outputs() - output);
-    const T* input = input_ + (group * g_.group_channels() + channel) * input_strides_.c;
-    const T* grad = grad_output_ + (group * g_.group_outputs() + output) * grad_output_strides_.c;
-    A* sums = buffer + kLanePanels + kColumnPanels;
-    std::fill(sums, sums + kSubtiles * kBlocks * R::kSums, A(0));  // [blocks, channels, kColumns]
-
-    const TapSpan rows = shape_.rows.span(tap / g_.kernel_w);
-    const TapSpan columns = shape_.columns.span(tap % g_.kernel_w);
-    const int64_t pixels = g_.batch * rows.destinations.count * columns.destinations.count;
+    const int64_t channel = slab * kSlab, output = block * R::kColumns;
+    const int64_t channels = std::min(task_slabs_ * kSlab, g_.group_channels() - channel);
+    const int64_t blocks = std::min(task_blocks_, blocks_ - block);
+    std::fill(sums, sums + channels * blocks * R::kColumns, A(0));
+    const A* from = lanes.data() + group * lanes.group_size() + slab * lanes.slab_size();
+    const A* grad = columns.data() + group * columns.group_size() + block * columns.slab_size();
+    const TapSpan row_span = shape_.rows.span(tap / g_.kernel_w);
+    const TapSpan column_span = shape_.columns.span(tap % g_.kernel_w);
+    const int64_t pixels = g_.batch * row_span.destinations.count * column_span.destinations.count;
     const int64_t part = ceil_div(pixels, splits_);
     const int64_t end = std::min(pixels, (split + 1) * part);
-    for (int64_t start = split * part; start < end; start += kDepth)
-      add_pixels(rows, columns, start, std::min(kDepth, end - start), input, channels, grad,
-                 outputs, buffer);
-
-    for (int64_t b = 0; b * R::kColumns < outputs; ++b)
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t columns = std::min<int64_t>(R::kColumns, outputs - b * R::kColumns);
-        std::copy_n(sums + (b * channels + c) * R::kColumns, columns,
-                    parts + part_offset(split, tap, channel + c) + group * g_.group_outputs() +
-                        output + b * R::kColumns);
+    Segments segments;
+    const auto multiply = [&] {
+      for (int64_t first = 0; first < channels; first += kSlab)
+        multiply_slab(segments, from + first / kSlab * lanes.slab_size(),
+                      std::min<int64_t>(kSlab, channels - first), grad, columns.slab_size(), blocks,
+                      channels, sums + first * R::kColumns);
+      segments.clear();
+    };
+    for (int64_t p = split * part; p < end;) {
+      const int64_t width = column_span.destinations.count, column = p % width, line = p / width;
+      const int64_t row = line % row_span.destinations.count;
+      const int64_t n = line / row_span.destinations.count;
+      if (!segments.has_room(1)) multiply();
+      // Along a row, pixel after pixel.
+      const int64_t run = std::min({width - column, end - p, kDepth - segments.depth});
+      const int64_t source =
+          lanes.strides().offset(n, 0, row_span.source_first + row * row_span.source_step,
+                                 column_span.source_first + column * column_span.source_step);
+      const int64_t destination = columns.strides().offset(n, 0, row_span.destinations.at(row),
+                                                           column_span.destinations.at(column));
+      if (column_span.source_step == 1) {
+        segments.add({source, destination, run}, kSlab, R::kColumns);
+        p += run;
+      } else {
+        segments.add({source, destination, 1}, kSlab, R::kColumns);
+        ++p;
       }
+    }
+    if (segments.count > 0) multiply();
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t first = output + b * R::kColumns;
+        std::copy_n(
+            sums + (b * channels + c) * R::kColumns,
+            std::min<int64_t>(R::kColumns, g_.group_outputs() - first),
+            parts + part_offset(split, tap, channel + c) + group * g_.group_outputs() + first);
+      }
+  }
+
+  // The product of one slab of channels with all blocks of outputs.
+  static void multiply_slab(const Segments& segments, const A* lanes, int64_t width,
+                            const A* columns, int64_t columns_size, int64_t blocks,
+                            int64_t channels,
+                            A* sums) {  // [blocks, channels, kColumns], from the slab's first on
+    static constexpr auto kNeighbours = [] {
+      std::array<int64_t, R::kLanes> lanes{};
+      for (int l = 0; l < R::kLanes; ++l) lanes[l] = l;
+      return lanes;
+    }();
+    const LanePieces pieces(width, R::kLanes);
+    for (int64_t s = 0; s < pieces.count; ++s)
+      for (int64_t b = 0; b < blocks; ++b)
+        multiply_lanes<R, kSlab>(pieces.size(s), lanes + pieces.first(s), kNeighbours.data(),
+                                 columns + b * columns_size, segments.items, segments.count,
+                                 sums + (b * channels + pieces.first(s)) * R::kColumns);
   }
 
   // Where a part keeps the outputs of one channel of the groups, [splits, taps, C/groups, K].
   int64_t part_offset(int64_t split, int64_t tap, int64_t channel) const {
     return ((split * taps_ + tap) * g_.group_channels() + channel) * g_.outputs;
-  }
-
-  // sums += the product over live pixels [start, start + depth) of one tap.
-  void add_pixels(const TapSpan& rows, const TapSpan& columns, int64_t start, int64_t depth,
-                  const T* input, int64_t channels, const T* grad, int64_t outputs, A* buffer) {
-    int64_t input_depth[kDepth], grad_depth[kDepth];
-    for (int64_t d = 0; d < depth; ++d) {
-      const int64_t column = (start + d) % columns.destinations.count;
-      const int64_t line = (start + d) / columns.destinations.count;
-      const int64_t row = line % rows.destinations.count, n = line / rows.destinations.count;
-      input_depth[d] = input_strides_.offset(n, 0, rows.source_first + row * rows.source_step,
-                                             columns.source_first + column * columns.source_step);
-      grad_depth[d] = grad_output_strides_.offset(n, 0, rows.destinations.at(row),
-                                                  columns.destinations.at(column));
-    }
-    A *lanes = buffer, *panels = buffer + kLanePanels, *sums = panels + kColumnPanels;
-    const LanePieces pieces(channels, R::kLanes);
-    for (int64_t s = 0; s < pieces.count; ++s)
-      pack<R::kLanes>(input + pieces.first(s) * input_strides_.c, input_strides_.c,
-                      {input_depth, depth}, pieces.size(s), lanes + s * kDepth * R::kLanes);
-    const int64_t blocks = ceil_div<int64_t>(outputs, R::kColumns);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = b * R::kColumns;
-      pack<R::kColumns>(grad + first * grad_output_strides_.c, grad_output_strides_.c,
-                        {grad_depth, depth}, std::min<int64_t>(R::kColumns, outputs - first),
-                        panels + b * kDepth * R::kColumns);
-    }
-    const Segment all{0, depth};
-    for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t s = 0; s < pieces.count; ++s)
-        multiply_panels<R, 1, R::kLanes>(pieces.size(s), lanes + s * kDepth * R::kLanes,
-                                         panels + b * kDepth * R::kColumns, &all, 1,
-                                         sums + (b * channels + pieces.first(s)) * R::kColumns);
-  }
-
-  // One panel of `count` channels.
-  template <int kWidth>
-  static void pack(const T* source, int64_t channel_stride, PanelRows rows, int64_t count,
-                   A* panel) {
-    int64_t lane_offsets[kWidth];
-    for (int64_t l = 0; l < count; ++l) lane_offsets[l] = l * channel_stride;
-    pack_panel<kWidth>(source, rows, lane_offsets, count, panel);
   }
 
   // The weights of one output are numbered in the order of memory: by channel and tap, or, where
@@ -191,7 +199,7 @@ class CpuGradWeight {
   const Strides4 grad_output_strides_;
   const T* const input_;  // [N, C, H, W]
   const Strides4 input_strides_;
-  const int64_t taps_, channel_tasks_, output_tasks_, splits_;
+  const int64_t taps_, blocks_, task_slabs_, task_blocks_, channel_tasks_, output_tasks_, splits_;
 };
 
 }  // namespace atrousx

@@ -1,8 +1,9 @@
 // Packing for the CPU's matrix products: gathered elements of any dtype and strides become dense
 // panels of the accumulation type,
 //   panel[d * kWidth + lane] = source[depth_offsets[d] + lane_offsets[lane]]
-// With AVX-512, lanes that lie in a few runs are loaded together, and depth that lies in runs is
-// transposed in registers, 16 x 16; a portable loop serves the rest.
+// With AVX-512, lanes that are neighbours in memory are copied, lanes that lie in a few runs are
+// loaded together, and depth that lies in runs is transposed in registers, 16 x 16; a portable loop
+// serves the rest.
 #pragma once
 
 #include <algorithm>
@@ -66,6 +67,11 @@ ATROUSX_AVX512 inline __m512 load(const Half* from, __mmask16 mask) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
 }
 
+// The first `count` of 16 lanes, for any count.
+ATROUSX_AVX512 inline __mmask16 first_lanes(int64_t count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
 // Pairs of the lower and of the upper halves of every quarter.
 ATROUSX_AVX512 inline __m512 low(__m512 a, __m512 b) {
   return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
@@ -103,8 +109,8 @@ ATROUSX_AVX512 inline void transpose(__m512 (&r)[16]) {
 // Up to 16 lanes, as runs of neighbours in memory: lane l of run r is at offsets[r] + l.
 struct LaneRuns {
   int count = 0;
-  __mmask16 masks[16];
-  int64_t offsets[16];
+  __mmask16 masks[16] = {};
+  int64_t offsets[16] = {};
 
   LaneRuns(const int64_t* lane_offsets, int64_t lanes) {
     for (int64_t l = 0; l < lanes; ++l) {
@@ -125,11 +131,24 @@ inline int64_t depth_run(const PanelRows& rows, int64_t d) {
   return run;
 }
 
-// At most 16 lanes of a panel kWidth wide; kStored of them are written.
-template <int kWidth, int kStored, typename T>
+// Lanes that are neighbours in memory; those past `count` become zero.
+template <int kWidth, typename T>
+ATROUSX_AVX512 void pack_neighbours(const T* source, PanelRows rows, int64_t first_lane,
+                                    int64_t count, float* panel) {
+  for (int64_t d = 0; d < rows.depth; ++d) {
+    const T* from = source + rows.from[d] + first_lane;
+    float* to = panel + rows.row(d, kWidth);
+    for (int64_t l = 0; l < kWidth; l += 16)
+      _mm512_mask_storeu_ps(to + l, first_lanes(kWidth - l),
+                            load(from + l, first_lanes(count - l)));
+  }
+}
+
+// At most 16 lanes of a panel kWidth wide; `stored` of them are written.
+template <int kWidth, typename T>
 ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* lane_offsets,
-                               int64_t count, float* panel) {
-  constexpr __mmask16 kMask = static_cast<__mmask16>((1u << kStored) - 1);
+                               int64_t count, int64_t stored, float* panel) {
+  const __mmask16 written = first_lanes(stored);
   constexpr int kFewRuns = 4;       // cheaper to load one by one than to transpose
   constexpr int64_t kLeastRun = 4;  // rows that make a transposition worth it
   constexpr int64_t kAhead = 12;    // rows
@@ -138,13 +157,13 @@ ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* l
     const int64_t depth = runs.count <= kFewRuns ? 1 : depth_run(rows, d);
     if (depth >= kLeastRun) {
       __m512 r[16];
-      const __mmask16 mask = static_cast<__mmask16>((1u << depth) - 1);
+      const __mmask16 mask = first_lanes(depth);
       const T* from = source + rows.from[d];
       for (int64_t l = 0; l < 16; ++l)
         r[l] = l < count ? load(from + lane_offsets[l], mask) : _mm512_setzero_ps();
       transpose(r);
       for (int64_t i = 0; i < 16; ++i)
-        if (i < depth) _mm512_mask_storeu_ps(panel + rows.row(d + i, kWidth), kMask, r[i]);
+        if (i < depth) _mm512_mask_storeu_ps(panel + rows.row(d + i, kWidth), written, r[i]);
       d += depth;
     } else {
       const T* from = source + rows.from[d];
@@ -157,9 +176,23 @@ ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* l
       __m512 v = load(from + runs.offsets[0], runs.masks[0]);
       for (int r = 1; r < runs.count; ++r)
         v = _mm512_or_ps(v, load(from + runs.offsets[r], runs.masks[r]));
-      _mm512_mask_storeu_ps(panel + rows.row(d++, kWidth), kMask, v);
+      _mm512_mask_storeu_ps(panel + rows.row(d++, kWidth), written, v);
     }
   }
+}
+
+// `count` lanes, kWidth of them written.
+template <int kWidth, typename T>
+void pack_panel(const T* source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
+                float* panel) {
+  int64_t neighbours = 1;
+  while (neighbours < count && lane_offsets[neighbours] == lane_offsets[0] + neighbours)
+    ++neighbours;
+  if (neighbours >= count)
+    return pack_neighbours<kWidth>(source, rows, count > 0 ? lane_offsets[0] : 0, count, panel);
+  for (int64_t l = 0; l < kWidth; l += 16)
+    pack_lanes<kWidth>(source, rows, lane_offsets + l, std::clamp<int64_t>(count - l, 0, 16),
+                       std::min<int64_t>(kWidth - l, 16), panel + l);
 }
 
 }  // namespace avx512
@@ -170,26 +203,32 @@ template <int kWidth, typename T, typename A>
 void pack_panel(const T* source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
                 A* panel) {
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<A, float> && kWidth <= 32) {
-    if (cpu_isa() == CpuIsa::kAvx512) {
-      constexpr int kFirst = kWidth < 16 ? kWidth : 16, kSecond = kWidth - kFirst;
-      avx512::pack_lanes<kWidth, kFirst>(source, rows, lane_offsets,
-                                         std::min<int64_t>(count, kFirst), panel);
-      if constexpr (kSecond > 0)
-        avx512::pack_lanes<kWidth, kSecond>(source, rows, lane_offsets + kFirst,
-                                            std::max<int64_t>(count - kFirst, 0), panel + kFirst);
-      return;
-    }
+  if constexpr (std::is_same_v<A, float>) {
+    if (cpu_isa() == CpuIsa::kAvx512)
+      return avx512::pack_panel<kWidth>(source, rows, lane_offsets, count, panel);
   }
 #endif
   run_best<PackPanel<kWidth>>(source, rows, lane_offsets, count, panel);
 }
 
-// to[i] = from[i], widened.
-struct CopyRow {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* from, int64_t count, A* to) {
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<A>(from[i]);
+// bfloat16 pairs from numbers that were bfloat16 before they were widened.
+// Neighbours in a row, [2 * count] -> [count] pairs.
+struct PairNeighbours {
+  static ATROUSX_ALWAYS_INLINE void run(const float* from, int64_t count, float* to) {
+    const uint32_t* bits = reinterpret_cast<const uint32_t*>(from);
+    uint16_t* halves = reinterpret_cast<uint16_t*>(to);
+    for (int64_t i = 0; i < 2 * count; ++i) halves[i] = static_cast<uint16_t>(bits[i] >> 16);
+  }
+};
+// Elements of two rows, the second of which may be missing.
+struct PairRows {
+  static ATROUSX_ALWAYS_INLINE void run(const float* even, const float* odd, int64_t count,
+                                        float* to) {
+    const uint32_t *low = reinterpret_cast<const uint32_t*>(even),
+                   *high = reinterpret_cast<const uint32_t*>(odd);
+    uint32_t* pairs = reinterpret_cast<uint32_t*>(to);
+    for (int64_t i = 0; i < count; ++i)
+      pairs[i] = (low[i] >> 16) | (odd == nullptr ? 0u : high[i] & 0xffff0000u);
   }
 };
 

@@ -1,39 +1,56 @@
 // The CPU's indirect matrix product. Forward, grad-input and grad-weight are all
-//   sums[lane][column] = sum over depth of a[a_depth[d] + a_lane[lane]] * b[b_depth[d] + b_column]
-// with offsets in place of a copied (im2col) matrix. Both factors are packed into panels of the
-// accumulation type, [depth][lanes] and [depth][columns], a few hundred KB at a time, so that any
-// strides and any dtype feed the same register tile.
+//   sums[lane][column] = sum over depth of source[lane's address + depth] * columns[depth][column]
+// Lanes are read where they lie in a packed map (cpu_slabs.h), by address: no panel is copied per
+// tap. Columns come from panels of their own. Both are of the tile's element type, so any strides
+// and any dtype feed the same register tile.
 #pragma once
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
+
+#include <torch/csrc/stable/ops.h>
 
 #include "../cpu_dispatch.h"
 #include "../portable.h"
-#include "cpu_pack.h"
 
 namespace atrousx {
 
 // The register tile: up to kLanes x kColumns sums, a column vector of kVectorBytes at a time. Each
-// instruction set's tile leaves registers for the column vectors and a broadcast lane.
-template <typename Sum, CpuIsa kSet, int kLaneCount, int kVectorCount, int kVectorSize>
+// instruction set's tile leaves registers for the column vectors and a broadcast lane. A packed
+// element holds kPack numbers: one of type A, or, where the CPU multiplies these, two neighbours in
+// depth as bfloat16.
+template <typename Sum, CpuIsa kSet, int kLaneCount, int kVectorCount, int kVectorSize,
+          int kPackedNumbers = 1>
 struct RegisterTile {
   using A = Sum;
+  static constexpr int kPack = kPackedNumbers;
   static constexpr CpuIsa kIsa = kSet;
   static constexpr int kLanes = kLaneCount, kVectors = kVectorCount, kVectorBytes = kVectorSize;
   static constexpr int kColumns = kVectors * (kVectorBytes / static_cast<int>(sizeof(A)));
-  static constexpr int kSums = kLanes * kColumns;
 };
 
-// Calls f with the register tile of the instruction set in use.
-template <typename A, typename F>
-void with_register_tile(F&& f) {
+// Calls f with the register tile for products `columns` wide, of the instruction set in use: the
+// one that pads them least, the widest of these.
+template <typename A, int kPack = 1, typename F>
+void with_register_tile(int64_t columns, F&& f) {
+  const auto padded = [&](int64_t width) { return ceil_div(columns, width) * width; };
   switch (cpu_isa()) {
 #if defined(__x86_64__)
     case CpuIsa::kAvx512:
-      return f(RegisterTile<A, CpuIsa::kAvx512, 14, 2, 64>{});
+      if constexpr (sizeof(A) == 4) {
+        // 4 vectors of pairs leave no register for a lane: only a multiply-add takes it from
+        // memory.
+        if (kPack == 1 && padded(64) <= padded(32) && padded(64) <= padded(24))
+          return f(RegisterTile<A, CpuIsa::kAvx512, 7, 4, 64, kPack>{});
+        if (padded(24) < padded(32)) return f(RegisterTile<A, CpuIsa::kAvx512, 9, 3, 32, kPack>{});
+        return f(RegisterTile<A, CpuIsa::kAvx512, 14, 2, 64, kPack>{});
+      } else {
+        return f(RegisterTile<A, CpuIsa::kAvx512, 14, 2, 64>{});
+      }
     case CpuIsa::kAvx2:
       return f(RegisterTile<A, CpuIsa::kAvx2, 6, 2, 32>{});
 #endif
@@ -42,36 +59,86 @@ void with_register_tile(F&& f) {
   }
 }
 
-// A stretch of depth whose columns lie next to each other in a packed panel.
+// The same for a product of T by T whose depth may be packed in pairs.
+template <typename T, typename F>
+void with_gather_tile(int64_t columns, F&& f) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (cpu_has_bf16_pairs()) return with_register_tile<float, 2>(columns, f);
+  }
+  with_register_tile<Accumulate<T>>(columns, f);
+}
+
+// A stretch of depth: where it begins in the lanes and in the columns.
 struct Segment {
-  int64_t offset, depth;
+  int64_t source, columns, depth;
+};
+
+// Segments collected until they are `most` deep; neighbours in both factors become one.
+template <int kMost>
+struct SegmentList {
+  Segment items[kMost];
+  int64_t count = 0, depth = 0;
+
+  bool has_room(int64_t more) const { return depth + more <= kMost; }
+  void add(const Segment& s, int64_t source_step, int64_t columns_step) {
+    depth += s.depth;
+    if (count > 0) {
+      Segment& last = items[count - 1];
+      if (s.source == last.source + last.depth * source_step &&
+          s.columns == last.columns + last.depth * columns_step) {
+        last.depth += s.depth;
+        return;
+      }
+    }
+    items[count++] = s;
+  }
+  void clear() { count = depth = 0; }
 };
 
 // sums[lane][column] += the product over the segments, for lanes < kLanesUsed. It starts from zero
 // and adds once at the end, so long sums are summed by blocks: less rounding than one running sum.
-template <typename R, int kLanesUsed, int64_t kLaneStep, int64_t kDepthStep>
-struct MultiplyPanels {
+// Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source.
+template <typename R, int kLanesUsed, int64_t kDepthStep>
+struct MultiplyLanes {
   using A = typename R::A;
   typedef A Vector __attribute__((vector_size(R::kVectorBytes), aligned(sizeof(A)), may_alias));
+  // A pair is broadcast as bits: it is no number.
+  typedef int32_t Bits __attribute__((vector_size(R::kVectorBytes)));
 
-  static ATROUSX_ALWAYS_INLINE void run(const A* lanes,    // lane l of row d: l * step + d * step
+  static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* lanes,
                                         const A* columns,  // [.., kColumns], at segments' offsets
                                         const Segment* segments, int64_t count,
                                         A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
-    constexpr int kAhead = 12;  // rows: columns stream from the outer caches
+    constexpr int kAhead = 8;  // rows: columns stream from the outer caches
     Vector acc[kLanesUsed][R::kVectors] = {};
     for (int64_t s = 0; s < count; ++s) {
-      const A* b = columns + segments[s].offset;
+      const A* a = source + segments[s].source;
+      const A* b = columns + segments[s].columns;
       for (int64_t d = 0; d < segments[s].depth; ++d) {
         Vector w[R::kVectors];
         for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
           __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * R::kColumns) + byte);
         for (int v = 0; v < R::kVectors; ++v)
           w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
-        for (int l = 0; l < kLanesUsed; ++l)
-          for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lanes[l * kLaneStep] * w[v];
-        lanes += kDepthStep;
+        // Addresses are loaded at every step: there are no registers to keep them in.
+        const int64_t* at = lanes;
+        asm("" : "+r"(at));
+        for (int l = 0; l < kLanesUsed; ++l) {
+          const A lane = a[at[l]];
+          if constexpr (R::kPack == 1) {
+            for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lane * w[v];
+          } else {
+            // Written out: run_on's target names what every AVX-512 CPU has, not this.
+            const Bits pair = Bits{} + std::bit_cast<int32_t>(lane);
+            for (int v = 0; v < R::kVectors; ++v) {
+              Vector sum = acc[l][v];
+              asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pair), "v"(w[v]));
+              acc[l][v] = sum;
+            }
+          }
+        }
+        a += kDepthStep;
         b += R::kColumns;
       }
     }
@@ -81,27 +148,28 @@ struct MultiplyPanels {
   }
 };
 
-// MultiplyPanels for any number of lanes: each number has its own loop, so that a tile's last
+// MultiplyLanes for any number of lanes: each number has its own loop, so that a tile's last
 // pixels do not multiply zeros.
-template <typename R, int64_t kLaneStep, int64_t kDepthStep>
-void multiply_panels(int64_t lanes_used, const typename R::A* lanes, const typename R::A* columns,
-                     const Segment* segments, int64_t count, typename R::A* sums) {
+template <typename R, int64_t kDepthStep>
+void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64_t* lanes,
+                    const typename R::A* columns, const Segment* segments, int64_t count,
+                    typename R::A* sums) {
   using A = typename R::A;
-  using Loop = void (*)(const A*, const A*, const Segment*, int64_t, A*);
+  using Loop = void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, A*);
   static constexpr auto loops = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
     return std::array<Loop, R::kLanes>{
-        run_on<R::kIsa, MultiplyPanels<R, static_cast<int>(kIndex) + 1, kLaneStep, kDepthStep>,
-               const A*, const A*, const Segment*, int64_t, A*>...};
+        run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, const A*,
+               const int64_t*, const A*, const Segment*, int64_t, A*>...};
   }(std::make_index_sequence<R::kLanes>{});
-  loops[lanes_used - 1](lanes, columns, segments, count, sums);
+  loops[lanes_used - 1](source, lanes, columns, segments, count, sums);
 }
 
-// A row of `pixels` lanes cut into as few pieces as fit a register tile, as even as can be.
+// A row of `lanes` cut into as few pieces as fit a register tile, as even as can be.
 struct LanePieces {
-  int64_t pixels, count;
+  int64_t lanes, count;
 
-  LanePieces(int64_t pixels_, int64_t most) : pixels(pixels_), count(ceil_div(pixels_, most)) {}
-  int64_t first(int64_t piece) const { return piece * pixels / count; }
+  LanePieces(int64_t lanes_, int64_t most) : lanes(lanes_), count(ceil_div(lanes_, most)) {}
+  int64_t first(int64_t piece) const { return piece * lanes / count; }
   int64_t size(int64_t piece) const { return first(piece + 1) - first(piece); }
 };
 

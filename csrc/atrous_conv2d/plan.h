@@ -167,9 +167,11 @@ struct TapPlan {
     int pair = 0;
     while (first_tile[pair + 1] <= index) ++pair;
     const AxisClass &r = rows[pair / column_count], &c = columns[pair % column_count];
-    const int64_t first = (index - first_tile[pair]) * tile_pixels;
+    // As even as can be: a tile of a few pixels would cost as much weight as a full one.
     const int64_t total = batch * r.destinations.count * c.destinations.count;
-    return {r, c, first, min_of(tile_pixels, total - first)};
+    const int64_t i = index - first_tile[pair], count = first_tile[pair + 1] - first_tile[pair];
+    const int64_t first = i * total / count;
+    return {r, c, first, (i + 1) * total / count - first};
   }
 };
 

@@ -41,13 +41,29 @@ def test_live_fraction_is_counted_tap_by_tap(layers):
 
 
 def test_names_are_unique_and_quick_ones_exist(layers):
-    names = [layer.name for layer in layers.LAYERS]
+    names = [layer.name for layer in (*layers.LAYERS, *layers.choose("sweep", None))]
     assert len(set(names)) == len(names)
-    assert [layer.name for layer in layers.choose(True, None)] == list(layers.QUICK)
-    assert [layer.name for layer in layers.choose(False, "os16_r6,fc6_7x7")] == [
+    assert [layer.name for layer in layers.choose("quick", None)] == list(layers.QUICK)
+    assert [layer.name for layer in layers.choose("whole", "os16_r6,fc6_7x7")] == [
         "vgg_fc6_7x7_r4",
         "v3_aspp_os16_r6",
     ]
+
+
+def test_the_plot_reads_forward_lines_by_map_and_rate(monkeypatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    plot_rates = importlib.import_module("plot_rates")
+    line = {"pass": "forward", "extent": "33", "memory_format": "contiguous"}
+    rows = [
+        {**line, "dilation": "18", "live_fraction": "0.4", "ratio": "2.0"},
+        {**line, "dilation": "6", "live_fraction": "0.8", "ratio": "1.1"},
+        {**line, "dilation": "18", "live_fraction": "0.4", "ratio": "9.0", "pass": "backward"},
+    ]
+    curves = plot_rates.read_curves(rows)
+    assert curves == {33: {"contiguous": [(6, 1.1), (18, 2.0)], "ideal": [(6, 1.25), (18, 2.5)]}}
+    pytest.importorskip("matplotlib")
+    plot_rates.draw(curves, "a layer", tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_bench_atrous_writes_a_table_and_csv(tmp_path: Path):

@@ -1,0 +1,218 @@
+// Depthwise forward and grad-input on the CPU, in both memory formats: the sums of a few vectors of
+// pixels or channels stay in registers over all live taps, so an element is written once.
+#pragma once
+
+#include <type_traits>
+#include <vector>
+
+#include "../cpu_dispatch.h"
+#include "../tensor.h"
+#include "arguments.h"
+#include "plan.h"
+
+namespace atrousx {
+
+inline int64_t rows_per_task(int64_t multiply_adds) {
+  constexpr int64_t kPerTask = 65536;
+  return max_of<int64_t>(1, kPerTask / max_of<int64_t>(1, multiply_adds));
+}
+
+// 16 numbers of an accumulation type, loaded from and stored to any dtype.
+template <typename A>
+struct Wide {
+  static constexpr int kLanes = 16;
+  typedef A Vector __attribute__((vector_size(kLanes * sizeof(A)), aligned(sizeof(A)), may_alias));
+
+  template <typename T>
+  static ATROUSX_ALWAYS_INLINE void load(const T* from, Vector& v) {
+    if constexpr (std::is_same_v<T, A>) {
+      v = *reinterpret_cast<const Vector*>(from);
+    } else {
+      A widened[kLanes];
+      for (int l = 0; l < kLanes; ++l) widened[l] = static_cast<A>(from[l]);
+      v = *reinterpret_cast<const Vector*>(widened);
+    }
+  }
+
+  template <typename T>
+  static ATROUSX_ALWAYS_INLINE void store(const Vector& v, T* to) {
+    if constexpr (std::is_same_v<T, A>) {
+      *reinterpret_cast<Vector*>(to) = v;
+    } else {
+      A wide[kLanes];
+      *reinterpret_cast<Vector*>(wide) = v;
+      for (int l = 0; l < kLanes; ++l) to[l] = static_cast<T>(wide[l]);
+    }
+  }
+};
+
+// A live tap of one depthwise pixel: `channels` neighbours, each with its own weight.
+template <typename T, typename A>
+struct PixelTap {
+  const T* source;   // [channels]
+  const A* weights;  // [channels]
+};
+
+// out[c] = bias[c] + sum over taps of weights[c] * source[c]. The sums of a block of channels stay
+// in registers over all taps: a pixel is written once.
+struct SumPixelTaps {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const PixelTap<T, A>* taps, int64_t count,
+                                        const T* bias,  // [channels] or null
+                                        int64_t channels, T* out) {
+    int64_t c = blocks<4>(taps, count, bias, 0, channels, out);
+    c = blocks<1>(taps, count, bias, c, channels, out);
+    for (; c < channels; ++c) {
+      A sum = bias == nullptr ? A(0) : static_cast<A>(bias[c]);
+      for (int64_t t = 0; t < count; ++t)
+        sum += taps[t].weights[c] * static_cast<A>(taps[t].source[c]);
+      out[c] = static_cast<T>(sum);
+    }
+  }
+
+ private:
+  // Blocks of kVectors vectors from channel c on, as many as fit; returns the channel after them.
+  template <int kVectors, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE int64_t blocks(const PixelTap<T, A>* taps, int64_t count,
+                                              const T* bias, int64_t c, int64_t channels, T* out) {
+    using W = Wide<A>;
+    for (; c + kVectors * W::kLanes <= channels; c += kVectors * W::kLanes) {
+      typename W::Vector sums[kVectors] = {}, weight, value;
+      if (bias != nullptr)
+        for (int v = 0; v < kVectors; ++v) W::load(bias + c + v * W::kLanes, sums[v]);
+      for (int64_t t = 0; t < count; ++t)
+        for (int v = 0; v < kVectors; ++v) {
+          W::load(taps[t].weights + c + v * W::kLanes, weight);
+          W::load(taps[t].source + c + v * W::kLanes, value);
+          sums[v] += weight * value;
+        }
+      for (int v = 0; v < kVectors; ++v) W::store(sums[v], out + c + v * W::kLanes);
+    }
+    return c;
+  }
+};
+
+// A live tap of a stretch of one depthwise row.
+template <typename T, typename A>
+struct RowTap {
+  const T* source;  // [columns]
+  A weight;
+};
+
+// out[j] = bias + sum over taps of weight * source[j]: as above, with the columns of a row for the
+// channels of a pixel.
+struct SumRowTaps {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const RowTap<T, A>* taps, int64_t count, A bias,
+                                        int64_t columns, T* out) {
+    constexpr int64_t kLanes = Wide<A>::kLanes;
+    int64_t j = 0;
+    for (; j + 4 * kLanes <= columns; j += 4 * kLanes) block<4>(taps, count, bias, j, out);
+    for (; j + kLanes <= columns; j += kLanes) block<1>(taps, count, bias, j, out);
+    if (j == columns) return;
+    // The rest once more together with columns before it, rather than one by one.
+    if (columns >= kLanes) return block<1>(taps, count, bias, columns - kLanes, out);
+    for (; j < columns; ++j) {
+      A sum = bias;
+      for (int64_t t = 0; t < count; ++t) sum += taps[t].weight * static_cast<A>(taps[t].source[j]);
+      out[j] = static_cast<T>(sum);
+    }
+  }
+
+ private:
+  template <int kVectors, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void block(const RowTap<T, A>* taps, int64_t count, A bias,
+                                          int64_t j, T* out) {
+    using W = Wide<A>;
+    typename W::Vector sums[kVectors], value;
+    for (int v = 0; v < kVectors; ++v) sums[v] = typename W::Vector{} + bias;
+    for (int64_t t = 0; t < count; ++t)
+      for (int v = 0; v < kVectors; ++v) {
+        W::load(taps[t].source + j + v * W::kLanes, value);
+        sums[v] += taps[t].weight * value;
+      }
+    for (int v = 0; v < kVectors; ++v) W::store(sums[v], out + j + v * W::kLanes);
+  }
+};
+
+// Depthwise (inner = outer = 1) whose neighbouring columns read neighbours, one plane at a time:
+// every class of columns has its list of live taps.
+template <typename T>
+void gather_rows(const GatherShape& shape,
+                 const T* source,  // [N, groups, source rows, source columns]
+                 const T* weight, const WeightStrides& ws,
+                 const T* bias,   // [groups] or null
+                 T* destination)  // [N, groups, rows, columns]
+{
+  using A = Accumulate<T>;
+  const auto classes = axis_classes(shape.columns);
+  const int64_t height = shape.rows.destinations, width = shape.columns.destinations;
+  const int64_t grain = rows_per_task(width * shape.rows.taps * shape.columns.taps);
+  torch::stable::parallel_for(
+      0, shape.batch * shape.groups * height, grain, [&](int64_t begin, int64_t end) {
+        std::vector<RowTap<T, A>> live(shape.rows.taps * shape.columns.taps);
+        for (int64_t r = begin; r < end; ++r) {
+          const int64_t plane = r / height, channel = plane % shape.groups;
+          const T* from = source + plane * shape.rows.sources * shape.columns.sources;
+          const T* filter = weight + channel * ws.group;
+          const A start = bias == nullptr ? A(0) : static_cast<A>(bias[channel]);
+          for (const AxisClass& c : classes) {
+            int64_t count = 0;
+            for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
+              const int64_t line = shape.rows.source(r % height, kh);
+              if (line < 0) continue;
+              for (int64_t i = 0; i < c.taps.count; ++i)
+                live[count++] = {
+                    from + line * shape.columns.sources + c.source_first + i * c.source_per_tap,
+                    static_cast<A>(filter[kh * ws.h + c.taps.at(i) * ws.w])};
+            }
+            run_best<SumRowTaps>(static_cast<const RowTap<T, A>*>(live.data()), count, start,
+                                 c.destinations.count,
+                                 destination + r * width + c.destinations.first);
+          }
+        }
+      });
+}
+
+// Depthwise (inner = outer = 1) in channels_last.
+template <typename T>
+void gather_pixels(const GatherShape& shape,
+                   const T* source,  // [N, source rows, source columns, groups]
+                   const T* weight, const WeightStrides& ws,
+                   const T* bias,   // [groups] or null
+                   T* destination,  // [N, rows, columns, groups]
+                   const Tensor& like) {
+  using A = Accumulate<T>;
+  const int64_t height = shape.rows.destinations, channels = shape.groups;
+  const int64_t width = shape.columns.destinations, taps = shape.columns.taps;
+  const Tensor by_tap = scratch(like, shape.rows.taps * taps * channels);
+  A* weights = static_cast<A*>(by_tap.mutable_data_ptr());  // [KH, KW, groups]
+  for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
+    for (int64_t kw = 0; kw < taps; ++kw)
+      for (int64_t c = 0; c < channels; ++c)
+        weights[(kh * taps + kw) * channels + c] =
+            static_cast<A>(weight[c * ws.group + kh * ws.h + kw * ws.w]);
+  const int64_t grain = rows_per_task(width * channels * shape.rows.taps * taps);
+  torch::stable::parallel_for(0, shape.batch * height, grain, [&](int64_t begin, int64_t end) {
+    std::vector<PixelTap<T, A>> live(shape.rows.taps * taps);
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t column = 0; column < width; ++column) {
+        int64_t count = 0;
+        for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
+          const int64_t line = shape.rows.source(r % height, kh);
+          if (line < 0) continue;
+          const T* from =
+              source + (r / height * shape.rows.sources + line) * shape.columns.sources * channels;
+          for (int64_t kw = 0; kw < taps; ++kw) {
+            const int64_t at = shape.columns.source(column, kw);
+            if (at >= 0)
+              live[count++] = {from + at * channels, weights + (kh * taps + kw) * channels};
+          }
+        }
+        run_best<SumPixelTaps>(static_cast<const PixelTap<T, A>*>(live.data()), count, bias,
+                               channels, destination + (r * width + column) * channels);
+      }
+  });
+}
+
+}  // namespace atrousx

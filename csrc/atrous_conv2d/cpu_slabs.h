@@ -1,0 +1,77 @@
+// A map packed by slabs of channels, [N, groups, slabs, H, W, kWidth]: whatever its strides and
+// dtype were, a pixel's channels of one slab are neighbours, and so are the pixels of a row. Every
+// tap reads the same slabs, only further on: a map is packed once for all taps of a pass.
+#pragma once
+
+#include "arguments.h"
+#include "cpu_pack.h"
+#include "cpu_product.h"
+
+namespace atrousx {
+
+struct MapSize {
+  int64_t batch, groups, channels, height, width;  // channels: of one group
+};
+
+// kWidth elements of type A a pixel, each of kPack channels (see RegisterTile).
+template <typename A, int kWidth, int kPack = 1>
+class Slabs {
+  static constexpr int kChannels = kWidth * kPack;
+  static constexpr int64_t kPixels = 128;  // of a panel
+
+ public:
+  // like: names dtype and device of the scratch.
+  template <typename T>
+  Slabs(const MapSize& size, const T* map, const Strides4& strides, const Tensor& like)
+      : size_(size),
+        slabs_(ceil_div<int64_t>(size.channels, kChannels)),
+        packed_(scratch(like, size.batch * size.groups * slabs_ * slab_size())),
+        data_(static_cast<A*>(packed_.mutable_data_ptr())) {
+    const int64_t pixels = size.height * size.width, panels = ceil_div(pixels, kPixels);
+    const int64_t planes = size.batch * size.groups * slabs_;
+    for_each_task(planes * panels, [&](int64_t task, int64_t) {
+      const int64_t plane = task / panels, first = task % panels * kPixels;
+      const int64_t slab = plane % slabs_, group = plane / slabs_ % size.groups;
+      const int64_t n = plane / slabs_ / size.groups, depth = std::min(kPixels, pixels - first);
+      const int64_t channels = std::min<int64_t>(kChannels, size.channels - slab * kChannels);
+      int64_t from[kPixels], lanes[kChannels];
+      for (int64_t d = 0; d < depth; ++d)
+        from[d] = strides.offset(n, 0, (first + d) / size.width, (first + d) % size.width);
+      for (int64_t l = 0; l < channels; ++l)
+        lanes[l] = (group * size.channels + slab * kChannels + l) * strides.c;
+      pack(map, {from, depth}, lanes, channels, data_ + plane * slab_size() + first * kWidth);
+    });
+  }
+
+  const A* data() const { return data_; }
+  int64_t count() const { return slabs_; }
+  // The elements that a slab holds.
+  int64_t width(int64_t slab) const {
+    return std::min<int64_t>(kWidth, ceil_div<int64_t>(size_.channels, kPack) - slab * kWidth);
+  }
+  int64_t slab_size() const { return size_.height * size_.width * kWidth; }
+  int64_t group_size() const { return slabs_ * slab_size(); }
+  // Of a pixel; `c` is meaningless.
+  Strides4 strides() const {
+    return {size_.groups * group_size(), 0, size_.width * kWidth, kWidth};
+  }
+
+ private:
+  template <typename T>
+  static void pack(const T* map, PanelRows rows, const int64_t* lanes, int64_t channels, A* to) {
+    if constexpr (kPack == 1) {
+      pack_panel<kWidth>(map, rows, lanes, channels, to);
+    } else {
+      A wide[kPixels * kChannels];
+      pack_panel<kChannels>(map, rows, lanes, channels, wide);
+      run_best<PairNeighbours>(static_cast<const A*>(wide), rows.depth * kWidth, to);
+    }
+  }
+
+  const MapSize size_;
+  const int64_t slabs_;
+  const Tensor packed_;
+  A* const data_;
+};
+
+}  // namespace atrousx
