@@ -216,16 +216,30 @@ class CpuGather {
     return segments;
   }
 
+  // What the lanes of a piece will read: pixels that taps far apart read are nothing a hardware
+  // prefetcher foresees.
+  static void prefetch(const Segments& segments, const A* source, const int64_t* lanes,
+                       int64_t count) {
+    constexpr int64_t kLine = 64 / sizeof(A);
+    for (int64_t i = 0; i < segments.count; ++i)
+      for (int64_t l = 0; l < count; ++l)
+        for (int64_t d = 0; d < segments.items[i].depth; d += kLine)
+          __builtin_prefetch(source + segments.items[i].source + lanes[l] + d);
+  }
+
   // The lanes of a piece stay in the L1 cache while the weight streams by.
   void multiply(const Segments& segments, const A* source, const int64_t* lanes, int64_t pixels,
                 const A* weight, int64_t blocks,
                 A* sums) const {  // [blocks, pixels, kColumns]
     const LanePieces pieces(pixels, R::kLanes);
-    for (int64_t s = 0; s < pieces.count; ++s)
+    for (int64_t s = 0; s < pieces.count; ++s) {
+      if (s + 1 < pieces.count)
+        prefetch(segments, source, lanes + pieces.first(s + 1), pieces.size(s + 1));
       for (int64_t b = 0; b < blocks; ++b)
         multiply_lanes<R, 1>(pieces.size(s), source, lanes + pieces.first(s),
                              weight + b * block_size(), segments.items, segments.count,
                              sums + (b * pixels + pieces.first(s)) * R::kColumns);
+    }
   }
 
   void store(const Task& task, const Tile& tile,

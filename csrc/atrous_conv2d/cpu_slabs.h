@@ -3,6 +3,7 @@
 // tap reads the same slabs, only further on: a map is packed once for all taps of a pass.
 #pragma once
 
+#include "../huge_pages.h"
 #include "arguments.h"
 #include "cpu_pack.h"
 #include "cpu_product.h"
@@ -27,6 +28,7 @@ class Slabs {
         slabs_(ceil_div<int64_t>(size.channels, kChannels)),
         packed_(scratch(like, size.batch * size.groups * slabs_ * slab_size())),
         data_(static_cast<A*>(packed_.mutable_data_ptr())) {
+    prefer_huge_pages(data_, packed_.numel() * static_cast<int64_t>(sizeof(A)));
     const int64_t pixels = size.height * size.width, panels = ceil_div(pixels, kPixels);
     const int64_t planes = size.batch * size.groups * slabs_;
     for_each_task(planes * panels, [&](int64_t task, int64_t) {
