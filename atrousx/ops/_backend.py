@@ -81,11 +81,11 @@ class Problem(NamedTuple):
 # (channels_last or not) and by purpose (with gradients or without): the less padding there is to
 # skip, the less skipping it gains. 0: always, 2: never.
 _LIMITS = {(False, False): 0.7, (False, True): 0.7, (True, False): 0, (True, True): 2}
-# Under so many outputs, gathering NCHW outweighs the product.
+# Under so many outputs, packing NCHW outweighs the product.
 _FEW_OUTPUTS = 64
-_FEW_OUTPUTS_LIMITS = {(False, False): 0, (False, True): 0.7, (True, False): 2, (True, True): 0.7}
+_FEW_OUTPUTS_LIMITS = {(False, False): 0, (False, True): 0.7, (True, False): 2, (True, True): 2}
 # PyTorch computes dilated depthwise gradients on a slow path.
-_DEPTHWISE_LIMITS = {(False, False): 0.95, (False, True): 2, (True, False): 0.95, (True, True): 2}
+_DEPTHWISE_LIMITS = {(False, False): 2, (False, True): 2, (True, False): 0.95, (True, True): 2}
 
 
 def torch_is_faster(problem: Problem) -> bool:
