@@ -83,7 +83,8 @@ void gather_planes(const GatherShape& shape,
   torch::stable::parallel_for(
       0, shape.batch * channels * height, grain, [&](int64_t begin, int64_t end) {
         // Wide sums are summed by blocks of channels: less rounding than one running sum.
-        constexpr int64_t kBlock = 16;
+        constexpr int64_t kRunning = 144;
+        const int64_t block = max_of<int64_t>(1, kRunning / (shape.rows.taps * shape.columns.taps));
         std::vector<A> sums(width), part(width);
         for (int64_t r = begin; r < end; ++r) {
           const int64_t row = r % height, channel = r / height % channels;
@@ -91,9 +92,9 @@ void gather_planes(const GatherShape& shape,
           std::fill(sums.begin(), sums.end(), bias == nullptr ? A(0) : A(bias[channel]));
           const T* planes = source + (n * shape.groups + group) * shape.inner * source_plane;
           const T* filter = weight + group * ws.group + channel % shape.outer * ws.outer;
-          for (int64_t first = 0; first < shape.inner; first += kBlock) {
+          for (int64_t first = 0; first < shape.inner; first += block) {
             std::fill(part.begin(), part.end(), A(0));
-            for (int64_t c = first; c < std::min(first + kBlock, shape.inner); ++c)
+            for (int64_t c = first; c < std::min(first + block, shape.inner); ++c)
               add_taps(shape, row, spans, planes + c * source_plane, filter + c * ws.inner, ws,
                        part.data());
             for (int64_t j = 0; j < width; ++j) sums[j] += part[j];

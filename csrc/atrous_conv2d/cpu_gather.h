@@ -25,7 +25,6 @@ class CpuGather {
   static constexpr int64_t kTaskColumns = 128;     // channels of a task, at most
   static constexpr int64_t kPackedMost = 1 << 25;  // packed elements of a source at a time
   using Packed = Slabs<A, kSlab, R::kPack>;
-  using Segments = SegmentList<kDepth>;
 
  public:
   CpuGather(const GatherShape& shape, const T* source, const Strides4& source_strides,
@@ -110,7 +109,7 @@ class CpuGather {
       tiles.push_back(tile);
       first.push_back(pixels);
       pixels += tile.pixels;
-      cost += tile.pixels * tile.live_taps();
+      cost += tile.pixels * (tile.live_taps() + 1);  // dead pixels are stored, too
     }
   };
 
@@ -182,8 +181,9 @@ class CpuGather {
     for (int64_t first = 0; first < elements_; first += chunk)
       for (size_t t = 0; t < group.tiles.size(); ++t) {
         const Tile& tile = group.tiles[t];
-        const Segments segments = lay_out(tile, packed, first, std::min(first + chunk, elements_));
-        if (segments.count > 0)
+        const SegmentList segments =
+            lay_out(tile, packed, first, std::min(first + chunk, elements_));
+        if (!segments.items.empty())
           multiply(segments, source, lanes.data() + group.first[t], tile.pixels, weight,
                    task.blocks, sums + group.first[t] * tile_step);
       }
@@ -198,8 +198,8 @@ class CpuGather {
   }
 
   // The live taps of source elements [first, end), as segments of the slabs and of the weight.
-  Segments lay_out(const Tile& tile, const Packed& packed, int64_t first, int64_t end) const {
-    Segments segments;
+  SegmentList lay_out(const Tile& tile, const Packed& packed, int64_t first, int64_t end) const {
+    SegmentList segments;
     for (int64_t at = first; at < end;) {
       const int64_t slab = at / kSlab, width = packed.width(slab), within = at % kSlab;
       const int64_t depth = std::min(width - within, end - at);
@@ -218,17 +218,17 @@ class CpuGather {
 
   // What the lanes of a piece will read: pixels that taps far apart read are nothing a hardware
   // prefetcher foresees.
-  static void prefetch(const Segments& segments, const A* source, const int64_t* lanes,
+  static void prefetch(const SegmentList& segments, const A* source, const int64_t* lanes,
                        int64_t count) {
     constexpr int64_t kLine = 64 / sizeof(A);
-    for (int64_t i = 0; i < segments.count; ++i)
+    for (const Segment& segment : segments.items)
       for (int64_t l = 0; l < count; ++l)
-        for (int64_t d = 0; d < segments.items[i].depth; d += kLine)
-          __builtin_prefetch(source + segments.items[i].source + lanes[l] + d);
+        for (int64_t d = 0; d < segment.depth; d += kLine)
+          __builtin_prefetch(source + segment.source + lanes[l] + d);
   }
 
   // The lanes of a piece stay in the L1 cache while the weight streams by.
-  void multiply(const Segments& segments, const A* source, const int64_t* lanes, int64_t pixels,
+  void multiply(const SegmentList& segments, const A* source, const int64_t* lanes, int64_t pixels,
                 const A* weight, int64_t blocks,
                 A* sums) const {  // [blocks, pixels, kColumns]
     const LanePieces pieces(pixels, R::kLanes);
@@ -237,7 +237,7 @@ class CpuGather {
         prefetch(segments, source, lanes + pieces.first(s + 1), pieces.size(s + 1));
       for (int64_t b = 0; b < blocks; ++b)
         multiply_lanes<R, 1>(pieces.size(s), source, lanes + pieces.first(s),
-                             weight + b * block_size(), segments.items, segments.count,
+                             weight + b * block_size(), segments,
                              sums + (b * pixels + pieces.first(s)) * R::kColumns);
     }
   }

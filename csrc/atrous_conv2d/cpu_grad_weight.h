@@ -30,7 +30,6 @@ class CpuGradWeight {
   static constexpr int64_t kWantedTasks = 64;
   using Lanes = Slabs<A, kSlab>;
   using Columns = Slabs<A, R::kColumns>;
-  using Segments = SegmentList<kDepth>;
 
  public:
   CpuGradWeight(const ConvGeometry& geometry, const T* grad_output,
@@ -90,7 +89,7 @@ class CpuGradWeight {
     const int64_t pixels = g_.batch * row_span.destinations.count * column_span.destinations.count;
     const int64_t part = ceil_div(pixels, splits_);
     const int64_t end = std::min(pixels, (split + 1) * part);
-    Segments segments;
+    SegmentList segments;
     const auto multiply = [&] {
       for (int64_t first = 0; first < channels; first += kSlab)
         multiply_slab(segments, from + first / kSlab * lanes.slab_size(),
@@ -102,7 +101,7 @@ class CpuGradWeight {
       const int64_t width = column_span.destinations.count, column = p % width, line = p / width;
       const int64_t row = line % row_span.destinations.count;
       const int64_t n = line / row_span.destinations.count;
-      if (!segments.has_room(1)) multiply();
+      if (segments.depth == kDepth) multiply();
       // Along a row, pixel after pixel.
       const int64_t run = std::min({width - column, end - p, kDepth - segments.depth});
       const int64_t source =
@@ -118,7 +117,7 @@ class CpuGradWeight {
         ++p;
       }
     }
-    if (segments.count > 0) multiply();
+    if (!segments.items.empty()) multiply();
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t c = 0; c < channels; ++c) {
         const int64_t first = output + b * R::kColumns;
@@ -130,7 +129,7 @@ class CpuGradWeight {
   }
 
   // The product of one slab of channels with all blocks of outputs.
-  static void multiply_slab(const Segments& segments, const A* lanes, int64_t width,
+  static void multiply_slab(const SegmentList& segments, const A* lanes, int64_t width,
                             const A* columns, int64_t columns_size, int64_t blocks,
                             int64_t channels,
                             A* sums) {  // [blocks, channels, kColumns], from the slab's first on
@@ -143,7 +142,7 @@ class CpuGradWeight {
     for (int64_t s = 0; s < pieces.count; ++s)
       for (int64_t b = 0; b < blocks; ++b)
         multiply_lanes<R, kSlab>(pieces.size(s), lanes + pieces.first(s), kNeighbours.data(),
-                                 columns + b * columns_size, segments.items, segments.count,
+                                 columns + b * columns_size, segments,
                                  sums + (b * channels + pieces.first(s)) * R::kColumns);
   }
 

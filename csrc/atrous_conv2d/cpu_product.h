@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -73,30 +74,32 @@ struct Segment {
   int64_t source, columns, depth;
 };
 
-// Segments collected until they are `most` deep; neighbours in both factors become one.
-template <int kMost>
+// Segments of one product; neighbours in both factors become one.
 struct SegmentList {
-  Segment items[kMost];
-  int64_t count = 0, depth = 0;
+  std::vector<Segment> items;
+  int64_t depth = 0;
 
-  bool has_room(int64_t more) const { return depth + more <= kMost; }
   void add(const Segment& s, int64_t source_step, int64_t columns_step) {
     depth += s.depth;
-    if (count > 0) {
-      Segment& last = items[count - 1];
+    if (!items.empty()) {
+      Segment& last = items.back();
       if (s.source == last.source + last.depth * source_step &&
           s.columns == last.columns + last.depth * columns_step) {
         last.depth += s.depth;
         return;
       }
     }
-    items[count++] = s;
+    items.push_back(s);
   }
-  void clear() { count = depth = 0; }
+  void clear() {
+    items.clear();
+    depth = 0;
+  }
 };
 
-// sums[lane][column] += the product over the segments, for lanes < kLanesUsed. It starts from zero
-// and adds once at the end, so long sums are summed by blocks: less rounding than one running sum.
+// sums[lane][column] += the product over the segments, for lanes < kLanesUsed. Registers start from
+// zero and are added to memory every kRunning rows or so: sums by blocks round less than one
+// running sum.
 // Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source.
 template <typename R, int kLanesUsed, int64_t kDepthStep>
 struct MultiplyLanes {
@@ -111,40 +114,44 @@ struct MultiplyLanes {
                                         A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
     constexpr int kAhead = 8;  // rows: columns stream from the outer caches
-    Vector acc[kLanesUsed][R::kVectors] = {};
-    for (int64_t s = 0; s < count; ++s) {
-      const A* a = source + segments[s].source;
-      const A* b = columns + segments[s].columns;
-      for (int64_t d = 0; d < segments[s].depth; ++d) {
-        Vector w[R::kVectors];
-        for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * R::kColumns) + byte);
-        for (int v = 0; v < R::kVectors; ++v)
-          w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
-        // Addresses are loaded at every step: there are no registers to keep them in.
-        const int64_t* at = lanes;
-        asm("" : "+r"(at));
-        for (int l = 0; l < kLanesUsed; ++l) {
-          const A lane = a[at[l]];
-          if constexpr (R::kPack == 1) {
-            for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lane * w[v];
-          } else {
-            // Written out: run_on's target names what every AVX-512 CPU has, not this.
-            const Bits pair = Bits{} + std::bit_cast<int32_t>(lane);
-            for (int v = 0; v < R::kVectors; ++v) {
-              Vector sum = acc[l][v];
-              asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pair), "v"(w[v]));
-              acc[l][v] = sum;
+    constexpr int64_t kRunning = 768 / sizeof(A);
+    for (int64_t s = 0; s < count;) {
+      Vector acc[kLanesUsed][R::kVectors] = {};
+      for (int64_t running = 0; s < count && running < kRunning; ++s) {
+        running += segments[s].depth;
+        const A* a = source + segments[s].source;
+        const A* b = columns + segments[s].columns;
+        for (int64_t d = 0; d < segments[s].depth; ++d) {
+          Vector w[R::kVectors];
+          for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * R::kColumns) + byte);
+          for (int v = 0; v < R::kVectors; ++v)
+            w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
+          // Addresses are loaded at every step: there are no registers to keep them in.
+          const int64_t* at = lanes;
+          asm("" : "+r"(at));
+          for (int l = 0; l < kLanesUsed; ++l) {
+            const A lane = a[at[l]];
+            if constexpr (R::kPack == 1) {
+              for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lane * w[v];
+            } else {
+              // Written out: run_on's target names what every AVX-512 CPU has, not this.
+              const Bits pair = Bits{} + std::bit_cast<int32_t>(lane);
+              for (int v = 0; v < R::kVectors; ++v) {
+                Vector sum = acc[l][v];
+                asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pair), "v"(w[v]));
+                acc[l][v] = sum;
+              }
             }
           }
+          a += kDepthStep;
+          b += R::kColumns;
         }
-        a += kDepthStep;
-        b += R::kColumns;
       }
+      for (int l = 0; l < kLanesUsed; ++l)
+        for (int v = 0; v < R::kVectors; ++v)
+          *reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep) += acc[l][v];
     }
-    for (int l = 0; l < kLanesUsed; ++l)
-      for (int v = 0; v < R::kVectors; ++v)
-        *reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep) += acc[l][v];
   }
 };
 
@@ -152,7 +159,7 @@ struct MultiplyLanes {
 // pixels do not multiply zeros.
 template <typename R, int64_t kDepthStep>
 void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64_t* lanes,
-                    const typename R::A* columns, const Segment* segments, int64_t count,
+                    const typename R::A* columns, const SegmentList& segments,
                     typename R::A* sums) {
   using A = typename R::A;
   using Loop = void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, A*);
@@ -161,7 +168,8 @@ void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64
         run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, const A*,
                const int64_t*, const A*, const Segment*, int64_t, A*>...};
   }(std::make_index_sequence<R::kLanes>{});
-  loops[lanes_used - 1](source, lanes, columns, segments, count, sums);
+  loops[lanes_used - 1](source, lanes, columns, segments.items.data(),
+                        static_cast<int64_t>(segments.items.size()), sums);
 }
 
 // A row of `lanes` cut into as few pieces as fit a register tile, as even as can be.

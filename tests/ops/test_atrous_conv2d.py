@@ -40,10 +40,17 @@ CASES = {
     "one output": (1, 30, 1, 1, (5, 5), (3, 3), (1, 1), (2, 2), (2, 2)),
     "pixels without a live tap": (1, 8, 8, 1, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
 }
+# Several slabs of channels, tiles, blocks of outputs. Not in float64: an oracle in float64 rounds
+# such long sums as much as what it would judge.
+WIDE = {
+    "channels and outputs past a block": (1, 131, 70, 1, (19, 20), (3, 3), (1, 1), (6, 6), (6, 6)),
+    "21 outputs": (2, 65, 21, 1, (13, 12), (3, 3), (1, 1), (4, 4), (4, 4)),
+    "more taps than a product is deep": (1, 9, 8, 1, (19, 20), (26, 25), (1, 1), (13, 12), (1, 1)),
+}
 
 
 def make(name, dtype, device, memory_format=torch.contiguous_format):
-    batch, channels, outputs, groups, size, taps, stride, padding, dilation = CASES[name]
+    batch, channels, outputs, groups, size, taps, stride, padding, dilation = (CASES | WIDE)[name]
     x = torch.randn(batch, channels, *size, dtype=dtype, device=device)
     w = torch.randn(outputs, channels // groups, *taps, dtype=dtype, device=device)
     b = torch.randn(outputs, dtype=dtype, device=device)
@@ -88,6 +95,13 @@ def test_padding_is_never_multiplied(device):
     y.backward(torch.full_like(y, torch.inf))
     assert (x.grad == torch.inf).all()
     assert w.grad.isfinite().sum() == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", WIDE)
+def test_long_sums_against_oracle(device, name, memory_format, dtype):
+    test_against_oracle(device, name, memory_format, dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
