@@ -21,7 +21,8 @@ ROOT = HERE.parents[1]
 NAME = "atrousx_emulated"
 FLAGS = {
     "plain": "-O2",
-    "sanitized": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+    # -g1: lines and names are all that a report needs, and compile in two thirds of the time.
+    "sanitized": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
 }
 
 
