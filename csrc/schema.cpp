@@ -90,7 +90,7 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
 
   // Mean-field inference over points, logits [N, L, P]. Of each term nine tensors: its lattice's
   // six, the two scales of its filter and its compatibility, the last three empty where there is
-  // none.
+  // none. On CUDA a compatibility may be [L], a diagonal.
   m.def("_mean_field(Tensor logits, Tensor[] terms, float[] weights, int iterations) -> Tensor");
 }
 

@@ -25,6 +25,10 @@ class Term(NamedTuple):
     compatibility: Tensor | None  # [L, L], row: the label that pays; None is Potts'
 
 
+# What CUDA's operator takes; energies of more run by parts.
+_MAX_CUDA_TERMS = 8
+
+
 def less_message(log_q: Tensor, q: Tensor, term: Term) -> Tensor:
     """``log_q`` less what each label costs given the others' probabilities ``q``, [P, L] all."""
     filtered = filter_rows(q, term.lattice, term.scales)
@@ -44,12 +48,28 @@ def mean_field(
 
     With ``recompute`` backward computes each iteration again from its Q, the only thing kept of it.
     """
-    on_cpu = logits.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_cpu and not (torch.is_grad_enabled() and _any_needs_gradient(logits, terms)):
-        weights = [float(term.weight) for term in terms]
-        result: Tensor = _op(logits, _flattened(terms, logits), weights, iterations)
-        return result
-    return _by_parts(logits, terms, iterations, recompute)
+    differentiated = torch.is_grad_enabled() and _any_needs_gradient(logits, terms)
+    on_cpu = logits.device.type == "cpu"
+    too_many = not on_cpu and len(terms) > _MAX_CUDA_TERMS
+    if differentiated or torch.compiler.is_compiling() or too_many:
+        return _by_parts(logits, terms, iterations, recompute)
+    if not on_cpu:
+        terms = [_without_tensor_weight(term, logits.shape[1]) for term in terms]
+    weights = [float(term.weight) for term in terms]
+    result: Tensor = _op(logits, _flattened(terms, logits), weights, iterations)
+    return result
+
+
+def _without_tensor_weight(term: Term, labels: int) -> Term:
+    """The term with its weight in the compatibility: to read it from a GPU would wait for that."""
+    if not isinstance(term.weight, Tensor):
+        return term
+    if term.compatibility is None:
+        # Potts' costs are a diagonal's, up to the constant that softmax drops.
+        costs = -term.weight.expand(labels)
+    else:
+        costs = term.weight * term.compatibility
+    return term._replace(weight=1.0, compatibility=costs)
 
 
 def _by_parts(
@@ -79,7 +99,7 @@ def _any_needs_gradient(logits: Tensor, terms: Sequence[Term]) -> bool:
 
 
 def _flattened(terms: Sequence[Term], like: Tensor) -> list[Tensor]:
-    """What ``_mean_field`` takes: nine tensors a term."""
+    """What ``_mean_field`` takes: nine tensors a term, a diagonal compatibility on CUDA alone."""
     none = like.new_empty(0)
     return [
         none if t is None else t.contiguous()
@@ -91,13 +111,3 @@ def _flattened(terms: Sequence[Term], like: Tensor) -> list[Tensor]:
 @torch.library.register_fake("atrousx::_mean_field")
 def _(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-@torch.library.impl("atrousx::_mean_field", "cuda")
-def _(logits: Tensor, tensors: list[Tensor], weights: list[float], iterations: int) -> Tensor:
-    terms = []
-    for k, weight in enumerate(weights):
-        lattice, given = tensors[9 * k : 9 * k + 6], tensors[9 * k + 6 : 9 * k + 9]
-        before, after, compatibility = (t if t.numel() else None for t in given)
-        terms.append(Term(Lattice(*lattice), (before, after), weight, compatibility))
-    return _by_parts(logits, terms, iterations).contiguous()

@@ -6,6 +6,7 @@
 void bind_atrous_conv2d(pybind11::module_& m);
 void bind_atrous_conv2d_depthwise(pybind11::module_& m);
 void bind_atrous_conv2d_tensorcore(pybind11::module_& m);
+void bind_mean_field(pybind11::module_& m);
 void bind_multi_rate_conv2d(pybind11::module_& m);
 void bind_permutohedral(pybind11::module_& m);
 void bind_planted(pybind11::module_& m);
@@ -19,6 +20,7 @@ PYBIND11_MODULE(atrousx_emulated, m) {
   bind_atrous_conv2d(m);
   bind_atrous_conv2d_depthwise(m);
   bind_atrous_conv2d_tensorcore(m);
+  bind_mean_field(m);
   bind_multi_rate_conv2d(m);
   bind_permutohedral(m);
   bind_planted(m);
