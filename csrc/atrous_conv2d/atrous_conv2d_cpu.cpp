@@ -23,10 +23,15 @@ void gather_cpu(const GatherShape& shape, const Tensor& source, const Tensor& we
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     with_gather_tile<T>(shape.outer, [&](auto tile) {
-      CpuGather<T, decltype(tile)>(shape, data<T>(source), strides4(source), tail.epilogue<T>(),
-                                   static_cast<T*>(destination.mutable_data_ptr()),
-                                   strides4(destination))
-          .run(data<T>(weight), weight_strides, source);
+      using R = decltype(tile);
+      using A = typename R::A;
+      const Tensor packed = PackedWeight<R>(shape).pack(data<T>(weight), weight_strides, source);
+      CpuGather<T, R> gather(shape, static_cast<const A*>(packed.const_data_ptr()),
+                             tail.epilogue<T>(), static_cast<T*>(destination.mutable_data_ptr()),
+                             strides4(destination), source);
+      for_each_gather_step<A, R::kPack>(
+          shape, data<T>(source), strides4(source), source,
+          [&](const GatherStep& step, const auto& slabs) { gather.multiply(step, slabs); });
     });
   });
 }

@@ -53,10 +53,16 @@ class CpuGradWeight {
     const int64_t weights = g_.outputs * g_.group_channels() * taps_;
     const Tensor parts = scratch(like, splits_ * weights);
     A* part_data = static_cast<A*>(parts.mutable_data_ptr());
-    const Lanes lanes({g_.batch, g_.groups, g_.group_channels(), g_.height, g_.width}, input_,
-                      input_strides_, like);
-    const Columns columns({g_.batch, g_.groups, g_.group_outputs(), g_.out_h, g_.out_w},
-                          grad_output_, grad_output_strides_, like);
+    const MapSize input{g_.batch,  g_.groups, g_.group_channels(),
+                        g_.height, g_.width,  g_.group_channels()};
+    const MapSize grad{g_.batch, g_.groups, g_.group_outputs(),
+                       g_.out_h, g_.out_w,  g_.group_outputs()};
+    const Tensor input_memory = Lanes::memory(input, like);
+    const Tensor grad_memory = Columns::memory(grad, like);
+    const Lanes lanes(input, input_, input_strides_,
+                      static_cast<A*>(input_memory.mutable_data_ptr()));
+    const Columns columns(grad, grad_output_, grad_output_strides_,
+                          static_cast<A*>(grad_memory.mutable_data_ptr()));
     const int64_t tasks = splits_ * g_.groups * taps_ * channel_tasks_ * output_tasks_;
     const int64_t per_worker = task_slabs_ * kSlab * task_blocks_ * R::kColumns;
     const Tensor buffer = scratch(like, cpu_workers(tasks) * per_worker);
@@ -142,7 +148,7 @@ class CpuGradWeight {
     for (int64_t s = 0; s < pieces.count; ++s)
       for (int64_t b = 0; b < blocks; ++b)
         multiply_lanes<R, kSlab>(pieces.size(s), lanes + pieces.first(s), kNeighbours.data(),
-                                 columns + b * columns_size, segments,
+                                 columns + b * columns_size, segments, nullptr,
                                  sums + (b * channels + pieces.first(s)) * R::kColumns);
   }
 

@@ -97,10 +97,21 @@ struct SegmentList {
   }
 };
 
+// Elements of a cache line.
+template <typename A>
+constexpr int kLine = 64 / static_cast<int>(sizeof(A));
+
+// How many lanes a product prefetches for the next: whole lines of rows.
+template <typename R>
+constexpr int kNextLanes =
+    (R::kLanes + kLine<typename R::A> - 1) / kLine<typename R::A> * kLine<typename R::A>;
+
 // sums[lane][column] += the product over the segments, for lanes < kLanesUsed. Registers start from
 // zero and are added to memory every kRunning rows or so: sums by blocks round less than one
 // running sum.
-// Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source.
+// Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source. Where that step is one
+// element, the lanes of the next product are prefetched meanwhile, a line or so a row: all at once
+// they would fill the CPU's buffers of pending loads, and the product would wait.
 template <typename R, int kLanesUsed, int64_t kDepthStep>
 struct MultiplyLanes {
   using A = typename R::A;
@@ -111,7 +122,8 @@ struct MultiplyLanes {
   static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* lanes,
                                         const A* columns,  // [.., kColumns], at segments' offsets
                                         const Segment* segments, int64_t count,
-                                        A* sums) {  // [kLanesUsed, kColumns]
+                                        const int64_t* next,  // [kNextLanes<R>] or null
+                                        A* sums) {            // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
     constexpr int kAhead = 8;  // rows: columns stream from the outer caches
     constexpr int64_t kRunning = 768 / sizeof(A);
@@ -121,10 +133,14 @@ struct MultiplyLanes {
         running += segments[s].depth;
         const A* a = source + segments[s].source;
         const A* b = columns + segments[s].columns;
+        const A* soon = a;
         for (int64_t d = 0; d < segments[s].depth; ++d) {
           Vector w[R::kVectors];
           for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
             __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * R::kColumns) + byte);
+          if constexpr (kDepthStep == 1)
+            for (int l = 0; l < R::kLanes; l += kLine<A>)
+              __builtin_prefetch(soon + next[l + d % kLine<A>] + d / kLine<A> * kLine<A>, 0, 2);
           for (int v = 0; v < R::kVectors; ++v)
             w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
           // Addresses are loaded at every step: there are no registers to keep them in.
@@ -159,17 +175,18 @@ struct MultiplyLanes {
 // pixels do not multiply zeros.
 template <typename R, int64_t kDepthStep>
 void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64_t* lanes,
-                    const typename R::A* columns, const SegmentList& segments,
+                    const typename R::A* columns, const SegmentList& segments, const int64_t* next,
                     typename R::A* sums) {
   using A = typename R::A;
-  using Loop = void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, A*);
+  using Loop =
+      void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, const int64_t*, A*);
   static constexpr auto loops = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
     return std::array<Loop, R::kLanes>{
         run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, const A*,
-               const int64_t*, const A*, const Segment*, int64_t, A*>...};
+               const int64_t*, const A*, const Segment*, int64_t, const int64_t*, A*>...};
   }(std::make_index_sequence<R::kLanes>{});
   loops[lanes_used - 1](source, lanes, columns, segments.items.data(),
-                        static_cast<int64_t>(segments.items.size()), sums);
+                        static_cast<int64_t>(segments.items.size()), next, sums);
 }
 
 // A row of `lanes` cut into as few pieces as fit a register tile, as even as can be.

@@ -10,8 +10,9 @@
 
 namespace atrousx {
 
+// `channels` of each group are packed, of `group_channels` that it has.
 struct MapSize {
-  int64_t batch, groups, channels, height, width;  // channels: of one group
+  int64_t batch, groups, channels, height, width, group_channels;
 };
 
 // kWidth elements of type A a pixel, each of kPack channels (see RegisterTile).
@@ -21,14 +22,10 @@ class Slabs {
   static constexpr int64_t kPixels = 128;  // of a panel
 
  public:
-  // like: names dtype and device of the scratch.
+  // map: its first channel that is packed; memory: elements(size) of them.
   template <typename T>
-  Slabs(const MapSize& size, const T* map, const Strides4& strides, const Tensor& like)
-      : size_(size),
-        slabs_(ceil_div<int64_t>(size.channels, kChannels)),
-        packed_(scratch(like, size.batch * size.groups * slabs_ * slab_size())),
-        data_(static_cast<A*>(packed_.mutable_data_ptr())) {
-    prefer_huge_pages(data_, packed_.numel() * static_cast<int64_t>(sizeof(A)));
+  Slabs(const MapSize& size, const T* map, const Strides4& strides, A* memory)
+      : size_(size), slabs_(slabs(size)), data_(memory) {
     const int64_t pixels = size.height * size.width, panels = ceil_div(pixels, kPixels);
     const int64_t planes = size.batch * size.groups * slabs_;
     for_each_task(planes * panels, [&](int64_t task, int64_t) {
@@ -40,17 +37,23 @@ class Slabs {
       for (int64_t d = 0; d < depth; ++d)
         from[d] = strides.offset(n, 0, (first + d) / size.width, (first + d) % size.width);
       for (int64_t l = 0; l < channels; ++l)
-        lanes[l] = (group * size.channels + slab * kChannels + l) * strides.c;
+        lanes[l] = (group * size.group_channels + slab * kChannels + l) * strides.c;
       pack(map, {from, depth}, lanes, channels, data_ + plane * slab_size() + first * kWidth);
     });
   }
 
-  const A* data() const { return data_; }
-  int64_t count() const { return slabs_; }
-  // The elements that a slab holds.
-  int64_t width(int64_t slab) const {
-    return std::min<int64_t>(kWidth, ceil_div<int64_t>(size_.channels, kPack) - slab * kWidth);
+  static int64_t slabs(const MapSize& size) { return ceil_div<int64_t>(size.channels, kChannels); }
+  static int64_t elements(const MapSize& size) {
+    return size.batch * size.groups * slabs(size) * size.height * size.width * kWidth;
   }
+  // Memory for a packed map. like: names dtype and device.
+  static Tensor memory(const MapSize& size, const Tensor& like) {
+    const Tensor packed = scratch(like, elements(size));
+    prefer_huge_pages(packed.mutable_data_ptr(), packed.numel() * static_cast<int64_t>(sizeof(A)));
+    return packed;
+  }
+
+  const A* data() const { return data_; }
   int64_t slab_size() const { return size_.height * size_.width * kWidth; }
   int64_t group_size() const { return slabs_ * slab_size(); }
   // Of a pixel; `c` is meaningless.
@@ -72,7 +75,6 @@ class Slabs {
 
   const MapSize size_;
   const int64_t slabs_;
-  const Tensor packed_;
   A* const data_;
 };
 

@@ -40,12 +40,13 @@ CASES = {
     "one output": (1, 30, 1, 1, (5, 5), (3, 3), (1, 1), (2, 2), (2, 2)),
     "pixels without a live tap": (1, 8, 8, 1, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
 }
-# Several slabs of channels, tiles, blocks of outputs. Not in float64: an oracle in float64 rounds
-# such long sums as much as what it would judge.
+# Several slabs of channels, tiles, blocks of outputs, steps of packing. Not in float64: an oracle
+# in float64 rounds such long sums as much as what it would judge.
 WIDE = {
     "channels and outputs past a block": (1, 131, 70, 1, (19, 20), (3, 3), (1, 1), (6, 6), (6, 6)),
     "21 outputs": (2, 65, 21, 1, (13, 12), (3, 3), (1, 1), (4, 4), (4, 4)),
     "more taps than a product is deep": (1, 9, 8, 1, (19, 20), (26, 25), (1, 1), (13, 12), (1, 1)),
+    "slabs by steps": (1, 24000, 16, 2, (10, 10), (1, 2), (1, 1), (0, 1), (1, 3)),
 }
 
 
