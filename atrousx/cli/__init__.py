@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import info, refine, segment
+from . import crf_search, info, refine, segment
 from ._shared import CommandError
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line, ``sys.argv``'s by default, and returns the exit code."""
     parser = _Parser(prog="atrousx", description="Semantic segmentation with DeepLab.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for page in (segment, refine, info):
+    for page in (segment, refine, crf_search, info):
         page.register(commands)
     args = parser.parse_args(arguments)
     try:

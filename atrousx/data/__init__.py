@@ -1,15 +1,18 @@
-"""Images and label maps as files: reading, writing, colours."""
+"""Images, label maps and scores as files: reading, writing, colours."""
 
 from .images import Image, ImageError, overlay, read_image, read_labels, write_image, write_labels
 from .palette import VOC_CLASSES, voc_palette
+from .scores import SCORES_SUFFIXES, read_scores
 
 __all__ = [
+    "SCORES_SUFFIXES",
     "VOC_CLASSES",
     "Image",
     "ImageError",
     "overlay",
     "read_image",
     "read_labels",
+    "read_scores",
     "voc_palette",
     "write_image",
     "write_labels",

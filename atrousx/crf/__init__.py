@@ -1,0 +1,29 @@
+"""The dense CRF's parameters, searched on labelled photographs."""
+
+from .search import (
+    IGNORED,
+    Counts,
+    FixedOptions,
+    Grid,
+    Round,
+    Sample,
+    Setting,
+    best_setting,
+    coarse_to_fine,
+    confusions,
+    mean_iou,
+)
+
+__all__ = [
+    "IGNORED",
+    "Counts",
+    "FixedOptions",
+    "Grid",
+    "Round",
+    "Sample",
+    "Setting",
+    "best_setting",
+    "coarse_to_fine",
+    "confusions",
+    "mean_iou",
+]
