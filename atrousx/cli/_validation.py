@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +9,8 @@ import torch
 
 from .. import data
 from ..crf import IGNORED, Sample
+from ._folders import IMAGE_SUFFIXES, check_scores_fit, listed, partners, size_text
 from ._shared import CommandError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class Files(NamedTuple):
@@ -24,30 +21,10 @@ class Files(NamedTuple):
 
 def find_files(images: Path, scores: Path, labels: Path) -> list[Files]:
     """The files that belong together, by name, one triple for each scores file."""
-    by_stem = {path.stem: path for path in _listed(images, "--images", IMAGE_SUFFIXES)}
-    true = {path.stem: path for path in _listed(labels, "--labels", (".png",))}
-    found = _listed(scores, "--scores", data.SCORES_SUFFIXES)
-    for what, option, folder, names in (
-        ("photograph", "--images", images, by_stem),
-        ("labels", "--labels", labels, true),
-    ):
-        if missing := [path for path in found if path.stem not in names]:
-            more = f", nor for {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise CommandError(f"{option} {folder}: no {what} for {missing[0].name}{more}")
-    return [Files(by_stem[path.stem], path, true[path.stem]) for path in found]
-
-
-def _listed(folder: Path, option: str, suffixes: Sequence[str]) -> list[Path]:
-    try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
-    except OSError as error:
-        raise CommandError(f"{option} {folder}: {error.strerror}") from error
-    if not paths:
-        raise CommandError(f"{option} {folder}: holds no file ending in {', '.join(suffixes)}")
-    for one, other in itertools.pairwise(paths):
-        if one.stem == other.stem:
-            raise CommandError(f"{option} {folder}: {one.name} and {other.name} have one name")
-    return paths
+    found = listed(scores, "--scores", data.SCORES_SUFFIXES)
+    photographs = partners(found, images, "--images", IMAGE_SUFFIXES, "photograph")
+    true = partners(found, labels, "--labels", (".png",), "labels")
+    return [Files(*files) for files in zip(photographs, found, true, strict=True)]
 
 
 def load_sample(files: Files, probabilities: bool, device: torch.device) -> Sample:
@@ -60,13 +37,9 @@ def load_sample(files: Files, probabilities: bool, device: torch.device) -> Samp
     size = image.shape[:2]
     if labels.shape != size:
         raise CommandError(
-            f"{files.labels} is {_size(labels.shape)}, but {files.image} is {_size(size)}"
+            f"{files.labels} is {size_text(labels.shape)}, but {files.image} is {size_text(size)}"
         )
-    if scores.shape[1] > size[0] or scores.shape[2] > size[1]:
-        raise CommandError(
-            f"{files.scores} is {_size(scores.shape[1:])}, larger than {files.image}, "
-            f"which is {_size(size)}"
-        )
+    check_scores_fit(files.scores, scores.shape[1:], files.image, size)
     if (largest := labels[labels != IGNORED].max(initial=0)) >= len(scores):
         raise CommandError(
             f"{files.labels} holds label {largest}, "
@@ -77,7 +50,3 @@ def load_sample(files: Files, probabilities: bool, device: torch.device) -> Samp
         torch.from_numpy(scores).to(device),
         torch.from_numpy(labels).to(device, torch.int64),
     )
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,50 @@
+"""Folders of files that belong together by name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from ._shared import CommandError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def listed(folder: Path, option: str, suffixes: Sequence[str]) -> list[Path]:
+    """The files of a folder with one of the endings, by name; each name may occur once."""
+    try:
+        found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes]
+    except OSError as error:
+        raise CommandError(f"{option} {folder}: {error.strerror}") from error
+    paths = sorted(found, key=lambda path: (path.stem, path.suffix))
+    if not paths:
+        raise CommandError(f"{option} {folder}: holds no file ending in {', '.join(suffixes)}")
+    for one, other in itertools.pairwise(paths):
+        if one.stem == other.stem:
+            raise CommandError(f"{option} {folder}: {one.name} and {other.name} have one name")
+    return paths
+
+
+def partners(
+    files: Sequence[Path], folder: Path, option: str, suffixes: Sequence[str], what: str
+) -> list[Path]:
+    """Of each file the one in ``folder`` of the same name."""
+    by_stem = {path.stem: path for path in listed(folder, option, suffixes)}
+    if missing := [path for path in files if path.stem not in by_stem]:
+        more = f", nor for {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CommandError(f"{option} {folder}: no {what} for {missing[0].name}{more}")
+    return [by_stem[path.stem] for path in files]
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """Width x height of ``[H, W]``."""
+    return f"{shape[1]}x{shape[0]}"
+
+
+def check_scores_fit(scores: Path, size: Sequence[int], image: Path, of: Sequence[int]) -> None:
+    """Scores ``size`` [h, w] may be those of the photograph ``of`` [H, W] or fewer."""
+    if size[0] > of[0] or size[1] > of[1]:
+        raise CommandError(
+            f"{scores} is {size_text(size)}, larger than {image}, which is {size_text(of)}"
+        )
