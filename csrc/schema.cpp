@@ -12,11 +12,15 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   m.def(
       "atrous_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
       "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor");
-  // For inference: relu(convolution + residual), both where asked for, in one store.
+  // The filters as the CPU's matrix products read them, for calls to come: what it holds depends on
+  // the CPU. Empty on a GPU, and where groups are too narrow for a product.
+  m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups) -> Tensor");
+  // For inference: relu(convolution + residual), both where asked for, in one store. packed: by
+  // the operator above, of the same weight.
   m.def(
       "_atrous_conv2d_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, bool "
       "relu, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, "
-      "bool allow_tf32=False) -> Tensor");
+      "bool allow_tf32=False, Tensor? packed=None) -> Tensor");
   m.def(
       "_atrous_conv2d_backward_input(Tensor grad_output, Tensor weight, SymInt[4] input_size, "
       "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, "
@@ -33,7 +37,7 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "sum, bool allow_tf32) -> Tensor");
   m.def(
       "_multi_rate_conv2d_relu(Tensor input, Tensor[] weights, Tensor? bias, SymInt[] dilations, "
-      "bool sum, bool allow_tf32) -> Tensor");
+      "bool sum, bool allow_tf32, Tensor[] packed) -> Tensor");
 
   // scales: output size over input size as the caller gave them, or None to take it from the sizes.
   m.def(

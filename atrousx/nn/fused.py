@@ -13,6 +13,7 @@ from ..ops._backend import allows_tf32, get_backend, torch_computes
 from ..ops._check import pair
 from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
+from .packed import PackedWeight
 
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
 _multi_rate_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
@@ -53,6 +54,7 @@ class FusedConv2d(AtrousConv2d):
     """``relu(norm(conv(input)) + residual)``, the normalisation folded into weight and bias."""
 
     relu: bool
+    packed: PackedWeight
 
     @classmethod
     def make(
@@ -63,6 +65,7 @@ class FusedConv2d(AtrousConv2d):
         layer.weight = frozen(weight)
         layer.bias = None if bias is None else frozen(bias)
         layer.relu = relu
+        layer.packed = PackedWeight()
         return layer
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -70,8 +73,7 @@ class FusedConv2d(AtrousConv2d):
         trains = _wants_gradient(input, residual)
         padding = self.padding
         if (
-            (self.relu or residual is not None)
-            and fits
+            fits
             and not trains
             and not isinstance(padding, str)
             and self.padding_mode == "zeros"
@@ -89,6 +91,7 @@ class FusedConv2d(AtrousConv2d):
                 self.dilation,
                 self.groups,
                 allows_tf32(input),
+                self.packed.of(self.weight, self.groups),
             )
             return output
         # PyTorch's convolution has no such store.
@@ -138,6 +141,7 @@ class FusedASPP(nn.Module):
         biases = [branch.bias for branch in branches]
         self.bias = frozen(torch.cat([bias for bias in biases if bias is not None]))
         self.dilations = [branch.dilation[0] for branch in branches]
+        self.packed = [branch.packed for branch in branches]
         self.pooled = pooled
         width = sum(branch.out_channels for branch in branches)
         self.pooled_weight = frozen(project.weight[:, width:])
@@ -154,7 +158,17 @@ class FusedASPP(nn.Module):
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
         elif self._together(input):
             tf32 = allows_tf32(input)
-            branches = _multi_rate_relu(input, weights, self.bias, self.dilations, False, tf32)
+            packed = [p.of(w) for p, w in zip(self.packed, weights, strict=True)]
+            whole = [p for p in packed if p is not None]
+            branches = _multi_rate_relu(
+                input,
+                weights,
+                self.bias,
+                self.dilations,
+                False,
+                tf32,
+                whole if len(whole) == len(packed) else [],
+            )
         else:
             branches = self._one_by_one(input).relu_()
         result: Tensor = self.project(branches, residual)

@@ -176,9 +176,18 @@ def _(
     dilation: Sequence[int],
     groups: int,
     allow_tf32: bool = False,
+    packed: Tensor | None = None,
 ) -> Tensor:
     extents = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
+
+
+@torch.library.register_fake("atrousx::_atrous_conv2d_pack_weight")
+def _(weight: Tensor, groups: int) -> Tensor:
+    # What it holds depends on the CPU, and so does its size.
+    size = torch.library.get_ctx().new_dynamic_size()
+    wide = weight.dtype == torch.float64
+    return weight.new_empty([size], dtype=torch.float64 if wide else torch.float32)
 
 
 @torch.library.register_fake("atrousx::_atrous_conv2d_backward_input")

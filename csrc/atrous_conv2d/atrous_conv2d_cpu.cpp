@@ -1,5 +1,8 @@
 // CPU checks, allocation and registration of atrous_conv2d and its two backward operators. Wide
 // groups are matrix products (cpu_gather.h, cpu_grad_weight.h), narrow ones direct (cpu_direct.h).
+#include <functional>
+#include <memory>
+
 #include "arguments.h"
 #include "cpu_direct.h"
 #include "cpu_gather.h"
@@ -14,29 +17,83 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
+// The weight of a pass as tile type R multiplies it: as the caller packed it, or packed now.
+template <typename T, typename R>
+Tensor packed_weight(const GatherCall& call) {
+  const PackedWeight<R> weight(call.shape);
+  if (!call.packed.has_value() || call.packed->numel() == 0)
+    return weight.pack(data<T>(call.weight), call.weight_strides, call.weight);
+  using A = typename R::A;
+  STD_TORCH_CHECK(call.packed->numel() == weight.size() && call.packed->is_contiguous() &&
+                      call.packed->device() == call.weight.device() &&
+                      call.packed->element_size() == sizeof(A),
+                  "packed is not this weight, packed on this CPU");
+  return *call.packed;
+}
+
+// What a call does at each step of the source.
+template <typename T, typename A, int kPack>
+using StepWork = std::function<void(const GatherStep&, const Slabs<A, kSlab, kPack>&)>;
+
+template <typename T, typename A, int kPack>
+StepWork<T, A, kPack> step_work(const GatherCall& call) {
+  StepWork<T, A, kPack> work;
+  with_register_tile<A, kPack>(call.shape.outer, [&](auto tile) {
+    using R = decltype(tile);
+    const auto gather = std::make_shared<CpuGather<T, R>>(
+        call.shape, packed_weight<T, R>(call), call.tail.epilogue<T>(),
+        static_cast<T*>(call.destination.mutable_data_ptr()), strides4(call.destination));
+    work = [gather](const GatherStep& step, const auto& source) { gather->multiply(step, source); };
+  });
+  return work;
+}
+
 }  // namespace
 
-// A matrix product whatever the width of the groups.
-void gather_cpu(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination) {
-  if (destination.numel() == 0) return;
+// Matrix products whatever the width of the groups.
+void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
+  if (calls.empty() || source.size(0) == 0) return;
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    with_gather_tile<T>(shape.outer, [&](auto tile) {
-      using R = decltype(tile);
-      using A = typename R::A;
-      const Tensor packed = PackedWeight<R>(shape).pack(data<T>(weight), weight_strides, source);
-      CpuGather<T, R> gather(shape, static_cast<const A*>(packed.const_data_ptr()),
-                             tail.epilogue<T>(), static_cast<T*>(destination.mutable_data_ptr()),
-                             strides4(destination), source);
-      for_each_gather_step<A, R::kPack>(
-          shape, data<T>(source), strides4(source), source,
-          [&](const GatherStep& step, const auto& slabs) { gather.multiply(step, slabs); });
+    with_pack<T>([&](auto pack) {
+      using A = Accumulate<T>;
+      constexpr int kPack = decltype(pack)::value;
+      std::vector<StepWork<T, A, kPack>> works;
+      for (const GatherCall& call : calls) works.push_back(step_work<T, A, kPack>(call));
+      for_each_gather_step<A, kPack>(calls[0].shape, data<T>(source), strides4(source), source,
+                                     [&](const GatherStep& step, const auto& slabs) {
+                                       for (const auto& work : works) work(step, slabs);
+                                     });
     });
   });
 }
 
 namespace {
+
+Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups) {
+  const Sizes size = sizes4(weight, "weight");
+  STD_TORCH_CHECK(groups > 0 && size[0] % groups == 0, "groups must divide weight's outputs");
+  GatherShape shape{};
+  shape.groups = groups;
+  shape.outer = size[0] / groups;
+  shape.inner = size[1];
+  shape.rows.taps = size[2];
+  shape.columns.taps = size[3];
+  const Strides4 strides = strides4(weight);
+  std::optional<Tensor> packed;
+  if (gathers_directly(shape)) return scratch(weight, 0);
+  dispatch_floating(weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>([&](auto pack) {
+      with_register_tile<Accumulate<T>, decltype(pack)::value>(shape.outer, [&](auto tile) {
+        const WeightStrides seen{shape.outer * strides.n, strides.n, strides.c, strides.h,
+                                 strides.w};
+        packed = PackedWeight<decltype(tile)>(shape).pack(data<T>(weight), seen, weight);
+      });
+    });
+  });
+  return *packed;
+}
 
 // Narrow groups. Returns the destination, in the memory format asked for.
 Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
@@ -86,7 +143,8 @@ void finish_directly(const Tail& tail, const Tensor& destination) {
 
 Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
               const WeightStrides& weight_strides, const Tail& tail,
-              const std::array<int64_t, 4>& size, bool channels_last) {
+              const std::array<int64_t, 4>& size, bool channels_last,
+              const std::optional<Tensor>& packed = std::nullopt) {
   if (size[0] * size[1] * size[2] * size[3] == 0) return empty4(source, size, channels_last);
   if (gathers_directly(shape)) {
     const Tensor destination =
@@ -95,15 +153,16 @@ Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weig
     return destination;
   }
   const Tensor destination = empty4(source, size, channels_last);
-  gather_cpu(shape, source, weight, weight_strides, tail, destination);
+  gather_cpu(source, {{shape, weight, weight_strides, tail, destination, packed}});
   return destination;
 }
 
 Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
-                const Sizes& padding, const Sizes& dilation, int64_t groups) {
+                const Sizes& padding, const Sizes& dilation, int64_t groups,
+                const std::optional<Tensor>& packed = std::nullopt) {
   const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
   return gather(call.g.forward(), input, weight, call.g.forward_weight(strides4(weight)), tail,
-                call.size, call.channels_last);
+                call.size, call.channels_last, packed);
 }
 
 Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
@@ -115,8 +174,8 @@ Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optiona
 Tensor atrous_conv2d_fused_cpu(const Tensor& input, const Tensor& weight,
                                std::optional<Tensor> bias, std::optional<Tensor> residual,
                                bool relu, Sizes stride, Sizes padding, Sizes dilation,
-                               int64_t groups, bool /*allow_tf32*/) {
-  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups);
+                               int64_t groups, bool /*allow_tf32*/, std::optional<Tensor> packed) {
+  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups, packed);
 }
 
 Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
@@ -158,6 +217,7 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
   m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cpu));
+  m.impl("_atrous_conv2d_pack_weight", TORCH_BOX(&atrousx::atrous_conv2d_pack_weight_cpu));
   m.impl("_atrous_conv2d_fused", TORCH_BOX(&atrousx::atrous_conv2d_fused_cpu));
   m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cpu));
   m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cpu));

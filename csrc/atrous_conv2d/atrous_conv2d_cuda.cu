@@ -18,9 +18,8 @@ const T* data(const Tensor& t) {
 }  // namespace
 
 // source -> destination, one launch for each plan (nearly always one).
-void gather_cuda(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination,
-                 bool allow_tf32) {
+void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
+  const auto& [shape, weight, weight_strides, tail, destination, packed] = call;
   if (destination.numel() == 0) return;
   if (runs_on_tensorcores(source, shape, allow_tf32))
     return gather_on_tensorcores(shape, source, weight, weight_strides, tail, destination);
@@ -53,8 +52,9 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Size
                 const Sizes& padding, const Sizes& dilation, int64_t groups, bool allow_tf32) {
   const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
   const Tensor output = empty4(input, call.size, call.channels_last);
-  gather_cuda(call.g.forward(), input, weight, call.g.forward_weight(strides4(weight)), tail,
-              output, allow_tf32);
+  gather_cuda(input,
+              {call.g.forward(), weight, call.g.forward_weight(strides4(weight)), tail, output},
+              allow_tf32);
   return output;
 }
 
@@ -68,9 +68,14 @@ Tensor atrous_conv2d_cuda(const Tensor& input, const Tensor& weight, std::option
 Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
                                 std::optional<Tensor> bias, std::optional<Tensor> residual,
                                 bool relu, Sizes stride, Sizes padding, Sizes dilation,
-                                int64_t groups, bool allow_tf32) {
+                                int64_t groups, bool allow_tf32, std::optional<Tensor> /*packed*/) {
   return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups,
                   allow_tf32);
+}
+
+// These kernels read the weight itself, or pack it faster than they multiply.
+Tensor atrous_conv2d_pack_weight_cuda(const Tensor& weight, int64_t /*groups*/) {
+  return torch::stable::new_empty(weight, {0});
 }
 
 Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor& weight,
@@ -79,8 +84,10 @@ Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor
   const ConvCall call =
       grad_input_call(grad_output, weight, input_size, stride, padding, dilation, groups);
   const Tensor grad_input = empty4(grad_output, call.size, call.channels_last);
-  gather_cuda(call.g.grad_input(), grad_output, weight, call.g.grad_input_weight(strides4(weight)),
-              Tail{}, grad_input, allow_tf32);
+  gather_cuda(
+      grad_output,
+      {call.g.grad_input(), weight, call.g.grad_input_weight(strides4(weight)), Tail{}, grad_input},
+      allow_tf32);
   return grad_input;
 }
 
@@ -137,6 +144,7 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
   m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cuda));
+  m.impl("_atrous_conv2d_pack_weight", TORCH_BOX(&atrousx::atrous_conv2d_pack_weight_cuda));
   m.impl("_atrous_conv2d_fused", TORCH_BOX(&atrousx::atrous_conv2d_fused_cuda));
   m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cuda));
   m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cuda));

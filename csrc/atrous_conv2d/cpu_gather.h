@@ -34,16 +34,15 @@ class CpuGather {
  public:
   using Packed = Slabs<A, kSlab, R::kPack>;
 
-  // packed_weight: by PackedWeight<R>(shape); like: names dtype and device of the scratch.
-  CpuGather(const GatherShape& shape, const A* packed_weight, const Epilogue<T>& epilogue,
-            T* destination, const Strides4& destination_strides, const Tensor& like)
+  // packed_weight: by PackedWeight<R>(shape).
+  CpuGather(const GatherShape& shape, const Tensor& packed_weight, const Epilogue<T>& epilogue,
+            T* destination, const Strides4& destination_strides)
       : shape_(shape),
         weight_(shape),
         packed_weight_(packed_weight),
         epilogue_(epilogue),
         destination_(destination),
-        destination_strides_(destination_strides),
-        like_(like) {}
+        destination_strides_(destination_strides) {}
 
   // The steps of some images come in order, first to last.
   void multiply(const GatherStep& step, const Packed& source) {
@@ -103,7 +102,7 @@ class CpuGather {
     for (const Group& group : groups_) most_pixels = std::max(most_pixels, group.pixels);
     task_sums_ = ceil_div(weight_.blocks(), parts_) * most_pixels * R::kColumns;
     const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
-    sums_ = scratch(like_, (step.last ? cpu_workers(tasks) : tasks) * task_sums_);
+    sums_ = scratch(packed_weight_, (step.last ? cpu_workers(tasks) : tasks) * task_sums_);
   }
 
   struct Task {
@@ -122,8 +121,8 @@ class CpuGather {
     }
     const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
     if (step.first) std::fill_n(sums, group.pixels * tile_step, A(0));
-    const A* weight =
-        packed_weight_ + (task.group * weight_.blocks() + task.first_block) * weight_.block_size();
+    const A* weight = static_cast<const A*>(packed_weight_.const_data_ptr()) +
+                      (task.group * weight_.blocks() + task.first_block) * weight_.block_size();
     const A* source = packed.data() + task.group * packed.group_size();
     const int64_t chunk = chunk_elements();
     const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
@@ -217,11 +216,10 @@ class CpuGather {
 
   const GatherShape shape_;
   const PackedWeight<R> weight_;
-  const A* const packed_weight_;
+  const Tensor packed_weight_;
   const Epilogue<T> epilogue_;
   T* const destination_;  // [N, groups * outer, rows, columns]
   const Strides4 destination_strides_;
-  const Tensor like_;
   // Of the images at hand.
   std::vector<Group> groups_;
   int64_t parts_ = 0, task_sums_ = 0;

@@ -53,20 +53,21 @@ void with_register_tile(int64_t columns, F&& f) {
         return f(RegisterTile<A, CpuIsa::kAvx512, 14, 2, 64>{});
       }
     case CpuIsa::kAvx2:
-      return f(RegisterTile<A, CpuIsa::kAvx2, 6, 2, 32>{});
+      if constexpr (kPack == 1) return f(RegisterTile<A, CpuIsa::kAvx2, 6, 2, 32>{});
+      break;  // no AVX2 multiplies pairs
 #endif
     default:
-      return f(RegisterTile<A, CpuIsa::kPortable, 6, 2, 16>{});
+      if constexpr (kPack == 1) return f(RegisterTile<A, CpuIsa::kPortable, 6, 2, 16>{});
   }
 }
 
-// The same for a product of T by T whose depth may be packed in pairs.
+// Calls f with how many numbers of depth a packed element holds, in a product of T by T.
 template <typename T, typename F>
-void with_gather_tile(int64_t columns, F&& f) {
+void with_pack(F&& f) {
   if constexpr (std::is_same_v<T, BFloat16>) {
-    if (cpu_has_bf16_pairs()) return with_register_tile<float, 2>(columns, f);
+    if (cpu_has_bf16_pairs()) return f(std::integral_constant<int, 2>{});
   }
-  with_register_tile<Accumulate<T>>(columns, f);
+  f(std::integral_constant<int, 1>{});
 }
 
 // A stretch of depth: where it begins in the lanes and in the columns.

@@ -76,12 +76,19 @@ inline ConvCall grad_weight_call(const Tensor& grad_output, const Tensor& input,
           is_channels_last(grad_output) || is_channels_last(input)};
 }
 
-// source -> destination, which may be a slice of a larger tensor. Only the weight's address is
-// taken from `weight`; `weight_strides` say how the pass sees it.
-void gather_cpu(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination);
-void gather_cuda(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                 const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination,
-                 bool allow_tf32);
+// A pass into `destination`, which may be a slice of a larger tensor. Only the weight's address is
+// taken from `weight`; `weight_strides` say how the pass sees it. On the CPU it may come packed.
+struct GatherCall {
+  GatherShape shape;
+  Tensor weight;
+  WeightStrides weight_strides;
+  Tail tail;
+  Tensor destination;
+  std::optional<Tensor> packed = std::nullopt;
+};
+
+// Calls that read the same source, in order. Destinations may be the residuals of later calls.
+void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls);
+void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32);
 
 }  // namespace atrousx

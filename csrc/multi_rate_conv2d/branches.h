@@ -1,5 +1,5 @@
-// The operator over either device's gathering pass, called as gather_cpu is: checks, allocation,
-// order of the passes.
+// The operator as gathering passes of one input, on either device: checks, allocation, the passes
+// in their order.
 #pragma once
 
 #include "../atrous_conv2d/gather.h"
@@ -44,38 +44,6 @@ inline Tensor centre_sum(const std::vector<Tensor>& weights) {
   return torch::stable::sum(all, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));
 }
 
-template <typename Gather>
-void run_pass(const RatePass& pass, const Tensor& input, const Tensor& weight, const Tail& tail,
-              const Tensor& output, const Gather& gather) {
-  const Tensor from = slice(slice(weight, 2, pass.first_row, 1), 3, pass.first_column, 1);
-  gather(pass.shape, input, from, pass.weight_strides, tail, output);
-}
-
-// Centre taps first, bias with them; every other pass adds to what the output holds, ReLU last.
-template <typename Gather>
-void add_branches(const std::vector<ConvGeometry>& geometries, const Tensor& input,
-                  const std::vector<Tensor>& weights, const Tail& tail, const Tensor& output,
-                  const Gather& gather) {
-  struct Step {
-    Tensor weight;
-    RatePass pass;
-  };
-  const Tensor centre = centre_sum(weights);
-  std::vector<Step> steps;
-  steps.push_back(
-      {centre, rate_pass(pointwise(geometries[0]), strides4(centre), {0, 1, 1}, {0, 1, 1})});
-  for (size_t i = 0; i < weights.size(); ++i)
-    for (const RatePass& pass : off_centre_passes(geometries[i], strides4(weights[i])))
-      steps.push_back({weights[i], pass});
-  for (size_t s = 0; s < steps.size(); ++s) {
-    Tail step;
-    if (s == 0) step.bias = tail.bias;
-    if (s > 0) step.residual = output;
-    step.relu = tail.relu && s + 1 == steps.size();
-    run_pass(steps[s].pass, input, steps[s].weight, step, output, gather);
-  }
-}
-
 // A checked call and its output, not yet written.
 struct MultiRate {
   std::vector<ConvGeometry> geometries;
@@ -103,38 +71,50 @@ inline MultiRate multi_rate_call(const Tensor& input, const std::vector<Tensor>&
   return {std::move(geometries), output, {bias, std::nullopt, relu}};
 }
 
-template <typename Gather>
-void join_branches(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights,
-                   const Gather& gather) {
+// The branches side by side. packed: none, or of each weight.
+inline std::vector<GatherCall> join_branches(const MultiRate& call,
+                                             const std::vector<Tensor>& weights,
+                                             const std::vector<Tensor>& packed) {
+  std::vector<GatherCall> calls;
   int64_t first = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     const ConvGeometry& g = call.geometries[i];
     Tail tail{std::nullopt, std::nullopt, call.tail.relu};
     if (call.tail.bias.has_value()) tail.bias = slice(*call.tail.bias, 0, first, g.outputs);
-    gather(g.forward(), input, weights[i], g.forward_weight(strides4(weights[i])), tail,
-           slice(call.output, 1, first, g.outputs));
+    calls.push_back({g.forward(), weights[i], g.forward_weight(strides4(weights[i])), tail,
+                     slice(call.output, 1, first, g.outputs)});
+    if (!packed.empty()) calls.back().packed = packed.at(i);
     first += g.outputs;
   }
+  return calls;
 }
 
-// One pass or more for each branch.
-template <typename Gather>
-Tensor run_branches(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights,
-                    bool sum, const Gather& gather) {
-  if (call.output.numel() == 0) return call.output;
-  if (sum)
-    add_branches(call.geometries, input, weights, call.tail, call.output, gather);
-  else
-    join_branches(call, input, weights, gather);
-  return call.output;
+// Centre taps first, bias with them; every other pass adds to what the output holds, ReLU last.
+inline std::vector<GatherCall> add_branches(const MultiRate& call,
+                                            const std::vector<Tensor>& weights) {
+  std::vector<GatherCall> calls;
+  const auto add = [&](const Tensor& weight, const RatePass& pass) {
+    const Tensor from = slice(slice(weight, 2, pass.first_row, 1), 3, pass.first_column, 1);
+    Tail tail;
+    if (!calls.empty()) tail.residual = call.output;
+    calls.push_back({pass.shape, from, pass.weight_strides, tail, call.output});
+  };
+  const Tensor centre = centre_sum(weights);
+  add(centre, rate_pass(pointwise(call.geometries[0]), strides4(centre), {0, 1, 1}, {0, 1, 1}));
+  calls[0].tail.bias = call.tail.bias;
+  for (size_t i = 0; i < weights.size(); ++i)
+    for (const RatePass& pass : off_centre_passes(call.geometries[i], strides4(weights[i])))
+      add(weights[i], pass);
+  calls.back().tail.relu = call.tail.relu;
+  return calls;
 }
 
-template <typename Gather>
-Tensor multi_rate(const Tensor& input, const std::vector<Tensor>& weights,
-                  std::optional<Tensor> bias, const Sizes& dilations, bool sum, bool relu,
-                  const Gather& gather) {
-  return run_branches(multi_rate_call(input, weights, std::move(bias), dilations, sum, relu), input,
-                      weights, sum, gather);
+inline std::vector<GatherCall> branch_calls(const MultiRate& call,
+                                            const std::vector<Tensor>& weights, bool sum,
+                                            const std::vector<Tensor>& packed = {}) {
+  STD_TORCH_CHECK(packed.empty() || (!sum && packed.size() == weights.size()),
+                  "packed must be empty or, without sum, have a tensor for each weight");
+  return sum ? add_branches(call, weights) : join_branches(call, weights, packed);
 }
 
 }  // namespace atrousx

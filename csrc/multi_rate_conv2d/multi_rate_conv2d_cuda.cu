@@ -78,12 +78,9 @@ Tensor run(const MultiRate& call, const Tensor& input, const std::vector<Tensor>
   if (tensorcores && sum && add_at_once(call, input, weights)) return call.output;
   // Packed once for all passes.
   const Tensor from = tensorcores ? map_for_tensorcores(input) : input;
-  return run_branches(
-      call, from, weights, sum,
-      [=](const GatherShape& shape, const Tensor& source, const Tensor& weight,
-          const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination) {
-        gather_cuda(shape, source, weight, weight_strides, tail, destination, allow_tf32);
-      });
+  for (const GatherCall& pass : branch_calls(call, weights, sum))
+    gather_cuda(from, pass, allow_tf32);
+  return call.output;
 }
 
 Tensor multi_rate_conv2d_cuda(const Tensor& input, std::vector<Tensor> weights,
@@ -95,7 +92,7 @@ Tensor multi_rate_conv2d_cuda(const Tensor& input, std::vector<Tensor> weights,
 
 Tensor multi_rate_conv2d_relu_cuda(const Tensor& input, std::vector<Tensor> weights,
                                    std::optional<Tensor> bias, Sizes dilations, bool sum,
-                                   bool allow_tf32) {
+                                   bool allow_tf32, std::vector<Tensor> /*packed*/) {
   return run(multi_rate_call(input, weights, bias, dilations, sum, true), input, weights, sum,
              allow_tf32);
 }

@@ -168,3 +168,28 @@ def test_rejects():
         atrousx.optimize(model)
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
         atrousx.optimize([model])
+
+
+def test_weights_are_packed_once_and_anew_when_they_change():
+    atrousx.set_backend("native")
+    fast = atrousx.optimize(prepared(nn.Sequential(nn.Conv2d(5, 9, 3), nn.ReLU())))
+    layer, image = fast[0], torch.rand(1, 5, 8, 9)
+    with torch.no_grad():
+        before = fast(image)
+        packed = layer.packed.of(layer.weight)
+        fast(image)
+        assert layer.packed.of(layer.weight) is packed
+        layer.weight.mul_(2)
+        layer.bias.mul_(2)
+        torch.testing.assert_close(fast(image), 2 * before)
+        # Neither a copy nor a stored model has it: another CPU would read it wrongly.
+        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            assert other[0].packed._packed is None
+            assert torch.equal(other(image), fast(image))
+        assert list(fast.state_dict()) == ["0.weight", "0.bias"]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert fast(image).dtype == torch.bfloat16
+        half = copy.deepcopy(fast).bfloat16()
+        torch.testing.assert_close(
+            half(image.bfloat16()).float(), fast(image), rtol=0.05, atol=0.05
+        )

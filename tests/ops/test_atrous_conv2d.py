@@ -23,6 +23,7 @@ from tests.reference import atrous_conv2d as reference
 
 forward_op = torch.ops.atrousx.atrous_conv2d.default
 fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
+pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 backward_input_op = torch.ops.atrousx._atrous_conv2d_backward_input.default
 backward_weight_op = torch.ops.atrousx._atrous_conv2d_backward_weight.default
 
@@ -445,6 +446,22 @@ def test_fused_epilogue(device, name, memory_format, dtype):
     torch.library.opcheck(fused_op, (x, w, b, full, True, *geometry))
     with pytest.raises(RuntimeError, match="residual does not have the size"):
         fused_op(x, w, b, full[:, :-1], False, *geometry)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", ["groups", "narrow groups", "21 outputs"])
+def test_packed_weight(name, memory_format, dtype):
+    x, w, b, (stride, padding, dilation, groups) = make(name, dtype, "cpu", memory_format)
+    geometry = (stride, (*padding, *padding), dilation, groups)
+    packed = pack_op(w, groups)
+    assert (packed.numel() > 0) == (name != "narrow groups")
+    result = fused_op(x, w, b, None, True, *geometry, False, packed)
+    assert torch.equal(result, fused_op(x, w, b, None, True, *geometry))
+    torch.library.opcheck(pack_op, (w, groups))
+    if packed.numel() > 0:
+        with pytest.raises(RuntimeError, match="packed is not this weight"):
+            fused_op(x, w, b, None, True, *geometry, False, packed[1:])
 
 
 def test_tf32_is_pytorchs_switch():

@@ -21,6 +21,7 @@ from tests.reference import multi_rate_conv2d as reference
 
 forward_op = torch.ops.atrousx.multi_rate_conv2d.default
 relu_op = torch.ops.atrousx._multi_rate_conv2d_relu.default
+pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 
 # N, C, (H, W), then per branch: K, (KH, KW), dilation
 CASES = {
@@ -149,10 +150,20 @@ def test_opcheck(device, adds, memory_format):
     leaves = [t.requires_grad_() for t in (x, *ws, bias.detach())]
     torch.library.opcheck(forward_op, (leaves[0], leaves[1:-1], leaves[-1], rates, adds, False))
     x, *ws, bias = (t.detach() for t in leaves)
-    torch.library.opcheck(relu_op, (x, ws, bias, rates, adds, False))
+    torch.library.opcheck(relu_op, (x, ws, bias, rates, adds, False, []))
     torch.library.opcheck(forward_op, (x[:0], ws, None, rates, adds, False))
     expected = forward_op(x, ws, bias, rates, adds, False).relu()
-    assert torch.equal(relu_op(x, ws, bias, rates, adds, False), expected)
+    assert torch.equal(relu_op(x, ws, bias, rates, adds, False, []), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights(dtype):
+    x, ws, _, rates = make("v3's", dtype, "cpu")
+    packed = [pack_op(w, 1) for w in ws]
+    expected = relu_op(x, ws, None, rates, False, False, [])
+    assert torch.equal(relu_op(x, ws, None, rates, False, False, packed), expected)
+    with pytest.raises(RuntimeError, match="packed"):
+        relu_op(x, ws, None, rates, False, False, packed[1:])
 
 
 @pytest.mark.parametrize("reduce", ["cat", "sum"])
