@@ -15,6 +15,8 @@ from ._permutohedral_lattice import MAX_FEATURES, Lattice, build_lattice, no_sec
 _apply = torch.ops.atrousx._permutohedral_apply.default
 _corner_product = torch.ops.atrousx._permutohedral_corner_product.default
 
+Scales = tuple[Tensor | None, Tensor | None]
+
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
 
 
@@ -65,11 +67,91 @@ def permutohedral_filter(
         return values.clone()
     dtype = computing_dtype(values, features)
     lattice = build_lattice(features.to(dtype).reshape(*features.shape[:2], -1))
-    scales = normalizer(lattice, normalization)
-    rows = values.to(dtype).movedim(1, -1)
+    return _filter(values, lattice, normalizer(lattice, normalization))
+
+
+def _filter(values: Tensor, lattice: Lattice, scales: Scales) -> Tensor:
+    """``values`` [N, C, *] in the lattice's dtype and back in their own."""
+    rows = values.to(lattice.corner_weights.dtype).movedim(1, -1)
     filtered = filter_rows(rows.reshape(-1, values.shape[1]), lattice, scales)
     result = filtered.reshape(rows.shape).movedim(-1, 1).to(values.dtype)
     return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(values))
+
+
+class PermutohedralLattice:
+    r"""The lattice of given features, built once to filter any number of values.
+
+    .. math:: y_i = \sum_j n'_i \, k(f_i, f_j) \, n_j \, v_j
+
+    as in ``permutohedral_filter``, whose results ``filter`` gives bit for bit. Gradients reach the
+    features through every filtering; to go back through several of them one by one, keep the graph.
+
+    Args:
+        features: ``[N, D, *]``, 1 to 32 features per point, each already divided by its sigma.
+            Float32 or float64, in which the lattice computes; half types give float32.
+        normalization: "symmetric", "before", "after" or "none".
+
+    Raises:
+        TypeError: features of the wrong type or dtype.
+        ValueError: a wrong shape, an unknown normalization, features that are not finite or too
+            large for the lattice.
+        RuntimeError: a device that is not known.
+
+    Source:
+        As ``permutohedral_filter``.
+
+    Example:
+        >>> import torch, atrousx
+        >>> features = torch.tensor([[[0.0, 0.1, 50.0, 50.1]]])
+        >>> lattice = atrousx.ops.PermutohedralLattice(features, normalization="after")
+        >>> lattice.filter(torch.tensor([[[1.0, 0.0, 0.0, 4.0]]]))
+        tensor([[[0.5058, 0.5046, 2.0117, 2.0172]]])
+        >>> lattice.filter(torch.ones(1, 2, 4)).shape, lattice.vertices
+        (torch.Size([1, 2, 4]), 4)
+    """
+
+    def __init__(self, features: Tensor, normalization: str = "symmetric") -> None:
+        check_floating("features", features)
+        check_device("features", features)
+        check_normalization(normalization)
+        _check_features(features)
+        self.normalization = normalization
+        self._batch, self._size, self._device = len(features), features.shape[2:], features.device
+        self._lattice: Lattice | None = None
+        self._scales: Scales = (None, None)
+        if features.numel() > 0:
+            dtype = computing_dtype(features)
+            self._lattice = build_lattice(features.to(dtype).reshape(*features.shape[:2], -1))
+            self._scales = normalizer(self._lattice, normalization)
+
+    @property
+    def vertices(self) -> int:
+        """Of all images together."""
+        return 0 if self._lattice is None else self._lattice.neighbours.shape[2]
+
+    def filter(self, values: Tensor) -> Tensor:
+        """Filters ``values`` ``[N, C, *]`` of the features' batch and sizes, in their dtype.
+
+        Raises:
+            TypeError: values of the wrong type or dtype.
+            ValueError: values of another batch or other sizes.
+            RuntimeError: values on another device.
+        """
+        check_floating("values", values)
+        if values.device != self._device:
+            raise RuntimeError(
+                f"values must be on the device of the features ({self._device}), "
+                f"got {values.device}"
+            )
+        expected = (self._batch, *self._size)
+        if values.dim() < 2 or (values.shape[0], *values.shape[2:]) != expected:
+            raise ValueError(
+                f"values must have the batch and spatial sizes of the features, {expected}, "
+                f"got shape {tuple(values.shape)}"
+            )
+        if self._lattice is None or values.numel() == 0:
+            return values.clone()
+        return _filter(values, self._lattice, self._scales)
 
 
 def _check(values: Tensor, features: Tensor, normalization: str) -> None:
@@ -89,7 +171,11 @@ def _check(values: Tensor, features: Tensor, normalization: str) -> None:
             "features must have the batch and spatial sizes of values "
             f"({tuple(values.shape)}), got shape {tuple(features.shape)}"
         )
-    if not 1 <= features.shape[1] <= MAX_FEATURES:
+    _check_features(features)
+
+
+def _check_features(features: Tensor) -> None:
+    if features.dim() < 2 or not 1 <= features.shape[1] <= MAX_FEATURES:
         raise ValueError(
             f"features must have 1 to {MAX_FEATURES} per point, got shape {tuple(features.shape)}"
         )
@@ -103,9 +189,6 @@ def check_normalization(normalization: str) -> None:
 def computing_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype in which lattices are computed: float64 where one tensor is, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-Scales = tuple[Tensor | None, Tensor | None]
 
 
 def normalizer(lattice: Lattice, normalization: str) -> Scales:

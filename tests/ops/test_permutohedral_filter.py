@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from atrousx.ops import permutohedral_filter
+from atrousx.ops import PermutohedralLattice, permutohedral_filter
 from atrousx.ops._permutohedral_lattice import build_lattice
 from atrousx.ops.permutohedral_filter import NORMALIZATIONS
 from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, strided_views, to_float64
@@ -314,3 +314,48 @@ V, F = torch.zeros(2, 3, 4, 5), torch.zeros(2, 5, 4, 5)
 def test_rejections(arguments, error, message):
     with pytest.raises(error, match=message):
         permutohedral_filter(*arguments)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_lattice_filters_any_values(device, normalization):
+    values, features = random_case(device=device)
+    lattice = PermutohedralLattice(features, normalization)
+    for given in (values, values[:, :1], values.to(memory_format=torch.channels_last)):
+        result = lattice.filter(given)
+        assert torch.equal(result, permutohedral_filter(given, features, normalization))
+        assert result.stride() == permutohedral_filter(given, features, normalization).stride()
+    assert lattice.vertices > 0
+
+
+def test_gradients_go_through_a_lattice(device):
+    values, features = random_case(device=device)
+    features.requires_grad_()
+    lattice = PermutohedralLattice(features)
+    result = lattice.filter(values) + lattice.filter(2 * values)
+    (gradient,) = torch.autograd.grad(result.square().sum(), features)
+    once = 3 * permutohedral_filter(values, features)
+    (expected,) = torch.autograd.grad(once.square().sum(), features)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_lattice_of_other_dtypes_and_of_nothing(device):
+    values, features = random_case(dtype=torch.float16, device=device)
+    result = PermutohedralLattice(features).filter(values.double())
+    assert result.dtype == torch.float64
+    expected = permutohedral_filter(values.float(), features.float())
+    torch.testing.assert_close(result.float(), expected)
+    empty = PermutohedralLattice(torch.zeros(0, 3, 5, device=device))
+    assert empty.filter(torch.zeros(0, 2, 5, device=device)).shape == (0, 2, 5)
+    assert empty.vertices == 0
+
+
+def test_rejections_of_a_lattice():
+    with pytest.raises(ValueError, match="features must have 1 to 32 per point, got shape"):
+        PermutohedralLattice(torch.zeros(3))
+    with pytest.raises(ValueError, match="normalization must be one of"):
+        PermutohedralLattice(torch.zeros(1, 2, 3), "both")
+    lattice = PermutohedralLattice(torch.zeros(1, 2, 4, 5))
+    with pytest.raises(ValueError, match=r"sizes of the features, \(1, 4, 5\), got .*\(1, 3, 5, 4"):
+        lattice.filter(torch.zeros(1, 3, 5, 4))
+    with pytest.raises(RuntimeError, match="on the device of the features"):
+        lattice.filter(torch.zeros(1, 3, 4, 5, device="meta"))
