@@ -20,7 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # The sanitizer slows a kernel down a hundredfold: it sees the literal cases and odd strides only.
-SANITIZED_TESTS = ["tests/ops", "-m", "cuda", "-k", "by_hand or any_strides or empty"]
+SANITIZED_TESTS = ["tests/ops", "-m", "cuda", "-k", "by_hand or any_strides or empty or any_number"]
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -63,6 +63,8 @@ def benchmarks() -> bool:
             script[1], options[-1] = "benchmarks/bench_upsample.py", str(csv)
             options += ["--batch", "16"]
             results.append(run(f"bench_upsample {dtype} {memory_format}", *script, *options))
+    script = [sys.executable, "benchmarks/bench_crf.py", "--device", "cuda"]
+    results.append(run("bench_crf", *script, "--csv", str(directory / "dense_crf.csv")))
     return all(results)
 
 

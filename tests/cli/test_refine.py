@@ -93,6 +93,14 @@ def test_scores_of_another_shape(tmp_path, capsys, shape, message):
     assert not out.exists()
 
 
+def test_an_npz_of_several_arrays(tmp_path, capsys):
+    photo, scores = scene(tmp_path, "one")
+    np.savez(tmp_path / "two.npz", a=scores, b=scores)
+    out = ["--out", str(tmp_path / "out.png")]
+    assert main(["refine", str(photo), str(tmp_path / "two.npz"), *out]) == 2
+    assert "two.npz: an .npz of scores must hold one array, found a, b" in capsys.readouterr().err
+
+
 def test_folders_that_do_not_belong_together(tmp_path, capsys):
     photo, scores = scene(tmp_path, "one")
     np.save(tmp_path / "two.npy", scores)
