@@ -17,7 +17,7 @@ struct StreamLaunch {
   }
 };
 
-static_assert(kThreads == kSplatWarps * kWarpLanes);
+static_assert(kThreads == kRowThreads);
 
 // Working memory; the tensors live as long as it does.
 class Workspace {

@@ -21,6 +21,36 @@ __device__ __forceinline__ void add_scaled(LabelPack<T>& sum, T factor, LabelPac
   for (int i = 0; i < LabelPack<T>::kLabels; ++i) sum.v[i] += factor * pack.v[i];
 }
 
+// sum += weights[e] * rows[points[e]] for every step-th e in [from, end), of one pack. kBatch rows
+// are asked for before the first is used: most sums are shorter than that, and what a warp waits
+// for is one row, not one after another.
+template <int kBatch, typename T, typename Index>
+__device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* rows,
+                                       const Index* points, const T* weights, int64_t from,
+                                       int64_t end, int64_t step, int pack, int packs) {
+  for (int64_t first = from; first < end; first += kBatch * step) {
+    Index point[kBatch];
+    T weight[kBatch];
+    LabelPack<T> row[kBatch];
+    ATROUSX_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t e = first + i * step;
+      point[i] = Index(-1);
+      weight[i] = T(0);
+      if (e >= end) continue;
+      point[i] = points[e];
+      weight[i] = weights[e];
+    }
+    ATROUSX_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      row[i] = LabelPack<T>{};
+      if (point[i] >= 0) row[i] = rows[static_cast<int64_t>(point[i]) * packs + pack];
+    }
+    ATROUSX_UNROLL
+    for (int i = 0; i < kBatch; ++i) add_scaled(sum, weight[i], row[i]);
+  }
+}
+
 // Who: one thread owns one point, in a grid-stride loop. Reads: its logits, three times.
 // Writes: its rows of log P, up to a constant, and of Q = P; padding is -infinity and 0.
 // Synchronisation: none.
@@ -35,11 +65,11 @@ __global__ void mean_field_start_kernel(const T* logits,      // [N, L, P]
     T most = source[0], sum = T(0);
     for (int64_t l = 1; l < shape.labels; ++l) most = max_of(most, source[l * points]);
     for (int64_t l = 0; l < shape.labels; ++l) sum += std::exp(source[l * points] - most);
-    for (int64_t pack = 0; pack < shape.packs; ++pack) {
+    for (int pack = 0; pack < shape.packs; ++pack) {
       LabelPack<T> x, p;
       ATROUSX_UNROLL
       for (int i = 0; i < kLabels; ++i) {
-        const int64_t l = pack * kLabels + i;
+        const int64_t l = int64_t{pack} * kLabels + i;
         const bool there = l < shape.labels;
         x.v[i] = there ? source[l * points] - most : -std::numeric_limits<T>::infinity();
         p.v[i] = there ? std::exp(x.v[i]) / sum : T(0);
@@ -59,11 +89,11 @@ __global__ void mean_field_finish_kernel(const LabelPack<T>* q,  // [N P, packs]
   constexpr int kLabels = LabelPack<T>::kLabels;
   for (int64_t row = global_thread(); row < rows; row += global_threads()) {
     T* target = output + row / points * shape.labels * points + row % points;
-    for (int64_t pack = 0; pack < shape.packs; ++pack) {
+    for (int pack = 0; pack < shape.packs; ++pack) {
       const LabelPack<T> p = q[row * shape.packs + pack];
       ATROUSX_UNROLL
       for (int i = 0; i < kLabels; ++i) {
-        const int64_t l = pack * kLabels + i;
+        const int64_t l = int64_t{pack} * kLabels + i;
         if (l < shape.labels) target[l * points] = p.v[i];
       }
     }
@@ -89,7 +119,7 @@ template <typename T>
 __global__ void mean_field_costs_kernel(const T* compatibility,  // [L, L], or [L]
                                         T* costs,                // [L or 1, packs] packs
                                         T weight, bool diagonal, RowShape shape) {
-  const int64_t width = shape.packs * LabelPack<T>::kLabels;
+  const int64_t width = int64_t{shape.packs} * LabelPack<T>::kLabels;
   const int64_t count = (diagonal ? 1 : shape.labels) * width;
   for (int64_t i = global_thread(); i < count; i += global_threads()) {
     const int64_t met = i / width, pays = i % width;
@@ -98,7 +128,8 @@ __global__ void mean_field_costs_kernel(const T* compatibility,  // [L, L], or [
   }
 }
 
-constexpr int kSplatWarps = 8;
+constexpr int kSplatWarps = 8, kSplatBatch = 4;
+constexpr int kRowThreads = kSplatWarps * kWarpLanes;  // at most
 // A vertex with more entries is summed by a whole block: points of one colour crowd on few
 // vertices, tens of thousands on each.
 constexpr int64_t kLongRun = 256;
@@ -108,14 +139,11 @@ constexpr int64_t kLongRun = 256;
 template <typename T, typename Index>
 __device__ __forceinline__ LabelPack<T> splat_pack(const LabelPack<T>* q, const Index* points,
                                                    const T* weights, int64_t from, int64_t end,
-                                                   int64_t step, int64_t pack, RowShape shape) {
+                                                   int64_t step, int pack, RowShape shape) {
   LabelPack<T> sum{};
   const int64_t group = threadIdx.x % kWarpLanes >> shape.shift;
-  if (pack < shape.packs) {
-    ATROUSX_UNROLL_BY(4)
-    for (int64_t e = from + group; e < end; e += step)
-      add_scaled(sum, weights[e], q[points[e] * shape.packs + pack]);
-  }
+  if (pack < shape.packs)
+    gather<kSplatBatch>(sum, q, points, weights, from + group, end, step, pack, shape.packs);
   for (int distance = shape.lanes(); distance < kWarpLanes; distance *= 2) {
     ATROUSX_UNROLL
     for (int i = 0; i < LabelPack<T>::kLabels; ++i)
@@ -127,15 +155,17 @@ __device__ __forceinline__ LabelPack<T> splat_pack(const LabelPack<T>* q, const 
 // Who: one warp owns one vertex, its groups of lanes every so many entries of it; a long run is
 // shared by the block's warps. Neighbours in the order of vertices go to different blocks, as long
 // runs come together. Reads: the rows of Q of the points around the vertex. Writes: its row.
-// Synchronisation: all threads of a block visit the same runs, barriers lie between runs written,
-// read and overwritten, and likewise the warps' parts.
+// Synchronisation: a barrier tells whether any of the block's runs is long; if so, all threads
+// visit them, with barriers between the runs and the warps' parts written, read and overwritten
+// (runs are overwritten after the next such barrier).
 template <typename T, typename Index>
-__global__ void mean_field_splat_kernel(const LabelPack<T>* q,  // [N P, packs]
-                                        const Index* starts,    // [M + 1]
-                                        const Index* points,    // [E], by vertex
-                                        const T* weights,       // [E], by vertex, scaled
-                                        LabelPack<T>* lattice,  // [M, packs]
-                                        int64_t vertices, RowShape shape) {
+__global__ void __launch_bounds__(kRowThreads, 5)
+    mean_field_splat_kernel(const LabelPack<T>* q,  // [N P, packs]
+                            const Index* starts,    // [M + 1]
+                            const Index* points,    // [E], by vertex
+                            const T* weights,       // [E], by vertex, scaled
+                            LabelPack<T>* lattice,  // [M, packs]
+                            int64_t vertices, RowShape shape) {
   ATROUSX_SHARED(int64_t, runs, 2 * kSplatWarps);
   ATROUSX_SHARED(LabelPack<T>, parts, kSplatWarps * kWarpLanes);
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
@@ -146,19 +176,20 @@ __global__ void mean_field_splat_kernel(const LabelPack<T>* q,  // [N P, packs]
     const int64_t own = first + warp * stride;
     const int64_t begin = own < vertices ? static_cast<int64_t>(starts[own]) : 0;
     const int64_t end = own < vertices ? static_cast<int64_t>(starts[own + 1]) : 0;
-    if (lane < 2) runs[2 * warp + lane] = lane == 0 ? begin : end;
-    __syncthreads();  // the runs are written
     if (own < vertices && end - begin <= kLongRun)
-      for (int64_t base = 0; base < shape.packs; base += lanes) {
-        const int64_t pack = base + member;
+      for (int base = 0; base < shape.packs; base += lanes) {
+        const int pack = base + member;
         const LabelPack<T> sum = splat_pack(q, points, weights, begin, end, groups, pack, shape);
         if (lane < lanes && pack < shape.packs) lattice[own * shape.packs + pack] = sum;
       }
+    if (!__syncthreads_or(end - begin > kLongRun)) continue;
+    if (lane < 2) runs[2 * warp + lane] = lane == 0 ? begin : end;
+    __syncthreads();  // the runs are written
     for (int other = 0; other < warps; ++other) {
       const int64_t from = runs[2 * other], to = runs[2 * other + 1];
       if (to - from <= kLongRun) continue;
-      for (int64_t base = 0; base < shape.packs; base += lanes) {
-        const int64_t pack = base + member;
+      for (int base = 0; base < shape.packs; base += lanes) {
+        const int pack = base + member;
         const LabelPack<T> part = splat_pack(q, points, weights, from + warp * groups, to,
                                              int64_t{warps} * groups, pack, shape);
         if (lane < lanes) parts[warp * kWarpLanes + lane] = part;
@@ -171,7 +202,6 @@ __global__ void mean_field_splat_kernel(const LabelPack<T>* q,  // [N P, packs]
         __syncthreads();  // the parts are read
       }
     }
-    __syncthreads();  // the runs are read
   }
 }
 
@@ -186,7 +216,8 @@ __global__ void mean_field_blur_kernel(const LabelPack<T>* lattice,  // [M, pack
   for (int64_t i = global_thread(); i < vertices << shape.shift; i += global_threads()) {
     const int64_t vertex = i >> shape.shift;
     const int64_t ahead = neighbours[vertex], behind = neighbours[vertices + vertex];
-    for (int64_t pack = i & (shape.lanes() - 1); pack < shape.packs; pack += shape.lanes()) {
+    for (int pack = static_cast<int>(i) & (shape.lanes() - 1); pack < shape.packs;
+         pack += shape.lanes()) {
       LabelPack<T> sum = lattice[vertex * shape.packs + pack], a{}, b{};
       if (ahead >= 0) a = lattice[ahead * shape.packs + pack];
       if (behind >= 0) b = lattice[behind * shape.packs + pack];
@@ -196,6 +227,9 @@ __global__ void mean_field_blur_kernel(const LabelPack<T>* lattice,  // [M, pack
     }
   }
 }
+
+// The corners of a place and a colour.
+constexpr int kSliceBatch = 6;
 
 // One Gaussian kernel of the energy, with Blur(Splat(Q)).
 template <typename T, typename Index>
@@ -210,19 +244,18 @@ struct Message {
   int dims;
   bool matrix;  // costs are a whole matrix
 
-  __device__ __forceinline__ LabelPack<T> sliced(int64_t row, int64_t pack, int64_t packs) const {
+  __device__ __forceinline__ LabelPack<T> sliced(int64_t row, int pack, int packs) const {
     LabelPack<T> sum{}, result{};
     const int64_t corner = row * (dims + 1);
-    ATROUSX_UNROLL_BY(3)
-    for (int k = 0; k <= dims; ++k)
-      add_scaled(sum, corner_weights[corner + k], lattice[vertices[corner + k] * packs + pack]);
+    gather<kSliceBatch>(sum, lattice, vertices, corner_weights, corner, corner + dims + 1,
+                        int64_t{1}, pack, packs);
     add_scaled(result, point_scale == nullptr ? scale : scale * point_scale[row], sum);
     return result;
   }
 
   // x less what this kernel's filtered labels cost: Potts' and diagonal ones each label by itself
   __device__ __forceinline__ void pay(LabelPack<T>& x, const LabelPack<T>& filtered,
-                                      int64_t pack) const {
+                                      int pack) const {
     if (costs == nullptr) return add_scaled(x, weight, filtered);
     const LabelPack<T> cost = costs[pack];
     ATROUSX_UNROLL
@@ -230,7 +263,7 @@ struct Message {
   }
 
   // with a matrix, from the whole filtered row
-  __device__ __forceinline__ void pay_all(LabelPack<T>& x, const T* filtered, int64_t pack,
+  __device__ __forceinline__ void pay_all(LabelPack<T>& x, const T* filtered, int pack,
                                           RowShape shape) const {
     for (int64_t met = 0; met < shape.labels; ++met)
       add_scaled(x, filtered[met], costs[met * shape.packs + pack]);
@@ -256,24 +289,24 @@ __device__ __forceinline__ T across_row(T value, RowShape shape, Combine combine
 // Turns a row's log-probabilities, in `x` where `resident`, else in `row`, into probabilities in
 // `row`. All lanes of the warp must call it.
 template <typename T>
-__device__ __forceinline__ void softmax_row(LabelPack<T> x, LabelPack<T>* row, int64_t packs,
+__device__ __forceinline__ void softmax_row(LabelPack<T> x, LabelPack<T>* row, int packs,
                                             int member, bool resident, RowShape shape) {
   constexpr int kLabels = LabelPack<T>::kLabels;
   T most = -std::numeric_limits<T>::infinity(), sum = T(0);
-  for (int64_t pack = member; pack < packs; pack += shape.lanes()) {
+  for (int pack = member; pack < packs; pack += shape.lanes()) {
     if (!resident) x = row[pack];
     ATROUSX_UNROLL
     for (int i = 0; i < kLabels; ++i) most = max_of(most, x.v[i]);
   }
   most = across_row(most, shape, [](T a, T b) { return max_of(a, b); });
-  for (int64_t pack = member; pack < packs; pack += shape.lanes()) {
+  for (int pack = member; pack < packs; pack += shape.lanes()) {
     if (!resident) x = row[pack];
     ATROUSX_UNROLL
     for (int i = 0; i < kLabels; ++i) sum += x.v[i] = std::exp(x.v[i] - most);
     if (!resident) row[pack] = x;
   }
   sum = across_row(sum, shape, [](T a, T b) { return a + b; });
-  for (int64_t pack = member; pack < packs; pack += shape.lanes()) {
+  for (int pack = member; pack < packs; pack += shape.lanes()) {
     if (!resident) x = row[pack];
     ATROUSX_UNROLL
     for (int i = 0; i < kLabels; ++i) x.v[i] /= sum;
@@ -299,23 +332,24 @@ __global__ void mean_field_update_kernel(Messages<T, Index> messages,
   const int lane = threadIdx.x % kWarpLanes, lanes = shape.lanes(), member = lane & (lanes - 1);
   const bool resident = shape.packs <= lanes;
   for (int64_t i = global_thread(); i - lane < rows << shape.shift; i += global_threads()) {
-    const int64_t row = i >> shape.shift, packs = row < rows ? shape.packs : 0;
+    const int64_t row = i >> shape.shift;
+    const int packs = row < rows ? shape.packs : 0;
     const int64_t place = row * shape.packs;
     LabelPack<T> x;
     ATROUSX_UNROLL
     for (int l = 0; l < kLabels; ++l) x.v[l] = kNothing;
-    for (int64_t pack = member; pack < packs; pack += lanes) {
+    for (int pack = member; pack < packs; pack += lanes) {
       x = log_p[place + pack];
       if (!resident) q[place + pack] = x;
     }
     for (int t = 0; t < messages.count; ++t) {
       const Message<T, Index>& message = messages.term[t];
       if (message.matrix) {
-        for (int64_t pack = member; pack < packs; pack += lanes)
+        for (int pack = member; pack < packs; pack += lanes)
           filtered[place + pack] = message.sliced(row, pack, shape.packs);
         __syncwarp();  // the filtered row is written
       }
-      for (int64_t pack = member; pack < packs; pack += lanes) {
+      for (int pack = member; pack < packs; pack += lanes) {
         if (!resident) x = q[place + pack];
         if (message.matrix)
           message.pay_all(x, reinterpret_cast<const T*>(filtered + place), pack, shape);

@@ -19,12 +19,13 @@ struct alignas(16) LabelPack {
 // float32 touches 3 sectors, without padding mostly 4. `lanes` lanes of a warp, a power of two, own
 // a row and take its packs in turn.
 struct RowShape {
-  int64_t labels, packs;
+  int64_t labels;
+  int packs;  // int, so that a row's offset is one multiplication of 32-bit numbers
   int shift;  // lanes = 1 << shift
 
   template <typename T>
   static RowShape make(int64_t labels) {
-    int64_t packs = ceil_div<int64_t>(labels, LabelPack<T>::kLabels);
+    int packs = static_cast<int>(ceil_div<int64_t>(labels, LabelPack<T>::kLabels));
     if (packs > 1) packs += packs % 2;
     int shift = 0;
     while ((1 << shift) < kWarpLanes && (1 << shift) < packs) ++shift;

@@ -58,7 +58,7 @@ inline int64_t splat_threads(int64_t vertices) {
   constexpr int64_t kSpread = 1024;
   const int64_t blocks =
       max_of(ceil_div<int64_t>(vertices, kSplatWarps), min_of(vertices, kSpread));
-  return blocks * kSplatWarps * kWarpLanes;
+  return blocks * kRowThreads;
 }
 
 // Blur(Splat(Q)) into the term's lattice; the first of the arrays it alternates between is chosen

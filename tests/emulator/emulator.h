@@ -121,6 +121,17 @@ T shfl_xor(const char* site, uint32_t mask, T value, int lane_mask, int width = 
   return shuffle(mask, value, source, source < segment_start(width) + width, site);
 }
 
+// A barrier that tells all threads of the block whether any of them says yes.
+inline int block_any(bool predicate, const char* site) {
+  static int any;  // one block runs at a time
+  block_barrier(site);
+  any = 0;
+  block_barrier(site);
+  any |= predicate ? 1 : 0;
+  block_barrier(site);
+  return any;
+}
+
 inline void sync_warp(const char* site, uint32_t mask = 0xffffffffu) {
   warp_exchange(mask, {}, site);
 }
@@ -151,6 +162,7 @@ inline uint32_t ballot(uint32_t mask, bool predicate, const char* site) {
   type* const name = static_cast<type*>(emulator::dynamic_shared_memory())
 
 #define __syncthreads() emulator::block_barrier(ATROUSX_SITE)
+#define __syncthreads_or(predicate) emulator::block_any((predicate) != 0, ATROUSX_SITE)
 #define __syncwarp(...) emulator::sync_warp(ATROUSX_SITE __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_sync(...) emulator::shfl(ATROUSX_SITE, __VA_ARGS__)
 #define __shfl_up_sync(...) emulator::shfl_up(ATROUSX_SITE, __VA_ARGS__)

@@ -81,7 +81,7 @@ def test_points_crowded_on_few_vertices(emulated):
 
 
 def test_scales_multiply_points_in_and_out(emulated):
-    logits, features = case(6, 30, "f8", dims=(3,))
+    logits, features = case(6, 20, "f8", dims=(8,))  # more corners than are gathered at once
     rng = np.random.default_rng(0)
     before, after = rng.uniform(0.5, 1, (2, logits.shape[0] * logits.shape[2]))
     scaled = term(emulated, features[0], (before, after))
