@@ -32,18 +32,20 @@ Tensor packed_weight(const GatherCall& call) {
 }
 
 // What a call does at each step of the source.
-template <typename T, typename A, int kPack>
-using StepWork = std::function<void(const GatherStep&, const Slabs<A, kSlab, kPack>&)>;
+template <typename A>
+using StepWork = std::function<void(const GatherStep&, const SourceView<A>&)>;
 
 template <typename T, typename A, int kPack>
-StepWork<T, A, kPack> step_work(const GatherCall& call) {
-  StepWork<T, A, kPack> work;
+StepWork<A> step_work(const GatherCall& call) {
+  StepWork<A> work;
   with_register_tile<A, kPack>(call.shape.outer, [&](auto tile) {
     using R = decltype(tile);
     const auto gather = std::make_shared<CpuGather<T, R>>(
         call.shape, packed_weight<T, R>(call), call.tail.epilogue<T>(),
         static_cast<T*>(call.destination.mutable_data_ptr()), strides4(call.destination));
-    work = [gather](const GatherStep& step, const auto& source) { gather->multiply(step, source); };
+    work = [gather](const GatherStep& step, const SourceView<A>& source) {
+      gather->multiply(step, source);
+    };
   });
   return work;
 }
@@ -58,11 +60,15 @@ void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
     with_pack<T>([&](auto pack) {
       using A = Accumulate<T>;
       constexpr int kPack = decltype(pack)::value;
-      std::vector<StepWork<T, A, kPack>> works;
+      std::vector<StepWork<A>> works;
       for (const GatherCall& call : calls) works.push_back(step_work<T, A, kPack>(call));
-      for_each_gather_step<A, kPack>(calls[0].shape, data<T>(source), strides4(source), source,
-                                     [&](const GatherStep& step, const auto& slabs) {
-                                       for (const auto& work : works) work(step, slabs);
+      const auto fewer = [](const GatherCall& a, const GatherCall& b) {
+        return a.shape.taps() < b.shape.taps();
+      };
+      for_each_gather_step<A, kPack>(std::max_element(calls.begin(), calls.end(), fewer)->shape,
+                                     data<T>(source), strides4(source), source,
+                                     [&](const GatherStep& step, const SourceView<A>& view) {
+                                       for (const auto& work : works) work(step, view);
                                      });
     });
   });
@@ -153,6 +159,8 @@ Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weig
     return destination;
   }
   const Tensor destination = empty4(source, size, channels_last);
+  prefer_huge_pages(destination.mutable_data_ptr(),
+                    destination.numel() * destination.element_size());
   gather_cpu(source, {{shape, weight, weight_strides, tail, destination, packed}});
   return destination;
 }

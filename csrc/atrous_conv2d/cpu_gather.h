@@ -10,6 +10,7 @@
 #include <bit>
 
 #include "../tensor.h"
+#include "cpu_finish.h"
 #include "cpu_product.h"
 #include "cpu_slabs.h"
 #include "cpu_weight.h"
@@ -32,8 +33,6 @@ class CpuGather {
   static constexpr int64_t kTaskColumns = 128;  // channels of a task, at most
 
  public:
-  using Packed = Slabs<A, kSlab, R::kPack>;
-
   // packed_weight: by PackedWeight<R>(shape).
   CpuGather(const GatherShape& shape, const Tensor& packed_weight, const Epilogue<T>& epilogue,
             T* destination, const Strides4& destination_strides)
@@ -45,7 +44,7 @@ class CpuGather {
         destination_strides_(destination_strides) {}
 
   // The steps of some images come in order, first to last.
-  void multiply(const GatherStep& step, const Packed& source) {
+  void multiply(const GatherStep& step, const SourceView<A>& source) {
     if (step.first) plan(step);
     const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
     A* sums = static_cast<A*>(sums_->mutable_data_ptr());
@@ -110,20 +109,20 @@ class CpuGather {
     int64_t group, first_block, blocks;
   };
 
-  void run_task(const Task& task, const GatherStep& step, const Packed& packed,
+  void run_task(const Task& task, const GatherStep& step, const SourceView<A>& packed,
                 A* sums) const {  // [pixels by tile, blocks, pixels of the tile, kColumns]
     const Group& group = task.tiles;
     std::vector<int64_t> lanes(group.pixels);
     for (size_t t = 0; t < group.tiles.size(); ++t) {
       const Tile& tile = group.tiles[t];
       for (int64_t i = 0; i < tile.pixels; ++i)
-        lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides());
+        lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides);
     }
     const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
     if (step.first) std::fill_n(sums, group.pixels * tile_step, A(0));
     const A* weight = static_cast<const A*>(packed_weight_.const_data_ptr()) +
                       (task.group * weight_.blocks() + task.first_block) * weight_.block_size();
-    const A* source = packed.data() + task.group * packed.group_size();
+    const A* source = packed.data + task.group * packed.group_size;
     const int64_t chunk = chunk_elements();
     const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
     for (int64_t first = step.first_slab * kSlab; first < end; first += chunk)
@@ -148,19 +147,19 @@ class CpuGather {
 
   // The live taps of source elements [first, end), as segments of the weight and of slabs that
   // begin with the first one packed.
-  SegmentList lay_out(const Tile& tile, const Packed& packed, int64_t first_slab, int64_t first,
-                      int64_t end) const {
+  SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, int64_t first_slab,
+                      int64_t first, int64_t end) const {
     SegmentList segments;
     for (int64_t at = first; at < end;) {
       const int64_t slab = at / kSlab, within = at % kSlab;
       const int64_t width = std::min<int64_t>(kSlab, weight_.elements() - slab * kSlab);
       const int64_t depth = std::min(width - within, end - at);
-      const int64_t source = (slab - first_slab) * packed.slab_size() + within;
+      const int64_t source = (slab - first_slab) * packed.slab_size + within;
       for (int64_t i = 0; i < tile.rows.taps.count; ++i)
         for (int64_t j = 0; j < tile.columns.taps.count; ++j) {
           const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
           segments.add(
-              {source + tile.tap_offset(i, j, packed.strides()),
+              {source + tile.tap_offset(i, j, packed.strides),
                (slab * kSlab * weight_.taps() + tap * width + within) * R::kColumns, depth},
               1, R::kColumns);
         }
@@ -201,16 +200,24 @@ class CpuGather {
       const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
       const int64_t channel = task.group * shape_.outer + outer;
       const A* block = sums + b * tile.pixels * R::kColumns;
-      const auto write = [&](int64_t p, int64_t c) {
-        destination_[to[p] + (channel + c) * stride] = epilogue_.finish(
-            block[p * R::kColumns + c], channel + c, residual[p] + (channel + c) * residual_stride);
-      };
-      if (stride == 1)
+      if (stride == 1) {
+        const auto from = [&](const T* data, int64_t offset) {
+          return data == nullptr ? nullptr : data + offset;
+        };
         for (int64_t p = 0; p < tile.pixels; ++p)
-          for (int64_t c = 0; c < columns; ++c) write(p, c);
-      else
-        for (int64_t c = 0; c < columns; ++c)
-          for (int64_t p = 0; p < tile.pixels; ++p) write(p, c);
+          run_with_lanes<FinishPixel>(
+              block + p * R::kColumns, columns,
+              PixelTail<T>{from(epilogue_.bias, channel),
+                           from(epilogue_.residual, residual[p] + channel * residual_stride),
+                           residual_stride, epilogue_.relu},
+              destination_ + to[p] + channel);
+        continue;
+      }
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t p = 0; p < tile.pixels; ++p)
+          destination_[to[p] + (channel + c) * stride] =
+              epilogue_.finish(block[p * R::kColumns + c], channel + c,
+                               residual[p] + (channel + c) * residual_stride);
     }
   }
 
@@ -226,10 +233,17 @@ class CpuGather {
   std::optional<Tensor> sums_;
 };
 
-// Calls f(step, packed source) for every step of a source, [N, groups * inner, rows, columns].
+// Calls f(step, view) for every step of a source, [N, groups * inner, rows, columns]. Where a
+// filter has one tap and channels are neighbours, the source itself is what packing would make:
+// each pixel is read in one place only, and there in a row.
 template <typename A, int kPack, typename T, typename F>
 void for_each_gather_step(const GatherShape& shape, const T* source, const Strides4& strides,
                           const Tensor& like, F&& f) {
+  if constexpr (std::is_same_v<T, A>) {
+    if (kPack == 1 && strides.c == 1 && shape.taps() == 1)
+      return f(GatherStep{0, shape.batch, 0, ceil_div<int64_t>(shape.inner, kSlab), true, true},
+               SourceView<A>{source, strides, kSlab, shape.inner});
+  }
   using Packed = Slabs<A, kSlab, kPack>;
   constexpr int64_t kChannels = kSlab * kPack;
   // Elements packed at a time, at most: what is packed should still be cached when it is read.
@@ -251,7 +265,8 @@ void for_each_gather_step(const GatherShape& shape, const T* source, const Strid
       size.batch = step.images;
       size.channels = std::min(step.slabs * kChannels, shape.inner - slab * kChannels);
       f(step, Packed(size, source + strides.offset(n, slab * kChannels, 0, 0), strides,
-                     static_cast<A*>(memory.mutable_data_ptr())));
+                     static_cast<A*>(memory.mutable_data_ptr()))
+                  .view());
     }
 }
 

@@ -15,6 +15,14 @@ struct MapSize {
   int64_t batch, groups, channels, height, width, group_channels;
 };
 
+// Where a product reads its lanes: a pixel's channels of a slab are neighbours.
+template <typename A>
+struct SourceView {
+  const A* data;
+  Strides4 strides;  // of a pixel; `c` is meaningless
+  int64_t slab_size, group_size;
+};
+
 // kWidth elements of type A a pixel, each of kPack channels (see RegisterTile).
 template <typename A, int kWidth, int kPack = 1>
 class Slabs {
@@ -56,7 +64,7 @@ class Slabs {
   const A* data() const { return data_; }
   int64_t slab_size() const { return size_.height * size_.width * kWidth; }
   int64_t group_size() const { return slabs_ * slab_size(); }
-  // Of a pixel; `c` is meaningless.
+  SourceView<A> view() const { return {data_, strides(), slab_size(), group_size()}; }
   Strides4 strides() const {
     return {size_.groups * group_size(), 0, size_.width * kWidth, kWidth};
   }

@@ -204,6 +204,8 @@ inline std::vector<TapPlan> tap_plans(const TapAxis& row_axis, const TapAxis& co
 struct GatherShape {
   TapAxis rows, columns;
   int64_t batch, groups, outer, inner;
+
+  int64_t taps() const { return rows.taps * columns.taps; }
 };
 
 // Element strides of a weight seen from a pass.
