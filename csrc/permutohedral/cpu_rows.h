@@ -1,4 +1,5 @@
-// Loops over rows of channels, for the CPU: splat, blur and slice.
+// Loops over rows of channels, for the CPU: splat, blur and slice. What they read lies scattered
+// over megabytes: each asks for its rows some steps before it reads them.
 //
 // Values and vertices are rows of channels. A row is cut into vectors of 32 bytes, and up to four
 // of them stay in registers while a loop visits its rows; more channels are visited four vectors at
@@ -6,9 +7,11 @@
 // behind the values' rows: no lane looks at another, and nothing reads them.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "../cpu_dispatch.h"
+#include "../huge_pages.h"
 #include "lattice.h"
 
 namespace atrousx {
@@ -62,6 +65,17 @@ ATROUSX_ALWAYS_INLINE void over_blocks(int64_t vectors, int64_t lanes, Args... a
   }
 }
 
+// Asks the caches for `vectors` vectors, of which it takes the first 256 bytes. Rows are multiples
+// of 32 bytes apart, as their memory is: one of whole cache lines may reach into another.
+template <typename T>
+ATROUSX_ALWAYS_INLINE void prefetch_row(const T* row, int64_t vectors) {
+  constexpr int64_t kLine = 64, kMost = 4 * kLine;
+  const char* bytes = reinterpret_cast<const char*>(row);
+  const int64_t size = std::min<int64_t>(kMost, vectors * 32);
+  for (int64_t at = 0; at < size; at += kLine) __builtin_prefetch(bytes + at);
+  if (size % kLine == 0) __builtin_prefetch(bytes + size - 1);
+}
+
 // Rows of values, one a point. Whole vectors are read, so that a row's last reaches into the rows
 // behind it; the final rows are read from a copy that has room.
 template <typename T>
@@ -82,11 +96,14 @@ struct SplatRows {
                                           const Index* points, const T* weights,
                                           const T* point_scale, T* lattice, int64_t stride,
                                           int64_t begin, int64_t end) {
+    constexpr int64_t kAhead = 24;
+    const int64_t last = static_cast<int64_t>(starts[end]) - 1;
     for (int64_t m = begin; m < end; ++m) {
       RowBlock<T, kVectors> sum;
       sum.clear();
       for (int64_t e = starts[m]; e < static_cast<int64_t>(starts[m + 1]); ++e) {
         const int64_t point = points[e];
+        prefetch_row(values.row(points[std::min(e + kAhead, last)]) + lane, kVectors);
         const T weight = point_scale == nullptr ? weights[e] : weights[e] * point_scale[point];
         sum.add(weight, values.row(point) + lane);
       }
@@ -104,41 +121,99 @@ struct SplatRows {
   }
 };
 
-// One axis, in place: lattice[m] += half of each neighbour's former value. Vertices linked along
-// the axis are a chain, walked from the first one by the task that owns it; a vertex without
-// neighbours stays as it is and is not even read.
+// The vertices linked along each axis, chain after chain; one without neighbours is in none. A
+// chain's last vertex m is written as ~m.
+template <typename Index>
+struct Chains {
+  static constexpr int64_t kAhead = 8;  // vertex 0 so often behind an axis' last chain
+
+  std::vector<int64_t> counts;                  // [D + 1]
+  std::vector<std::unique_ptr<Index[]>> lists;  // [D + 1], counts + kAhead each
+
+  static Chains make(const Lattice& l) {
+    const int64_t axes = l.dims() + 1, vertices = l.vertices();
+    Chains chains;
+    chains.counts.resize(axes);
+    chains.lists.resize(axes);
+    torch::stable::parallel_for(0, axes, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t axis = begin; axis < end; ++axis)
+        chains.counts[axis] =
+            list(data<Index>(l.neighbours) + axis * 2 * vertices, vertices, chains.lists[axis]);
+    });
+    return chains;
+  }
+
+ private:
+  static int64_t list(const Index* ahead, int64_t vertices, std::unique_ptr<Index[]>& out) {
+    const Index* behind = ahead + vertices;
+    out = std::make_unique_for_overwrite<Index[]>(vertices + kAhead);
+    // The chains' first vertices are gathered without branches, at the end of the list.
+    int64_t first = vertices, count = 0;
+    for (int64_t m = vertices - 1; m >= 0; --m) {
+      out[first - 1] = static_cast<Index>(m);
+      first -= behind[m] < 0 && ahead[m] >= 0;
+    }
+    for (; first < vertices; ++first) {
+      for (Index at = out[first]; at >= 0; at = ahead[at]) out[count++] = at;
+      out[count - 1] = ~out[count - 1];
+    }
+    std::fill_n(&out[count], kAhead, Index{0});
+    return count;
+  }
+};
+
+// One axis, in place: lattice[m] += half of each neighbour's former value. A task owns the chains
+// that begin in [begin, end) of the list.
 struct BlurChains {
   template <int kVectors, typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const Index* ahead, const Index* behind,
-                                          T* lattice, int64_t stride, int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) {
-      if (behind[m] >= 0 || ahead[m] < 0) continue;
-      RowBlock<T, kVectors> before, here, after;
-      before.clear();
-      T* row = lattice + m * stride + lane;
-      here.load(row);
-      for (int64_t next = ahead[m]; next >= 0; next = ahead[next]) {
-        T* next_row = lattice + next * stride + lane;
-        after.load(next_row);
-        for (int i = 0; i < kVectors; ++i)
-          before.v[i] = here.v[i] + T(0.5) * (before.v[i] + after.v[i]);
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const Index* chain, T* lattice,
+                                          int64_t stride, int64_t begin, int64_t end) {
+    while (begin != 0 && begin < end && chain[begin - 1] >= 0) ++begin;
+    if (begin == end) return;
+    while (chain[end - 1] >= 0) ++end;
+    const auto row_of = [&](Index at) {
+      return lattice + static_cast<int64_t>(at < 0 ? ~at : at) * stride + lane;
+    };
+    RowBlock<T, kVectors> before, here, after;
+    before.clear();
+    after.clear();
+    T* row = row_of(chain[begin]);
+    here.load(row);
+    for (int64_t i = begin; i < end; ++i) {
+      prefetch_row(row_of(chain[i + Chains<Index>::kAhead]), kVectors);
+      T* next = row_of(chain[i + 1]);  // of the next chain where this one ends
+      if (i + 1 < end) after.load(next);
+      if (chain[i] >= 0) {
+        for (int v = 0; v < kVectors; ++v)
+          before.v[v] = here.v[v] + T(0.5) * (before.v[v] + after.v[v]);
         before.store(row);
         before = here;
-        here = after;
-        row = next_row;
+      } else {
+        for (int v = 0; v < kVectors; ++v) here.v[v] += T(0.5) * before.v[v];
+        here.store(row);
+        before.clear();
       }
-      for (int i = 0; i < kVectors; ++i) here.v[i] += T(0.5) * before.v[i];
-      here.store(row);
+      here = after;
+      row = next;
     }
   }
 
   template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(const Index* ahead, const Index* behind, T* lattice,
-                                        int64_t vectors, int64_t begin, int64_t end) {
+  static ATROUSX_ALWAYS_INLINE void run(const Index* chain, T* lattice, int64_t vectors,
+                                        int64_t begin, int64_t end) {
     constexpr int64_t kLanes = RowVector<T>::kLanes;
-    over_blocks<BlurChains>(vectors, kLanes, ahead, behind, lattice, vectors * kLanes, begin, end);
+    over_blocks<BlurChains>(vectors, kLanes, chain, lattice, vectors * kLanes, begin, end);
   }
 };
+
+// The rows around a point some points behind `point`.
+template <typename T, typename Index>
+ATROUSX_ALWAYS_INLINE void prefetch_corners(const T* lattice, int64_t stride, const Index* vertices,
+                                            int64_t point, int64_t end, int dims, int64_t vectors) {
+  constexpr int64_t kAhead = 6;
+  const Index* soon = vertices + std::min(point + kAhead, end - 1) * (dims + 1);
+  for (int k = 0; k <= dims; ++k) prefetch_row(lattice + soon[k] * stride, vectors);
+}
 
 // The vertices around one point, weighted.
 template <typename T, int kVectors, typename Index>
@@ -159,6 +234,7 @@ struct SliceRows {
     const T scale = slice_scale<T>(dims);
     const int64_t count = std::min<int64_t>(kVectors * RowVector<T>::kLanes, channels - lane);
     for (int64_t p = begin; p < end; ++p) {
+      prefetch_corners(lattice + lane, stride, vertices, p, end, dims, kVectors);
       RowBlock<T, kVectors> sum;
       slice_block(lattice + lane, stride, vertices + p * (dims + 1), weights + p * (dims + 1),
                   point_scale == nullptr ? scale : scale * point_scale[p], dims, sum);
@@ -188,26 +264,34 @@ inline int64_t row_grain(int64_t row_elements) {
 // Splat, then blur axis by axis, in reverse when transposed, into `lattice` [M, padded channels].
 // entry_weights [E] and point_scale [P] or null are what splatting multiplies by.
 template <typename T, typename Index>
-void lift(const Lattice& l, const T* values, int64_t stride, int64_t vectors,
-          const T* entry_weights, const T* point_scale, bool transpose, T* lattice) {
+void lift(const Lattice& l, const Chains<Index>& chains, const T* values, int64_t stride,
+          int64_t vectors, const T* entry_weights, const T* point_scale, bool transpose,
+          T* lattice) {
   using torch::stable::parallel_for;
-  const int64_t vertices = l.vertices(), grain = row_grain(stride);
+  const int64_t grain = row_grain(stride);
   const int64_t total = l.points() * stride, padded = vectors * RowVector<T>::kLanes;
   const int64_t first_final = total < padded ? 0 : (total - padded) / stride + 1;
   std::vector<T> final(total - first_final * stride + padded, T(0));
   std::copy(values + first_final * stride, values + total, final.begin());
   const PointRows<T> rows{values, final.data(), first_final, stride};
-  parallel_for(0, vertices, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, l.vertices(), grain, [&](int64_t begin, int64_t end) {
     run_best<SplatRows>(rows, data<Index>(l.starts), data<Index>(l.entry_points), entry_weights,
                         point_scale, lattice, vectors, begin, end);
   });
   for (int axis = 0; axis <= l.dims(); ++axis) {
     const int64_t line = transpose ? l.dims() - axis : axis;
-    const Index* ahead = data<Index>(l.neighbours) + line * 2 * vertices;
-    parallel_for(0, vertices, grain, [&](int64_t begin, int64_t end) {
-      run_best<BlurChains>(ahead, ahead + vertices, lattice, vectors, begin, end);
+    const Index* chain = chains.lists[line].get();
+    parallel_for(0, chains.counts[line], grain, [&](int64_t begin, int64_t end) {
+      run_best<BlurChains>(chain, lattice, vectors, begin, end);
     });
   }
+}
+
+// A new tensor in large pages where it is large.
+inline Tensor empty_large(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
+  const Tensor t = empty_like_of(like, size, dtype);
+  prefer_huge_pages(t.mutable_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
+  return t;
 }
 
 }  // namespace atrousx

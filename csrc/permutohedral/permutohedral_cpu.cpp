@@ -131,9 +131,10 @@ struct CornerProductRows {
 template <typename T, typename Index>
 Tensor lifted(const Lattice& l, const Tensor& values, const T* splat_scale, bool transpose) {
   const int64_t channels = values.size(1), vectors = row_vectors<T>(channels);
-  const Tensor lattice = empty_like_of(values, {l.vertices(), vectors * RowVector<T>::kLanes});
-  lift<T, Index>(l, data<T>(values), channels, vectors, data<T>(l.entry_weights), splat_scale,
-                 transpose, mutable_data<T>(lattice));
+  const Tensor lattice =
+      empty_large(values, {l.vertices(), vectors * RowVector<T>::kLanes}, values.scalar_type());
+  lift<T, Index>(l, Chains<Index>::make(l), data<T>(values), channels, vectors,
+                 data<T>(l.entry_weights), splat_scale, transpose, mutable_data<T>(lattice));
   return lattice;
 }
 
@@ -146,7 +147,7 @@ Tensor apply_cpu(const Tensor& values, const Tensor& corner_weights, const Tenso
   check_values(l, values, splat_scale, slice_scale);
   const Tensor source = contiguous(values);
   const int64_t channels = values.size(1);
-  const Tensor output = empty_like_of(values, {l.points(), channels});
+  const Tensor output = empty_large(values, {l.points(), channels}, values.scalar_type());
   if (output.numel() == 0) return output;
   dispatch_lattice(values.scalar_type(), l.index_type(), [&](auto zero, auto index) {
     using T = decltype(zero);
