@@ -69,10 +69,14 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "Tensor log_sum, int ignore_index, float label_smoothing, bool align_corners) -> Tensor");
 
   // The lattice of a batch of images, [N, D, P] features: per corner its vertex and weight, per
-  // vertex its points and their weights in compressed rows, per axis both neighbours. It is put
-  // together from the four operators below it and torch's sort, in atrousx/ops.
+  // vertex its points and their weights in compressed rows, per axis both neighbours. It checks the
+  // features, then assembles: on the CPU one kernel, on CUDA the four operators below and torch's
+  // sort, put together in atrousx/ops.
   m.def(
       "_permutohedral_build(Tensor features) -> (Tensor corner_weights, Tensor corner_vertices, "
+      "Tensor starts, Tensor entry_points, Tensor entry_weights, Tensor neighbours)");
+  m.def(
+      "_permutohedral_assemble(Tensor features) -> (Tensor corner_weights, Tensor corner_vertices, "
       "Tensor starts, Tensor entry_points, Tensor entry_weights, Tensor neighbours)");
   m.def("_permutohedral_embed(Tensor features) -> (Tensor base, Tensor rank, Tensor weights)");
   m.def("_permutohedral_embed_backward(Tensor grad_weights, Tensor rank) -> Tensor");

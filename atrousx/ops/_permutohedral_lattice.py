@@ -12,6 +12,7 @@ from torch import Tensor
 from .._library import register_autocast
 
 _build = torch.ops.atrousx._permutohedral_build.default
+_assemble = torch.ops.atrousx._permutohedral_assemble.default
 _embed = torch.ops.atrousx._permutohedral_embed.default
 _embed_backward = torch.ops.atrousx._permutohedral_embed_backward.default
 _pack = torch.ops.atrousx._permutohedral_pack.default
@@ -56,13 +57,20 @@ def drop_points(lattice: Lattice, points: int) -> Lattice:
     )
 
 
-# The lattice is built by operators of ours around PyTorch's sort, scan and indexing, which no
-# kernel of this package could better. One operator as a whole, because the number of vertices and
-# the checks below depend on data: a compiler that traces a caller sees one opaque call.
+# Checks, then the lattice, as one operator: the number of vertices and the checks depend on data,
+# and a compiler that traces a caller sees one opaque call.
 @torch.library.impl("atrousx::_permutohedral_build", ("cpu", "cuda"))
 def _(features: Tensor) -> tuple[Tensor, ...]:
-    images, dims, points = features.shape
     _check_magnitude(features)
+    result: tuple[Tensor, ...] = _assemble(features)
+    return result
+
+
+def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
+    """The lattice from a few kernels around PyTorch's sort, scan and indexing: for CUDA, which has
+    a good sort, and on the CPU to test the lattice that is assembled there. Vertices are in the
+    order of their keys."""
+    images, dims, points = features.shape
     base, rank, weights = _embed(features)
     words, strides, minima = _key_layout(base, images)
     keys = _pack(base, rank, words, strides, minima)
@@ -84,6 +92,9 @@ def _(features: Tensor) -> tuple[Tensor, ...]:
         weights.flatten()[order],
         neighbours.to(index),
     )
+
+
+torch.library.impl("atrousx::_permutohedral_assemble", "cuda")(assemble_by_sorting)
 
 
 def _check_magnitude(features: Tensor) -> None:
@@ -142,6 +153,7 @@ def _neighbour_steps(dims: int, words: list[int], strides: list[int]) -> Tensor:
     return steps
 
 
+@torch.library.register_fake("atrousx::_permutohedral_assemble")
 @torch.library.register_fake("atrousx::_permutohedral_build")
 def _(features: Tensor) -> tuple[Tensor, ...]:
     images, dims, points = features.shape
@@ -207,6 +219,6 @@ def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 
 torch.library.register_autograd(_build, _build_gradient, setup_context=_save_build)
-for _op in (_embed, _embed_backward):
+for _op in (_assemble, _embed, _embed_backward):
     torch.library.register_autograd(_op, no_second_derivative)
 register_autocast(_build, to_lower_precision=False)

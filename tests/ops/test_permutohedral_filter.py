@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atrousx.ops import PermutohedralLattice, permutohedral_filter
-from atrousx.ops._permutohedral_lattice import build_lattice
+from atrousx.ops._permutohedral_lattice import Lattice, assemble_by_sorting, build_lattice
 from atrousx.ops.permutohedral_filter import NORMALIZATIONS
 from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, strided_views, to_float64
 from tests.reference import permutohedral as reference
@@ -210,6 +210,42 @@ def test_lattice_is_what_it_says(device):
         assert torch.equal(behind[ahead[there].long()].long(), there)
 
 
+def in_order_of_first_touch(lattice):
+    """The same lattice, its vertices numbered as the corners meet them."""
+    corners, vertices = lattice.corner_vertices.flatten().long(), lattice.neighbours.shape[2]
+    first = torch.full((vertices,), len(corners))
+    order = first.scatter_reduce(0, corners, torch.arange(len(corners)), "amin").argsort()
+    number = torch.empty_like(order).scatter_(0, order, torch.arange(vertices))
+    counts = lattice.starts.diff()[order].long()
+    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    entries = torch.arange(len(corners)) + torch.repeat_interleave(
+        lattice.starts[order] - starts[:-1], counts
+    )
+    neighbours = lattice.neighbours[:, :, order].long()
+    return Lattice(
+        lattice.corner_weights,
+        number[lattice.corner_vertices.long()],
+        starts,
+        lattice.entry_points[entries],
+        lattice.entry_weights[entries],
+        torch.where(neighbours < 0, neighbours, number[neighbours.clamp_min(0)]),
+    )
+
+
+# Features on a coarse grid lie on the edges of simplices; 5e4 needs keys of several words.
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 5e4])
+@pytest.mark.parametrize("dims", [1, 2, 5, 7, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lattice_of_the_cpu_against_the_sorted_oracle(dtype, dims, scale):
+    for images, points in ((1, 1), (2, 7), (3, 501)):
+        features = scale * torch.randn(images, dims, points, dtype=dtype)
+        if scale == 30:
+            features = features.round() / 3
+        expected = in_order_of_first_touch(Lattice(*assemble_by_sorting(features)))
+        for got, wanted in zip(build_lattice(features), expected, strict=True):
+            assert torch.equal(got.to(wanted.dtype), wanted)
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_gradients(device, normalization):
     values, features = random_case(2, 3, (3, 3), batch=1, device=device)
@@ -251,6 +287,7 @@ def test_opcheck(device, grad):
     features = features.flatten(2).requires_grad_(grad)
     rows = values.flatten(2).movedim(1, 2).flatten(0, 1).requires_grad_(grad)
     torch.library.opcheck(ops._permutohedral_build.default, (features,))
+    torch.library.opcheck(ops._permutohedral_assemble.default, (features.detach(),))
     lattice = [t.detach() for t in build_lattice(features)]
     lattice[0].requires_grad_(grad)
     torch.library.opcheck(apply_op, (rows, *lattice, None, None, False))
