@@ -99,7 +99,7 @@ def _any_needs_gradient(logits: Tensor, terms: Sequence[Term]) -> bool:
 
 
 def _flattened(terms: Sequence[Term], like: Tensor) -> list[Tensor]:
-    """What ``_mean_field`` takes: nine tensors a term, a diagonal compatibility on CUDA alone."""
+    """What ``_mean_field`` takes: nine tensors a term."""
     none = like.new_empty(0)
     return [
         none if t is None else t.contiguous()

@@ -5,6 +5,7 @@
 // and blurs Q on each kernel's lattice, then visits each point once: it slices, subtracts the
 // messages from log P and takes the softmax, all in the row of Q that it replaces.
 #include "mean_field_rows.h"
+#include "terms.h"
 
 namespace atrousx {
 namespace {
@@ -12,38 +13,9 @@ namespace {
 using torch::stable::contiguous;
 using torch::stable::parallel_for;
 
-constexpr size_t kTermTensors = 9;
-
-// A term's tensors: its lattice's six, what splatting and slicing multiply by, the compatibility;
-// the last three may be empty.
-struct TermTensors {
-  Lattice lattice;
-  std::optional<Tensor> splat_scale, slice_scale, compatibility;
-
-  static TermTensors make(const Tensor* t, const Tensor& logits, int64_t points) {
-    const auto given = [](const Tensor& tensor) {
-      return tensor.numel() == 0 ? std::nullopt : std::optional<Tensor>(tensor);
-    };
-    TermTensors term{{t[0], t[1], t[2], t[3], t[4], t[5]}, given(t[6]), given(t[7]), given(t[8])};
-    const Lattice& l = term.lattice;
-    check_lattice(l);
-    STD_TORCH_CHECK(l.points() == points && l.corner_weights.scalar_type() == logits.scalar_type(),
-                    "a lattice must have the points and the dtype of logits");
-    for (const auto* scale : {&term.splat_scale, &term.slice_scale})
-      check_values(l, l.corner_weights, *scale, std::nullopt);
-    const int64_t labels = logits.size(1);
-    STD_TORCH_CHECK(
-        !term.compatibility || (term.compatibility->numel() == labels * labels &&
-                                term.compatibility->is_contiguous() &&
-                                term.compatibility->scalar_type() == logits.scalar_type()),
-        "a compatibility must be contiguous, [L, L]");
-    return term;
-  }
-};
-
 // entry_weights times the points' splat_scale, once for all iterations
 template <typename T, typename Index>
-std::vector<T> scaled_entries(const TermTensors& term) {
+std::vector<T> scaled_entries(const MeanFieldTensors& term) {
   const int64_t entries = term.lattice.entry_points.numel();
   std::vector<T> scaled(entries);
   const T* weight = data<T>(term.lattice.entry_weights);
@@ -56,19 +28,22 @@ std::vector<T> scaled_entries(const TermTensors& term) {
   return scaled;
 }
 
-// The compatibility [L, L] transposed, in padded rows.
+// The compatibility [L, L], or its diagonal, transposed, in padded rows.
 template <typename T>
-std::vector<T> padded_costs(const TermTensors& term, int64_t labels, int64_t stride) {
+std::vector<T> padded_costs(const MeanFieldTensors& term, int64_t labels, int64_t stride) {
   if (!term.compatibility) return {};
+  const T* given = data<T>(term.compatibility);
   std::vector<T> costs(labels * stride, T(0));
-  for (int64_t pays = 0; pays < labels; ++pays)
-    for (int64_t met = 0; met < labels; ++met)
-      costs[met * stride + pays] = data<T>(*term.compatibility)[pays * labels + met];
+  for (int64_t pays = 0; pays < labels; ++pays) {
+    if (term.diagonal()) costs[pays * stride + pays] = given[pays];
+    for (int64_t met = 0; met < labels && !term.diagonal(); ++met)
+      costs[met * stride + pays] = given[pays * labels + met];
+  }
   return costs;
 }
 
 template <typename T, typename Index>
-void infer(const Tensor& logits, const std::vector<TermTensors>& terms,
+void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& terms,
            const std::vector<double>& weights, int64_t iterations, const Tensor& output) {
   const int64_t images = logits.size(0), labels = logits.size(1), points = logits.size(2);
   const int64_t rows = images * points, vectors = row_vectors<T>(labels);
@@ -113,20 +88,12 @@ void infer(const Tensor& logits, const std::vector<TermTensors>& terms,
 
 Tensor mean_field_cpu(const Tensor& logits, std::vector<Tensor> tensors,
                       std::vector<double> weights, int64_t iterations) {
-  STD_TORCH_CHECK(logits.dim() == 3, "logits must have 3 dimensions [N, L, P]");
-  STD_TORCH_CHECK(tensors.size() == weights.size() * kTermTensors, "a term has a weight and ",
-                  kTermTensors, " tensors");
+  const auto terms = mean_field_tensors(logits, tensors, weights);
   const Tensor source = contiguous(logits);
   const Tensor output =
       empty_large(logits, {logits.size(0), logits.size(1), logits.size(2)}, logits.scalar_type());
   if (output.numel() == 0) return output;
-  std::vector<TermTensors> terms;
-  for (size_t k = 0; k < weights.size(); ++k)
-    terms.push_back(
-        TermTensors::make(&tensors[k * kTermTensors], source, logits.size(0) * logits.size(2)));
   const ScalarType index = terms.empty() ? ScalarType::Int : terms[0].lattice.index_type();
-  for (const TermTensors& term : terms)
-    STD_TORCH_CHECK(term.lattice.index_type() == index, "lattices must have one index dtype");
   dispatch_lattice(logits.scalar_type(), index, [&](auto zero, auto i) {
     infer<decltype(zero), decltype(i)>(source, terms, weights, iterations, output);
   });
