@@ -15,17 +15,19 @@ using torch::stable::parallel_for;
 
 // entry_weights times the points' splat_scale, once for all iterations
 template <typename T, typename Index>
-std::vector<T> scaled_entries(const MeanFieldTensors& term) {
-  const int64_t entries = term.lattice.entry_points.numel();
-  std::vector<T> scaled(entries);
-  const T* weight = data<T>(term.lattice.entry_weights);
+Tensor scaled_entries(const MeanFieldTensors& term) {
+  if (!term.splat_scale) return term.lattice.entry_weights;
+  const Tensor& given = term.lattice.entry_weights;
+  const int64_t entries = given.numel();
+  const Tensor result = empty_large(given, {entries}, given.scalar_type());
+  T* scaled = mutable_data<T>(result);
+  const T* weight = data<T>(given);
   const T* scale = data<T>(term.splat_scale);
   const Index* point = data<Index>(term.lattice.entry_points);
   parallel_for(0, entries, row_grain(1), [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e)
-      scaled[e] = scale == nullptr ? weight[e] : weight[e] * scale[point[e]];
+    for (int64_t e = begin; e < end; ++e) scaled[e] = weight[e] * scale[point[e]];
   });
-  return scaled;
+  return result;
 }
 
 // The compatibility [L, L], or its diagonal, transposed, in padded rows.
@@ -51,9 +53,9 @@ void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& terms,
   const ScalarType type = logits.scalar_type();
   const Tensor log_p = empty_large(logits, {rows, stride}, type);
   const Tensor q = empty_large(logits, {rows, stride}, type);
-  std::vector<Tensor> lattices;
+  std::vector<Tensor> lattices, entries;
   std::vector<Chains<Index>> chains;
-  std::vector<std::vector<T>> entries, costs;
+  std::vector<std::vector<T>> costs;
   std::vector<MessageTerm<T, Index>> messages;
   for (size_t k = 0; k < terms.size(); ++k) {
     const Lattice& l = terms[k].lattice;
@@ -72,7 +74,7 @@ void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& terms,
   });
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
     for (size_t k = 0; k < terms.size(); ++k)
-      lift<T, Index>(terms[k].lattice, chains[k], data<T>(q), stride, vectors, entries[k].data(),
+      lift<T, Index>(terms[k].lattice, chains[k], data<T>(q), stride, vectors, data<T>(entries[k]),
                      static_cast<const T*>(nullptr), false, mutable_data<T>(lattices[k]));
     parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<T> scratch(stride);

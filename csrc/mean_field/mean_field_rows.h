@@ -40,17 +40,25 @@ ATROUSX_ALWAYS_INLINE void exp_lanes(typename RowVector<double>::type& x) {
 }
 
 // f of all lanes, in every lane; halves are joined, then quarters, ...
+template <int kStep, typename T, typename F, size_t... kLane>
+ATROUSX_ALWAYS_INLINE typename RowVector<T>::type over_lanes(typename RowVector<T>::type v,
+                                                             const F& f,
+                                                             std::index_sequence<kLane...> lanes) {
+  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  constexpr int kLanes = sizeof...(kLane);
+  const Lanes<Index, kLanes> from = {static_cast<Index>(kLane ^ kStep)...};
+  v = f(v, permute_lanes<kLanes, T, Index>(v, v, from));
+  if constexpr (kStep > 1)
+    return over_lanes<kStep / 2, T>(v, f, lanes);
+  else
+    return v;
+}
+
 template <typename T, typename F>
 ATROUSX_ALWAYS_INLINE typename RowVector<T>::type over_lanes(typename RowVector<T>::type v,
                                                              const F& f) {
   constexpr int kLanes = static_cast<int>(RowVector<T>::kLanes);
-  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    Lanes<Index, kLanes> from;
-    for (int lane = 0; lane < kLanes; ++lane) from[lane] = lane ^ step;
-    v = f(v, permute_lanes<kLanes, T, Index>(v, v, from));
-  }
-  return v;
+  return over_lanes<kLanes / 2, T>(v, f, std::make_index_sequence<kLanes>{});
 }
 
 template <typename T>
@@ -245,10 +253,10 @@ struct UpdateRows {
       if constexpr (kVectors == 0) {
         update<0>(terms, count, log_p + p * stride, p, labels, vectors, scratch, row);
       } else {
-        T own[kVectors * kLanes];
+        RowBlock<T, kVectors> own;
         update<kVectors>(terms, count, log_p + p * stride, p, labels, kVectors, scratch,
-                         static_cast<T*>(own));
-        for (int64_t i = 0; i < kVectors * kLanes; ++i) row[i] = own[i];
+                         reinterpret_cast<T*>(own.v));
+        own.store(row);
       }
     }
   }

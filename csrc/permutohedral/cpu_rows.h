@@ -125,7 +125,7 @@ struct SplatRows {
 // chain's last vertex m is written as ~m.
 template <typename Index>
 struct Chains {
-  static constexpr int64_t kAhead = 8;  // vertex 0 so often behind an axis' last chain
+  static constexpr int64_t kAhead = 12;  // vertex 0 so often behind an axis' last chain
 
   std::vector<int64_t> counts;                  // [D + 1]
   std::vector<std::unique_ptr<Index[]>> lists;  // [D + 1], counts + kAhead each
