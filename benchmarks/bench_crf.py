@@ -1,15 +1,18 @@
-"""Times the dense CRF on a photograph: all-in, its stages, and training.
+"""Times the dense CRF on a photograph, beside pydensecrf: all-in, its stages, training, memory.
 
     python benchmarks/bench_crf.py [--threads 1,2] [--sizes 500x375x21,1024x512x19] [--csv FILE]
 
 A call is ten iterations with sigmas 67/3 and 3, as the DeepLab papers' code uses it. pydensecrf
-cannot be installed from PyPI any more: its times are recorded ones, taken when this package's
-targets were set, and are printed as such. They are no measurement of this run.
+cannot be installed from PyPI on current Python (its generated C++ does not compile). Where it can
+be imported, built from its source, it runs in turns with ours, and the results are compared. Else
+its times of another day on such a machine are printed, and said to be that. So are those of MONAI's
+CRF (C++ extension) and of crfasrnn_pytorch, which this script does not run.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,7 @@ import cv2
 import numpy as np
 import skimage.data
 import torch
+from numpy.typing import NDArray
 from timing import CsvWriter, describe_machine, interleaved
 from torch import Tensor
 
@@ -28,9 +32,26 @@ from atrousx.nn.dense_crf import pixel_features
 from atrousx.ops._mean_field import mean_field
 from atrousx.ops._permutohedral_lattice import build_lattice
 
+try:
+    import pydensecrf.densecrf as their_densecrf
+except ImportError:
+    their_densecrf = None
+
 ITERATIONS = 10
-# Seconds of a whole call by pydensecrf, which uses one core whatever there is.
-PYDENSECRF_RECORDED = {"500x375x21": 0.77, "1024x512x19": 2.57}
+# Seconds of a whole call and MiB of memory, from another day on the machine type of results/: no
+# measurements of this run.
+RECORDED = {
+    "500x375x21": {
+        "pydensecrf": (0.77, 158),
+        "MONAI": (3.0, None),
+        "crfasrnn_pytorch": (2.2, None),
+    },
+    "1024x512x19": {
+        "pydensecrf": (2.57, 377),
+        "MONAI": (16, None),
+        "crfasrnn_pytorch": (9.1, None),
+    },
+}
 Stage = tuple[str, Callable[[], object]]
 
 
@@ -44,18 +65,20 @@ def make_input(size: str, device: torch.device) -> tuple[Tensor, Tensor]:
     return logits.contiguous(), image
 
 
-def compat_call(logits: Tensor, image: Tensor) -> Callable[[], object]:
-    """The same through the pydensecrf interface, arrays in and out."""
+def compat_call(
+    logits: Tensor, image: Tensor, library: Any = densecrf
+) -> Callable[[], NDArray[np.float32]]:
+    """The same through the pydensecrf interface, ours or theirs, arrays in and out."""
     labels, height, width = logits.shape[1:]
     unary = -logits.log_softmax(1)[0].reshape(labels, -1).cpu().numpy()
     rgb = np.ascontiguousarray(image[0].permute(1, 2, 0).cpu().numpy())
 
-    def call() -> object:
-        d = densecrf.DenseCRF2D(width, height, labels)
+    def call() -> NDArray[np.float32]:
+        d = library.DenseCRF2D(width, height, labels)
         d.setUnaryEnergy(unary)
         d.addPairwiseGaussian(sxy=3, compat=3)
         d.addPairwiseBilateral(sxy=67, srgb=3, rgbim=rgb, compat=4)
-        return d.inference(ITERATIONS)
+        return np.asarray(d.inference(ITERATIONS))
 
     return call
 
@@ -68,6 +91,8 @@ def stages(logits: Tensor, image: Tensor) -> list[Stage]:
     found: list[Stage] = [("all-in", lambda: crf(logits, image))]
     if logits.device.type == "cpu":
         found.append(("all-in, compat", compat_call(logits, image)))
+        if their_densecrf is not None:
+            found.append(("pydensecrf, all-in", compat_call(logits, image, their_densecrf)))
     terms = []
     for name, kernel, coloured in (
         ("gaussian", crf.gaussian, False),
@@ -98,22 +123,82 @@ def training(crf: atrousx.DenseCRF, logits: Tensor, image: Tensor) -> list[Stage
     return [("forward for training", forward), ("forward + backward", both)]
 
 
+def compare(logits: Tensor, image: Tensor) -> None:
+    """Prints how far ours is from theirs, before either is timed."""
+    theirs = compat_call(logits, image, their_densecrf)()
+    with torch.no_grad():
+        ours = atrousx.DenseCRF(len(theirs), iterations=ITERATIONS)(logits, image)
+    for name, q in (
+        ("DenseCRF", ours[0].flatten(1).numpy()),
+        ("compat", compat_call(logits, image)()),
+    ):
+        labels = (q.argmax(0) != theirs.argmax(0)).mean()
+        print(
+            f"  {name} and pydensecrf: probabilities differ by {np.abs(q - theirs).max():.1e} at "
+            f"most, labels on {100 * labels:.4f} % of pixels"
+        )
+
+
+def memory_growth(function: Callable[[], object]) -> float | None:
+    """MiB by which a call's memory at its peak passes the memory before it; Linux tells."""
+    status, peak_reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    function()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        peak_reset.write_text("5")
+        before = _kib(status, "VmRSS")
+        function()
+        return (_kib(status, "VmHWM") - before) / 1024
+    except (OSError, AttributeError):
+        return None
+
+
+def _kib(status: Path, name: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1])
+
+
 def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> None:
     device = torch.device(args.device)
     print(f"\n{size}, {ITERATIONS} iterations, threads {machine['threads'] or 'of the GPU'}")
     writer = CsvWriter(args.csv) if args.csv else None
-    functions = dict(stages(*make_input(size, device)))
+    logits, image = make_input(size, device)
+    functions = dict(stages(logits, image))
+    on_cpu = device.type == "cpu"
+    if on_cpu and their_densecrf is not None:
+        compare(logits, image)
+    whole = ("all-in", "forward", "pydensecrf")
+    growths = {n: memory_growth(f) for n, f in functions.items() if on_cpu and n.startswith(whole)}
     timed = interleaved(functions, device, args.seconds, least_rounds=args.rounds)
     for name, result in timed.items():
-        print(f"  {name:<24} {result.median * 1e3:9.1f} ms  fastest {result.fastest * 1e3:9.1f} ms")
+        growth = growths.get(name)
+        memory = "" if growth is None else f"  memory growth {growth:6.0f} MiB"
+        print(
+            f"  {name:<24} {result.median * 1e3:9.1f} ms  fastest {result.fastest * 1e3:9.1f} ms"
+            f"{memory}"
+        )
         if writer:
             row = {**machine, "size": size, "iterations": ITERATIONS, "stage": name}
             row |= {"ms": round(result.median * 1e3, 3), "rounds": len(result.samples)}
             row["fastest_ms"] = round(result.fastest * 1e3, 3)
+            row["growth_mib"] = "" if growth is None else round(growth)
             writer.write(row)
-    if size in PYDENSECRF_RECORDED:
-        seconds = PYDENSECRF_RECORDED[size]
-        print(f"  pydensecrf, all-in       {seconds * 1e3:9.1f} ms  (recorded, not run here)")
+    print_ratios(size, {name: result.median for name, result in timed.items()})
+
+
+def print_ratios(size: str, seconds: dict[str, float]) -> None:
+    if "pydensecrf, all-in" in seconds:
+        for name in ("all-in", "all-in, compat"):
+            print(f"  {name}: {seconds['pydensecrf, all-in'] / seconds[name]:.2f} times pydensecrf")
+    training = seconds["forward + backward"]
+    print(
+        f"  forward + backward: {training / seconds['forward for training']:.2f} times the forward "
+        f"of training, {training / seconds['all-in']:.2f} times all-in"
+    )
+    for name, (time, memory) in RECORDED.get(size, {}).items():
+        if name not in sys.modules:
+            growth = "" if memory is None else f", {memory} MiB"
+            print(f"  {name} is not installed; recorded elsewhere, not run: {time} s{growth}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -122,7 +207,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
-    parser.add_argument("--sizes", default=",".join(PYDENSECRF_RECORDED), help="WxHxL,...")
+    parser.add_argument("--sizes", default=",".join(RECORDED), help="WxHxL,...")
     parser.add_argument("--threads", help="CPU threads, comma-separated; default: PyTorch's choice")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for one size; default 20")
     parser.add_argument("--rounds", type=int, default=3, help="at least so many; default: 3")
