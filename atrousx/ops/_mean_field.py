@@ -82,9 +82,10 @@ def _by_parts(
         log_q = log_p
         for term in terms:
             log_q = less_message(log_q, q, term)
-        return log_q.softmax(-1)
+        # softmax, whose own gradient in PyTorch depends on the number of threads.
+        return log_q.log_softmax(-1).exp()
 
-    q = log_p.softmax(-1)
+    q = log_p.exp()
     for _ in range(iterations):
         q = checkpoint(step, q, use_reentrant=False) if recompute else step(q)
     return q.reshape(rows.shape).movedim(-1, 1)

@@ -220,6 +220,7 @@ struct Assembly {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> assemble_cpu(const Tensor& features) {
   check_features(features);
+  STD_TORCH_CHECK(features.numel() != 0, "a lattice must have points");
   const Tensor source = contiguous(features);
   const int64_t images = features.size(0), dims = features.size(1), points = features.size(2);
   const int64_t rows = images * points, corners = rows * (dims + 1);
