@@ -44,9 +44,10 @@ std::vector<T> padded_costs(const MeanFieldTensors& term, int64_t labels, int64_
   return costs;
 }
 
+// Q after all iterations, rows of labels; what led to it is freed.
 template <typename T, typename Index>
-void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& terms,
-           const std::vector<double>& weights, int64_t iterations, const Tensor& output) {
+Tensor iterate(const Tensor& logits, const std::vector<MeanFieldTensors>& terms,
+               const std::vector<double>& weights, int64_t iterations) {
   const int64_t images = logits.size(0), labels = logits.size(1), points = logits.size(2);
   const int64_t rows = images * points, vectors = row_vectors<T>(labels);
   const int64_t stride = vectors * RowVector<T>::kLanes, grain = row_grain(stride);
@@ -83,23 +84,34 @@ void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& terms,
                            mutable_data<T>(q), scratch.data(), labels, vectors, begin, end);
     });
   }
-  parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  return q;
+}
+
+template <typename T, typename Index>
+Tensor infer(const Tensor& logits, const std::vector<MeanFieldTensors>& terms,
+             const std::vector<double>& weights, int64_t iterations) {
+  const Tensor q = iterate<T, Index>(logits, terms, weights, iterations);
+  const int64_t images = logits.size(0), labels = logits.size(1), points = logits.size(2);
+  const int64_t vectors = row_vectors<T>(labels);
+  const Tensor output = empty_large(logits, {images, labels, points}, logits.scalar_type());
+  parallel_for(0, q.size(0), row_grain(q.size(1)), [&](int64_t begin, int64_t end) {
     run_best<FinishRows>(data<T>(q), mutable_data<T>(output), labels, vectors, points, begin, end);
   });
+  return output;
 }
 
 Tensor mean_field_cpu(const Tensor& logits, std::vector<Tensor> tensors,
                       std::vector<double> weights, int64_t iterations) {
   const auto terms = mean_field_tensors(logits, tensors, weights);
+  if (logits.numel() == 0)
+    return empty_like_of(logits, {logits.size(0), logits.size(1), logits.size(2)});
   const Tensor source = contiguous(logits);
-  const Tensor output =
-      empty_large(logits, {logits.size(0), logits.size(1), logits.size(2)}, logits.scalar_type());
-  if (output.numel() == 0) return output;
   const ScalarType index = terms.empty() ? ScalarType::Int : terms[0].lattice.index_type();
+  std::optional<Tensor> output;
   dispatch_lattice(logits.scalar_type(), index, [&](auto zero, auto i) {
-    infer<decltype(zero), decltype(i)>(source, terms, weights, iterations, output);
+    output = infer<decltype(zero), decltype(i)>(source, terms, weights, iterations);
   });
-  return output;
+  return *output;
 }
 
 }  // namespace

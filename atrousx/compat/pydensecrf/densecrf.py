@@ -78,7 +78,7 @@ class DenseCRF:
 
     def __init__(self, nvar: int, nlabels: int) -> None:
         self._nvar, self._nlabel = _count("nvar", nvar), _count("nlabels", nlabels)
-        self._unary: Array = np.zeros((self._nlabel, self._nvar), np.float32)
+        self._logits: Array = np.zeros((self._nlabel, self._nvar), np.float32)
         self._terms: list[Term] = []
 
     def setUnaryEnergy(self, u: Array, f: Array | None = None) -> None:
@@ -94,13 +94,13 @@ class DenseCRF:
             if u.shape[1] != f.shape[0]:
                 raise ValueError(f"Bad shape for logistic features: u {u.shape}, f {f.shape}")
             u = u @ f
-        if u.shape != self._unary.shape:
+        if u.shape != self._logits.shape:
             raise ValueError(
-                f"Bad shape for unary energy (Need {self._unary.shape}, got {u.shape})"
+                f"Bad shape for unary energy (Need {self._logits.shape}, got {u.shape})"
             )
         if np.isnan(u).any():
             raise ValueError("the unary energy must not be NaN")
-        self._unary = u.copy()
+        self._logits = -u
 
     def addPairwiseEnergy(
         self,
@@ -137,7 +137,7 @@ class DenseCRF:
         """Q ``[L, N]`` float32: the labels' probabilities after ``niter`` iterations."""
         if not isinstance(niter, Integral):
             raise TypeError(f"niter must be an int, got {type(niter).__name__}")
-        logits = torch.from_numpy(-self._unary)[None]
+        logits = torch.from_numpy(self._logits)[None]
         result: Array = mean_field(logits, self._terms, max(0, int(niter)))[0].numpy()
         return result
 
@@ -148,7 +148,7 @@ class DenseCRF:
     def stepInference(self, Q: Array, tmp1: Array | None = None, tmp2: Array | None = None) -> None:
         """One iteration; Q is changed in place. The other two are not needed and left alone."""
         self._check_q(Q)
-        log_q = torch.from_numpy(-self._unary.T)
+        log_q = torch.from_numpy(self._logits.T)
         rows = torch.from_numpy(np.ascontiguousarray(Q.T))
         for term in self._terms:
             log_q = less_message(log_q, rows, term)
@@ -161,15 +161,15 @@ class DenseCRF:
         """
         self._check_q(Q)
         rows = torch.from_numpy(np.ascontiguousarray(Q.T))
-        log_ratio = torch.from_numpy(-self._unary.T) - rows.clamp_min(1e-20).log()
+        log_ratio = torch.from_numpy(self._logits.T) - rows.clamp_min(1e-20).log()
         for term in self._terms:
             log_ratio = less_message(log_ratio, rows, term)
         return -float((rows.double() * log_ratio).sum())
 
     def _check_q(self, q: Array) -> None:
-        if not isinstance(q, np.ndarray) or q.dtype != np.float32 or q.shape != self._unary.shape:
+        if not isinstance(q, np.ndarray) or q.dtype != np.float32 or q.shape != self._logits.shape:
             got = f"{q.dtype} {q.shape}" if isinstance(q, np.ndarray) else type(q).__name__
-            raise ValueError(f"Q must be a float32 array {self._unary.shape}, got {got}")
+            raise ValueError(f"Q must be a float32 array {self._logits.shape}, got {got}")
 
 
 class DenseCRF2D(DenseCRF):
