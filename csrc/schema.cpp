@@ -57,16 +57,15 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "_upsample_softmax_add_(Tensor(a!) sum, Tensor logits, float alpha, bool flip, "
       "bool align_corners) -> ()");
 
-  // Sums of loss and of weights per row of pixels, the pixels' losses, empty unless asked for, and
-  // their log-sums of exponentials, which the backward needs. The backward's grad is one number per
-  // row or one per pixel.
+  // The loss, reduced as asked for (0 "none", 1 "mean", 2 "sum"), the total of the weights, and the
+  // pixels' log-sums of exponentials; the backward needs the latter two. grad is like the loss.
   m.def(
       "_upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
-      "float label_smoothing, bool align_corners, bool per_pixel) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "float label_smoothing, bool align_corners, int reduction) -> (Tensor, Tensor, Tensor)");
   m.def(
       "_upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
-      "Tensor log_sum, int ignore_index, float label_smoothing, bool align_corners) -> Tensor");
+      "Tensor total_weight, Tensor log_sum, int ignore_index, float label_smoothing, "
+      "bool align_corners, int reduction) -> Tensor");
 
   // The lattice of a batch of images, [N, D, P] features: per corner its vertex and weight, per
   // vertex its points and their weights in compressed rows, per axis both neighbours. It checks the

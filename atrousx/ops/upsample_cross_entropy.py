@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ._check import check_device, check_floating, check_rank, check_tensor
 _forward = torch.ops.atrousx._upsample_cross_entropy.default
 _backward = torch.ops.atrousx._upsample_cross_entropy_backward.default
 
-REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = ("none", "mean", "sum")  # by their number in the operator
 LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -70,27 +71,24 @@ def upsample_cross_entropy(
     _check(logits, target, weight, reduction, label_smoothing)
     computed = torch.float64 if logits.dtype == torch.float64 else torch.float32
     class_weight = None if weight is None else weight.to(computed).contiguous()
-    row_loss, row_weight, losses, _ = _forward(
+    loss: Tensor = _forward(
         logits,
         target.contiguous(),
         class_weight,
         ignore_index,
         float(label_smoothing),
         bool(align_corners),
-        reduction == "none",
-    )
-    total = row_loss.sum()
+        REDUCTIONS.index(reduction),
+    )[0]
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        _explain_nan(total, target, logits.shape[1], ignore_index)
-    loss: Tensor = losses if reduction == "none" else total
-    if reduction == "mean":
-        loss = total / row_weight.sum()
-    return loss.to(logits.dtype)
+        _explain_nan(loss, target, logits.shape[1], ignore_index)
+    return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
 
 
-def _explain_nan(total: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
+def _explain_nan(loss: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
     """Raises where a NaN comes from a label that is no class: only then is the target searched."""
-    if not bool(total.detach().isnan()):
+    values = loss.detach()
+    if not math.isnan(values.item() if values.dim() == 0 else values.sum().item()):
         return
     labels = target.long()
     bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
@@ -151,13 +149,12 @@ def _(
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
-    per_pixel: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     sums = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return (
-        logits.new_empty(target.shape[:2], dtype=torch.float64),
-        logits.new_empty(target.shape[:2], dtype=torch.float64),
-        logits.new_empty(target.shape if per_pixel else (0,), dtype=sums),
+        logits.new_empty(target.shape if REDUCTIONS[reduction] == "none" else (), dtype=sums),
+        logits.new_empty((), dtype=torch.float64),
         logits.new_empty(target.shape, dtype=sums),
     )
 
@@ -169,23 +166,17 @@ def _(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, weight, *ctx.options, ctx.per_pixel = inputs
-    row_weight, log_sum = output[1], output[3]
-    ctx.mark_non_differentiable(row_weight, log_sum)
+    logits, target, weight, *ctx.options = inputs
+    _, total_weight, log_sum = output
+    ctx.mark_non_differentiable(total_weight, log_sum)
     ctx.set_materialize_grads(False)  # zeros for log_sum would be one more number a pixel
-    ctx.save_for_backward(logits, target, weight, log_sum)
+    ctx.save_for_backward(logits, target, weight, total_weight, log_sum)
 
 
-def _gradient(
-    ctx: Any, grad_rows: Tensor | None, _: None, grad_pixels: Tensor | None, __: None
-) -> tuple[Tensor | None, ...]:
-    logits, target, weight, log_sum = ctx.saved_tensors
-    if grad_rows is None and grad_pixels is None:
+def _gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
         return (None,) * 7
-    grad = log_sum.new_zeros(target.shape[:2]) if grad_rows is None else grad_rows.to(log_sum.dtype)
-    if ctx.per_pixel and grad_pixels is not None:
-        grad = grad[..., None] + grad_pixels
-    grad_logits: Tensor = _backward(grad, logits, target, weight, log_sum, *ctx.options)
+    grad_logits: Tensor = _backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
     return grad_logits, *[None] * 6
 
 

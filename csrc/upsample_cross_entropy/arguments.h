@@ -1,4 +1,5 @@
-// Torch-facing checks and allocation of upsample_cross_entropy, shared by the CPU and CUDA sides.
+// The torch-facing half of upsample_cross_entropy, the same on the CPU and on CUDA: checks,
+// allocation, the choice of types. A device adds `forward` and `backward`.
 #pragma once
 
 #include <tuple>
@@ -8,31 +9,44 @@
 
 namespace atrousx {
 
+enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
+
 struct LossArguments {
+  Tensor logits, target;  // [N, C, H, W], [N, OH, OW]
+  std::optional<Tensor> class_weight;
   Resampling r;
   int64_t ignore_index;
   double smoothing;
-  std::optional<Tensor> class_weight;
+  Reduction reduction;
 
   static LossArguments make(const Tensor& logits, const Tensor& target,
                             const std::optional<Tensor>& class_weight, int64_t ignore_index,
-                            double smoothing, bool align_corners) {
+                            double smoothing, bool align_corners, int64_t reduction) {
     STD_TORCH_CHECK(target.dim() == 3 && target.is_contiguous() &&
                         target.size(0) == logits.size(0) && target.device() == logits.device(),
                     "target must be a contiguous [N, OH, OW] on the device of logits");
     const auto r =
         Resampling::forward(logits, {target.size(1), target.size(2)}, align_corners, {}, {});
     STD_TORCH_CHECK(r.channels > 0, "logits must have a channel");
+    STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction must be 0, 1 or 2");
+    const LossArguments arguments{logits,
+                                  target,
+                                  class_weight,
+                                  r,
+                                  ignore_index,
+                                  smoothing,
+                                  static_cast<Reduction>(reduction)};
     STD_TORCH_CHECK(
         !class_weight.has_value() ||
             (class_weight->dim() == 1 && class_weight->size(0) == r.channels &&
-             class_weight->is_contiguous() && class_weight->scalar_type() == sum_dtype(logits) &&
+             class_weight->is_contiguous() && class_weight->scalar_type() == arguments.sums() &&
              class_weight->device() == logits.device()),
         "weight must be [C] in the accumulation type on the device of logits");
-    return {r, ignore_index, smoothing, class_weight};
+    return arguments;
   }
 
-  static ScalarType sum_dtype(const Tensor& logits) {
+  // The dtype of everything that is summed.
+  ScalarType sums() const {
     return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   }
 
@@ -43,96 +57,99 @@ struct LossArguments {
         r.channels, ignore_index, static_cast<A>(smoothing)};
   }
 
-  Tensor empty(const std::vector<int64_t>& size, ScalarType dtype, const Tensor& like) const {
-    return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device());
+  Tensor empty(const std::vector<int64_t>& size, ScalarType dtype) const {
+    return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, logits.device());
   }
 };
 
-// The C++ types of one call, and typed pointers to its tensors.
-template <typename Scalar, typename Integer>
-struct LossTypes {
-  using T = Scalar;
-  using Label = Integer;
-  using A = Accumulate<T>;
+// The forward's results.
+struct LossResults {
+  Tensor loss;          // [], or one a pixel [N, OH, OW]
+  Tensor total_weight;  // [], float64: of the pixels that count
+  Tensor log_sum;       // [N, OH, OW], what the backward needs
 
-  static const T* logits(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
-  static const A* numbers(const Tensor& t) { return static_cast<const A*>(t.const_data_ptr()); }
-  static T* new_logits(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
-  static A* new_numbers(const Tensor& t) { return static_cast<A*>(t.mutable_data_ptr()); }
-  static const Label* labels(const Tensor& t) {
-    return static_cast<const Label*>(t.const_data_ptr());
+  explicit LossResults(const LossArguments& arguments) {
+    const Resampling& r = arguments.r;
+    const std::vector<int64_t> one{}, pixels{r.batch, r.out_height, r.out_width};
+    loss =
+        arguments.empty(arguments.reduction == Reduction::kNone ? pixels : one, arguments.sums());
+    total_weight = arguments.empty(one, ScalarType::Double);
+    log_sum = arguments.empty(pixels, arguments.sums());
   }
 };
 
-// Calls f with the LossTypes of a call.
+// What the backward is given beside the forward's arguments.
+struct LossGradient {
+  Tensor grad;          // as the forward's loss
+  Tensor total_weight;  // []
+  Tensor log_sum;       // [N, OH, OW]
+
+  void check(const LossArguments& arguments) const {
+    const auto matches = [&](const Tensor& t, ScalarType dtype) {
+      return t.scalar_type() == dtype && t.device() == arguments.logits.device() &&
+             t.is_contiguous();
+    };
+    const bool per_pixel = arguments.reduction == Reduction::kNone;
+    STD_TORCH_CHECK(grad.dim() == (per_pixel ? 3 : 0) && matches(grad, arguments.sums()) &&
+                        (!per_pixel || grad.numel() == arguments.target.numel()),
+                    "grad must be like the loss, and contiguous");
+    STD_TORCH_CHECK(total_weight.numel() == 1 && matches(total_weight, ScalarType::Double) &&
+                        log_sum.numel() == arguments.target.numel() &&
+                        matches(log_sum, arguments.sums()),
+                    "total_weight and log_sum must be the forward's");
+  }
+};
+
+// Calls f with a value of the logits' C++ type and one of the labels'.
 template <typename F>
-void dispatch_loss(const Tensor& logits, const Tensor& target, F&& f) {
-  dispatch_floating(logits.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    switch (target.scalar_type()) {
+void dispatch_loss(const LossArguments& arguments, F&& f) {
+  dispatch_floating(arguments.logits.scalar_type(), [&](auto zero) {
+    switch (arguments.target.scalar_type()) {
       case ScalarType::Long:
-        return f(LossTypes<T, int64_t>{});
+        return f(zero, int64_t{});
       case ScalarType::Int:
-        return f(LossTypes<T, int32_t>{});
+        return f(zero, int32_t{});
       case ScalarType::Byte:
-        return f(LossTypes<T, uint8_t>{});
+        return f(zero, uint8_t{});
       default:
         STD_TORCH_CHECK(false, "target must be int64, int32 or uint8");
     }
   });
 }
 
-// The forward's results.
-struct LossMaps {
-  Tensor row_loss, row_weight;  // [N, OH], float64
-  Tensor losses;                // [N, OH, OW], or empty
-  Tensor log_sum;               // [N, OH, OW], what the backward needs
-
-  LossMaps(const LossArguments& arguments, const Tensor& logits, bool per_pixel) {
-    const Resampling& r = arguments.r;
-    const ScalarType sums = LossArguments::sum_dtype(logits);
-    const std::vector<int64_t> lines{r.batch, r.out_height};
-    const std::vector<int64_t> pixels{r.batch, r.out_height, r.out_width};
-    row_loss = arguments.empty(lines, ScalarType::Double, logits);
-    row_weight = arguments.empty(lines, ScalarType::Double, logits);
-    losses = arguments.empty(per_pixel ? pixels : std::vector<int64_t>{0}, sums, logits);
-    log_sum = arguments.empty(pixels, sums, logits);
-  }
-
-  template <typename A>
-  A* pixel_losses() const {
-    return losses.dim() == 3 ? static_cast<A*>(losses.mutable_data_ptr()) : nullptr;
-  }
-  std::tuple<Tensor, Tensor, Tensor, Tensor> all() const {
-    return {row_loss, row_weight, losses, log_sum};
-  }
-};
-
-// The forward of either device: allocates the results and has `compute(maps, types)` fill them.
-template <typename F>
-std::tuple<Tensor, Tensor, Tensor, Tensor> loss_maps(const LossArguments& arguments,
-                                                     const Tensor& logits, const Tensor& target,
-                                                     bool per_pixel, F&& compute) {
-  const LossMaps maps(arguments, logits, per_pixel);
-  if (target.numel() > 0) dispatch_loss(logits, target, [&](auto types) { compute(maps, types); });
-  return maps.all();
+template <typename T>
+const T* read_as(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+T* write_as(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
 }
 
-inline void check_loss_gradient(const Tensor& grad, const Tensor& logits, const Tensor& target,
-                                const Tensor& log_sum) {
-  const ScalarType sums = LossArguments::sum_dtype(logits);
-  const bool rows = grad.dim() == 2 || (grad.dim() == 3 && grad.size(2) == target.size(2));
-  STD_TORCH_CHECK(rows && grad.size(0) == target.size(0) && grad.size(1) == target.size(1) &&
-                      grad.scalar_type() == sums && grad.device() == logits.device(),
-                  "grad must be [N, OH] or [N, OH, OW] in the accumulation type");
-  STD_TORCH_CHECK(log_sum.numel() == target.numel() && log_sum.is_contiguous() &&
-                      log_sum.scalar_type() == sums && log_sum.device() == logits.device(),
-                  "log_sum must be the forward's");
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor> upsample_cross_entropy(
+    const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, int64_t ignore_index,
+    double label_smoothing, bool align_corners, int64_t reduction) {
+  const auto arguments = LossArguments::make(logits, target, weight, ignore_index, label_smoothing,
+                                             align_corners, reduction);
+  const LossResults results(arguments);
+  Device::forward(arguments, results);
+  return {results.loss, results.total_weight, results.log_sum};
 }
 
-// Where the gradient of pixel (n, oh, ow) lies: one per pixel [N, OH, OW], or one per row [N, OH].
-inline Strides4 pixel_strides(const Tensor& grad) {
-  return {grad.stride(0), 0, grad.stride(1), grad.dim() == 3 ? grad.stride(2) : 0};
+template <typename Device>
+Tensor upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
+                                       const Tensor& target, std::optional<Tensor> weight,
+                                       const Tensor& total_weight, const Tensor& log_sum,
+                                       int64_t ignore_index, double label_smoothing,
+                                       bool align_corners, int64_t reduction) {
+  const auto arguments = LossArguments::make(logits, target, weight, ignore_index, label_smoothing,
+                                             align_corners, reduction);
+  const LossGradient gradient{grad, total_weight, log_sum};
+  gradient.check(arguments);
+  const Tensor grad_logits = empty4(logits, arguments.r.input_size(), is_channels_last(logits));
+  if (grad_logits.numel() > 0) Device::backward(arguments, gradient, grad_logits);
+  return grad_logits;
 }
 
 }  // namespace atrousx

@@ -202,17 +202,16 @@ def test_same_bits_with_any_threads(memory_format):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("per_pixel", [False, True])
-def test_opcheck(device, memory_format, per_pixel):
+@pytest.mark.parametrize("reduction", [0, 1])
+def test_opcheck(device, memory_format, reduction):
     logits = torch.randn(2, 3, 4, 5, device=device).to(memory_format=memory_format)
     target = labels(3, (7, 9), device)
-    options = (IGNORED, 0.1, False)
+    options = (IGNORED, 0.1, False, reduction)
+    torch.library.opcheck(forward_op, (logits.clone().requires_grad_(), target, None, *options))
+    loss, *saved = forward_op(logits, target, None, *options)
     torch.library.opcheck(
-        forward_op, (logits.clone().requires_grad_(), target, None, *options, per_pixel)
+        backward_op, (torch.rand_like(loss), logits, target, None, *saved, *options)
     )
-    *_, log_sum = forward_op(logits, target, None, *options, per_pixel)
-    grad = torch.rand(target.shape if per_pixel else target.shape[:2], device=device)
-    torch.library.opcheck(backward_op, (grad, logits, target, None, log_sum, *options))
 
 
 def test_compile_and_autocast(device):
@@ -252,14 +251,16 @@ def test_rejections(arguments, error, message):
 
 def test_direct_calls_cannot_read_out_of_bounds():
     logits, target = torch.ones(1, 2, 4, 4), torch.zeros(1, 5, 5, dtype=torch.int64)
-    options = (-100, 0.0, False)
-    *_, log_sum = forward_op(logits, target, None, *options, False)
+    options = (-100, 0.0, False, 1)
+    loss, weight, log_sum = forward_op(logits, target, None, *options)
     for call in (
-        lambda: forward_op(logits, target[:, 0], None, *options, False),
-        lambda: forward_op(logits, target.mT, None, *options, False),
-        lambda: forward_op(logits, target, torch.ones(3), *options, False),
-        lambda: backward_op(torch.ones(1, 4), logits, target, None, log_sum, *options),
-        lambda: backward_op(torch.ones(1, 5), logits, target, None, log_sum[:, 1:], *options),
+        lambda: forward_op(logits, target[:, 0], None, *options),
+        lambda: forward_op(logits, target.mT, None, *options),
+        lambda: forward_op(logits, target, torch.ones(3), *options),
+        lambda: forward_op(logits, target, None, -100, 0.0, False, 3),
+        lambda: backward_op(log_sum, logits, target, None, weight, log_sum, *options),
+        lambda: backward_op(loss, logits, target, None, weight, log_sum[:, 1:], *options),
+        lambda: backward_op(loss, logits, target, None, loss, log_sum, *options),
     ):
         with pytest.raises(RuntimeError):
             call()
