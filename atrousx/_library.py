@@ -33,6 +33,50 @@ core, cuda = _load()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+def register_gradient(
+    op: torch._ops.OpOverload,
+    gradient: Callable[..., Any],
+    save: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+) -> Callable[..., Any]:
+    """Gives an operator the gradient of its first argument, and returns a quicker way to call it.
+
+    ``gradient`` and ``save`` are what ``torch.library.register_autograd`` takes. Through the
+    dispatcher they cost 6 microseconds a call without a gradient and 20 with one, which small maps
+    do not take to compute. What is returned takes all the operator's arguments, in order, and goes
+    there only where a compiler, or something else that listens above autograd, may be in between.
+    """
+    torch.library.register_autograd(op, gradient, setup_context=save)
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*args)
+            if save is not None:
+                save(ctx, args, output)
+            return output
+
+        backward = staticmethod(gradient)
+
+    def call(first: torch.Tensor, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or _somebody_listens():
+            return op(first, *args)
+        if first.requires_grad and torch.is_grad_enabled():
+            return Direct.apply(first, *args)  # type: ignore[no-untyped-call]
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(first, *args)
+
+    return call
+
+
+def _somebody_listens() -> bool:
+    return bool(
+        torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
 def register_autocast(op: torch._ops.OpOverload, to_lower_precision: bool) -> None:
     """Gives an operator its autocast rule on CPU and CUDA.
 

@@ -66,10 +66,34 @@ inline MemoryFormat memory_format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// A new, uninitialised 4-D tensor of the dtype and device of `like`.
+// A new, uninitialised 4-D tensor of the dtype and device of `like`. The C shim is called, not the
+// dispatcher, which would cost a microsecond, as much as a small map takes to resample.
 inline Tensor empty4(const Tensor& like, const std::array<int64_t, 4>& size, bool channels_last) {
-  return torch::stable::empty({size.data(), size.size()}, like.scalar_type(), std::nullopt,
-                              like.device(), std::nullopt, memory_format(channels_last));
+  std::array<int64_t, 4> strides{};
+  int64_t next = 1;
+  for (const int dim : channels_last ? std::array{1, 3, 2, 0} : std::array{3, 2, 1, 0}) {
+    strides[dim] = next;
+    next *= channels_last ? size[dim] : std::max<int64_t>(1, size[dim]);  // as PyTorch has them
+  }
+  int32_t dtype, device, index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  AtenTensorHandle result;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, size.data(), strides.data(), dtype, device, index, &result));
+  return Tensor(result);
+}
+
+// The tensor with its elements side by side in that order: itself where they lie so.
+inline Tensor dense4(const Tensor& t, bool channels_last) {
+  int64_t expected = 1;
+  bool dense = true;
+  for (const int dim : channels_last ? std::array{1, 3, 2, 0} : std::array{3, 2, 1, 0}) {
+    dense = dense && (t.size(dim) == 1 || t.stride(dim) == expected);
+    expected *= t.size(dim);
+  }
+  return dense ? t : torch::stable::contiguous(t, memory_format(channels_last));
 }
 
 // An operator's kernels trust the Python wrapper for messages; these checks only keep a direct call

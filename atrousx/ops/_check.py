@@ -25,7 +25,8 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_device(name: str, tensor: Tensor) -> None:
-    if tensor.device.type not in ("cpu", "cuda", "meta"):
+    # The usual cases first: the name of a device takes a third of a microsecond.
+    if not (tensor.is_cpu or tensor.is_cuda or tensor.is_meta):
         raise RuntimeError(f"{name} must be on the CPU or a CUDA device, got {tensor.device}")
 
 

@@ -54,7 +54,7 @@ def upsample_argmax(
     check_floating("logits", logits)
     check_device("logits", logits)
     check_rank("logits", logits, 4, "[N, C, H, W]")
-    if any(extent == 0 for extent in logits.shape[1:]):
+    if logits.numel() == 0 and 0 in logits.shape[1:]:
         raise ValueError(f"logits must have non-empty C, H and W, got shape {tuple(logits.shape)}")
     output_size = pair("size", size)
     if any(extent <= 0 for extent in output_size):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import register_autocast
+from .._library import register_autocast, register_gradient
 from ._check import check_device, check_floating, check_rank, pair
 
 _forward = torch.ops.atrousx.upsample_bilinear2d.default
@@ -58,7 +58,7 @@ def upsample_bilinear2d(
     check_floating("input", input)
     check_device("input", input)
     check_rank("input", input, 4, "[N, C, H, W]")
-    if any(extent == 0 for extent in input.shape[1:]):
+    if input.numel() == 0 and 0 in input.shape[1:]:
         raise ValueError(f"input must have non-empty C, H and W, got shape {tuple(input.shape)}")
     if (size is None) == (scale_factor is None):
         raise ValueError("exactly one of size and scale_factor must be given")
@@ -74,9 +74,9 @@ def upsample_bilinear2d(
     elif recompute_scale_factor:
         raise ValueError("recompute_scale_factor needs scale_factor, not size")
     output_size = pair("size", size)
-    if any(extent <= 0 for extent in output_size):
+    if output_size[0] <= 0 or output_size[1] <= 0:
         raise ValueError(f"the output size must be positive, got {tuple(output_size)}")
-    result: Tensor = _forward(input, output_size, bool(align_corners), *scales)
+    result: Tensor = _resample(input, output_size, bool(align_corners), *scales)
     return result
 
 
@@ -127,13 +127,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _forward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward(grad, ctx.size, *ctx.options), None, None, None, None
+    return _transposed(grad, ctx.size, *ctx.options), None, None, None, None
 
 
 def _backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _forward(grad, ctx.size[2:], *ctx.options), None, None, None, None
+    return _resample(grad, ctx.size[2:], *ctx.options), None, None, None, None
 
 
-torch.library.register_autograd(_forward, _forward_gradient, setup_context=_save)
-torch.library.register_autograd(_backward, _backward_gradient, setup_context=_save)
+_resample = register_gradient(_forward, _forward_gradient, _save)
+_transposed = register_gradient(_backward, _backward_gradient, _save)
 register_autocast(_forward, to_lower_precision=False)

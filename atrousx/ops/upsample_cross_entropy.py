@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import register_autocast
+from .._library import register_autocast, register_gradient
 from ._check import check_device, check_floating, check_rank, check_tensor
 
 _forward = torch.ops.atrousx._upsample_cross_entropy.default
@@ -71,7 +71,7 @@ def upsample_cross_entropy(
     _check(logits, target, weight, reduction, label_smoothing)
     computed = torch.float64 if logits.dtype == torch.float64 else torch.float32
     class_weight = None if weight is None else weight.to(computed).contiguous()
-    loss: Tensor = _forward(
+    loss: Tensor = _loss(
         logits,
         target.contiguous(),
         class_weight,
@@ -110,7 +110,7 @@ def _check(
     check_floating("logits", logits)
     check_device("logits", logits)
     check_rank("logits", logits, 4, "[N, C, H, W]")
-    if any(extent == 0 for extent in logits.shape[1:]):
+    if logits.numel() == 0 and 0 in logits.shape[1:]:
         raise ValueError(f"logits must have non-empty C, H and W, got shape {tuple(logits.shape)}")
     check_tensor("target", target)
     if target.dtype not in LABELS:
@@ -176,7 +176,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    grad_logits: Tensor = _backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
+    # A second derivative by the logits, too, must meet the refusal: the dispatcher knows of it.
+    slopes = _backward if torch.is_grad_enabled() else _slopes
+    grad_logits: Tensor = slopes(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
     return grad_logits, *[None] * 6
 
 
@@ -184,6 +186,6 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("upsample_cross_entropy has no second derivative")
 
 
-torch.library.register_autograd(_forward, _gradient, setup_context=_save)
-torch.library.register_autograd(_backward, _no_gradient)
+_loss = register_gradient(_forward, _gradient, _save)
+_slopes = register_gradient(_backward, _no_gradient)
 register_autocast(_forward, to_lower_precision=False)

@@ -61,7 +61,7 @@ def upsample_softmax_add_(
     check_floating("logits", logits)
     check_device("logits", logits)
     check_rank("logits", logits, 4, "[N, C, H, W]")
-    if any(extent == 0 for extent in logits.shape[1:]):
+    if logits.numel() == 0 and 0 in logits.shape[1:]:
         raise ValueError(f"logits must have non-empty C, H and W, got shape {tuple(logits.shape)}")
     check_tensor("sum", sum)
     check_rank("sum", sum, 4, "[N, C, OH, OW]")

@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor> upsample_argmax_cpu(const Tensor& logits,
   const auto r = Resampling::forward(logits, output_size, align_corners, {}, {});
   const auto [labels, probability] = label_maps(logits, r, with_probability, narrow);
   if (labels.numel() == 0) return {labels, probability};
-  const Tensor source = torch::stable::contiguous(logits);
+  const Tensor source = dense4(logits, false);
   dispatch_floating(logits.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;

@@ -28,24 +28,32 @@ struct ColumnGroups {
         out(axis.out * pixel),
         lanes(bytes / static_cast<int64_t>(sizeof(A))),
         registers(0) {
-    for (int64_t j = 0; j < out; ++j) {
-      lower.push_back(axis.lower[j / pixel] * pixel + j % pixel);
-      weight.push_back(axis.weight[j / pixel]);
-    }
     const int64_t groups = ceil_div(out, lanes);
-    weight.resize(groups * lanes, A(0));
+    lower.resize(out);
+    weight.resize(groups * lanes);
+    for (int64_t o = 0, j = 0; o < axis.out; ++o)
+      for (int64_t c = 0; c < pixel; ++c, ++j) {
+        lower[j] = axis.lower[o] * pixel + c;
+        weight[j] = axis.weight[o];
+      }
+    base.resize(groups);
     int64_t span = 0;
     for (int64_t g = 0; g < groups; ++g) {
-      const auto begin = lower.begin() + g * lanes;
-      const auto [least, most] = std::minmax_element(begin, begin + min_of(lanes, out - g * lanes));
-      base.push_back(*least);
-      span = max_of(span, *most - *least + 1);
+      int64_t least = lower[g * lanes], most = least;
+      for (int64_t j = g * lanes; j < min_of(out, (g + 1) * lanes); ++j) {
+        least = min_of(least, lower[j]);
+        most = max_of(most, lower[j]);
+      }
+      base[g] = least;
+      span = max_of(span, most - least + 1);
     }
     // A vector of 16 bytes has no such permutation before SSSE3.
     if (bytes == 16 || span > 2 * lanes) return;
     registers = span > lanes ? 2 : 1;
-    for (int64_t j = 0; j < groups * lanes; ++j)
-      index.push_back(j < out ? static_cast<Index>(lower[j] - base[j / lanes]) : Index(0));
+    index.resize(groups * lanes);
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t j = g * lanes; j < min_of(out, (g + 1) * lanes); ++j)
+        index[j] = static_cast<Index>(lower[j] - base[g]);
   }
 
   int64_t padded_out() const { return static_cast<int64_t>(weight.size()); }

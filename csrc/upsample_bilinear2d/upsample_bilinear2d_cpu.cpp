@@ -90,7 +90,7 @@ Tensor upsample_bilinear2d_cpu(const Tensor& input, std::vector<int64_t> output_
   const Tensor output = empty4(input, r.output_size(), channels_last);
   if (output.numel() == 0) return output;
   prefer_huge_pages(output.mutable_data_ptr(), output.numel() * output.element_size());
-  const Tensor source = torch::stable::contiguous(input, memory_format(channels_last));
+  const Tensor source = dense4(input, channels_last);
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     forward(static_cast<const T*>(source.const_data_ptr()),
@@ -106,7 +106,7 @@ Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output, std::vector<i
   const bool channels_last = is_channels_last(grad_output);
   const Tensor grad_input = empty4(grad_output, r.input_size(), channels_last);
   if (grad_input.numel() == 0) return grad_input;
-  const Tensor source = torch::stable::contiguous(grad_output, memory_format(channels_last));
+  const Tensor source = dense4(grad_output, channels_last);
   dispatch_floating(grad_output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     backward(static_cast<const T*>(source.const_data_ptr()),

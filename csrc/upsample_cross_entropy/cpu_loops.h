@@ -47,6 +47,24 @@ struct Labels {
   }
 };
 
+// The weights of a block's classes: 0 where ignored, NaN where there is no such class.
+template <int kLanes, typename A>
+ATROUSX_ALWAYS_INLINE void weigh_classes(const PixelLoss<A>& loss, const ClassIndex<A>* classes,
+                                         A* weight) {
+  using V = Lanes<A, kLanes>;
+  for (int64_t j = 0; j < kLineBlock && loss.class_weight != nullptr; ++j)
+    weight[j] = loss.class_weight[max_of(classes[j], ClassIndex<A>(0))];
+  for (int64_t j = 0; j < kLineBlock; j += kLanes) {
+    const auto c = load_raw<Lanes<ClassIndex<A>, kLanes>>(classes + j);
+    V w = V{} + A(1);
+    if (loss.class_weight != nullptr) w = load_lanes<kLanes>(weight + j);
+    const auto known = c >= 0, invalid = c == kInvalidClass;
+    const V none = V{}, nan = none + std::numeric_limits<A>::quiet_NaN();
+    w = known ? w : none;
+    store_lanes<kLanes>(weight + j, invalid ? nan : w);
+  }
+}
+
 template <typename A>
 struct LossPlan {
   LinesPlan<A> lines;
@@ -85,11 +103,9 @@ class LossBlocks {
     Index classes[kLineBlock];
     plan_->labels.classify(at, count, static_cast<Index*>(classes));
     A own[kLineBlock], weight[kLineBlock];
-    for (int64_t j = 0; j < kLineBlock; ++j) {
-      const Index c = classes[j];
-      own[j] = c >= 0 ? values_[c * kLineBlock + j] : A(0);
-      weight[j] = c >= 0 ? plan_->loss.weight(c) : c == kIgnoredClass ? A(0) : A(NAN);
-    }
+    for (int64_t j = 0; j < kLineBlock; ++j)
+      own[j] = values_[max_of(classes[j], Index(0)) * kLineBlock + j];
+    weigh_classes<kLanes>(plan_->loss, static_cast<const Index*>(classes), static_cast<A*>(weight));
     for (int64_t j = 0; j < count; j += kLanes) {
       const V log_sum = load_lanes<kLanes>(lse + j) + Math::log_normal(load_lanes<kLanes>(sum + j));
       const V w = load_lanes<kLanes>(weight + j);
@@ -279,21 +295,28 @@ struct LossBackward {
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void prepare(const LossBackwardPlan<A>* plan, int64_t at,
                                             int64_t count, int64_t k, Pixels<A>* pixels) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    using V = Lanes<A, kLanes>;
+    using Index = ClassIndex<A>;
     const PixelLoss<A>& loss = plan->loss;
-    auto* classes = pixels->classes[k];
+    Index* classes = pixels->classes[k];
     plan->labels.classify(at, count, classes);
-    for (int64_t j = 0; j < count; ++j) {
-      const auto c = classes[j];
-      const A grad = plan->grads == nullptr ? plan->grad : plan->grads[at + j];
-      const A g = c == kIgnoredClass ? A(0) : grad;
-      pixels->scale[k][j] = c == kIgnoredClass ? A(0) : g * loss.softmax_scale(c, plan->total);
-      pixels->own[k][j] = c >= 0 ? g * (A(1) - loss.smoothing) * loss.weight(c) : A(0);
-      pixels->spread[k][j] = g * loss.spread();
-      pixels->lse[k][j] = plan->log_sum[at + j];
-    }
-    for (int64_t j = count; j < kLineBlock; ++j) {
-      pixels->scale[k][j] = pixels->own[k][j] = pixels->spread[k][j] = A(0);
-      pixels->lse[k][j] = std::numeric_limits<A>::max();
+    // Through whole vectors that end with the row: what lies behind it may be no memory of ours.
+    Rows<kBytes>::convert(plan->log_sum + at, static_cast<A*>(pixels->lse[k]), count);
+    std::fill(pixels->lse[k] + count, pixels->lse[k] + kLineBlock, std::numeric_limits<A>::max());
+    A grads[kLineBlock] = {}, weight[kLineBlock];
+    if (plan->grads != nullptr)
+      Rows<kBytes>::convert(plan->grads + at, static_cast<A*>(grads), count);
+    weigh_classes<kLanes>(loss, static_cast<const Index*>(classes), static_cast<A*>(weight));
+    for (int64_t j = 0; j < kLineBlock; j += kLanes) {
+      const auto counts = load_raw<Lanes<Index, kLanes>>(classes + j) != kIgnoredClass;
+      const V all = plan->grads == nullptr ? V{} + plan->grad : load_lanes<kLanes>(grads + j);
+      const V grad = counts ? all : V{};
+      const V own = grad * ((A(1) - loss.smoothing) * load_lanes<kLanes>(weight + j));
+      const V spread = grad * loss.spread();
+      store_lanes<kLanes>(pixels->own[k] + j, own);
+      store_lanes<kLanes>(pixels->spread[k] + j, spread);
+      store_lanes<kLanes>(pixels->scale[k] + j, counts ? own + spread * plan->total : V{});
     }
   }
 
