@@ -1,5 +1,6 @@
 """DeepLab assembled on the operators, and the weights people have for it."""
 
+from .confusion import ConfusionMatrix
 from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v2 import DeepLabV2, deeplab_v2
 from .deeplab_v3 import DeepLabV3, deeplab_v3
@@ -13,6 +14,7 @@ from .segmenter import Prediction
 from .weights import LoadReport, load_weights
 
 __all__ = [
+    "ConfusionMatrix",
     "DeepLabV1",
     "DeepLabV2",
     "DeepLabV3",

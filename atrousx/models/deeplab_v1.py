@@ -77,7 +77,7 @@ class DeepLabV1(Segmenter):
     dictionary with "out", the logits: in evaluation at the images' size, in training at the
     features' (every 8 pixels), for labels downsampled likewise, as the paper trains.
 
-    ``predict`` labels photographs, before and after the CRF; see its docstring.
+    ``predict`` labels photographs, before and after the CRF; ``loss`` is what to train it with.
 
     Example:
         >>> import torch, atrousx
@@ -89,6 +89,7 @@ class DeepLabV1(Segmenter):
     """
 
     fusion = "mean"
+    downsamples_labels = True
 
     def __init__(
         self, num_classes: int, fc6: Fc6, multi_scale_features: bool, pooling: Pooling
@@ -116,12 +117,14 @@ class DeepLabV1(Segmenter):
         self.align_corners = pooling == "3x3"
 
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        scores = self.scores(input)
+        logits = self.coarse_logits(input)
         if self.training:
-            return OrderedDict(out=scores)
-        return OrderedDict(
-            out=self.resample(scores, input.shape[-2:], align_corners=self.align_corners)
-        )
+            return logits
+        size = input.shape[-2:]
+        return OrderedDict(out=self.resample(logits["out"], size, align_corners=self.align_corners))
+
+    def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        return OrderedDict(out=self.scores(images))
 
     def scores(self, input: Tensor) -> Tensor:
         """Logits ``[N, classes, H', W']``, one for every 8 pixels of the images."""

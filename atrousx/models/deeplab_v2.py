@@ -80,7 +80,7 @@ class DeepLabV2(Segmenter):
     the paper's losses need, all at their own resolution of every 8 pixels: "out", fused over the
     scales, and with several scales "scale_1", "scale_0.75" and "scale_0.5".
 
-    ``predict`` labels photographs, before and after the CRF; see its docstring.
+    ``predict`` labels photographs, before and after the CRF; ``loss`` is what to train it with.
 
     Example:
         >>> import torch, atrousx
@@ -91,6 +91,8 @@ class DeepLabV2(Segmenter):
     """
 
     fusion = "max"
+    downsamples_labels = True
+    align_corners = True
 
     def __init__(
         self, backbone: nn.Module, classifier: SummedBranches, num_classes: int, multi_scale: bool
@@ -102,18 +104,22 @@ class DeepLabV2(Segmenter):
         self.scales = SMALLER_SCALES if multi_scale else ()
 
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        pyramid = OrderedDict({"scale_1": self.scores(input)})
+        logits = self.coarse_logits(input)
+        if self.training:
+            return logits
+        return OrderedDict(out=self.resample(logits["out"], input.shape[-2:], align_corners=True))
+
+    def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        pyramid = OrderedDict({"scale_1": self.scores(images)})
         for scale in self.scales:
             # Corner pixels stay in place: 321 pixels become 241 and 161.
-            size = [int((extent - 1) * scale) + 1 for extent in input.shape[-2:]]
-            smaller = self.resample(input, size, align_corners=True)
+            size = [int((extent - 1) * scale) + 1 for extent in images.shape[-2:]]
+            smaller = self.resample(images, size, align_corners=True)
             pyramid[f"scale_{scale}"] = self.scores(smaller)
         fused = pyramid["scale_1"]
         for scores in list(pyramid.values())[1:]:
             resized = self.resample(scores, fused.shape[-2:], align_corners=True)
             fused = torch.maximum(fused, resized)
-        if not self.training:
-            return OrderedDict(out=self.resample(fused, input.shape[-2:], align_corners=True))
         return OrderedDict(out=fused, **pyramid) if self.scales else OrderedDict(out=fused)
 
     def scores(self, input: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class DeepLabV3(Segmenter):
     0.456, 0.406), over (0.229, 0.224, 0.225)) it returns an ordered dictionary: "out", the logits
     ``[N, classes, H, W]`` and, where there is an auxiliary classifier, "aux", its logits.
 
-    ``predict`` labels photographs, several scales and mirror images averaged; see its docstring.
+    ``predict`` labels photographs, several scales and mirror images averaged; ``loss`` is what to
+    train it with.
 
     Example:
         >>> import torch, atrousx
@@ -50,10 +51,14 @@ class DeepLabV3(Segmenter):
 
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
         size = input.shape[-2:]
-        features = self.backbone(input)
-        logits = OrderedDict(out=self.resample(self.classifier(features["out"]), size))
+        logits = self.coarse_logits(input)
+        return OrderedDict((name, self.resample(z, size)) for name, z in logits.items())
+
+    def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        features = self.backbone(images)
+        logits = OrderedDict(out=self.classifier(features["out"]))
         if self.aux_classifier is not None:
-            logits["aux"] = self.resample(self.aux_classifier(features["aux"]), size)
+            logits["aux"] = self.aux_classifier(features["aux"])
         return logits
 
 

@@ -1,10 +1,10 @@
-"""What the three DeepLabs share: inference on photographs as the papers do it."""
+"""What the three DeepLabs share: inference on photographs and the loss, as the papers have them."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import DenseCRF
-from ..ops import upsample_bilinear2d, upsample_softmax_add_
+from ..ops import (
+    upsample_argmax,
+    upsample_bilinear2d,
+    upsample_cross_entropy,
+    upsample_softmax_add_,
+)
 from ..ops._check import check_rank, check_tensor
 from .preprocess import Preprocess
 from .tiling import check_tile, tiled
@@ -49,12 +54,122 @@ class Segmenter(nn.Module):
     """
 
     fusion: ClassVar[Literal["mean", "max"]]
+    # Whether the paper brings labels to the logits' size for its loss, not logits to the labels'.
+    downsamples_labels: ClassVar[bool] = False
+    align_corners: bool = False  # of the last upsampling
     resample: Resample = staticmethod(upsample_bilinear2d)
 
     def __init__(self, preprocess: Preprocess, crf: DenseCRF | None) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.crf = crf
+
+    def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """The logits at the size at which the network makes them: forward's, not yet upsampled.
+
+        "out", and what else the loss is taken of, in either mode of the module.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self,
+        images_or_logits: Tensor | Mapping[str, Tensor],
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+        label_smoothing: float = 0.0,
+        *,
+        downsample_labels: bool | None = None,
+        aux_weight: float = 0.5,
+    ) -> Tensor:
+        r"""The training loss of the model's paper, without logits at the images' size.
+
+        .. math::
+            L = \sum_k a_k \, \mathrm{mean}_i\, \ell\big(U(z_k)_i, t_i\big)
+            \quad\text{or}\quad L = \sum_k a_k \, \mathrm{mean}_i\, \ell\big(z_{k,i}, D(t)_i\big)
+
+        over the model's logits :math:`z_k`: v1's one; v2's, fused and of each scale; v3's and,
+        times ``aux_weight``, the auxiliary classifier's. :math:`\ell` is the cross-entropy. DeepLab
+        v3 upsamples the logits, in ``ops.upsample_cross_entropy``; v1 and v2 downsample the labels,
+        to the nearest.
+
+        Args:
+            images_or_logits: ``[N, 3, H, W]`` as ``preprocess`` makes them; or what ``forward`` or
+                ``coarse_logits`` returned, for instance through ``DistributedDataParallel``.
+            target: labels ``[N, H, W]``, int64, int32 or uint8.
+            weight: ``[classes]``, a factor for each class.
+            ignore_index: the label of pixels that do not count.
+            label_smoothing: the share of the loss spread over all classes.
+            downsample_labels: True and False choose one of the two; None is the paper's way.
+            aux_weight: of the auxiliary classifier's loss; by default torchvision's.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError, ValueError: as ``ops.upsample_cross_entropy``.
+
+        Source: arXiv:1412.7062 section 4, arXiv:1606.00915 section 4, arXiv:1706.05587 section 4.1.
+
+        Example:
+            >>> import torch, atrousx
+            >>> model = atrousx.models.deeplab_v3(num_classes=3, aux=True)
+            >>> images, target = torch.rand(2, 3, 33, 33), torch.randint(3, (2, 33, 33))
+            >>> loss = model.loss(images, target)
+            >>> loss.backward()
+        """
+        given = images_or_logits
+        logits = self.coarse_logits(given) if isinstance(given, Tensor) else given
+        shrink = self.downsamples_labels if downsample_labels is None else downsample_labels
+        if shrink:
+            check_rank("target", target, 3, "[N, H, W]")
+        terms = []
+        for name, scores in logits.items():
+            labels = _shrunk(target, scores.shape[-2:], self.align_corners) if shrink else target
+            term = upsample_cross_entropy(
+                scores,
+                labels,
+                weight,
+                ignore_index,
+                label_smoothing=label_smoothing,
+                align_corners=self.align_corners,
+            )
+            terms.append(aux_weight * term if name == "aux" else term)
+        return torch.stack(terms).sum()
+
+    @torch.inference_mode()
+    def labels(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        r"""The likeliest class of every pixel, without logits at the images' size.
+
+        .. math:: y = \arg\max_c \, U(z)_c
+
+        with the module's mode as it is: call ``eval()`` first. For photographs, scales, mirror
+        images and the CRF there is ``predict``; this is what evaluation needs.
+
+        Args:
+            images: ``[N, 3, H, W]`` as ``preprocess`` makes them.
+            size: height and width of the labels, by default the images'.
+
+        Returns:
+            ``[N, H, W]`` int64.
+
+        Raises:
+            TypeError, ValueError: as ``ops.upsample_argmax``.
+
+        Source: arXiv:1706.05587 section 4.
+
+        Example:
+            >>> import torch, atrousx
+            >>> model = atrousx.models.deeplab_v3(num_classes=3).eval()
+            >>> confusion = atrousx.models.ConfusionMatrix(3)
+            >>> images, target = torch.rand(2, 3, 33, 33), torch.randint(3, (2, 33, 33))
+            >>> 0 <= confusion.update(model.labels(images), target).mean_iou() <= 1
+            True
+        """
+        wanted = (images.shape[-2], images.shape[-1]) if size is None else size
+        labels = upsample_argmax(self.coarse_logits(images)["out"], wanted, self.align_corners)
+        assert isinstance(labels, Tensor)
+        return labels
 
     @torch.inference_mode()
     def predict(
@@ -178,6 +293,18 @@ def _photograph(image: Tensor) -> Tensor:
     if image.shape[1] != 3 or 0 in image.shape[2:]:
         raise ValueError(f"image must be [N, 3, H, W] or [3, H, W], got {tuple(image.shape)}")
     return image if image.is_floating_point() else image.to(torch.float32)
+
+
+def _shrunk(target: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Labels at the pixels nearest to where logits of a size lie."""
+    for dim, count in zip((1, 2), size, strict=True):
+        extent, places = target.shape[dim], torch.arange(count, device=target.device)
+        if align_corners and count > 1:
+            places = (2 * places * (extent - 1) + count - 1) // (2 * (count - 1))
+        elif not align_corners:
+            places = (2 * places + 1) * extent // (2 * count)
+        target = target.index_select(dim, places)
+    return target
 
 
 def fit(features: Tensor, height: int, width: int) -> Tensor:

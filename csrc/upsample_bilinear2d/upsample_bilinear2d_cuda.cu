@@ -1,10 +1,62 @@
 // CUDA launchers and registration of upsample_bilinear2d and its backward.
 #include "../cuda_launch.h"
 #include "arguments.h"
-#include "upsample_bilinear2d_kernels.cuh"
+#include "upsample_bilinear2d_backward_kernels.cuh"
 
 namespace atrousx {
 namespace {
+
+// What a map's rows are made of.
+struct Layout {
+  int64_t maps, pixel;
+
+  Layout(const Resampling& r, bool channels_last)
+      : maps(channels_last ? r.batch : r.batch * r.channels),
+        pixel(channels_last ? r.channels : 1) {
+    STD_TORCH_CHECK(std::max(r.width, r.out_width) * pixel < (int64_t{1} << 31),
+                    "a row of a map must hold fewer than 2^31 numbers");
+  }
+};
+
+// Whether everything that is moved starts at a multiple of 16 bytes.
+bool moves_vectors(const void* memory, int64_t numbers, int vector) {
+  return reinterpret_cast<uintptr_t>(memory) % 16 == 0 && numbers % vector == 0;
+}
+
+template <typename T>
+void forward(const T* input, T* output, const Resampling& r, const Layout& layout,
+             cudaStream_t stream) {
+  const int64_t row = r.out_width * layout.pixel;
+  const bool vectors = moves_vectors(output, row, kFullVector<T>);
+  const auto jobs = ForwardJobs::make(layout.maps, r.out_height, row, vectors ? kFullVector<T> : 1);
+  const auto kernel = vectors ? upsample_bilinear2d_forward_kernel<T, kFullVector<T>>
+                              : upsample_bilinear2d_forward_kernel<T, 1>;
+  kernel<<<job_grid(jobs.count()), kForwardThreads, 0, stream>>>(input, output, jobs, layout.pixel,
+                                                                 r.plan<T>());
+}
+
+template <typename T>
+void backward(const T* grad_output, T* grad_input, const Resampling& r, const Layout& layout,
+              cudaStream_t stream) {
+  const auto plan = r.plan<T>();
+  bool vectors = moves_vectors(grad_output, r.out_width * layout.pixel, kFullVector<T>);
+  const auto narrow =
+      NarrowJobs::make(layout.maps, layout.pixel, plan, vectors ? kFullVector<T> : 1);
+  if (layout.pixel < kWidePixel && narrow.columns > 0) {
+    const auto kernel = vectors ? upsample_bilinear2d_backward_narrow_kernel<T, kFullVector<T>>
+                                : upsample_bilinear2d_backward_narrow_kernel<T, 1>;
+    kernel<<<job_grid(narrow.count()), kNarrowThreads, 0, stream>>>(grad_output, grad_input, narrow,
+                                                                    layout.pixel, plan);
+    return;
+  }
+  vectors = moves_vectors(grad_output, layout.pixel, kFullVector<T>);
+  const auto wide =
+      WideJobs::make(layout.maps, r.height, r.width, layout.pixel, vectors ? kFullVector<T> : 1);
+  const auto kernel = vectors ? upsample_bilinear2d_backward_wide_kernel<T, kFullVector<T>>
+                              : upsample_bilinear2d_backward_wide_kernel<T, 1>;
+  kernel<<<job_grid(ceil_div<int64_t>(wide.count(), kWideThreads)), kWideThreads, 0, stream>>>(
+      grad_output, grad_input, wide, layout.pixel, plan);
+}
 
 Tensor upsample_bilinear2d_cuda(const Tensor& input, std::vector<int64_t> output_size,
                                 bool align_corners, std::optional<double> scale_h,
@@ -14,13 +66,12 @@ Tensor upsample_bilinear2d_cuda(const Tensor& input, std::vector<int64_t> output
   const Tensor output = empty4(input, r.output_size(), channels_last);
   if (output.numel() == 0) return output;
   const LaunchContext context(input.get_device_index());
+  const Tensor source = dense4(input, channels_last);
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto kernel = channels_last ? upsample_bilinear2d_forward_kernel<T, true>
-                                      : upsample_bilinear2d_forward_kernel<T, false>;
-    kernel<<<grid_for(output.numel()), kThreads, 0, context.stream()>>>(
-        static_cast<const T*>(input.const_data_ptr()), static_cast<T*>(output.mutable_data_ptr()),
-        r.batch, r.channels, r.plan<T>(), strides4(input), strides4(output));
+    forward(static_cast<const T*>(source.const_data_ptr()),
+            static_cast<T*>(output.mutable_data_ptr()), r, Layout(r, channels_last),
+            context.stream());
   });
   check_cuda(cudaGetLastError(), "upsample_bilinear2d");
   return output;
@@ -34,14 +85,12 @@ Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output, std::vector<
   const Tensor grad_input = empty4(grad_output, r.input_size(), channels_last);
   if (grad_input.numel() == 0) return grad_input;
   const LaunchContext context(grad_output.get_device_index());
+  const Tensor source = dense4(grad_output, channels_last);
   dispatch_floating(grad_output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto kernel = channels_last ? upsample_bilinear2d_backward_kernel<T, true>
-                                      : upsample_bilinear2d_backward_kernel<T, false>;
-    kernel<<<grid_for(grad_input.numel()), kThreads, 0, context.stream()>>>(
-        static_cast<const T*>(grad_output.const_data_ptr()),
-        static_cast<T*>(grad_input.mutable_data_ptr()), r.batch, r.channels, r.plan<T>(),
-        strides4(grad_output), strides4(grad_input));
+    backward(static_cast<const T*>(source.const_data_ptr()),
+             static_cast<T*>(grad_input.mutable_data_ptr()), r, Layout(r, channels_last),
+             context.stream());
   });
   check_cuda(cudaGetLastError(), "_upsample_bilinear2d_backward");
   return grad_input;

@@ -1,4 +1,8 @@
-// Bilinear resampling of [N, C, H, W] and its transpose, for any strides on both sides.
+// Bilinear resampling of dense maps, in both memory formats.
+//
+// A map is rows of numbers, `pixel` of which lie side by side and are resampled alike: 1 where maps
+// are contiguous, then each channel is a map, or C where they are channels_last. Kernels move 16
+// bytes at a time (kVector numbers) where rows are a multiple of that, else single numbers.
 #pragma once
 
 #include "../device.cuh"
@@ -6,87 +10,127 @@
 
 namespace atrousx {
 
-// Position of a linear index in a 4-D tensor walked in memory order, so that neighbouring threads
-// touch neighbouring addresses: W fastest when contiguous, C fastest when channels_last.
-struct Position4 {
-  int64_t n, c, h, w;
+template <typename T>
+constexpr int kFullVector = 16 / static_cast<int>(sizeof(T));
+
+template <typename T, int kVector>
+struct alignas(kVector * sizeof(T)) Pack {
+  T values[kVector];
 };
 
-template <bool kChannelsLast>
-__device__ __forceinline__ Position4 position_of(int64_t index, int64_t channels, int64_t height,
-                                                 int64_t width) {
-  Position4 p;
-  if (kChannelsLast) {
-    p.c = index % channels;
-    index /= channels;
-  }
-  p.w = index % width;
-  index /= width;
-  p.h = index % height;
-  index /= height;
-  if (!kChannelsLast) {
-    p.c = index % channels;
-    index /= channels;
-  }
-  p.n = index;
-  return p;
-}
+// Two neighbours of an axis and the second one's weight: 0, also where there is no second.
+template <typename A>
+struct NeighbourTap {
+  int64_t lower;
+  A weight;
 
-// Who: one thread owns one output element, in a grid-stride loop over the output's memory order.
-// Reads: the 4 input elements around its source coordinate. Writes: its own element.
-// Synchronisation: none.
-template <typename T, bool kChannelsLast>
-__global__ void upsample_bilinear2d_forward_kernel(const T* input,  // [N, C, H, W]
-                                                   T* output,       // [N, C, OH, OW]
-                                                   int64_t batch, int64_t channels,
-                                                   BilinearPlan<Accumulate<T>> plan,
-                                                   Strides4 input_strides,
-                                                   Strides4 output_strides) {
-  using A = Accumulate<T>;
-  const int64_t count = batch * channels * plan.rows.out * plan.columns.out;
-  for (int64_t i = global_thread(); i < count; i += global_threads()) {
-    const Position4 p = position_of<kChannelsLast>(i, channels, plan.rows.out, plan.columns.out);
-    const BilinearTap<A> row = plan.rows.tap(p.h), column = plan.columns.tap(p.w);
-    const T* top = input + input_strides.offset(p.n, p.c, row.lower, 0);
-    const T* bottom = input + input_strides.offset(p.n, p.c, row.upper, 0);
-    const int64_t left = column.lower * input_strides.w, right = column.upper * input_strides.w;
-    const A wx = column.weight, wy = row.weight;
-    const A upper = (A(1) - wx) * static_cast<A>(top[left]) + wx * static_cast<A>(top[right]);
-    const A lower = (A(1) - wx) * static_cast<A>(bottom[left]) + wx * static_cast<A>(bottom[right]);
-    output[output_strides.offset(p.n, p.c, p.h, p.w)] =
-        static_cast<T>((A(1) - wy) * upper + wy * lower);
+  static __device__ __forceinline__ NeighbourTap of(const BilinearAxis<A>& axis, int64_t o) {
+    const BilinearTap<A> tap = axis.tap(o);
+    return {tap.lower, tap.upper > tap.lower ? tap.weight : A(0)};
   }
-}
+  // The weight with which this output reads input i.
+  __device__ __forceinline__ A weight_at(int64_t i) const {
+    return lower == i ? A(1) - weight : lower + 1 == i ? weight : A(0);
+  }
+};
 
-// Who: one thread owns one element of grad_input, in a grid-stride loop over its memory order.
-// Reads: the outputs that read this input, in a fixed order. Writes: its own element.
-// Synchronisation: none. Gathering instead of scattering is what makes the result deterministic.
-template <typename T, bool kChannelsLast>
-__global__ void upsample_bilinear2d_backward_kernel(const T* grad_output,  // [N, C, OH, OW]
-                                                    T* grad_input,         // [N, C, H, W]
-                                                    int64_t batch, int64_t channels,
-                                                    BilinearPlan<Accumulate<T>> plan,
-                                                    Strides4 grad_output_strides,
-                                                    Strides4 grad_input_strides) {
+constexpr int kForwardThreads = 128, kForwardRows = 32;
+
+// How a forward is cut up: a block takes kForwardRows rows of kForwardThreads vectors.
+struct ForwardJobs {
+  int64_t maps, chunks, tiles;
+
+  static ForwardJobs make(int64_t maps, int64_t rows, int64_t row_numbers, int vector) {
+    return {maps, ceil_div<int64_t>(rows, kForwardRows),
+            ceil_div<int64_t>(row_numbers, int64_t{kForwardThreads} * vector)};
+  }
+  ATROUSX_HOST_DEVICE int64_t count() const { return maps * chunks * tiles; }
+};
+
+// A few neighbouring numbers of a row: where each finds its two inputs in a row of the input.
+template <typename T, int kVector>
+struct ColumnVector {
   using A = Accumulate<T>;
-  const int64_t count = batch * channels * plan.rows.in * plan.columns.in;
-  for (int64_t i = global_thread(); i < count; i += global_threads()) {
-    const Position4 p = position_of<kChannelsLast>(i, channels, plan.rows.in, plan.columns.in);
-    const auto rows = plan.rows.readers(p.h), columns = plan.columns.readers(p.w);
-    A sum = A(0);
-    for (int64_t oh = rows.first; oh < rows.last; ++oh) {
-      const A wy = plan.rows.weight_of(oh, p.h);
-      if (wy == A(0)) continue;
-      const T* line = grad_output + grad_output_strides.offset(p.n, p.c, oh, 0);
-      A row_sum = A(0);
-      for (int64_t ow = columns.first; ow < columns.last; ++ow) {
-        const A wx = plan.columns.weight_of(ow, p.w);
-        // A reader of weight 0 must not turn an infinite gradient elsewhere into NaN here.
-        if (wx != A(0)) row_sum += wx * static_cast<A>(line[ow * grad_output_strides.w]);
-      }
-      sum += wy * row_sum;
+  int32_t left[kVector], step[kVector];
+  A weight[kVector];
+
+  __device__ __forceinline__ ColumnVector(const BilinearAxis<A>& axis, uint32_t number,
+                                          uint32_t pixel) {
+    ATROUSX_UNROLL
+    for (int v = 0; v < kVector; ++v) {
+      const uint32_t column = (number + v) / pixel;
+      const auto tap = NeighbourTap<A>::of(axis, column);
+      left[v] = static_cast<int32_t>(tap.lower * pixel + (number + v - column * pixel));
+      step[v] = tap.weight != A(0) ? static_cast<int32_t>(pixel) : 0;
+      weight[v] = tap.weight;
     }
-    grad_input[grad_input_strides.offset(p.n, p.c, p.h, p.w)] = static_cast<T>(sum);
+  }
+
+  __device__ __forceinline__ void resample(const T* row, A (&values)[kVector]) const {
+    A first[kVector], second[kVector];
+    ATROUSX_UNROLL
+    for (int v = 0; v < kVector; ++v) {
+      first[v] = static_cast<A>(row[left[v]]);
+      second[v] = static_cast<A>(row[left[v] + step[v]]);
+    }
+    ATROUSX_UNROLL
+    for (int v = 0; v < kVector; ++v)
+      values[v] = (A(1) - weight[v]) * first[v] + weight[v] * second[v];
+  }
+};
+
+// Who: a thread owns kVector neighbouring numbers of up to kForwardRows output rows; blocks take
+// jobs in turn. Reads: each input row that these blend, resampled along itself as it is read: once
+// for all rows between it and the next, twice at a chunk's border. Writes: its numbers.
+// Synchronisation: the rows' taps are computed once a block, in shared memory.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kForwardThreads)
+    upsample_bilinear2d_forward_kernel(const T* input,  // [maps, H, W, pixel]
+                                       T* output,       // [maps, OH, OW, pixel]
+                                       ForwardJobs jobs, int64_t pixel,
+                                       BilinearPlan<Accumulate<T>> plan) {
+  using A = Accumulate<T>;
+  ATROUSX_SHARED(NeighbourTap<A>, taps, kForwardRows);
+  const int64_t in_row = plan.columns.in * pixel, out_row = plan.columns.out * pixel;
+  for (int64_t job = blockIdx.x; job < jobs.count(); job += gridDim.x) {
+    const int64_t first = job / jobs.tiles % jobs.chunks * kForwardRows;
+    const int64_t map = job / jobs.tiles / jobs.chunks;
+    const int rows = static_cast<int>(min_of<int64_t>(kForwardRows, plan.rows.out - first));
+    __syncthreads();  // the taps of the job before have been read
+    if (static_cast<int>(threadIdx.x) < rows)
+      taps[threadIdx.x] = NeighbourTap<A>::of(plan.rows, first + threadIdx.x);
+    __syncthreads();  // the taps are there
+    const int64_t number = (job % jobs.tiles * kForwardThreads + threadIdx.x) * kVector;
+    if (number >= out_row) continue;
+    const ColumnVector<T, kVector> columns(plan.columns, static_cast<uint32_t>(number),
+                                           static_cast<uint32_t>(pixel));
+    const T* from = input + map * plan.rows.in * in_row;
+    T* to = output + (map * plan.rows.out + first) * out_row + number;
+    A upper[kVector], lower[kVector];
+    int64_t held_upper = -1, held_lower = -1;
+    for (int k = 0; k < rows; ++k, to += out_row) {
+      const NeighbourTap<A> tap = taps[k];
+      if (held_upper != tap.lower) {
+        if (held_lower == tap.lower) {
+          ATROUSX_UNROLL
+          for (int v = 0; v < kVector; ++v) upper[v] = lower[v];
+        } else {
+          columns.resample(from + tap.lower * in_row, upper);
+        }
+        held_upper = tap.lower;
+      }
+      const bool mixed = tap.weight != A(0);
+      if (mixed && held_lower != tap.lower + 1) {
+        held_lower = tap.lower + 1;
+        columns.resample(from + held_lower * in_row, lower);
+      }
+      Pack<T, kVector> pack;
+      ATROUSX_UNROLL
+      for (int v = 0; v < kVector; ++v)
+        pack.values[v] = static_cast<T>(
+            mixed ? (A(1) - tap.weight) * upper[v] + tap.weight * lower[v] : upper[v]);
+      *reinterpret_cast<Pack<T, kVector>*>(to) = pack;
+    }
   }
 }
 

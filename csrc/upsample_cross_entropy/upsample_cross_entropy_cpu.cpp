@@ -1,10 +1,11 @@
 // CPU tasks and registration of upsample_cross_entropy and its backward. A task is a run of pixel
-// rows, or of rows of logits (cpu_loops.h).
+// rows (cpu_loss.h), or of rows of logits (cpu_slopes.h).
 #include <memory>
 #include <numeric>
 
 #include "arguments.h"
-#include "cpu_loops.h"
+#include "cpu_loss.h"
+#include "cpu_slopes.h"
 
 namespace atrousx {
 namespace {

@@ -1,111 +1,305 @@
 // Cross-entropy of bilinearly upsampled logits and its gradient, without the upsampled logits.
 #pragma once
 
+#include <limits>
+
 #include "../device.cuh"
-#include "../upsample_bilinear2d/upsampled_pixel.cuh"
+#include "../upsample_bilinear2d/plan.h"
 #include "plan.h"
 
 namespace atrousx {
 
-constexpr int kLossThreads = 128;
+constexpr int kLossThreads = 128, kLossRows = 8, kSlopeChannels = 4;
 
-// Who: a block owns one row of pixels, its threads take columns in turn; blocks take rows in turn.
-// Reads: the logits around each pixel, twice (maximum, then sum of exponentials), and its label.
-// Writes: each pixel's log-sum and, if asked for, loss; the row's loss and weight.
-// Synchronisation: a tree of sums in shared memory, the same one every time.
+// Blocks that must fit a multiprocessor: what leaves enough registers.
+template <typename T>
+constexpr int kLossBlocks = sizeof(T) == 8 ? 2 : 4;
+
+// A column of pixels: the logits along it, resampled along their rows.
+template <typename T>
+struct LogitColumn {
+  using A = Accumulate<T>;
+  const T* logits;  // of one image
+  Strides4 strides;
+  BilinearTap<A> tap;
+
+  __device__ __forceinline__ A at(int64_t c, int64_t h) const {
+    const T* row = logits + strides.offset(0, c, h, 0);
+    return (A(1) - tap.weight) * static_cast<A>(row[tap.lower * strides.w]) +
+           tap.weight * static_cast<A>(row[tap.upper * strides.w]);
+  }
+};
+
+// The values of one channel down a column: the two rows of logits around a pixel stay in registers
+// until another two are around it.
+template <typename T>
+struct ColumnWalk {
+  using A = Accumulate<T>;
+  A upper, lower;
+  int64_t held = -2;
+
+  __device__ __forceinline__ A value(const LogitColumn<T>& column, int64_t c,
+                                     const BilinearTap<A>& row) {
+    if (row.lower != held) {
+      upper = row.lower == held + 1 ? lower : column.at(c, row.lower);
+      lower = column.at(c, row.upper);
+      held = row.lower;
+    }
+    return (A(1) - row.weight) * upper + row.weight * lower;
+  }
+};
+
+// How the forward is cut up: a block takes kLossRows pixels of kLossThreads columns.
+struct LossJobs {
+  int64_t batch, chunks, tiles;
+
+  static LossJobs make(int64_t batch, int64_t rows, int64_t columns) {
+    return {batch, ceil_div<int64_t>(rows, kLossRows), ceil_div<int64_t>(columns, kLossThreads)};
+  }
+  ATROUSX_HOST_DEVICE int64_t count() const { return batch * chunks * tiles; }
+};
+
+// Adds up a number of every thread of a block, the same way every time; thread 0 gets the sum.
+// `room` has one number a thread and can be used again when the call returns.
+__device__ __forceinline__ double block_sum(double value, double* room, int threads) {
+  const int thread = threadIdx.x;
+  room[thread] = value;
+  for (int half = threads / 2; half > 0; half /= 2) {
+    __syncthreads();  // the sums of the previous level are complete
+    if (thread < half) room[thread] += room[thread + half];
+  }
+  const double sum = room[0];
+  __syncthreads();  // the last level has been read
+  return sum;
+}
+
+// Who: a thread owns up to kLossRows neighbouring pixels of a column; blocks take jobs in turn.
+// Reads: the logits around its pixels, each twice (maximum, then sum of exponentials) for all of
+// them, and their labels. Writes: each pixel's log-sum and, if asked for, loss; a job's loss and
+// weight. Synchronisation: trees of sums in shared memory, the same ones every time.
 template <typename T, typename Label>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
     upsample_cross_entropy_forward_kernel(const T* logits,              // [N, C, H, W]
                                           const Label* target,          // [N, OH, OW]
                                           Accumulate<T>* log_sum,       // [N, OH, OW]
                                           Accumulate<T>* pixel_losses,  // [N, OH, OW] or null
-                                          double* row_loss,             // [N, OH]
-                                          double* row_weight,           // [N, OH]
-                                          int64_t batch, BilinearPlan<Accumulate<T>> plan,
+                                          double* job_loss,             // [jobs]
+                                          double* job_weight,           // [jobs]
+                                          LossJobs jobs, BilinearPlan<Accumulate<T>> plan,
                                           PixelLoss<Accumulate<T>> loss, Strides4 strides) {
   using A = Accumulate<T>;
-  ATROUSX_SHARED(double, losses, kLossThreads);
-  ATROUSX_SHARED(double, weights, kLossThreads);
-  const int thread = threadIdx.x;
+  ATROUSX_SHARED(double, room, kLossThreads);
   const A total = loss.total_weight();
-  for (int64_t line = blockIdx.x; line < batch * plan.rows.out; line += gridDim.x) {
-    const BilinearTap<A> row = plan.rows.tap(line % plan.rows.out);
+  for (int64_t job = blockIdx.x; job < jobs.count(); job += gridDim.x) {
+    const int64_t n = job / jobs.tiles / jobs.chunks;
+    const int64_t first = job / jobs.tiles % jobs.chunks * kLossRows;
+    const int64_t ow = job % jobs.tiles * kLossThreads + threadIdx.x;
+    const int rows = static_cast<int>(min_of<int64_t>(kLossRows, plan.rows.out - first));
     double sum = 0, weight = 0;
-    for (int64_t ow = thread; ow < plan.columns.out; ow += kLossThreads) {
-      const UpsampledPixel<T> pixel(logits, strides, line / plan.rows.out, row,
-                                    plan.columns.tap(ow));
-      const int64_t at = line * plan.columns.out + ow;
-      const int64_t label = static_cast<int64_t>(target[at]);
-      A best = pixel.value(0), exponentials = A(0), weighted = A(0);
-      for (int64_t c = 1; c < loss.channels; ++c) best = max_of(best, pixel.value(c));
+    if (ow < plan.columns.out) {
+      const LogitColumn<T> column{logits + n * strides.n, strides, plan.columns.tap(ow)};
+      BilinearTap<A> taps[kLossRows];
+      A best[kLossRows], exponentials[kLossRows], weighted[kLossRows];
+      ATROUSX_UNROLL
+      for (int k = 0; k < kLossRows; ++k) {
+        taps[k] = plan.rows.tap(min_of(first + k, plan.rows.out - 1));
+        best[k] = -std::numeric_limits<A>::infinity();
+        exponentials[k] = weighted[k] = A(0);
+      }
       for (int64_t c = 0; c < loss.channels; ++c) {
-        const A v = pixel.value(c);
-        exponentials += std::exp(v - best);
-        weighted += loss.weight(c) * v;
+        ColumnWalk<T> walk;
+        ATROUSX_UNROLL
+        for (int k = 0; k < kLossRows; ++k)
+          best[k] = max_of(best[k], walk.value(column, c, taps[k]));
       }
-      const A lse = best + std::log(exponentials);
-      const A own = loss.valid(label) ? pixel.value(label) : A(0);
-      const A value = loss.loss(label, lse, own, weighted, total);
-      log_sum[at] = lse;
-      if (pixel_losses != nullptr) pixel_losses[at] = value;
-      sum += static_cast<double>(value);
-      weight += static_cast<double>(loss.pixel_weight(label));
-    }
-    losses[thread] = sum;
-    weights[thread] = weight;
-    for (int half = kLossThreads / 2; half > 0; half /= 2) {
-      __syncthreads();  // the sums of the previous level are complete
-      if (thread < half) {
-        losses[thread] += losses[thread + half];
-        weights[thread] += weights[thread + half];
+      for (int64_t c = 0; c < loss.channels; ++c) {
+        ColumnWalk<T> walk;
+        const A share = loss.smoothing == A(0) ? A(0) : loss.weight(c);
+        ATROUSX_UNROLL
+        for (int k = 0; k < kLossRows; ++k) {
+          const A v = walk.value(column, c, taps[k]);
+          exponentials[k] += std::exp(v - best[k]);
+          if (share != A(0)) weighted[k] += share * v;
+        }
+      }
+      ATROUSX_UNROLL
+      for (int k = 0; k < kLossRows; ++k) {
+        if (k >= rows) continue;
+        const int64_t at = (n * plan.rows.out + first + k) * plan.columns.out + ow;
+        const auto label = static_cast<int64_t>(target[at]);
+        const A lse = best[k] + std::log(exponentials[k]);
+        ColumnWalk<T> walk;
+        const A own = loss.valid(label) ? walk.value(column, label, taps[k]) : A(0);
+        const A value = loss.loss(label, lse, own, weighted[k], total);
+        log_sum[at] = lse;
+        if (pixel_losses != nullptr) pixel_losses[at] = value;
+        sum += static_cast<double>(value);
+        weight += static_cast<double>(loss.pixel_weight(label));
       }
     }
-    if (thread == 0) {
-      row_loss[line] = losses[0];
-      row_weight[line] = weights[0];
+    sum = block_sum(sum, room, kLossThreads);
+    weight = block_sum(weight, room, kLossThreads);
+    if (threadIdx.x == 0) {
+      job_loss[job] = sum;
+      job_weight[job] = weight;
     }
-    __syncthreads();  // the last level has been read; the next row overwrites it
   }
 }
 
-// Who: one thread owns one element of grad_logits, in a grid-stride loop, columns fastest.
-// Reads: every pixel that this logit reaches, in a fixed order: its label, log-sum and gradient,
-// and the four logits around it. Writes: its own element. Synchronisation: none. The gradient of
-// pixel (n, oh, ow) lies at n * grad_strides.n + oh * .h + ow * .w.
+// Who: one block owns the whole. Reads: the jobs' sums. Writes: the reduced loss, unless `loss` is
+// null, and the total weight. Synchronisation: trees of sums in shared memory.
+template <typename A>
+__global__ void __launch_bounds__(kLossThreads)
+    upsample_cross_entropy_total_kernel(const double* job_loss,    // [jobs]
+                                        const double* job_weight,  // [jobs]
+                                        int64_t jobs, bool mean,
+                                        A* loss,                 // [] or null
+                                        double* total_weight) {  // []
+  ATROUSX_SHARED(double, room, kLossThreads);
+  double sum = 0, weight = 0;
+  for (int64_t job = threadIdx.x; job < jobs; job += kLossThreads) {
+    sum += job_loss[job];
+    weight += job_weight[job];
+  }
+  sum = block_sum(sum, room, kLossThreads);
+  weight = block_sum(weight, room, kLossThreads);
+  if (threadIdx.x != 0) return;
+  *total_weight = weight;
+  if (loss != nullptr) *loss = static_cast<A>(mean ? sum / weight : sum);
+}
+
+// The gradient of the reduced loss by each pixel's.
+template <typename A>
+struct PixelGradient {
+  const A* grad;               // one a pixel [N, OH, OW], or []
+  const double* total_weight;  // [] for the mean, else null
+  bool per_pixel;
+
+  __device__ __forceinline__ A at(int64_t pixel) const {
+    if (per_pixel) return grad[pixel];
+    return total_weight == nullptr ? *grad : static_cast<A>(*grad / *total_weight);
+  }
+};
+
+// How the backward is cut up: a block takes `columns` logits of a row, so few that the pixels which
+// they reach are one a thread, or a single column.
+struct SlopeJobs {
+  int64_t batch, rows, tiles, columns;
+
+  template <typename A>
+  static SlopeJobs make(int64_t batch, const BilinearPlan<A>& plan) {
+    int64_t columns = min_of<int64_t>(plan.columns.in, kLossThreads);
+    while (columns > 1 && !fits(plan.columns, columns)) columns = columns * 3 / 4;
+    return {batch, plan.rows.in, ceil_div(plan.columns.in, columns), columns};
+  }
+  ATROUSX_HOST_DEVICE int64_t count() const { return batch * rows * tiles; }
+
+ private:
+  template <typename A>
+  static bool fits(const BilinearAxis<A>& axis, int64_t columns) {
+    for (int64_t w = 0; w < axis.in; w += columns)
+      if (axis.readers(min_of(axis.in, w + columns) - 1).last - axis.readers(w).first >
+          kLossThreads)
+        return false;
+    return true;
+  }
+};
+
+// The slopes of kSlopeChannels channels, from channel c on, summed down the pixels of a column with
+// the weights with which they read row h of the logits.
 template <typename T, typename Label>
-__global__ void upsample_cross_entropy_backward_kernel(
-    const Accumulate<T>* grad,     // one per pixel, strides may be 0
-    const T* logits,               // [N, C, H, W]
-    const Label* target,           // [N, OH, OW]
-    const Accumulate<T>* log_sum,  // [N, OH, OW]
-    T* grad_logits,                // [N, C, H, W]
-    int64_t batch, BilinearPlan<Accumulate<T>> plan, PixelLoss<Accumulate<T>> loss,
-    Strides4 strides, Strides4 grad_strides, Strides4 grad_logits_strides) {
+__device__ __forceinline__ void sum_slopes(
+    const LogitColumn<T>& column, const Label* target, const Accumulate<T>* log_sum,
+    const PixelGradient<Accumulate<T>>& gradient, const PixelLoss<Accumulate<T>>& loss,
+    Accumulate<T> total, const BilinearPlan<Accumulate<T>>& plan, int64_t n, int64_t h, int64_t c,
+    int64_t ow, Accumulate<T> (&sums)[kSlopeChannels]) {
   using A = Accumulate<T>;
-  const int64_t plane = plan.rows.in * plan.columns.in;
+  ColumnWalk<T> walks[kSlopeChannels];
+  const auto range = plan.rows.readers(h);
+  for (int64_t oh = range.first; oh < range.last; ++oh) {
+    const BilinearTap<A> row = plan.rows.tap(oh);
+    const A share =
+        (row.lower == h ? A(1) - row.weight : A(0)) + (row.upper == h ? row.weight : A(0));
+    const int64_t at = (n * plan.rows.out + oh) * plan.columns.out + ow;
+    const auto label = static_cast<int64_t>(target[at]);
+    if (share == A(0) || loss.ignored(label)) continue;
+    const A lse = log_sum[at], scale = loss.softmax_scale(label, total);
+    const A grad = share * gradient.at(at);
+    ATROUSX_UNROLL
+    for (int i = 0; i < kSlopeChannels; ++i) {
+      const int64_t channel = min_of(c + i, loss.channels - 1);
+      const A v = walks[i].value(column, channel, row);
+      A slope = scale * std::exp(v - lse) - loss.spread() * loss.weight(channel);
+      if (label == channel) slope -= (A(1) - loss.smoothing) * loss.weight(channel);
+      sums[i] += grad * slope;
+    }
+  }
+}
+
+// Who: a block owns jobs.columns logits of a row, every channel; a thread, the pixels of a column
+// that read this row, whose slopes it sums; then logits, which it gathers from these sums.
+// Reads: the labels, log-sums and gradients of the pixels, once for every kSlopeChannels channels
+// and each of the two rows of logits around them, and these logits. Writes: its logits' gradients.
+// Synchronisation: sums and column taps lie in shared memory; a barrier before they are read and
+// one before they are overwritten. No atomics: the order is always the same.
+template <typename T, typename Label>
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
+    upsample_cross_entropy_backward_kernel(PixelGradient<Accumulate<T>> gradient,
+                                           const T* logits,               // [N, C, H, W]
+                                           const Label* target,           // [N, OH, OW]
+                                           const Accumulate<T>* log_sum,  // [N, OH, OW]
+                                           T* grad_logits,                // [N, C, H, W]
+                                           SlopeJobs jobs, BilinearPlan<Accumulate<T>> plan,
+                                           PixelLoss<Accumulate<T>> loss, Strides4 strides,
+                                           Strides4 grad_logits_strides) {
+  using A = Accumulate<T>;
+  ATROUSX_SHARED(A, sums, kSlopeChannels * kLossThreads);
+  ATROUSX_SHARED(A, totals, kSlopeChannels * kLossThreads);
+  ATROUSX_SHARED(BilinearTap<A>, taps, kLossThreads);
+  const int thread = threadIdx.x;
   const A total = loss.total_weight();
-  for (int64_t i = global_thread(); i < batch * loss.channels * plane; i += global_threads()) {
-    const int64_t n = i / plane / loss.channels, c = i / plane % loss.channels;
-    const int64_t h = i % plane / plan.columns.in, w = i % plan.columns.in;
-    const auto rows = plan.rows.readers(h), columns = plan.columns.readers(w);
-    A sum = A(0);
-    for (int64_t oh = rows.first; oh < rows.last; ++oh) {
-      const A wy = plan.rows.weight_of(oh, h);
-      if (wy == A(0)) continue;
-      const BilinearTap<A> row = plan.rows.tap(oh);
-      for (int64_t ow = columns.first; ow < columns.last; ++ow) {
-        const A wx = plan.columns.weight_of(ow, w);
-        const int64_t at = (n * plan.rows.out + oh) * plan.columns.out + ow;
-        const int64_t label = static_cast<int64_t>(target[at]);
-        if (wx == A(0) || loss.ignored(label)) continue;
-        const UpsampledPixel<T> pixel(logits, strides, n, row, plan.columns.tap(ow));
-        A slope = loss.softmax_scale(label, total) * std::exp(pixel.value(c) - log_sum[at]) -
-                  loss.spread() * loss.weight(c);
-        if (label == c) slope -= (A(1) - loss.smoothing) * loss.weight(c);
-        sum += wy * wx * slope * grad[grad_strides.offset(n, 0, oh, ow)];
+  for (int64_t job = blockIdx.x; job < jobs.count(); job += gridDim.x) {
+    const int64_t n = job / jobs.tiles / jobs.rows, h = job / jobs.tiles % jobs.rows;
+    const int64_t begin = job % jobs.tiles * jobs.columns;
+    const int columns = static_cast<int>(min_of(plan.columns.in - begin, jobs.columns));
+    const int64_t first = plan.columns.readers(begin).first;
+    const int64_t last = plan.columns.readers(begin + columns - 1).last;
+    for (int64_t c = 0; c < loss.channels; c += kSlopeChannels) {
+      for (int i = thread; i < kSlopeChannels * columns; i += kLossThreads) totals[i] = A(0);
+      for (int64_t piece = first; piece < last; piece += kLossThreads) {
+        const int64_t ow = piece + thread;
+        A partial[kSlopeChannels] = {};
+        if (ow < last) {
+          const LogitColumn<T> column{logits + n * strides.n, strides, plan.columns.tap(ow)};
+          taps[thread] = column.tap;
+          sum_slopes(column, target, log_sum, gradient, loss, total, plan, n, h, c, ow, partial);
+        }
+        ATROUSX_UNROLL
+        for (int i = 0; i < kSlopeChannels; ++i) sums[i * kLossThreads + thread] = partial[i];
+        __syncthreads();  // sums and taps are complete
+        for (int i = thread; i < kSlopeChannels * columns; i += kLossThreads) {
+          const int64_t w = begin + i % columns;
+          const A* from = sums + i / columns * kLossThreads;
+          const auto range = plan.columns.readers(w);
+          A sum = A(0);
+          for (int64_t o = max_of(range.first, piece);
+               o < min_of(range.last, min_of(last, piece + kLossThreads)); ++o) {
+            const BilinearTap<A> tap = taps[o - piece];
+            const A share =
+                (tap.lower == w ? A(1) - tap.weight : A(0)) + (tap.upper == w ? tap.weight : A(0));
+            if (share != A(0)) sum += share * from[o - piece];
+          }
+          totals[i] += sum;
+        }
+        __syncthreads();  // sums and taps have been read; the next piece's overwrite them
+      }
+      for (int i = thread; i < kSlopeChannels * columns; i += kLossThreads) {
+        const int64_t channel = c + i / columns;
+        if (channel < loss.channels)
+          grad_logits[grad_logits_strides.offset(n, channel, h, begin + i % columns)] =
+              static_cast<T>(totals[i]);
       }
     }
-    grad_logits[grad_logits_strides.offset(n, c, h, w)] = static_cast<T>(sum);
   }
 }
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from tests.reference import upsample_bilinear2d as reference
 
-SIZES = [((2, 3), (5, 7)), ((5, 7), (2, 3)), ((1, 1), (3, 2)), ((4, 4), (4, 4)), ((9, 5), (33, 17))]
+# Up, down, one pixel, equal, several tiles of a block, and widths that are whole vectors.
+SIZES = [
+    ((2, 3), (5, 7)),
+    ((5, 7), (2, 3)),
+    ((1, 1), (3, 2)),
+    ((4, 4), (4, 4)),
+    ((9, 70), (35, 280)),
+    ((6, 40), (4, 16)),
+]
 # Both sides of the interpolation rounded once, in units of the dtype's epsilon at values near 1.
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "float16": 2e-3}
 
@@ -28,13 +36,41 @@ def test_forward_and_backward(emulated, small, large, align_corners, channels_la
     values = random(rng, (2, 3, *small), dtype)
     expected = reference.forward(values, large, align_corners)
     actual = emulated.upsample_bilinear2d_forward(values, large, *options)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype])
+    # Coordinates are rounded to float32, too: the further out, the coarser.
+    atol = TOLERANCE[dtype] * (1 + max(small) / 16)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
     grad = random(rng, (2, 3, *large), dtype)
     expected = reference.backward(grad, small, align_corners)
-    actual = emulated.upsample_bilinear2d_backward(grad, small, *options)
     scale = max(1.0, np.abs(expected).max())
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+    for wide in (False, True):
+        actual = emulated.upsample_bilinear2d_backward(grad, small, *options[:2], wide, 3)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=atol * scale)
+
+
+def test_vectors_of_channels(emulated):
+    rng = np.random.default_rng(0)
+    values, grad = random(rng, (2, 8, 5, 6), "float32"), random(rng, (2, 8, 11, 13), "float32")
+    actual = emulated.upsample_bilinear2d_forward(values, (11, 13), False, True, 2)
+    np.testing.assert_allclose(actual, reference.forward(values, (11, 13), False), atol=2e-6)
+    actual = emulated.upsample_bilinear2d_backward(grad, (5, 6), False, True, True, 2)
+    np.testing.assert_allclose(actual, reference.backward(grad, (5, 6), False), atol=2e-5)
+
+
+def test_weight_of_zero_stops_infinity(emulated):
+    grad = np.zeros((1, 1, 3, 3), np.float32)
+    grad[0, 0, 1, 1] = np.inf
+    for wide in (False, True):
+        actual = emulated.upsample_bilinear2d_backward(grad, (2, 2), True, False, wide, 1)
+        assert np.isinf(actual).all()  # the centre belongs to all four corners
+        actual = emulated.upsample_bilinear2d_backward(grad, (3, 3), True, False, wide, 1)
+        np.testing.assert_array_equal(actual, grad)
+
+
+def test_a_column_of_too_many_gradients_is_refused(emulated):
+    grad = np.zeros((1, 1, 1, 999), np.float32)
+    with pytest.raises(ValueError, match="too many gradients"):
+        emulated.upsample_bilinear2d_backward(grad, (1, 1), False, False, False, 1)
 
 
 def test_bfloat16_rounds_once(emulated):
@@ -81,6 +117,3 @@ def test_offsets_pass_32_bits(emulator_module):
     offset = emulator_module.strides4_offset(strides, index)
     assert offset == sum(s * i for s, i in zip(strides, index, strict=True))
     assert offset > 2**31
-    assert tuple(emulator_module.position_of(offset, 21, 4096, 4096, False)) == index
-    last = emulator_module.position_of(offset, 21, 4096, 4096, True)
-    assert ((last[0] * 4096 + last[2]) * 4096 + last[3]) * 21 + last[1] == offset

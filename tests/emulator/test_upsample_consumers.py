@@ -7,7 +7,13 @@ import pytest
 
 from tests.reference import upsample_bilinear2d, upsample_cross_entropy, upsample_softmax_add
 
-SIZES = [((2, 3), (5, 7)), ((5, 7), (2, 3)), ((1, 1), (3, 2)), ((4, 5), (9, 133))]
+SIZES = [
+    ((2, 3), (5, 7)),
+    ((5, 7), (2, 3)),
+    ((1, 1), (3, 2)),
+    ((4, 5), (9, 133)),
+    ((2, 1), (20, 140)),
+]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -26,24 +32,25 @@ def test_argmax(emulated, small, large, align_corners, channels_last):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize(("small", "large"), SIZES)
-def test_cross_entropy(emulated, small, large, smoothing, channels_last):
+def test_cross_entropy(emulated, small, large, reduction, smoothing, channels_last):
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(2, 4, *small)).astype(np.float32)
-    target = rng.integers(0, 4, size=(2, *large))
+    logits = rng.normal(size=(2, 5, *small)).astype(np.float32)
+    target = rng.integers(0, 5, size=(2, *large))
     target[0, 0] = 255
-    weight = rng.uniform(0.5, 2, size=4).astype(np.float32)
-    grad = rng.uniform(size=target.shape).astype(np.float32)
-    losses, row_loss, row_weight, gradient = emulated.upsample_cross_entropy(
-        logits, target, weight, 255, smoothing, False, grad, channels_last
+    weight = rng.uniform(0.5, 2, size=5).astype(np.float32)
+    grad = rng.uniform(size=target.shape if reduction == "none" else ()).astype(np.float32)
+    losses, loss, total_weight, gradient = emulated.upsample_cross_entropy(
+        logits, target, weight, 255, smoothing, False, grad, reduction == "mean", channels_last
     )
     exact, exact_gradient = upsample_cross_entropy.loss_and_gradient(
-        logits, target, weight, 255, "none", smoothing, grad=grad
+        logits, target, weight, 255, reduction, smoothing, grad=grad
     )
-    np.testing.assert_allclose(losses, exact, atol=1e-5)
-    np.testing.assert_allclose(row_loss, exact.sum(2), rtol=1e-5, atol=1e-5)
     counted = np.where(target == 255, 0, weight[np.where(target == 255, 0, target)])
-    np.testing.assert_allclose(row_weight, counted.sum(2), rtol=1e-6)
+    np.testing.assert_allclose(total_weight, counted.sum(), rtol=1e-6)
+    np.testing.assert_allclose(losses if reduction == "none" else loss, exact, rtol=1e-5, atol=1e-5)
+    exact_gradient = exact_gradient if reduction == "none" else grad * exact_gradient
     np.testing.assert_allclose(gradient, exact_gradient, atol=1e-5 * np.abs(exact_gradient).max())
 
 
@@ -62,9 +69,9 @@ def test_label_out_of_range_is_nan(emulated):
     target = np.zeros((1, 4, 4), np.int64)
     target[0, 1, 2] = 3
     ones = np.ones(3, np.float32), np.ones((1, 4, 4), np.float32)
-    losses, row_loss, _, gradient = emulated.upsample_cross_entropy(
-        logits, target, ones[0], -100, 0.0, False, ones[1], False
+    losses, loss, _, gradient = emulated.upsample_cross_entropy(
+        logits, target, ones[0], -100, 0.0, False, ones[1], False, False
     )
     assert np.isnan(losses).sum() == 1
-    assert np.isnan(row_loss).tolist() == [[False, True, False, False]]
+    assert np.isnan(loss)
     assert np.isnan(gradient).any()

@@ -1,6 +1,6 @@
 // Host-executed kernels and plan of upsample_bilinear2d.
 #include "arrays.h"
-#include "upsample_bilinear2d/upsample_bilinear2d_kernels.cuh"
+#include "upsample_bilinear2d/upsample_bilinear2d_backward_kernels.cuh"
 
 namespace {
 
@@ -15,34 +15,75 @@ atrousx::BilinearPlan<atrousx::Accumulate<T>> make_plan(const Pair& in, const Pa
           Axis::make(in[1], out[1], align_corners, std::nullopt)};
 }
 
+// Maps, and the numbers that lie side by side in each, as the launcher sees them.
+template <typename T>
+struct Layout {
+  int64_t maps, pixel;
+  Layout(const emulator::Tensor4<T>& t, bool channels_last)
+      : maps(channels_last ? t.size(0) : t.size(0) * t.size(1)),
+        pixel(channels_last ? t.size(1) : 1) {}
+};
+
+template <int kVector, typename T>
+void run_forward(emulator::Tensor4<T>& in, emulator::Tensor4<T>& out, const Layout<T>& layout,
+                 bool align_corners, unsigned int blocks) {
+  const auto plan =
+      make_plan<T>({in.size(2), in.size(3)}, {out.size(2), out.size(3)}, align_corners);
+  const auto jobs =
+      atrousx::ForwardJobs::make(layout.maps, out.size(2), out.size(3) * layout.pixel, kVector);
+  emulator::launch(blocks, atrousx::kForwardThreads, 0,
+                   atrousx::upsample_bilinear2d_forward_kernel<T, kVector>, in.data(), out.data(),
+                   jobs, layout.pixel, plan);
+}
+
 py::array forward(const py::array& input, const Pair& size, bool align_corners, bool channels_last,
                   unsigned int blocks) {
   return emulator::dispatch_floating(input, [&](auto zero) {
     using T = decltype(zero);
+    constexpr int kFull = atrousx::kFullVector<T>;
     emulator::Tensor4<T> in(input, channels_last);
     emulator::Tensor4<T> out({in.size(0), in.size(1), size[0], size[1]}, channels_last);
-    emulator::launch(blocks, 64, 0,
-                     channels_last ? atrousx::upsample_bilinear2d_forward_kernel<T, true>
-                                   : atrousx::upsample_bilinear2d_forward_kernel<T, false>,
-                     in.data(), out.data(), in.size(0), in.size(1),
-                     make_plan<T>({in.size(2), in.size(3)}, size, align_corners), in.strides(),
-                     out.strides());
+    const Layout<T> layout(in, channels_last);
+    if (size[1] * layout.pixel % kFull == 0)
+      run_forward<kFull>(in, out, layout, align_corners, blocks);
+    else
+      run_forward<1>(in, out, layout, align_corners, blocks);
     return out.to_array(input.dtype());
   });
 }
 
+template <int kVector, typename T>
+void run_backward(emulator::Tensor4<T>& out, emulator::Tensor4<T>& in, const Layout<T>& layout,
+                  bool align_corners, bool wide, unsigned int blocks) {
+  const auto plan =
+      make_plan<T>({in.size(2), in.size(3)}, {out.size(2), out.size(3)}, align_corners);
+  if (wide) {
+    const auto jobs =
+        atrousx::WideJobs::make(layout.maps, in.size(2), in.size(3), layout.pixel, kVector);
+    emulator::launch(blocks, atrousx::kWideThreads, 0,
+                     atrousx::upsample_bilinear2d_backward_wide_kernel<T, kVector>, out.data(),
+                     in.data(), jobs, layout.pixel, plan);
+    return;
+  }
+  const auto jobs = atrousx::NarrowJobs::make(layout.maps, layout.pixel, plan, kVector);
+  if (jobs.columns == 0) throw py::value_error("too many gradients for a block");
+  emulator::launch(blocks, atrousx::kNarrowThreads, 0,
+                   atrousx::upsample_bilinear2d_backward_narrow_kernel<T, kVector>, out.data(),
+                   in.data(), jobs, layout.pixel, plan);
+}
+
 py::array backward(const py::array& grad_output, const Pair& size, bool align_corners,
-                   bool channels_last, unsigned int blocks) {
+                   bool channels_last, bool wide, unsigned int blocks) {
   return emulator::dispatch_floating(grad_output, [&](auto zero) {
     using T = decltype(zero);
+    constexpr int kFull = atrousx::kFullVector<T>;
     emulator::Tensor4<T> out(grad_output, channels_last);
     emulator::Tensor4<T> in({out.size(0), out.size(1), size[0], size[1]}, channels_last);
-    emulator::launch(blocks, 64, 0,
-                     channels_last ? atrousx::upsample_bilinear2d_backward_kernel<T, true>
-                                   : atrousx::upsample_bilinear2d_backward_kernel<T, false>,
-                     out.data(), in.data(), in.size(0), in.size(1),
-                     make_plan<T>(size, {out.size(2), out.size(3)}, align_corners), out.strides(),
-                     in.strides());
+    const Layout<T> layout(out, channels_last);
+    if ((wide ? layout.pixel : out.size(3) * layout.pixel) % kFull == 0)
+      run_backward<kFull>(out, in, layout, align_corners, wide, blocks);
+    else
+      run_backward<1>(out, in, layout, align_corners, wide, blocks);
     return in.to_array(grad_output.dtype());
   });
 }
@@ -78,10 +119,4 @@ void bind_upsample_bilinear2d(py::module_& m) {
           return atrousx::Strides4{strides[0], strides[1], strides[2], strides[3]}.offset(
               index[0], index[1], index[2], index[3]);
         });
-  m.def("position_of", [](int64_t index, int64_t channels, int64_t height, int64_t width,
-                          bool channels_last) {
-    const auto p = channels_last ? atrousx::position_of<true>(index, channels, height, width)
-                                 : atrousx::position_of<false>(index, channels, height, width);
-    return std::array<int64_t, 4>{p.n, p.c, p.h, p.w};
-  });
 }

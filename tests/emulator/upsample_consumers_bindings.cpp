@@ -32,34 +32,40 @@ py::tuple argmax(const py::array_t<float>& array, const Pair& size, bool align_c
                         probability.to_array(shape, array.dtype()));
 }
 
-// Losses, row sums and weights, and the gradient under `grad`, one number a pixel.
+// Losses, their sum or mean, the total weight, and the gradient under `grad`: one number a pixel,
+// or of the reduced loss.
 py::tuple cross_entropy(const py::array_t<float>& array, const py::array_t<int64_t>& labels,
                         const py::array_t<float>& class_weight, int64_t ignore_index,
                         float smoothing, bool align_corners, const py::array_t<float>& grad,
-                        bool channels_last) {
+                        bool mean, bool channels_last) {
   emulator::Tensor4<float> logits(array, channels_last);
   emulator::Tensor4<float> grad_logits(
       {logits.size(0), logits.size(1), logits.size(2), logits.size(3)}, channels_last);
   const int64_t batch = labels.shape(0), height = labels.shape(1), width = labels.shape(2);
   emulator::Buffer<int64_t> target(labels);
-  emulator::Buffer<float> weight(class_weight), grad_pixels(grad);
-  emulator::Buffer<float> log_sum(target.size()), losses(target.size());
-  emulator::Buffer<double> row_loss(batch * height), row_weight(batch * height);
+  emulator::Buffer<float> weight(class_weight), grads(grad);
+  emulator::Buffer<float> log_sum(target.size()), losses(target.size()), loss(1);
+  const auto jobs = atrousx::LossJobs::make(batch, height, width);
+  emulator::Buffer<double> job_loss(jobs.count()), job_weight(jobs.count()), total_weight(1);
   const auto plan =
       make_plan<float>({logits.size(2), logits.size(3)}, {height, width}, align_corners);
-  const atrousx::PixelLoss<float> loss{weight.data(), logits.size(1), ignore_index, smoothing};
+  const atrousx::PixelLoss<float> pixel{weight.data(), logits.size(1), ignore_index, smoothing};
   emulator::launch(2, atrousx::kLossThreads, 0,
                    atrousx::upsample_cross_entropy_forward_kernel<float, int64_t>, logits.data(),
-                   target.data(), log_sum.data(), losses.data(), row_loss.data(), row_weight.data(),
-                   batch, plan, loss, logits.strides());
-  emulator::launch(2, 64, 0, atrousx::upsample_cross_entropy_backward_kernel<float, int64_t>,
-                   grad_pixels.data(), logits.data(), target.data(), log_sum.data(),
-                   grad_logits.data(), batch, plan, loss, logits.strides(),
-                   atrousx::Strides4{height * width, 0, width, 1}, grad_logits.strides());
-  const std::vector<py::ssize_t> rows{batch, height}, pixels{batch, height, width};
-  return py::make_tuple(
-      losses.to_array(pixels, array.dtype()), row_loss.to_array(rows, py::dtype::of<double>()),
-      row_weight.to_array(rows, py::dtype::of<double>()), grad_logits.to_array(array.dtype()));
+                   target.data(), log_sum.data(), losses.data(), job_loss.data(), job_weight.data(),
+                   jobs, plan, pixel, logits.strides());
+  emulator::launch(1, atrousx::kLossThreads, 0, atrousx::upsample_cross_entropy_total_kernel<float>,
+                   job_loss.data(), job_weight.data(), jobs.count(), mean, loss.data(),
+                   total_weight.data());
+  const bool per_pixel = grads.size() > 1;
+  const atrousx::PixelGradient<float> gradient{
+      grads.data(), mean && !per_pixel ? total_weight.data() : nullptr, per_pixel};
+  emulator::launch(
+      2, atrousx::kLossThreads, 0, atrousx::upsample_cross_entropy_backward_kernel<float, int64_t>,
+      gradient, logits.data(), target.data(), log_sum.data(), grad_logits.data(),
+      atrousx::SlopeJobs::make(batch, plan), plan, pixel, logits.strides(), grad_logits.strides());
+  return py::make_tuple(losses.to_array({batch, height, width}, array.dtype()), loss.data()[0],
+                        total_weight.data()[0], grad_logits.to_array(array.dtype()));
 }
 
 // The sum of 1 and of alpha times the probabilities.

@@ -1,0 +1,123 @@
+"""The models' loss and labels, which never upsample logits, and the confusion matrix."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from atrousx.models import ConfusionMatrix, deeplab_v1, deeplab_v2, deeplab_v3
+
+IGNORED = 255
+CLASSES = 3
+
+
+def labels_of(size):
+    target = torch.randint(CLASSES, (2, *size))
+    target[0, :5] = IGNORED
+    return target
+
+
+def upsampled(logits, size, align_corners):
+    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return {
+        "v1": deeplab_v1(CLASSES),
+        "v2": deeplab_v2(CLASSES, "vgg16", "large_fov"),
+        "v3": deeplab_v3(CLASSES, aux=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("v1", {"out": 1.0}),
+        ("v2", {"out": 1.0, "scale_1": 1.0, "scale_0.75": 1.0, "scale_0.5": 1.0}),
+        ("v3", {"out": 1.0, "aux": 0.5}),
+    ],
+)
+def test_loss_is_the_papers(networks, name, outputs):
+    network = networks[name].eval()  # without dropout, to compare
+    images, target = torch.randn(2, 3, 33, 41), labels_of((33, 41))
+    coarse = network.coarse_logits(images)
+    assert list(coarse) == list(outputs)
+    expected = torch.zeros(())
+    for key, factor in outputs.items():
+        logits, labels = coarse[key], target
+        if name == "v3":
+            logits = upsampled(logits, target.shape[1:], False)
+        else:  # every 8th pixel, or the nearest to where a smaller scale's lie
+            rows = torch.linspace(0, 32, logits.shape[2]).add(0.5).floor().long()
+            columns = torch.linspace(0, 40, logits.shape[3]).add(0.5).floor().long()
+            labels = target[:, rows][:, :, columns]
+        expected = expected + factor * F.cross_entropy(logits, labels, ignore_index=IGNORED)
+    torch.testing.assert_close(network.loss(images, target), expected)
+    torch.testing.assert_close(network.loss(coarse, target), expected)
+
+
+def test_loss_of_either_kind_and_of_upsampled_logits(networks):
+    v1, v3 = networks["v1"], networks["v3"]
+    logits, target = OrderedDict(out=torch.randn(2, CLASSES, 5, 6)), labels_of((33, 41))
+    weight = torch.rand(CLASSES)
+    options = {"ignore_index": IGNORED, "label_smoothing": 0.1}
+    full = F.cross_entropy(upsampled(logits["out"], (33, 41), True), target, weight, **options)
+    actual = v1.loss(logits, target, weight, downsample_labels=False, label_smoothing=0.1)
+    torch.testing.assert_close(actual, full)
+    large = OrderedDict(out=upsampled(logits["out"], (33, 41), False))
+    torch.testing.assert_close(v3.loss(large, target), v3.loss(logits, target))
+    # Pixels at 1/2 + 8 k, or the middle of an even number of them.
+    small = F.cross_entropy(logits["out"], target[:, 3::6][:, :5][:, :, 3::7], ignore_index=IGNORED)
+    actual = v3.loss(logits, F.pad(target, (0, 1), value=0)[:, :30], downsample_labels=True)
+    torch.testing.assert_close(actual, small)
+
+
+def test_a_step_of_training_lowers_the_loss(networks):
+    network = networks["v1"].train()
+    images, target = torch.randn(1, 3, 17, 17), torch.randint(CLASSES, (1, 17, 17))
+    before = network.loss(images, target)
+    (gradient,) = torch.autograd.grad(before, network.classifier[-1].bias)
+    assert gradient.abs().max() > 0
+    with pytest.raises(ValueError, match="target must have 3 dimensions"):
+        network.loss(images, target[0])
+
+
+@torch.inference_mode()
+def test_labels_are_those_of_the_logits(networks):
+    images = torch.randn(2, 3, 17, 25)
+    for name in ("v1", "v3"):  # v2 upsamples as v1
+        logits = networks[name].eval()(images)["out"]
+        labels = networks[name].labels(images)
+        assert labels.shape == (2, 17, 25)
+        assert (labels == logits.argmax(1)).float().mean() > 0.99  # but for near ties
+    assert networks["v3"].labels(images, (9, 7)).shape == (2, 9, 7)
+
+
+def test_confusion_matrix_by_hand():
+    confusion = ConfusionMatrix(3)
+    assert torch.tensor(confusion.mean_iou()).isnan()
+    true = torch.tensor([[0, 0, 1], [1, 1, 255]], dtype=torch.uint8)
+    confusion.update(torch.tensor([[0, 1, 1], [1, 0, 2]]), true)
+    assert confusion.matrix.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
+    assert confusion.iou()[:2].tolist() == [1 / 3, 2 / 4]
+    assert confusion.mean_iou() == pytest.approx((1 / 3 + 1 / 2) / 2)  # class 2 never occurs
+    assert confusion.accuracy() == 3 / 5
+    confusion.update(true[:0], true[:0])
+    assert confusion.update(torch.tensor([2]), torch.tensor([2])).matrix.sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "error", "message"),
+    [
+        ([0.0], [0], TypeError, "predicted must be integers, got float32"),
+        ([0], [0, 1], ValueError, "must have the same shape"),
+        ([0, 3], [0, 1], ValueError, "predicted must hold labels from 0 to 2, got 0 to 3"),
+        ([0, 1], [0, -1], ValueError, "true must hold labels from 0 to 2, got -1 to 0"),
+    ],
+)
+def test_confusion_matrix_rejects(predicted, true, error, message):
+    with pytest.raises(error, match=message):
+        ConfusionMatrix(3).update(torch.tensor(predicted), torch.tensor(true))
