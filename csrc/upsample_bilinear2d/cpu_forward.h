@@ -212,7 +212,10 @@ struct ForwardWide {
     const A* weights = plan->columns.weight.data();
     for (int64_t o = 0; o < out; ++o) {
       const A* left = row + lower[o] * pixel;
-      Rows<kBytes>::blend(left, left + pixel, weights[o], to + o * pixel, pixel);
+      if (weights[o] > A(0))
+        Rows<kBytes>::blend(left, left + pixel, weights[o], to + o * pixel, pixel);
+      else
+        Rows<kBytes>::convert(left, to + o * pixel, pixel);
     }
   }
 

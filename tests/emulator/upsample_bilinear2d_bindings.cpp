@@ -36,9 +36,17 @@ void run_forward(emulator::Tensor4<T>& in, emulator::Tensor4<T>& out, const Layo
                    jobs, layout.pixel, plan);
 }
 
+// The dtypes that differ in their vectors and their rounding: others would only take time to
+// compile.
+template <typename F>
+py::array dispatch(const py::array& array, F&& f) {
+  const std::string name = py::str(array.dtype().attr("name"));
+  return name == "float16" ? f(atrousx::Half{}) : f(float{});
+}
+
 py::array forward(const py::array& input, const Pair& size, bool align_corners, bool channels_last,
                   unsigned int blocks) {
-  return emulator::dispatch_floating(input, [&](auto zero) {
+  const auto run = [&](auto zero) {
     using T = decltype(zero);
     constexpr int kFull = atrousx::kFullVector<T>;
     emulator::Tensor4<T> in(input, channels_last);
@@ -49,7 +57,10 @@ py::array forward(const py::array& input, const Pair& size, bool align_corners, 
     else
       run_forward<1>(in, out, layout, align_corners, blocks);
     return out.to_array(input.dtype());
-  });
+  };
+  // NumPy has no bfloat16: uint16 holds its bits.
+  const bool bits = std::string(py::str(input.dtype().attr("name"))) == "uint16";
+  return bits ? run(atrousx::BFloat16{}) : dispatch(input, run);
 }
 
 template <int kVector, typename T>
@@ -74,7 +85,7 @@ void run_backward(emulator::Tensor4<T>& out, emulator::Tensor4<T>& in, const Lay
 
 py::array backward(const py::array& grad_output, const Pair& size, bool align_corners,
                    bool channels_last, bool wide, unsigned int blocks) {
-  return emulator::dispatch_floating(grad_output, [&](auto zero) {
+  return dispatch(grad_output, [&](auto zero) {
     using T = decltype(zero);
     constexpr int kFull = atrousx::kFullVector<T>;
     emulator::Tensor4<T> out(grad_output, channels_last);
