@@ -139,7 +139,9 @@ struct MultiplyLanes {
           Vector w[R::kVectors];
           for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
             __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * R::kColumns) + byte);
-          if constexpr (kDepthStep == 1)
+          if constexpr (kDepthStep != 1)
+            __builtin_prefetch(a + lanes[0] + kAhead * kDepthStep);
+          else
             for (int l = 0; l < R::kLanes; l += kLine<A>)
               __builtin_prefetch(soon + next[l + d % kLine<A>] + d / kLine<A> * kLine<A>, 0, 2);
           for (int v = 0; v < R::kVectors; ++v)
