@@ -2,6 +2,8 @@
 
 Both run in turns in this one process, and their results are compared. Speeds count live
 multiply-adds only, those that touch data and not padding: padding may be skipped, not billed.
+"ours" is backend="native", "auto" what a user gets; "other" is PyTorch in the other memory format.
+The pass "inference" is forward by the layer that atrousx.optimize makes, its weight packed before.
 
     python benchmarks/bench_atrous.py --quick
     python benchmarks/bench_atrous.py --device cuda --batch 16 --dtype bfloat16 \\
@@ -33,11 +35,13 @@ from timing import (
 )
 from torch import Tensor
 
+import atrousx
 from atrousx.ops import atrous_conv2d
 
 # Each pass, and the inputs (0: input, 1: weight) whose gradients it computes.
 PASSES: dict[str, tuple[int, ...]] = {
     "forward": (),
+    "inference": (),
     "backward": (0, 1),
     "grad_input": (0,),
     "grad_weight": (1,),
@@ -57,7 +61,9 @@ class Result:
     layer: Layer
     pass_name: str
     ours: Measured
+    auto: Measured
     torch: Measured
+    other: Measured
     operations: float
     peak: float
     error: float  # between the two results
@@ -69,6 +75,10 @@ class Result:
         return self.torch.median / self.ours.median
 
     @property
+    def auto_ratio(self) -> float:
+        return self.torch.median / self.auto.median
+
+    @property
     def verdict(self) -> str:
         if abs(self.ratio - 1) <= NOISE:
             return "even"
@@ -76,6 +86,35 @@ class Result:
 
     def speed(self, measured: Measured) -> float:
         return self.operations / measured.median * 1e-9
+
+
+def make_inference(
+    backend: atrousx.ops.Backend, layer: Layer, tensors: Sequence[Tensor]
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward by the layer that optimize makes of an AtrousConv2d."""
+    input, weight, _ = tensors
+    conv = atrousx.AtrousConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=False,
+    )
+    conv.weight.data = weight
+    fused = atrousx.optimize(torch.nn.Sequential(conv).eval())[0]
+
+    def forward() -> tuple[Tensor, ...]:
+        before = atrousx.get_backend()
+        atrousx.set_backend(backend)
+        try:
+            with torch.inference_mode():
+                return (fused(input),)
+        finally:
+            atrousx.set_backend(before)
+
+    return forward
 
 
 def make_pass(
@@ -126,14 +165,22 @@ def difference(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> flo
 
 def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float) -> Result:
     tensors = make_tensors(layer, args)
+    (elsewhere,) = (f for name, f in FORMATS.items() if name != args.memory_format)
+    others = [t.contiguous(memory_format=elsewhere) for t in tensors]
+
+    def ours(backend: atrousx.ops.Backend) -> Callable[[], tuple[Tensor, ...]]:
+        if pass_name == "inference":
+            return make_inference(backend, layer, tensors)
+        return make_pass(partial(atrous_conv2d, backend=backend), layer, pass_name, tensors)
+
     functions = {
-        name: make_pass(convolution, layer, pass_name, tensors)
-        for name, convolution in (
-            ("ours", partial(atrous_conv2d, backend=args.backend)),
-            ("torch", F.conv2d),
-        )
+        "ours": ours("native"),
+        "torch": make_pass(F.conv2d, layer, pass_name, tensors),
+        "other": make_pass(F.conv2d, layer, pass_name, others),
     }
-    results = {name: function() for name, function in functions.items()}
+    if args.device == "cpu":  # on a GPU it is always ours
+        functions["auto"] = ours("auto")
+    results = {name: functions[name]() for name in ("ours", "torch")}
     tolerance, wrong = TOLERANCE[args.dtype], []
     error = difference(results["ours"], results["torch"])
     if not error <= tolerance:
@@ -145,19 +192,24 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
         functions, torch.device(args.device), args.seconds, least_rounds=1 if args.quick else 3
     )
     operations = layer.live_operations * args.batch * max(1, len(PASSES[pass_name]))
+    timed.setdefault("auto", timed["ours"])
     return Result(
-        layer, pass_name, timed["ours"], timed["torch"], operations, peak, error, tuple(wrong)
+        layer,
+        pass_name,
+        timed["ours"],
+        timed["auto"],
+        timed["torch"],
+        timed["other"],
+        operations,
+        peak,
+        error,
+        tuple(wrong),
     )
 
 
 def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -> dict[str, Any]:
     row = {**machine, "dtype": args.dtype, "memory_format": args.memory_format}
-    row |= {
-        "backend": args.backend,
-        "batch": args.batch,
-        **asdict(result.layer),
-        "pass": result.pass_name,
-    }
+    row |= {"batch": args.batch, **asdict(result.layer), "pass": result.pass_name}
     row |= {
         "live_fraction": round(result.layer.live_fraction, 4),
         "ours_ms": round(result.ours.median * 1e3, 5),
@@ -165,6 +217,9 @@ def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -
         "ours_fastest_ms": round(result.ours.fastest * 1e3, 5),
         "torch_fastest_ms": round(result.torch.fastest * 1e3, 5),
         "ratio": round(result.ratio, 4),
+        "auto_ms": round(result.auto.median * 1e3, 5),
+        "auto_ratio": round(result.auto_ratio, 4),
+        "torch_other_format_ms": round(result.other.median * 1e3, 5),
         "ours_live_gflops": round(result.speed(result.ours), 2),
         "torch_live_gflops": round(result.speed(result.torch), 2),
         "peak_gflops": round(result.peak, 1),
@@ -177,18 +232,20 @@ def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -
 
 
 HEADER = (
-    f"{'layer':<20} {'pass':<11} {'live':>4} | {'ours ms':>9} {'torch ms':>9} | "
-    f"{'ratio':>6}        | {'ours GF/s':>9} {'of peak':>7} {'torch':>9} {'of peak':>7}"
+    f"{'layer':<18} {'pass':<11} {'live':>4} | "
+    f"{'ours ms':>9} {'auto':>9} {'torch':>9} {'other':>9} | {'ratio':>6} {'auto':>6}        | "
+    f"{'ours GF/s':>9} {'of peak':>7} {'torch':>9} {'of peak':>7}"
 )
 
 
 def table_row(result: Result) -> str:
     ours, theirs = result.speed(result.ours), result.speed(result.torch)
+    times = (result.ours, result.auto, result.torch, result.other)
     return (
-        f"{result.layer.name:<20} {result.pass_name:<11} {result.layer.live_fraction:>4.0%} | "
-        f"{result.ours.median * 1e3:>9.3f} {result.torch.median * 1e3:>9.3f} | "
-        f"{result.ratio:>5.2f}x {result.verdict:<6} | {ours:>9.1f} {ours / result.peak:>7.1%} "
-        f"{theirs:>9.1f} {theirs / result.peak:>7.1%}"
+        f"{result.layer.name:<18} {result.pass_name:<11} {result.layer.live_fraction:>4.0%} | "
+        + " ".join(f"{time.median * 1e3:>9.3f}" for time in times)
+        + f" | {result.ratio:>5.2f}x {result.auto_ratio:>5.2f}x {result.verdict:<6} | "
+        f"{ours:>9.1f} {ours / result.peak:>7.1%} {theirs:>9.1f} {theirs / result.peak:>7.1%}"
         + (f"  WRONG RESULT: {', '.join(result.wrong)}" if result.wrong else "")
     )
 
@@ -201,12 +258,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")
-    parser.add_argument(
-        "--backend",
-        choices=("native", "auto"),
-        default="native",
-        help="ours: always atrousx's kernels, or what backend='auto' picks; default: native",
-    )
     parser.add_argument("--batch", type=int, default=1, help="images; default: 1")
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's own choice")
     parser.add_argument("--layers", metavar="NAME,...", help="only layers whose name holds one")
@@ -249,8 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
         peak = Peak(DTYPES[args.dtype], torch.device(args.device))
         print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""))
         print(
-            f"{args.dtype}, {args.memory_format}, batch {args.batch}, backend {args.backend}; "
-            f"peak (a large matrix product): {peak.gflops:.0f} GFLOP/s\n\n"
+            f"{args.dtype}, {args.memory_format}, batch {args.batch}; "
+            f"peak ({peak.measured_by}): {peak.gflops:.0f} GFLOP/s\n\n"
             f"{HEADER}\n{'-' * len(HEADER)}"
         )
         for layer in choose(args.list, args.layers):

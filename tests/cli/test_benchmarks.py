@@ -71,7 +71,7 @@ def test_bench_atrous_writes_a_table_and_csv(tmp_path: Path):
     file = tmp_path / "new" / "atrous.csv"
     script = [sys.executable, str(BENCHMARKS / "bench_atrous.py"), "--device", "cpu"]
     layer = ["--quick", "--layers", "depthwise", "--memory-format", "channels_last"]
-    options = ["--passes", "forward,grad_input", "--seconds", "0.01", "--csv", str(file)]
+    options = ["--passes", "forward,inference,grad_input", "--seconds", "0.01", "--csv", str(file)]
     done = subprocess.run(
         [*script, *layer, *options],
         cwd=ROOT,
@@ -81,11 +81,11 @@ def test_bench_atrous_writes_a_table_and_csv(tmp_path: Path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("depthwise_r2 ") == 2
+    assert done.stdout.count("depthwise_r2 ") == 3
     assert "WRONG" not in done.stdout
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert [row["pass"] for row in rows] == ["forward", "grad_input"]
+    assert [row["pass"] for row in rows] == ["forward", "inference", "grad_input"]
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(
             float(row["torch_ms"]) / float(row["ours_ms"]), rel=1e-2
@@ -105,7 +105,7 @@ def test_csv_rows_are_appended(bench_atrous, tmp_path: Path):
 
 def test_wrong_results_are_called_wrong(bench_atrous, monkeypatch, capsys):
     def off_by_a_percent(*args: Any, backend: str, **options: Any) -> torch.Tensor:
-        assert backend == "native"
+        assert backend in ("native", "auto")
         return torch.nn.functional.conv2d(*args, **options) * 1.01
 
     monkeypatch.setattr(bench_atrous, "atrous_conv2d", off_by_a_percent)
