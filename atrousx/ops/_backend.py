@@ -80,10 +80,10 @@ class Problem(NamedTuple):
 # The least live fraction from which PyTorch's convolution is the faster one, by memory format
 # (channels_last or not) and by purpose (with gradients or without): the less padding there is to
 # skip, the less skipping it gains. 0: always, 2: never.
-_LIMITS = {(False, False): 0.7, (False, True): 0.7, (True, False): 0, (True, True): 2}
-# Under so many outputs, packing NCHW outweighs the product.
+_LIMITS = {(False, False): 0.7, (False, True): 0.7, (True, False): 0, (True, True): 0.97}
+# Under so many outputs only dilated filters are worth packing a map for.
 _FEW_OUTPUTS = 64
-_FEW_OUTPUTS_LIMITS = {(False, False): 0, (False, True): 0.7, (True, False): 2, (True, True): 2}
+_FEW_OUTPUTS_LIMIT = 0.9
 # PyTorch computes dilated depthwise gradients on a slow path.
 _DEPTHWISE_LIMITS = {(False, False): 2, (False, True): 2, (True, False): 0.95, (True, True): 2}
 
@@ -95,11 +95,9 @@ def torch_is_faster(problem: Problem) -> bool:
     """
     if problem.dtype != torch.float32:
         return False
-    limits = _LIMITS
-    if problem.depthwise:
-        limits = _DEPTHWISE_LIMITS
-    elif problem.outputs < _FEW_OUTPUTS:
-        limits = _FEW_OUTPUTS_LIMITS
+    limits = _DEPTHWISE_LIMITS if problem.depthwise else _LIMITS
+    if not problem.depthwise and problem.outputs < _FEW_OUTPUTS:
+        return problem.live >= _FEW_OUTPUTS_LIMIT
     return problem.live >= limits[problem.channels_last, problem.trains]
 
 

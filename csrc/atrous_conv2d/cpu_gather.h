@@ -139,9 +139,12 @@ class CpuGather {
       store(task, step.first_image, group.tiles[t], sums + group.first[t] * tile_step);
   }
 
-  // How much of the source's depth is multiplied at a time: part of a slab or whole slabs.
+  // How much of the source's depth is multiplied at a time: part of a slab or whole slabs. Filters
+  // of many taps take a whole cache line all the same while the weight fits the L2 cache.
   int64_t chunk_elements() const {
-    const int64_t fit = std::max<int64_t>(1, kDepth / weight_.taps());
+    const int64_t taps = weight_.taps();
+    const int64_t fit =
+        std::max<int64_t>({1, kDepth / taps, std::min<int64_t>(kLine<A>, 2 * kDepth / taps)});
     return fit >= kSlab ? fit / kSlab * kSlab : std::bit_floor(static_cast<uint64_t>(fit));
   }
 

@@ -64,10 +64,14 @@ def test_auto_goes_by_the_share_of_live_taps():
         ({"live": 0.65, "trains": True}, False),
         ({"live": 0.40, "channels_last": True}, True),
         ({"live": 0.96, "channels_last": True, "trains": True}, False),
+        ({"live": 0.98, "channels_last": True, "trains": True}, True),
         # DeepLab v2's branches to 21 classes.
-        ({"live": 0.40, "outputs": 21}, True),
-        ({"live": 0.96, "outputs": 21, "channels_last": True}, False),
-        ({"live": 0.80, "outputs": 21, "trains": True}, True),
+        ({"live": 0.40, "outputs": 21}, False),
+        ({"live": 0.81, "outputs": 21, "channels_last": True}, False),
+        ({"live": 0.80, "outputs": 21, "trains": True}, False),
+        # A network's first layer, its last.
+        ({"live": 0.98, "outputs": 32}, True),
+        ({"live": 1.0, "outputs": 21, "channels_last": True, "trains": True}, True),
         ({"live": 0.40, "outputs": 21, "trains": True}, False),
         ({"live": 0.80, "outputs": 21, "trains": True, "channels_last": True}, False),
         ({"depthwise": True, "live": 0.96}, False),
