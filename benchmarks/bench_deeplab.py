@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import DTYPES, CsvWriter, describe_machine, fair_settings, interleaved
+from timing import (
+    DTYPES,
+    CsvWriter,
+    describe_machine,
+    fair_settings,
+    interleaved,
+    peak_memory,
+)
 from torch import Tensor, nn
 
 import atrousx
@@ -118,19 +125,23 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     )
     calls = {key: (lambda side=side: side(image)) for key, side in sides.items()}
     timed = interleaved(calls, device, args.seconds, args.rounds)
+    memory = {key: round(peak_memory(call, device)) for key, call in calls.items()}
     speed = {key: round(args.batch / taken.median, 4) for key, taken in timed.items()}
+    names = ("ours", "optimized", "torch", "torchvision")
     return {
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "gflop": round(dense * 1e-9, 2),
         "live_gflop": round(live * 1e-9, 2),
-        **{f"{key}_images_per_s": speed.get(key, "") for key in (*sides, "torchvision")},
+        **{f"{key}_images_per_s": speed.get(key, "") for key in names},
         "paper_images_per_s": paper or "",
+        **{f"{key}_peak_mib": memory.get(key, "") for key in names},
         "rounds": len(timed["ours"].samples),
         "difference": f"{difference:.1e}",
     }
 
 
+# And what one call adds to the memory in use, in MiB: optimized beside PyTorch's layers.
 COLUMNS = {
     "model": 24,
     "parameters": 11,
@@ -141,6 +152,8 @@ COLUMNS = {
     "torch": 8,
     "torchvision": 11,
     "paper": 6,
+    "optimized_peak_mib": 18,
+    "torch_peak_mib": 14,
     "difference": 10,
 }
 

@@ -10,10 +10,6 @@ read and write once: the share of its speed says what is left to gain.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import gc
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import DTYPES, CsvWriter, Measured, describe_machine, interleaved
+from timing import DTYPES, CsvWriter, Measured, describe_machine, interleaved, peak_memory
 from torch import Tensor
 
 from atrousx import ops
@@ -132,29 +128,6 @@ def error_of(result: Tensor, exact: Tensor) -> float:
     if not result.is_floating_point():
         return float((result != exact).double().mean())
     return float((result.double() - exact).norm() / exact.norm().clamp_min(1e-30))
-
-
-def peak_memory(function: Function, device: torch.device) -> float:
-    """MiB by which one call raises the memory in use, its result included; NaN where unknown."""
-    gc.collect()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        function()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds hides growth
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-        before = _status_kib("VmRSS")
-        function()
-        return (_status_kib("VmHWM") - before) / 2**10
-    return float("nan")
-
-
-def _status_kib(name: str) -> int:
-    found = re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import ctypes
 import datetime
+import gc
 import os
 import platform
 import re
@@ -118,6 +119,29 @@ def fair_settings(dtype_name: str) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def peak_memory(function: Callable[[], object], device: torch.device) -> float:
+    """MiB by which one call raises the memory in use, its result included; NaN where unknown."""
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds hides growth
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+        before = _status_kib("VmRSS")
+        function()
+        return (_status_kib("VmHWM") - before) / 2**10
+    return float("nan")
+
+
+def _status_kib(name: str) -> int:
+    found = re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
 
 
 class Peak:
