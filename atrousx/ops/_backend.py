@@ -80,7 +80,7 @@ class Problem(NamedTuple):
 # The least live fraction from which PyTorch's convolution is the faster one, by memory format
 # (channels_last or not) and by purpose (with gradients or without): the less padding there is to
 # skip, the less skipping it gains. 0: always, 2: never.
-_LIMITS = {(False, False): 0.7, (False, True): 0.7, (True, False): 0, (True, True): 0.97}
+_LIMITS = {(False, False): 0.77, (False, True): 0.77, (True, False): 0, (True, True): 0.97}
 # Under so many outputs only dilated filters are worth packing a map for.
 _FEW_OUTPUTS = 64
 _FEW_OUTPUTS_LIMIT = 0.9
