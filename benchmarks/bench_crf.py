@@ -12,7 +12,6 @@ CRF (C++ extension) and of crfasrnn_pytorch, which this script does not run.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import skimage.data
 import torch
 from numpy.typing import NDArray
-from timing import CsvWriter, describe_machine, interleaved
+from timing import CsvWriter, describe_machine, interleaved, peak_memory
 from torch import Tensor
 
 import atrousx
@@ -139,25 +138,6 @@ def compare(logits: Tensor, image: Tensor) -> None:
         )
 
 
-def memory_growth(function: Callable[[], object]) -> float | None:
-    """MiB by which a call's memory at its peak passes the memory before it; Linux tells."""
-    status, peak_reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    function()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        peak_reset.write_text("5")
-        before = _kib(status, "VmRSS")
-        function()
-        return (_kib(status, "VmHWM") - before) / 1024
-    except (OSError, AttributeError):
-        return None
-
-
-def _kib(status: Path, name: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1])
-
-
 def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> None:
     device = torch.device(args.device)
     print(f"\n{size}, {ITERATIONS} iterations, threads {machine['threads'] or 'of the GPU'}")
@@ -168,7 +148,10 @@ def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> Non
     if on_cpu and their_densecrf is not None:
         compare(logits, image)
     whole = ("all-in", "forward", "pydensecrf")
-    growths = {n: memory_growth(f) for n, f in functions.items() if on_cpu and n.startswith(whole)}
+    whole_calls = {n: f for n, f in functions.items() if n.startswith(whole)}
+    for call in whole_calls.values():
+        call()  # what is kept from call to call does not count
+    growths = {n: round(peak_memory(f, device), 1) for n, f in whole_calls.items()}
     timed = interleaved(functions, device, args.seconds, least_rounds=args.rounds)
     for name, result in timed.items():
         growth = growths.get(name)
@@ -181,7 +164,7 @@ def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> Non
             row = {**machine, "size": size, "iterations": ITERATIONS, "stage": name}
             row |= {"ms": round(result.median * 1e3, 3), "rounds": len(result.samples)}
             row["fastest_ms"] = round(result.fastest * 1e3, 3)
-            row["growth_mib"] = "" if growth is None else round(growth)
+            row["growth_mib"] = "" if growth is None else growth
             writer.write(row)
     print_ratios(size, {name: result.median for name, result in timed.items()})
 

@@ -16,12 +16,13 @@ def bench_crf(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_prints_stages_and_writes_csv(bench_crf, monkeypatch, tmp_path: Path, capsys):
-    monkeypatch.setitem(bench_crf.PYDENSECRF_RECORDED, "24x16x3", 7.0)
+    monkeypatch.setitem(bench_crf.RECORDED, "24x16x3", {"pydensecrf": (7.0, 3)})
+    monkeypatch.setattr(bench_crf, "their_densecrf", None)
     file = tmp_path / "crf.csv"
     options = ["--device", "cpu", "--sizes", "24x16x3", "--threads", "1,2", "--rounds", "1"]
     assert bench_crf.main([*options, "--seconds", "0.01", "--csv", str(file)]) == 0
     out = capsys.readouterr().out
-    assert out.count("7000.0 ms  (recorded, not run here)") == 2
+    assert out.count("pydensecrf is not installed; recorded elsewhere, not run: 7.0 s") == 2
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert {row["threads"] for row in rows} == {"1", "2"}
