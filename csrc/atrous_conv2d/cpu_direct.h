@@ -2,7 +2,6 @@
 // which a tap is live is touched.
 #pragma once
 
-#include <type_traits>
 #include <vector>
 
 #include "../cpu_dispatch.h"
