@@ -59,7 +59,12 @@ def register_gradient(
         backward = staticmethod(gradient)
 
     def call(first: torch.Tensor, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or _somebody_listens():
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._is_any_autocast_enabled()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack()
+        ):
             return op(first, *args)
         if first.requires_grad and torch.is_grad_enabled():
             return Direct.apply(first, *args)  # type: ignore[no-untyped-call]
@@ -67,14 +72,6 @@ def register_gradient(
             return op(first, *args)
 
     return call
-
-
-def _somebody_listens() -> bool:
-    return bool(
-        torch._C._is_any_autocast_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-    )
 
 
 def register_autocast(op: torch._ops.OpOverload, to_lower_precision: bool) -> None:

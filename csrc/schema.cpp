@@ -44,8 +44,8 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "upsample_bilinear2d(Tensor input, SymInt[2] output_size, bool align_corners, "
       "float? scale_h=None, float? scale_w=None) -> Tensor");
   m.def(
-      "_upsample_bilinear2d_backward(Tensor grad_output, SymInt[4] input_size, bool align_corners, "
-      "float? scale_h=None, float? scale_w=None) -> Tensor");
+      "_upsample_bilinear2d_backward(Tensor grad_output, SymInt height, SymInt width, "
+      "bool align_corners, float? scale_h=None, float? scale_w=None) -> Tensor");
 
   // labels, uint8 if `narrow`, and the winners' probabilities, empty unless asked for.
   m.def(

@@ -112,28 +112,34 @@ def _(
 @torch.library.register_fake("atrousx::_upsample_bilinear2d_backward")
 def _(
     grad_output: Tensor,
-    input_size: Sequence[int],
+    height: int,
+    width: int,
     align_corners: bool,
     scale_h: float | None = None,
     scale_w: float | None = None,
 ) -> Tensor:
-    return _like(grad_output, input_size)
+    return _like(grad_output, [*grad_output.shape[:2], height, width])
 
 
 # Both directions are linear and each is the other's gradient, to any order.
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensor, _, *ctx.options = inputs
-    ctx.size = tensor.shape
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, _, *options = inputs
+    ctx.transposed = input.shape[2], input.shape[3], *options
 
 
 def _forward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _transposed(grad, ctx.size, *ctx.options), None, None, None, None
+    return _transposed(grad, *ctx.transposed), None, None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_output, _, _, *options = inputs
+    ctx.resampled = grad_output.shape[2:], *options
 
 
 def _backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _resample(grad, ctx.size[2:], *ctx.options), None, None, None, None
+    return _resample(grad, *ctx.resampled), None, None, None, None, None
 
 
-_resample = register_gradient(_forward, _forward_gradient, _save)
-_transposed = register_gradient(_backward, _backward_gradient, _save)
+_resample = register_gradient(_forward, _forward_gradient, _save_forward)
+_transposed = register_gradient(_backward, _backward_gradient, _save_backward)
 register_autocast(_forward, to_lower_precision=False)

@@ -23,16 +23,13 @@ struct Resampling {
         .checked();
   }
 
-  static Resampling backward(const Tensor& grad_output, const std::vector<int64_t>& input_size,
+  static Resampling backward(const Tensor& grad_output, int64_t height, int64_t width,
                              bool align_corners, std::optional<double> scale_h,
                              std::optional<double> scale_w) {
     check_rank4(grad_output, "grad_output");
-    STD_TORCH_CHECK(input_size.size() == 4 && input_size[0] == grad_output.size(0) &&
-                        input_size[1] == grad_output.size(1),
-                    "input_size must hold N and C of grad_output, then H and W");
     return Resampling{
-        input_size[0],       input_size[1], input_size[2], input_size[3], grad_output.size(2),
-        grad_output.size(3), align_corners, scale_h,       scale_w}
+        grad_output.size(0), grad_output.size(1), height,  width,  grad_output.size(2),
+        grad_output.size(3), align_corners,       scale_h, scale_w}
         .checked();
   }
 

@@ -157,9 +157,10 @@ struct AlongRow {
   }
 };
 
-// Input rows [begin, end) of maps whose pixels fill a vector or more.
-template <int kBytes>
-struct BackwardWide {
+// Input rows [begin, end) of maps whose pixels fill a vector of kAlong bytes or more; down the rows
+// kBytes are summed at a time, whatever the pixels.
+template <int kBytes, int kAlong>
+struct BackwardPixels {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const BackwardPlan<T>* plan, A* room, int64_t begin,
                                         int64_t end) {
@@ -175,12 +176,17 @@ struct BackwardWide {
       }
       rows.row(r, first, sums);
       first = false;
-      AlongRow<kBytes>::run(&plan->columns, static_cast<const A*>(sums), plan->pixel, to);
+      AlongRow<kAlong>::run(&plan->columns, static_cast<const A*>(sums), plan->pixel, to);
     }
   }
 };
 
-// Input rows [begin, end) of maps whose pixels are shorter than a vector. A vector's lanes are then
+template <int kBytes>
+using BackwardWide = BackwardPixels<kBytes, kBytes>;
+template <int kBytes>
+using BackwardHalf = BackwardPixels<kBytes, kBytes / 2>;
+
+// Input rows [begin, end) of maps whose pixels are shorter than half a vector. A vector's lanes are then
 // as many rows: their sums are transposed, summed like pixels, and transposed back.
 template <int kBytes>
 struct BackwardNarrow {

@@ -23,8 +23,8 @@ struct Pixels {
         size(channels_last ? r.channels : 1) {}
 
   template <typename A>
-  bool fill_vectors() const {
-    return size * static_cast<int64_t>(sizeof(A)) >= vector_bytes();
+  bool fill(int64_t bytes) const {
+    return size * static_cast<int64_t>(sizeof(A)) >= bytes;
   }
 };
 
@@ -57,7 +57,7 @@ void forward(const T* input, T* output, const Resampling& r, bool channels_last)
   const ForwardPlan<T> plan{input, output, pixels.size, CpuAxis<A>(axes.rows),
                             CpuAxis<A>(axes.columns)};
   const int64_t rows = pixels.maps * r.out_height, row = r.out_width * pixels.size;
-  if (pixels.fill_vectors<A>()) {
+  if (pixels.fill<A>(vector_bytes())) {
     over_rows<ForwardWide, A>(rows, row, plan.room(), &plan);
   } else {
     const ColumnGroups<A> columns(plan.columns, pixels.size, vector_bytes());
@@ -76,8 +76,10 @@ void backward(const T* grad_output, T* grad_input, const Resampling& r, bool cha
                              CpuAxis<A>(axes.columns)};
   const int64_t read = std::max<int64_t>(1, r.out_height / r.height) * r.out_width;
   const int64_t rows = pixels.maps * r.height, row = std::max(r.width, read) * pixels.size;
-  if (pixels.fill_vectors<A>())
+  if (pixels.fill<A>(vector_bytes()))
     over_rows<BackwardWide, A>(rows, row, plan.wide_room(), &plan);
+  else if (pixels.fill<A>(vector_bytes() / 2))
+    over_rows<BackwardHalf, A>(rows, row, plan.wide_room(), &plan);
   else
     over_rows<BackwardNarrow, A>(rows, row, plan.narrow_room(vector_bytes()), &plan);
 }
@@ -99,10 +101,10 @@ Tensor upsample_bilinear2d_cpu(const Tensor& input, std::vector<int64_t> output_
   return output;
 }
 
-Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output, std::vector<int64_t> input_size,
+Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output, int64_t height, int64_t width,
                                         bool align_corners, std::optional<double> scale_h,
                                         std::optional<double> scale_w) {
-  const auto r = Resampling::backward(grad_output, input_size, align_corners, scale_h, scale_w);
+  const auto r = Resampling::backward(grad_output, height, width, align_corners, scale_h, scale_w);
   const bool channels_last = is_channels_last(grad_output);
   const Tensor grad_input = empty4(grad_output, r.input_size(), channels_last);
   if (grad_input.numel() == 0) return grad_input;

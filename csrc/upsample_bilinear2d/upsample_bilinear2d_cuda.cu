@@ -77,10 +77,10 @@ Tensor upsample_bilinear2d_cuda(const Tensor& input, std::vector<int64_t> output
   return output;
 }
 
-Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output, std::vector<int64_t> input_size,
+Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output, int64_t height, int64_t width,
                                          bool align_corners, std::optional<double> scale_h,
                                          std::optional<double> scale_w) {
-  const auto r = Resampling::backward(grad_output, input_size, align_corners, scale_h, scale_w);
+  const auto r = Resampling::backward(grad_output, height, width, align_corners, scale_h, scale_w);
   const bool channels_last = is_channels_last(grad_output);
   const Tensor grad_input = empty4(grad_output, r.input_size(), channels_last);
   if (grad_input.numel() == 0) return grad_input;
