@@ -186,8 +186,8 @@ using BackwardWide = BackwardPixels<kBytes, kBytes>;
 template <int kBytes>
 using BackwardHalf = BackwardPixels<kBytes, kBytes / 2>;
 
-// Input rows [begin, end) of maps whose pixels are shorter than half a vector. A vector's lanes are then
-// as many rows: their sums are transposed, summed like pixels, and transposed back.
+// Input rows [begin, end) of maps whose pixels are shorter than half a vector. A vector's lanes are
+// then as many rows: their sums are transposed, summed like pixels, and transposed back.
 template <int kBytes>
 struct BackwardNarrow {
   template <typename T, typename A>

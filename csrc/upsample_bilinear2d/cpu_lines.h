@@ -33,8 +33,8 @@ struct ReadLogits {
           turn(from, min_of(c, channels - kLanes), min_of(w, width - kLanes), column_stride, to,
                pitch);
     } else {
-      for (int64_t w = 0; w < width; ++w)
-        for (int64_t c = 0; c < channels; ++c)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t w = 0; w < width; ++w)
           to[c * pitch + w] = static_cast<A>(from[c * channel_stride + w * column_stride]);
     }
   }
@@ -51,6 +51,50 @@ struct ReadLogits {
   }
 };
 
+// The same of fewer columns than there are: each blended from the two around it as they are read.
+template <int kBytes>
+struct ShrinkLogits {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* from, int64_t channels, const CpuAxis<A>* columns,
+                                        int64_t channel_stride, int64_t column_stride, A* to,
+                                        int64_t pitch) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    const int64_t *lower = columns->lower.data(), out = columns->out;
+    const A* weight = columns->weight.data();
+    if (channel_stride == 1 && channels >= kLanes && out >= kLanes) {
+      for (int64_t o = 0; o < out; o += kLanes)
+        for (int64_t c = 0; c < channels; c += kLanes)
+          turn(from, lower, weight, min_of(c, channels - kLanes), min_of(o, out - kLanes),
+               column_stride, to, pitch);
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t o = 0; o < out; ++o) {
+        const T* left = from + c * channel_stride + lower[o] * column_stride;
+        const T* right = left + (weight[o] > A(0) ? column_stride : 0);
+        to[c * pitch + o] =
+            (A(1) - weight[o]) * static_cast<A>(*left) + weight[o] * static_cast<A>(*right);
+      }
+    }
+  }
+
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void turn(const T* from, const int64_t* lower, const A* weight,
+                                         int64_t c, int64_t o, int64_t column_stride, A* to,
+                                         int64_t pitch) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    Lanes<A, kLanes> block[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const A w = weight[o + i];
+      const T* left = from + lower[o + i] * column_stride + c;
+      const T* right = left + (w > A(0) ? column_stride : 0);
+      block[i] = (A(1) - w) * load_lanes<kLanes>(left) + w * load_lanes<kLanes>(right);
+    }
+    transpose_lanes(block);
+    for (int i = 0; i < kLanes; ++i) store_lanes<kLanes>(to + (c + i) * pitch + o, block[i]);
+  }
+};
+
 // The logits, in any floating dtype and layout.
 struct LogitRows {
   const void* data;
@@ -63,11 +107,29 @@ struct LogitRows {
   // Row h of image n, widened: [channels, pitch].
   template <typename A>
   void read(int64_t n, int64_t h, int64_t channels, int64_t width, A* to, int64_t pitch) const {
+    row<A>(n, h, [&](auto* from) {
+      run_with_lanes<ReadLogits>(from, channels, width, strides.c, strides.w, to, pitch);
+    });
+  }
+
+  // The same, resampled to columns->out columns; `mirrored`: its columns come in reverse.
+  template <typename A>
+  void shrink(int64_t n, int64_t h, int64_t channels, const CpuAxis<A>& columns, bool mirrored,
+              A* to, int64_t pitch) const {
+    row<A>(n, h, [&](auto* from) {
+      run_with_lanes<ShrinkLogits>(mirrored ? from + (columns.in - 1) * strides.w : from, channels,
+                                   &columns, strides.c, mirrored ? -strides.w : strides.w, to,
+                                   pitch);
+    });
+  }
+
+ private:
+  template <typename A, typename F>
+  void row(int64_t n, int64_t h, F&& f) const {
     dispatch_floating(dtype, [&](auto zero) {
       using T = decltype(zero);
       if constexpr (std::is_same_v<Accumulate<T>, A>)
-        run_with_lanes<ReadLogits>(static_cast<const T*>(data) + strides.offset(n, 0, h, 0),
-                                   channels, width, strides.c, strides.w, to, pitch);
+        f(static_cast<const T*>(data) + strides.offset(n, 0, h, 0));
     });
   }
 };
@@ -92,6 +154,11 @@ struct LinesPlan {
   // do not fall on the same sets of a cache.
   int64_t pitch() const { return (groups.padded_out() / groups.lanes | 1) * groups.lanes; }
   int64_t source_pitch() const { return groups.in + groups.reach(); }
+  // Whether columns are blended as they are read: fewer are left to be turned, and where outputs
+  // lie far apart a row need not be copied to be read one by one.
+  bool blend_first() const {
+    return columns.in > columns.out && (groups.registers == 0 || logits.strides.w != 1);
+  }
   // Numbers that a task's lines need: two, the row they come from, and zeros.
   int64_t room() const { return r.channels * (2 * pitch() + source_pitch()) + pitch(); }
   // Pixel rows, of all images, that pay for waking a thread.
@@ -148,6 +215,9 @@ class Lines {
     const bool same = width == plan_->r.out_width;
     const int64_t source_pitch = same ? pitch : plan_->source_pitch();
     A *line = line_[which], *source = same ? line : source_;
+    held_[which] = row;
+    if (plan_->blend_first())
+      return plan_->logits.shrink(n, h, channels, plan_->columns, plan_->mirrored, line, pitch);
     plan_->logits.read(n, h, channels, width, source, source_pitch);
     for (int64_t c = 0; c < channels; ++c) {
       if (plan_->mirrored)
@@ -156,7 +226,6 @@ class Lines {
         ForwardNarrow<kBytes>::along(
             &plan_->groups, static_cast<const A*>(source + c * source_pitch), line + c * pitch);
     }
-    held_[which] = row;
   }
 
   const LinesPlan<A>* plan_;

@@ -1,6 +1,8 @@
 // The CPU's backward of upsample_cross_entropy: slopes, summed where they are made.
 #pragma once
 
+#include <cstring>
+
 #include "../upsample_bilinear2d/cpu_backward.h"
 #include "cpu_labels.h"
 
@@ -21,8 +23,8 @@ struct StoreGradient {
       for (int64_t w = 0; w < width; ++w)
         store_lanes<kLanes>(to + w * column_stride, load_lanes<kLanes>(from + w * kLanes));
     } else {
-      for (int64_t w = 0; w < width; ++w)
-        for (int64_t i = 0; i < count; ++i)
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t w = 0; w < width; ++w)
           to[w * column_stride + i] = static_cast<T>(from[w * kLanes + i]);
     }
   }
@@ -41,6 +43,17 @@ struct GradientRows {
         run_with_lanes<StoreGradient>(from, width, count,
                                       static_cast<T*>(data) + strides.offset(n, c, h, 0), strides.c,
                                       strides.w);
+    });
+  }
+
+  // Zeros for a whole row: all bits are 0 in every dtype.
+  void clear(int64_t n, int64_t h, int64_t channels, int64_t width) const {
+    dispatch_floating(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      T* row = static_cast<T*>(data) + strides.offset(n, 0, h, 0);
+      const bool pixels = strides.w != 1;  // whose channels lie side by side
+      const int64_t runs = pixels ? 1 : channels, size = pixels ? width * channels : width;
+      for (int64_t i = 0; i < runs; ++i) std::memset(row + i * strides.c, 0, size * sizeof(T));
     });
   }
 };
@@ -96,12 +109,12 @@ struct LossBackward {
       if (carried && first) band(plan, &lines, r - 1, here, next);
       first = false;
       std::swap(here, next);
-      std::fill_n(next, size, A(0));
+      std::fill_n(next, plan->lines.r.channels * at.pitch(), A(0));
       band(plan, &lines, r, here, next);
       if (carried || start[0] < start[1])
         along(plan, static_cast<const A*>(here), turned, r / height, h);
       else
-        untouched(plan, turned, r / height, h);
+        plan->out.clear(r / height, h, at.r.channels, at.r.width);
     }
   }
 
@@ -201,18 +214,6 @@ struct LossBackward {
         if constexpr (kMixed) store_lanes<kLanes>(next + c * pitch + j, lower);
       }
     }
-  }
-
-  // A row of logits that no pixel reads.
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void untouched(const LossBackwardPlan<A>* plan, A* zeros, int64_t n,
-                                              int64_t h) {
-    constexpr int kLanes = kLanesIn<kBytes, A>;
-    const int64_t channels = plan->lines.r.channels, width = plan->lines.columns.in;
-    std::fill_n(zeros, kLanes * width, A(0));
-    for (int64_t c = 0; c < channels; c += kLanes)
-      plan->out.store(static_cast<const A*>(zeros), n, c, h, width,
-                      min_of<int64_t>(kLanes, channels - c));
   }
 
   // The sums along the lines of a row of logits, a vector of channels at a time.
