@@ -16,6 +16,14 @@ namespace atrousx {
 // Pixels of a block: their values, [C, kLineBlock], lie in an inner cache.
 constexpr int64_t kLineBlock = 64;
 
+// Asks for numbers side by side that are read soon: a channel's row is too short for the processor
+// to see it coming.
+template <typename T>
+ATROUSX_ALWAYS_INLINE void fetch_ahead(const T* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t j = 0; j < count; j += kLine) __builtin_prefetch(from + j);
+}
+
 // to[c][w] = from[c * channel_stride + w * column_stride]
 template <int kBytes>
 struct ReadLogits {
@@ -25,8 +33,10 @@ struct ReadLogits {
                                         int64_t pitch) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     if (column_stride == 1) {
-      for (int64_t c = 0; c < channels; ++c)
+      for (int64_t c = 0; c < channels; ++c) {
+        if (c + 1 < channels) fetch_ahead(from + (c + 1) * channel_stride, width);
         Rows<kBytes>::convert(from + c * channel_stride, to + c * pitch, width);
+      }
     } else if (channel_stride == 1 && channels >= kLanes && width >= kLanes) {
       for (int64_t c = 0; c < channels; c += kLanes)
         for (int64_t w = 0; w < width; w += kLanes)
@@ -69,6 +79,8 @@ struct ShrinkLogits {
       return;
     }
     for (int64_t c = 0; c < channels; ++c) {
+      if (column_stride == 1 && c + 1 < channels)
+        fetch_ahead(from + (c + 1) * channel_stride, columns->in);
       for (int64_t o = 0; o < out; ++o) {
         const T* left = from + c * channel_stride + lower[o] * column_stride;
         const T* right = left + (weight[o] > A(0) ? column_stride : 0);
