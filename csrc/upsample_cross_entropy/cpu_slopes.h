@@ -46,6 +46,15 @@ struct GradientRows {
     });
   }
 
+  // What is stored soon is asked for, lest every store wait for its line.
+  void fetch(int64_t n, int64_t c, int64_t h, int64_t width, int64_t count) const {
+    dispatch_floating(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const T* row = static_cast<const T*>(data) + strides.offset(n, c, h, 0);
+      for (int64_t i = 0; i < count && strides.w == 1; ++i) fetch_ahead(row + i * strides.c, width);
+    });
+  }
+
   // Zeros for a whole row: all bits are 0 in every dtype.
   void clear(int64_t n, int64_t h, int64_t channels, int64_t width) const {
     dispatch_floating(dtype, [&](auto zero) {
@@ -53,7 +62,10 @@ struct GradientRows {
       T* row = static_cast<T*>(data) + strides.offset(n, 0, h, 0);
       const bool pixels = strides.w != 1;  // whose channels lie side by side
       const int64_t runs = pixels ? 1 : channels, size = pixels ? width * channels : width;
-      for (int64_t i = 0; i < runs; ++i) std::memset(row + i * strides.c, 0, size * sizeof(T));
+      for (int64_t i = 0; i < runs; ++i) {
+        if (i + 1 < runs) fetch_ahead(row + (i + 1) * strides.c, size);
+        std::memset(row + i * strides.c, 0, size * sizeof(T));
+      }
     });
   }
 };
@@ -226,6 +238,7 @@ struct LossBackward {
     A* result = turned + kLanes * pitch;
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t from = max_of<int64_t>(0, min_of(c, channels - kLanes));
+      plan->out.fetch(n, c, h, columns.in, min_of<int64_t>(kLanes, channels - c));
       BackwardNarrow<kBytes>::turn(lines + from * pitch, pitch, columns.out, turned);
       AlongRow<kBytes>::run(&columns, static_cast<const A*>(turned), int64_t{kLanes}, result);
       plan->out.store(static_cast<const A*>(result), n, from, h, columns.in,
