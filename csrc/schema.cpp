@@ -13,8 +13,9 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "atrous_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
       "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor");
   // The filters as the CPU's matrix products read them, for calls to come: what it holds depends on
-  // the CPU. Empty on a GPU, and where groups are too narrow for a product.
-  m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups) -> Tensor");
+  // the CPU. Empty on a GPU, and where groups are too narrow for a product. winograd: transformed,
+  // for calls without stride.
+  m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups, bool winograd=False) -> Tensor");
   // For inference: relu(convolution + residual), both where asked for, in one store. packed: by
   // the operator above, of the same weight.
   m.def(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import atrous_conv2d, multi_rate_conv2d
-from ..ops._backend import allows_tf32, get_backend, torch_computes
+from ..ops._backend import allows_tf32, get_backend, torch_computes, winograd_pays
 from ..ops._check import pair
 from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
@@ -78,22 +78,11 @@ class FusedConv2d(AtrousConv2d):
             and not isinstance(padding, str)
             and self.padding_mode == "zeros"
             and input.dim() == 4
-            and not self._by_torch(input, padding)
         ):
-            output: Tensor = _fused(
-                input,
-                self.weight,
-                self.bias,
-                residual,
-                self.relu,
-                self.stride,
-                (padding[0], padding[1], padding[0], padding[1]),
-                self.dilation,
-                self.groups,
-                allows_tf32(input),
-                self.packed.of(self.weight, self.groups),
-            )
-            return output
+            sides = (padding[0], padding[1], padding[0], padding[1])
+            output = self._stored(input, residual, sides)
+            if output is not None:
+                return output
         # PyTorch's convolution has no such store.
         output = self._conv_forward(input, self.weight, self.bias)
         if residual is not None:
@@ -115,11 +104,22 @@ class FusedConv2d(AtrousConv2d):
         extents = output_size(size, self.kernel_size, strides, sides, dilations)
         return tuple(residual.shape) == (input.shape[0], self.out_channels, *extents)
 
-    def _by_torch(self, input: Tensor, padding: tuple[int, ...]) -> bool:
-        sides = (padding[0], padding[1], padding[0], padding[1])
-        stride = (self.stride[0], self.stride[1])
-        dilation = (self.dilation[0], self.dilation[1])
-        return torch_computes(get_backend(), input, self.weight, None, stride, sides, dilation)
+    def _stored(
+        self, input: Tensor, residual: Tensor | None, sides: tuple[int, int, int, int]
+    ) -> Tensor | None:
+        """The finished result where atrousx's kernels compute it, None where PyTorch's do."""
+        stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
+        geometry = (stride, sides, dilation)
+        packed = None
+        if winograd_pays(get_backend(), input, self.weight, *geometry):
+            packed = self.packed.of(self.weight, winograd=True)
+        if packed is None:
+            if torch_computes(get_backend(), input, self.weight, None, *geometry):
+                return None
+            packed = self.packed.of(self.weight, self.groups)
+        options = (*geometry, self.groups, allows_tf32(input), packed)
+        output: Tensor = _fused(input, self.weight, self.bias, residual, self.relu, *options)
+        return output
 
 
 class FusedASPP(nn.Module):
@@ -158,7 +158,7 @@ class FusedASPP(nn.Module):
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
         elif self._together(input):
             tf32 = allows_tf32(input)
-            packed = [p.of(w) for p, w in zip(self.packed, weights, strict=True)]
+            packed = [self._pack(input, branch) for branch in range(len(weights))]
             whole = [p for p in packed if p is not None]
             branches = _multi_rate_relu(
                 input,
@@ -173,6 +173,13 @@ class FusedASPP(nn.Module):
             branches = self._one_by_one(input).relu_()
         result: Tensor = self.project(branches, residual)
         return result
+
+    def _pack(self, input: Tensor, branch: int) -> Tensor | None:
+        weight, rate = self.weights[branch], self.dilations[branch]
+        rows, columns = (rate * (taps // 2) for taps in weight.shape[2:])
+        geometry = ((1, 1), (rows, columns, rows, columns), (rate, rate))
+        winograd = winograd_pays(get_backend(), input, weight, *geometry)
+        return self.packed[branch].of(weight, winograd=winograd)
 
     @staticmethod
     def _together(input: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""A frozen weight as the CPU's kernels read it, packed once instead of at every call."""
+"""A frozen weight as the CPU's kernels read it, made once instead of at every call."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ _pack_weight = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 
 
 class PackedWeight:
-    """Keeps the packed form of one weight, and packs anew when the weight has changed.
+    """Keeps the packed forms of one weight, and packs anew when the weight has changed.
 
-    The packed form depends on the CPU: it is neither copied nor stored with its module.
+    A packed form depends on the CPU: it is neither copied nor stored with its module.
     """
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] = ()
-        self._packed: Tensor | None = None
+        # By whether they are transformed: what they were made of, and they themselves.
+        self._forms: dict[bool, tuple[tuple[Any, ...], Tensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, ()
 
-    def of(self, weight: Tensor, groups: int = 1) -> Tensor | None:
-        """The packed form for a call that happens now; None where kernels take the weight itself.
+    def of(self, weight: Tensor, groups: int = 1, winograd: bool = False) -> Tensor | None:
+        """A packed form for a call that happens now; None where kernels take the weight itself.
 
-        That is on GPUs, under autocast, which would round it, and in code that is traced.
+        With ``winograd`` 3x3 filters are transformed: see ``csrc/atrous_conv2d/cpu_winograd.h``.
+        None comes on GPUs, under autocast, which would round it, and in code that is traced.
         """
         if (
             weight.device.type != "cpu"
@@ -38,8 +39,9 @@ class PackedWeight:
             return None
         version = 0 if weight.is_inference() else weight._version
         key = (weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride())
-        if key != self._key:
+        made_of, packed = self._forms.get(winograd, ((), None))
+        if packed is None or key != made_of:
             with torch.inference_mode(False), torch.no_grad():
-                self._packed = _pack_weight(weight, groups)
-            self._key = key
-        return self._packed
+                packed = _pack_weight(weight, groups, winograd)
+            self._forms[winograd] = key, packed
+        return packed

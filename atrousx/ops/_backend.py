@@ -101,6 +101,15 @@ def torch_is_faster(problem: Problem) -> bool:
     return problem.live >= limits[problem.channels_last, problem.trains]
 
 
+def _undecidable(input: Tensor, weight: Tensor) -> bool:
+    """Whether no rule of the CPU applies, or to ask would tie traced code to one size."""
+    return (
+        torch.compiler.is_compiling()
+        or input.device.type != "cpu"
+        or any(isinstance(extent, torch.SymInt) for extent in (*input.shape, *weight.shape))
+    )
+
+
 def torch_computes(
     backend: str,
     input: Tensor,
@@ -111,12 +120,10 @@ def torch_computes(
     dilation: tuple[int, int],
 ) -> bool:
     """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
-    # Traced code keeps one backend for all sizes: to ask would tie it to those it was traced with.
-    if backend != "auto" or torch.compiler.is_compiling():
+    if backend != "auto":
         return backend == "torch"
     operands = [t for t in (input, weight, bias) if t is not None]
-    extents = (*input.shape, *weight.shape)
-    if input.device.type != "cpu" or any(isinstance(e, torch.SymInt) for e in extents):
+    if _undecidable(input, weight):
         return False
     outputs = output_size(input.shape[-2:], weight.shape[2:], stride, sides, dilation)
     formats = [torch._prims_common.suggest_memory_format(t) for t in operands if t.dim() == 4]
@@ -131,6 +138,46 @@ def torch_computes(
             trains=torch.is_grad_enabled() and any(t.requires_grad for t in operands),
         )
     )
+
+
+# The least number of channels, and of outputs, whose product outweighs the transforms; and the most
+# multiplications, beside those that touch data, that are worth them.
+_WINOGRAD_WIDTH = 32
+_WINOGRAD_SHARE = 0.75
+
+
+def winograd_pays(
+    backend: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> bool:
+    """Whether a 3x3 convolution with frozen filters is faster by Winograd's F(2x2, 3x3).
+
+    Its tiles are 2x2 outputs the dilation apart, of 16 multiplications a channel each.
+    """
+    outputs, channels, *taps = weight.shape
+    if backend == "torch" or _undecidable(input, weight):
+        return False
+    if (
+        (tuple(taps), tuple(stride)) != ((3, 3), (1, 1))
+        or min(outputs, channels) < _WINOGRAD_WIDTH
+        or channels != input.shape[1]
+        or input.dtype != torch.float32
+    ):
+        return False
+    size = input.shape[-2:]
+    extents = output_size(size, taps, stride, sides, dilation)
+    multiplications = 16.0
+    for extent, rate in zip(extents, dilation, strict=True):
+        longer, shorter = extent % rate, rate - extent % rate
+        multiplications *= longer * -(-(extent // rate + 1) // 2) + shorter * -(
+            -(extent // rate) // 2
+        )
+    direct = 9 * extents[0] * extents[1] * live_share(size, taps, extents, stride, sides, dilation)
+    return multiplications <= _WINOGRAD_SHARE * direct
 
 
 def convolve_by_torch(

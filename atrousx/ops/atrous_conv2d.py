@@ -183,7 +183,7 @@ def _(
 
 
 @torch.library.register_fake("atrousx::_atrous_conv2d_pack_weight")
-def _(weight: Tensor, groups: int) -> Tensor:
+def _(weight: Tensor, groups: int, winograd: bool = False) -> Tensor:
     # What it holds depends on the CPU, and so does its size.
     size = torch.library.get_ctx().new_dynamic_size()
     wide = weight.dtype == torch.float64

@@ -1,5 +1,6 @@
 // CPU checks, allocation and registration of atrous_conv2d and its two backward operators. Wide
-// groups are matrix products (cpu_gather.h, cpu_grad_weight.h), narrow ones direct (cpu_direct.h).
+// groups are matrix products (cpu_gather.h, cpu_grad_weight.h; cpu_winograd.h where the weight
+// comes transformed), narrow ones direct (cpu_direct.h).
 #include <functional>
 #include <memory>
 
@@ -7,6 +8,7 @@
 #include "cpu_direct.h"
 #include "cpu_gather.h"
 #include "cpu_grad_weight.h"
+#include "cpu_winograd.h"
 #include "gather.h"
 
 namespace atrousx {
@@ -50,11 +52,41 @@ StepWork<A> step_work(const GatherCall& call) {
   return work;
 }
 
-}  // namespace
+// Whether a call's weight came transformed, for cpu_winograd.h.
+bool is_transformed(const Tensor& source, const GatherCall& call) {
+  if (!call.packed.has_value() || source.scalar_type() != ScalarType::Float ||
+      !winograd_serves(call.shape))
+    return false;
+  int64_t size = 0;
+  with_register_tile<float>(call.shape.outer, [&](auto tile) {
+    size = WinogradWeight<decltype(tile)>(call.shape).size();
+  });
+  return call.packed->numel() == size && call.packed->is_contiguous() &&
+         call.packed->scalar_type() == ScalarType::Float &&
+         call.packed->device() == source.device();
+}
 
-// Matrix products whatever the width of the groups.
-void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
-  if (calls.empty() || source.size(0) == 0) return;
+void gather_transformed(const Tensor& source, const GatherCall& call) {
+  const GatherShape& shape = call.shape;
+  const Tensor from = dense4(source, true), &to = call.destination;
+  const bool apart = to.stride(1) != 1;  // channels are no neighbours there
+  const std::array<int64_t, 4> size{shape.batch, shape.outer, shape.rows.destinations,
+                                    shape.columns.destinations};
+  const Tensor result = apart ? empty4(source, size, true) : to;
+  with_register_tile<float>(shape.outer, [&](auto tile) {
+    CpuWinograd<decltype(tile)>(shape, data<float>(*call.packed), call.tail.epilogue<float>())
+        .run(data<float>(from), strides4(from), static_cast<float*>(result.mutable_data_ptr()),
+             strides4(result), source);
+  });
+  if (apart) {
+    Tensor destination = to;
+    torch::stable::copy_(destination, result);
+  }
+}
+
+// Passes over one packed source.
+void gather_together(const Tensor& source, const std::vector<GatherCall>& calls) {
+  if (calls.empty()) return;
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>([&](auto pack) {
@@ -74,9 +106,27 @@ void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
   });
 }
 
+}  // namespace
+
+// Matrix products whatever the width of the groups.
+void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
+  if (source.size(0) == 0) return;
+  std::vector<GatherCall> waiting;
+  for (const GatherCall& call : calls) {
+    if (!is_transformed(source, call)) {
+      waiting.push_back(call);
+      continue;
+    }
+    gather_together(source, waiting);
+    waiting.clear();
+    gather_transformed(source, call);
+  }
+  gather_together(source, waiting);
+}
+
 namespace {
 
-Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups) {
+Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, bool winograd) {
   const Sizes size = sizes4(weight, "weight");
   STD_TORCH_CHECK(groups > 0 && size[0] % groups == 0, "groups must divide weight's outputs");
   GatherShape shape{};
@@ -86,14 +136,22 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups) {
   shape.rows.taps = size[2];
   shape.columns.taps = size[3];
   const Strides4 strides = strides4(weight);
+  const WeightStrides seen{shape.outer * strides.n, strides.n, strides.c, strides.h, strides.w};
   std::optional<Tensor> packed;
+  if (winograd) {
+    STD_TORCH_CHECK(shape.rows.taps == 3 && shape.columns.taps == 3 && groups == 1 &&
+                        weight.scalar_type() == ScalarType::Float,
+                    "only 3x3 filters in float32 without groups are transformed");
+    with_register_tile<float>(shape.outer, [&](auto tile) {
+      packed = WinogradWeight<decltype(tile)>(shape).pack(data<float>(weight), seen, weight);
+    });
+    return *packed;
+  }
   if (gathers_directly(shape)) return scratch(weight, 0);
   dispatch_floating(weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>([&](auto pack) {
       with_register_tile<Accumulate<T>, decltype(pack)::value>(shape.outer, [&](auto tile) {
-        const WeightStrides seen{shape.outer * strides.n, strides.n, strides.c, strides.h,
-                                 strides.w};
         packed = PackedWeight<decltype(tile)>(shape).pack(data<T>(weight), seen, weight);
       });
     });

@@ -74,7 +74,7 @@ Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
 }
 
 // These kernels read the weight itself, or pack it faster than they multiply.
-Tensor atrous_conv2d_pack_weight_cuda(const Tensor& weight, int64_t /*groups*/) {
+Tensor atrous_conv2d_pack_weight_cuda(const Tensor& weight, int64_t /*groups*/, bool /*winograd*/) {
   return torch::stable::new_empty(weight, {0});
 }
 

@@ -49,6 +49,7 @@ MODELS = {
     "unit": (lambda: Bottleneck(16, 4, 1, 2), (2, 16, 9, 7)),
     "unit with a shortcut": (lambda: Bottleneck(6, 4, 2, 2), (2, 6, 9, 7)),
     "unit with a subsampled shortcut": (lambda: Bottleneck(16, 4, 2, 2), (2, 16, 9, 7)),
+    "unit of 3x3 filters to transform": (lambda: Bottleneck(48, 32, 1, 2), (2, 48, 16, 17)),
     "ASPP": (lambda: atrousx.ASPP(20, (2, 4, 5), 12), (2, 20, 9, 11)),
 }
 
@@ -184,7 +185,7 @@ def test_weights_are_packed_once_and_anew_when_they_change():
         torch.testing.assert_close(fast(image), 2 * before)
         # Neither a copy nor a stored model has it: another CPU would read it wrongly.
         for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-            assert other[0].packed._packed is None
+            assert not other[0].packed._forms
             assert torch.equal(other(image), fast(image))
         assert list(fast.state_dict()) == ["0.weight", "0.bias"]
         with torch.autocast("cpu", torch.bfloat16):
