@@ -5,6 +5,7 @@
 #include "atrous_conv2d_kernels.cuh"
 #include "depthwise_cuda.h"
 #include "gather.h"
+#include "plan_cache.h"
 #include "tensorcore.h"
 
 namespace atrousx {
@@ -36,7 +37,8 @@ void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) 
               weight_strides, strides4(destination));
       return check_cuda(cudaGetLastError(), "atrous_conv2d, narrow groups");
     }
-    for (const TapPlan& plan : tap_plans(shape.rows, shape.columns, shape.batch, kTile)) {
+    const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kTile);
+    for (const TapPlan& plan : *plans) {
       const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kTile);
       atrous_conv2d_gather_kernel<T><<<job_grid(jobs), kProductThreads, 0, context.stream()>>>(
           data<T>(source), data<T>(weight), epilogue, to, plan, shape, strides4(source),

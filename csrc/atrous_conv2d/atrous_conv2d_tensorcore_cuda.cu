@@ -1,6 +1,7 @@
 // CUDA launchers of atrous_conv2d's tensor-core kernels. Results are written in their own layout.
 #include "atrous_conv2d_tensorcore_grad_weight_kernels.cuh"
 #include "atrous_conv2d_tensorcore_kernels.cuh"
+#include "plan_cache.h"
 #include "tensorcore.h"
 #include "tensorcore_operands.h"
 
@@ -13,7 +14,8 @@ void launch_gather(const GatherShape& shape, const T* source, const T* weight,
                    cudaStream_t stream) {
   const auto kernel = atrous_conv2d_gather_tensorcore_kernel<T, kColumns>;
   allow_shared_memory(kernel, kTensorSharedBytes<kColumns>);
-  for (const TapPlan& plan : tap_plans(shape.rows, shape.columns, shape.batch, kTensorLanes)) {
+  const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kTensorLanes);
+  for (const TapPlan& plan : *plans) {
     const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kColumns);
     kernel<<<job_grid(jobs), kTensorThreads, kTensorSharedBytes<kColumns>, stream>>>(
         source, weight, epilogue, destination, plan, shape, strides);

@@ -14,7 +14,7 @@
 #include "cpu_product.h"
 #include "cpu_slabs.h"
 #include "cpu_weight.h"
-#include "plan.h"
+#include "plan_cache.h"
 
 namespace atrousx {
 
@@ -74,7 +74,8 @@ class CpuGather {
   // `wanted` groups, where there are as many tiles, of about equal cost: threads then end together.
   std::vector<Group> group_tiles(int64_t images, int64_t wanted) const {
     std::vector<Tile> tiles;
-    for (const TapPlan& plan : tap_plans(shape_.rows, shape_.columns, images, kTilePixels))
+    const auto plans = cached_tap_plans(shape_.rows, shape_.columns, images, kTilePixels);
+    for (const TapPlan& plan : *plans)
       for (int64_t t = 0; t < plan.tiles(); ++t) tiles.push_back(plan.tile(t, images));
     std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
       return a.pixels * a.live_taps() > b.pixels * b.live_taps();

@@ -37,6 +37,8 @@ struct TapAxis {
   int64_t destinations, sources, taps;
   int64_t scale, offset, step, divisor;  // either scale or divisor is 1
 
+  bool operator==(const TapAxis&) const = default;
+
   static TapAxis forward(int64_t in, int64_t out, int64_t taps, int64_t stride, int64_t padding,
                          int64_t dilation) {
     return {out, in, taps, stride, -padding, dilation, 1};

@@ -44,7 +44,8 @@ bool launch_union(const MultiRate& call, const Tensor& input, const std::vector<
   if (!operands.add(centre_sum(weights), pointwise(g), true, stream)) return false;
   for (size_t i = 0; i < weights.size(); ++i)
     if (!operands.add(weights[i], call.geometries[i], false, stream)) return false;
-  const auto plan = union_plan(operands.passes, g.batch, kTensorLanes);
+  const auto kept = cached_union_plan(operands.passes, g.batch, kTensorLanes);
+  const std::optional<UnionPlan>& plan = *kept;
   if (!plan.has_value()) return false;
   const auto map = map_operand<T>(input, 1, stream);
   const auto kernel = multi_rate_sum_tensorcore_kernel<T, kColumns>;

@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "../atrous_conv2d/plan_cache.h"
 #include "plan.h"
 
 namespace atrousx {
@@ -128,6 +129,26 @@ inline std::optional<UnionPlan> union_plan(const std::vector<RatePass>& passes, 
         plan.first_tile[pair] + static_cast<int>(ceil_div(pixels, tile_pixels));
   }
   return plan;
+}
+
+// What union_plan looks at: of each pass its rows, then its columns.
+struct UnionPlanKey {
+  std::vector<TapAxis> axes;
+  int64_t batch, tile_pixels;
+
+  bool operator==(const UnionPlanKey&) const = default;
+};
+
+// union_plan(...) of geometries used last.
+inline std::shared_ptr<const std::optional<UnionPlan>> cached_union_plan(
+    const std::vector<RatePass>& passes, int64_t batch, int64_t tile_pixels) {
+  static auto* const cache = new LruCache<UnionPlanKey, std::optional<UnionPlan>, kMostPlans>;
+  UnionPlanKey key{{}, batch, tile_pixels};
+  for (const RatePass& pass : passes) {
+    key.axes.push_back(pass.shape.rows);
+    key.axes.push_back(pass.shape.columns);
+  }
+  return cache->get(key, [&] { return union_plan(passes, batch, tile_pixels); });
 }
 
 }  // namespace atrousx

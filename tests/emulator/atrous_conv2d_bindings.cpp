@@ -1,7 +1,7 @@
 // Host-executed kernels and plan of atrous_conv2d.
-#include "arrays.h"
 #include "atrous_conv2d/atrous_conv2d_direct_kernels.cuh"
-#include "atrous_conv2d/atrous_conv2d_kernels.cuh"
+#include "atrous_conv2d/plan_cache.h"
+#include "convolutions.h"
 
 namespace {
 
@@ -10,28 +10,15 @@ using atrousx::Accumulate;
 using atrousx::ConvGeometry;
 using atrousx::GatherShape;
 using atrousx::TapAxis;
+using emulator::geometry;
+using emulator::Pair;
+using emulator::sizes;
 using emulator::Tensor4;
-using Pair = std::array<int64_t, 2>;
 
-// What a pass takes beside its arrays. blocks: size of the grid, less than there are jobs, so that
-// blocks take several; direct: the kernel of narrow groups whatever the width.
-struct Options {
-  Pair stride, padding, dilation;
-  int64_t groups;
-  bool channels_last, direct;
-  unsigned int blocks;
+// direct: the kernel of narrow groups whatever the width.
+struct Options : emulator::ConvOptions {
+  bool direct;
 };
-
-ConvGeometry geometry(const std::array<int64_t, 4>& input, const std::array<int64_t, 4>& weight,
-                      const Pair& output, const Options& o) {
-  return {input[0],     input[1],     input[2],      input[3],     weight[0],   weight[2],
-          weight[3],    o.groups,     output[0],     output[1],    o.stride[0], o.stride[1],
-          o.padding[0], o.padding[1], o.dilation[0], o.dilation[1]};
-}
-
-std::array<int64_t, 4> sizes(const py::array& a) {
-  return {a.shape(0), a.shape(1), a.shape(2), a.shape(3)};
-}
 
 template <typename T>
 void gather(const GatherShape& shape, Tensor4<T>& source, T* weight,
@@ -54,10 +41,10 @@ py::array forward(const py::array& input, const py::array& weight,
     using T = decltype(zero);
     Tensor4<T> x(input, o.channels_last), w(weight, o.channels_last);
     Tensor4<T> y({x.size(0), w.size(0), size[0], size[1]}, o.channels_last);
-    emulator::Buffer<T> b = bias ? emulator::Buffer<T>(*bias) : emulator::Buffer<T>(size_t{0});
-    const ConvGeometry g = geometry(sizes(input), sizes(weight), size, o);
-    gather(g.forward(), x, w.data(), g.forward_weight(w.strides()),
-           atrousx::Epilogue<T>{bias ? b.data() : nullptr}, y, o);
+    emulator::Bias<T> b(bias);
+    const ConvGeometry g = geometry(sizes(x), sizes(w), size, o);
+    gather(g.forward(), x, w.data(), g.forward_weight(w.strides()), atrousx::Epilogue<T>{b.data()},
+           y, o);
     return y.to_array(input.dtype());
   });
 }
@@ -68,8 +55,7 @@ py::array backward_input(const py::array& grad_output, const py::array& weight, 
     using T = decltype(zero);
     Tensor4<T> y(grad_output, o.channels_last), w(weight, o.channels_last);
     Tensor4<T> x({y.size(0), w.size(1) * o.groups, size[0], size[1]}, o.channels_last);
-    const ConvGeometry g = geometry({x.size(0), x.size(1), size[0], size[1]}, sizes(weight),
-                                    {y.size(2), y.size(3)}, o);
+    const ConvGeometry g = geometry(sizes(x), sizes(w), {y.size(2), y.size(3)}, o);
     gather(g.grad_input(), y, w.data(), g.grad_input_weight(w.strides()), atrousx::Epilogue<T>{}, x,
            o);
     return x.to_array(grad_output.dtype());
@@ -80,23 +66,21 @@ py::array backward_weight(const py::array& grad_output, const py::array& input, 
                           int64_t splits, const Options& o) {
   return emulator::dispatch_floating(grad_output, [&](auto zero) {
     using T = decltype(zero);
-    Tensor4<T> y(grad_output, o.channels_last), x(input, o.channels_last);
-    Tensor4<T> w({y.size(1), x.size(1) / o.groups, taps[0], taps[1]}, o.channels_last);
-    const GatherShape shape =
-        geometry(sizes(input), {w.size(0), w.size(1), taps[0], taps[1]}, {y.size(2), y.size(3)}, o)
-            .forward();
     if (o.direct) {
+      Tensor4<T> y(grad_output, o.channels_last), x(input, o.channels_last);
+      Tensor4<T> w({y.size(1), x.size(1) / o.groups, taps[0], taps[1]}, o.channels_last);
+      const GatherShape shape = geometry(sizes(x), sizes(w), {y.size(2), y.size(3)}, o).forward();
       emulator::launch(o.blocks, 32, 0, atrousx::atrous_conv2d_grad_weight_direct_kernel<T>,
                        y.data(), x.data(), w.data(), shape, y.strides(), x.strides(), w.strides());
       return w.to_array(grad_output.dtype());
     }
-    emulator::Buffer<Accumulate<T>> parts(splits * w.size(0) * w.size(1) * taps[0] * taps[1]);
-    emulator::launch(o.blocks, atrousx::kProductThreads, 0,
-                     atrousx::atrous_conv2d_grad_weight_kernel<T>, y.data(), x.data(), parts.data(),
-                     splits, shape, y.strides(), x.strides());
-    emulator::launch(o.blocks, 64, 0, atrousx::atrous_conv2d_sum_parts_kernel<T>, parts.data(),
-                     w.data(), splits, shape, w.strides());
-    return w.to_array(grad_output.dtype());
+    return emulator::sum_of_parts<T>(
+        grad_output, input, taps, splits, o.channels_last, o,
+        [&](const GatherShape& shape, Tensor4<T>& y, Tensor4<T>& x, Accumulate<T>* parts) {
+          emulator::launch(o.blocks, atrousx::kProductThreads, 0,
+                           atrousx::atrous_conv2d_grad_weight_kernel<T>, y.data(), x.data(), parts,
+                           splits, shape, y.strides(), x.strides());
+        });
   });
 }
 
@@ -150,13 +134,22 @@ void bind_plan(py::module_& m) {
       });
   m.def("conv_axis_classes", &classes);
   m.def("conv_tiles", &tiles);
+  const auto count = [](const atrousx::TapPlans& plans) {
+    int64_t tiles = 0;
+    for (const auto& plan : plans) tiles += plan.tiles();
+    return tiles;
+  };
   m.def("conv_tile_count",
-        [](const TapAxis& rows, const TapAxis& columns, int64_t batch, int64_t tile_pixels) {
-          int64_t count = 0;
-          for (const auto& plan : atrousx::tap_plans(rows, columns, batch, tile_pixels))
-            count += plan.tiles();
-          return count;
+        [=](const TapAxis& rows, const TapAxis& columns, int64_t batch, int64_t tile_pixels) {
+          return count(atrousx::tap_plans(rows, columns, batch, tile_pixels));
         });
+  m.def(
+      "conv_cached_tile_count",
+      [=](const TapAxis& rows, const TapAxis& columns, int64_t batch, int64_t tile_pixels) {
+        return count(*atrousx::cached_tap_plans(rows, columns, batch, tile_pixels));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def("conv_cached_plans", [] { return atrousx::tap_plan_cache().size(); });
   // (destination offset, offset of the first tap's source) of the last pixel of the last tile.
   m.def("conv_last_offsets", [](const TapAxis& rows, const TapAxis& columns, int64_t batch,
                                 int64_t tile_pixels, const std::array<int64_t, 4>& ds,
@@ -176,7 +169,7 @@ void bind_atrous_conv2d(py::module_& m) {
   py::class_<Options>(m, "ConvOptions")
       .def(py::init([](const Pair& stride, const Pair& padding, const Pair& dilation,
                        int64_t groups, bool channels_last, bool direct, unsigned int blocks) {
-        return Options{stride, padding, dilation, groups, channels_last, direct, blocks};
+        return Options{{stride, padding, dilation, groups, channels_last, blocks}, direct};
       }));
   m.def("atrous_conv2d_forward", &forward);
   m.def("atrous_conv2d_backward_input", &backward_input);

@@ -1,10 +1,9 @@
 // Host-executed depthwise kernels of atrous_conv2d.
 #include <optional>
 
-#include "arrays.h"
 #include "atrous_conv2d/atrous_conv2d_depthwise_grad_weight_kernels.cuh"
 #include "atrous_conv2d/atrous_conv2d_depthwise_kernels.cuh"
-#include "atrous_conv2d/atrous_conv2d_kernels.cuh"
+#include "convolutions.h"
 
 namespace {
 
@@ -14,24 +13,26 @@ using atrousx::ConvGeometry;
 using atrousx::DepthwiseLayout;
 using atrousx::GatherShape;
 using emulator::Buffer;
+using emulator::geometry;
+using emulator::Pair;
+using emulator::sizes;
 using emulator::Tensor4;
-using Pair = std::array<int64_t, 2>;
 
-// parts: into how many a job's pixels, or a grad-weight, are split. blocks: size of the grid, less
-// than there are jobs, so that blocks take several.
-struct Options {
-  Pair stride, padding, dilation;
-  bool channels_last;
+// planes: of a block; parts: into how many a job's pixels, or a grad-weight, are split.
+struct Options : emulator::ConvOptions {
   int64_t planes, parts;
-  unsigned int blocks;
 };
 
+emulator::ConvOptions grouped(emulator::ConvOptions o, int64_t groups) {
+  o.groups = groups;
+  return o;
+}
+
+// Of x, there being a group for each channel.
 template <typename T>
-ConvGeometry geometry(const Tensor4<T>& x, const Tensor4<T>& y, const Pair& taps,
-                      const Options& o) {
-  return {x.size(0),    x.size(1),    x.size(2),     x.size(3),    x.size(1),   taps[0],
-          taps[1],      x.size(1),    y.size(2),     y.size(3),    o.stride[0], o.stride[1],
-          o.padding[0], o.padding[1], o.dilation[0], o.dilation[1]};
+ConvGeometry depthwise(const Tensor4<T>& x, const Tensor4<T>& w, const Tensor4<T>& y,
+                       const Options& o) {
+  return geometry(sizes(x), sizes(w), {y.size(2), y.size(3)}, grouped(o, x.size(1)));
 }
 
 template <typename T>
@@ -74,8 +75,8 @@ py::array forward(const py::array& input, const py::array& weight,
     using T = decltype(zero);
     Tensor4<T> x(input, o.channels_last), w(weight, false);
     Tensor4<T> y({x.size(0), x.size(1), size[0], size[1]}, o.channels_last);
-    Buffer<T> b = bias ? Buffer<T>(*bias) : Buffer<T>(size_t{0});
-    atrousx::Epilogue<T> epilogue{bias ? b.data() : nullptr};
+    emulator::Bias<T> b(bias);
+    atrousx::Epilogue<T> epilogue{b.data()};
     epilogue.relu = relu;
     // The residual lies in the other layout, so that its strides are its own.
     std::optional<Tensor4<T>> added;
@@ -84,7 +85,7 @@ py::array forward(const py::array& input, const py::array& weight,
       epilogue.residual = added->data();
       epilogue.residual_strides = added->strides();
     }
-    const ConvGeometry g = geometry(x, y, {w.size(2), w.size(3)}, o);
+    const ConvGeometry g = depthwise(x, w, y, o);
     gather(g.forward(), x, w, g.forward_weight(w.strides()), epilogue, y, o);
     return y.to_array(input.dtype());
   });
@@ -96,7 +97,7 @@ py::array backward_input(const py::array& grad_output, const py::array& weight, 
     using T = decltype(zero);
     Tensor4<T> y(grad_output, o.channels_last), w(weight, true);
     Tensor4<T> x({y.size(0), y.size(1), size[0], size[1]}, o.channels_last);
-    const ConvGeometry g = geometry(x, y, {w.size(2), w.size(3)}, o);
+    const ConvGeometry g = depthwise(x, w, y, o);
     gather(g.grad_input(), y, w, g.grad_input_weight(w.strides()), atrousx::Epilogue<T>{}, x, o);
     return x.to_array(grad_output.dtype());
   });
@@ -115,23 +116,20 @@ py::array backward_weight(const py::array& grad_output, const py::array& input, 
                           const Options& o) {
   return emulator::dispatch_floating(grad_output, [&](auto zero) {
     using T = decltype(zero);
-    Tensor4<T> y(grad_output, o.channels_last), x(input, o.channels_last);
-    Tensor4<T> w({x.size(1), 1, taps[0], taps[1]}, false);
-    check_layout(y, x, o);
-    const GatherShape shape = geometry(x, y, taps, o).forward();
-    Buffer<Accumulate<T>> parts(o.parts * x.size(1) * taps[0] * taps[1]);
-    if (o.channels_last)
-      emulator::launch(o.blocks, atrousx::kPlaneThreads,
-                       atrousx::depthwise_grad_weight_shared_bytes<T>(shape),
-                       atrousx::atrous_conv2d_depthwise_grad_weight_kernel<T>, y.data(), x.data(),
-                       parts.data(), o.parts, shape, y.strides(), x.strides());
-    else if (o.planes == 1)
-      grad_weight_planes<T, 1>(shape, y, x, parts.data(), o);
-    else
-      grad_weight_planes<T, atrousx::kMostPlanes<T>>(shape, y, x, parts.data(), o);
-    emulator::launch(o.blocks, 64, 0, atrousx::atrous_conv2d_sum_parts_kernel<T>, parts.data(),
-                     w.data(), o.parts, shape, w.strides());
-    return w.to_array(grad_output.dtype());
+    return emulator::sum_of_parts<T>(
+        grad_output, input, taps, o.parts, false, grouped(o, input.shape(1)),
+        [&](const GatherShape& shape, Tensor4<T>& y, Tensor4<T>& x, Accumulate<T>* parts) {
+          check_layout(y, x, o);
+          if (o.channels_last)
+            emulator::launch(o.blocks, atrousx::kPlaneThreads,
+                             atrousx::depthwise_grad_weight_shared_bytes<T>(shape),
+                             atrousx::atrous_conv2d_depthwise_grad_weight_kernel<T>, y.data(),
+                             x.data(), parts, o.parts, shape, y.strides(), x.strides());
+          else if (o.planes == 1)
+            grad_weight_planes<T, 1>(shape, y, x, parts, o);
+          else
+            grad_weight_planes<T, atrousx::kMostPlanes<T>>(shape, y, x, parts, o);
+        });
   });
 }
 
@@ -141,7 +139,7 @@ void bind_atrous_conv2d_depthwise(py::module_& m) {
   py::class_<Options>(m, "DepthwiseOptions")
       .def(py::init([](const Pair& stride, const Pair& padding, const Pair& dilation,
                        bool channels_last, int64_t planes, int64_t parts, unsigned int blocks) {
-        return Options{stride, padding, dilation, channels_last, planes, parts, blocks};
+        return Options{{stride, padding, dilation, 0, channels_last, blocks}, planes, parts};
       }));
   m.def("depthwise_forward", &forward);
   m.def("depthwise_backward_input", &backward_input);

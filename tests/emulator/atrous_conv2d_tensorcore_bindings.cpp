@@ -1,9 +1,9 @@
 // Host-executed tensor-core kernels of atrous_conv2d, packing included, as the launchers run them.
 #include <optional>
 
-#include "arrays.h"
 #include "atrous_conv2d/atrous_conv2d_tensorcore_grad_weight_kernels.cuh"
 #include "atrous_conv2d/atrous_conv2d_tensorcore_kernels.cuh"
+#include "convolutions.h"
 #include "tensorcore_operands.h"
 
 namespace {
@@ -16,32 +16,17 @@ using atrousx::Strides4;
 using atrousx::WeightStrides;
 using emulator::Buffer;
 using emulator::dispatch_tensorcore;
+using emulator::geometry;
 using emulator::map_operand;
 using emulator::Operand;
+using emulator::Pair;
+using emulator::sizes;
 using emulator::Tensor4;
 using emulator::weight_operand;
-using Pair = std::array<int64_t, 2>;
 
-// blocks: size of the grid, less than there are jobs, so that blocks take several.
-struct Options {
-  Pair stride, padding, dilation;
-  int64_t groups;
-  bool channels_last;
+struct Options : emulator::ConvOptions {
   int columns;  // of a tile
-  unsigned int blocks;
 };
-
-ConvGeometry geometry(const std::array<int64_t, 4>& input, const std::array<int64_t, 4>& weight,
-                      const Pair& output, const Options& o) {
-  return {input[0],     input[1],     input[2],      input[3],     weight[0],   weight[2],
-          weight[3],    o.groups,     output[0],     output[1],    o.stride[0], o.stride[1],
-          o.padding[0], o.padding[1], o.dilation[0], o.dilation[1]};
-}
-
-template <typename T>
-std::array<int64_t, 4> sizes(Tensor4<T>& t) {
-  return {t.size(0), t.size(1), t.size(2), t.size(3)};
-}
 
 template <typename T>
 Operand<T, Strides4> map_operand(Tensor4<T>& t, const Options& o) {
@@ -100,9 +85,9 @@ py::array forward(const py::array& input, const py::array& weight,
     using T = decltype(zero);
     Tensor4<T> x(input, o.channels_last), w(weight, o.channels_last);
     Tensor4<T> y({x.size(0), w.size(0), size[0], size[1]}, o.channels_last);
-    Buffer<T> b = bias ? Buffer<T>(*bias) : Buffer<T>(size_t{0});
+    emulator::Bias<T> b(bias);
     const ConvGeometry g = geometry(sizes(x), sizes(w), size, o);
-    atrousx::Epilogue<T> epilogue{bias ? b.data() : nullptr};
+    atrousx::Epilogue<T> epilogue{b.data()};
     epilogue.relu = relu;
     // The residual lies in the other layout, so that its strides are its own.
     std::optional<Tensor4<T>> added;
@@ -132,21 +117,18 @@ py::array backward_weight(const py::array& grad_output, const py::array& input, 
                           int64_t splits, const Options& o) {
   return dispatch_tensorcore(grad_output, [&](auto zero) {
     using T = decltype(zero);
-    Tensor4<T> y(grad_output, o.channels_last), x(input, o.channels_last);
-    Tensor4<T> w({y.size(1), x.size(1) / o.groups, taps[0], taps[1]}, o.channels_last);
-    const GatherShape shape = geometry(sizes(x), sizes(w), {y.size(2), y.size(3)}, o).forward();
-    const auto grad = map_operand(y, o), from = map_operand(x, o);
-    const atrousx::TensorGradWeightStrides strides{grad.strides, from.strides,
-                                                   atrousx::whole_vectors(shape.outer, kVector<T>),
-                                                   atrousx::whole_vectors(shape.inner, kVector<T>)};
-    Buffer<float> parts(splits * w.size(0) * w.size(1) * taps[0] * taps[1]);
-    emulator::launch(o.blocks, atrousx::kTensorThreads,
-                     atrousx::kTensorSharedBytes<atrousx::kTensorLanes>,
-                     atrousx::atrous_conv2d_grad_weight_tensorcore_kernel<T>, grad.data, from.data,
-                     parts.data(), splits, shape, strides);
-    emulator::launch(o.blocks, 64, 0, atrousx::atrous_conv2d_sum_parts_kernel<T>, parts.data(),
-                     w.data(), splits, shape, w.strides());
-    return w.to_array(grad_output.dtype());
+    return emulator::sum_of_parts<T>(
+        grad_output, input, taps, splits, o.channels_last, o,
+        [&](const GatherShape& shape, Tensor4<T>& y, Tensor4<T>& x, float* parts) {
+          const auto grad = map_operand(y, o), from = map_operand(x, o);
+          const atrousx::TensorGradWeightStrides strides{
+              grad.strides, from.strides, atrousx::whole_vectors(shape.outer, kVector<T>),
+              atrousx::whole_vectors(shape.inner, kVector<T>)};
+          emulator::launch(o.blocks, atrousx::kTensorThreads,
+                           atrousx::kTensorSharedBytes<atrousx::kTensorLanes>,
+                           atrousx::atrous_conv2d_grad_weight_tensorcore_kernel<T>, grad.data,
+                           from.data, parts, splits, shape, strides);
+        });
   });
 }
 
@@ -156,7 +138,7 @@ void bind_atrous_conv2d_tensorcore(py::module_& m) {
   py::class_<Options>(m, "TensorcoreOptions")
       .def(py::init([](const Pair& stride, const Pair& padding, const Pair& dilation,
                        int64_t groups, bool channels_last, int columns, unsigned int blocks) {
-        return Options{stride, padding, dilation, groups, channels_last, columns, blocks};
+        return Options{{stride, padding, dilation, groups, channels_last, blocks}, columns};
       }));
   m.def("tensorcore_forward", &forward);
   m.def("tensorcore_backward_input", &backward_input);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -206,3 +208,25 @@ def test_plan_counts_in_64_bits(emulator_module):
     assert line.source(2**40 - 2, 0) == 2**39 - 1
     assert line.span(0) == ((0, 2, 2**39), 0, 1)
     assert line.span(1) == ((1, 2, 2**39), 0, 1)
+
+
+def test_plans_are_kept_for_any_thread_and_bounded(emulator_module):
+    axes = [emulator_module.TapAxis.forward(n, n, 3, 1, 2, 2) for n in range(4, 104)]
+    expected = [emulator_module.conv_tile_count(a, a, 1, 4) for a in axes]
+
+    def ask(start):
+        order = [(start + 37 * i) % len(axes) for i in range(len(axes))]
+        return all(
+            emulator_module.conv_cached_tile_count(axes[i], axes[i], 1, 4) == expected[i]
+            for i in order * 5
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(8)))
+    kept = emulator_module.conv_cached_plans()
+    assert 1 < kept < len(axes)
+    # A plan too large to keep is made, and leaves the others alone.
+    line = emulator_module.TapAxis.forward(900, 900, 300, 1, 0, 1)
+    count = emulator_module.conv_tile_count(line, line, 1, 4)
+    assert emulator_module.conv_cached_tile_count(line, line, 1, 4) == count
+    assert emulator_module.conv_cached_plans() == kept
