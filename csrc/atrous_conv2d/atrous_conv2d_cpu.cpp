@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "arguments.h"
+#include "cpu_depthwise_grad_weight.h"
 #include "cpu_direct.h"
 #include "cpu_gather.h"
 #include "cpu_grad_weight.h"
@@ -168,6 +169,8 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
              by_pixel = channels_last && depthwise;
   const Tensor from = torch::stable::contiguous(source, memory_format(by_pixel));
   const Tensor destination = empty4(source, size, by_pixel);
+  prefer_huge_pages(destination.mutable_data_ptr(),
+                    destination.numel() * destination.element_size());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* added = bias.has_value() ? data<T>(*bias) : nullptr;
@@ -205,6 +208,34 @@ void finish_directly(const Tail& tail, const Tensor& destination) {
   });
 }
 
+// A large weight is packed and multiplied by some outputs at a time: what was packed then still
+// lies in the outer cache when it is multiplied, in memory that is used again. Every step packs the
+// source anew, so that must be small beside the weight.
+void gather_by_outputs(const Tensor& source, const GatherCall& call) {
+  constexpr int64_t kStep = 4 << 20;  // elements of weight
+  const GatherShape& shape = call.shape;
+  const int64_t weights = shape.outer * shape.inner * shape.taps(), steps = weights / kStep;
+  const bool is_packed = call.packed.has_value() && call.packed->numel() > 0;
+  if (shape.groups > 1 || is_packed || steps < 2 || steps * source.numel() > weights / 2)
+    return gather_cpu(source, {call});
+  constexpr int64_t kColumns = 128;  // whole tiles, of any width
+  const int64_t outputs = ceil_div(ceil_div(shape.outer, steps), kColumns) * kColumns;
+  const int64_t dim = call.weight_strides.outer == call.weight.stride(0) ? 0 : 1;
+  for (int64_t first = 0; first < shape.outer; first += outputs) {
+    const int64_t count = std::min(outputs, shape.outer - first);
+    const auto part = [&](Tensor t, int64_t of) {
+      return torch::stable::narrow(t, of, first, count);
+    };
+    GatherCall step = call;
+    step.shape.outer = count;
+    step.weight = part(call.weight, dim);
+    step.destination = part(call.destination, 1);
+    if (call.tail.bias.has_value()) step.tail.bias = part(*call.tail.bias, 0);
+    if (call.tail.residual.has_value()) step.tail.residual = part(*call.tail.residual, 1);
+    gather_cpu(source, {step});
+  }
+}
+
 Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
               const WeightStrides& weight_strides, const Tail& tail,
               const std::array<int64_t, 4>& size, bool channels_last,
@@ -219,7 +250,7 @@ Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weig
   const Tensor destination = empty4(source, size, channels_last);
   prefer_huge_pages(destination.mutable_data_ptr(),
                     destination.numel() * destination.element_size());
-  gather_cpu(source, {{shape, weight, weight_strides, tail, destination, packed}});
+  gather_by_outputs(source, {shape, weight, weight_strides, tail, destination, packed});
   return destination;
 }
 
@@ -264,15 +295,20 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     T* to = static_cast<T*>(grad_weight.mutable_data_ptr());
+    if (g.batch == 0) return (void)std::fill_n(to, grad_weight.numel(), T(0));
     if (grad_weight_directly(g)) {
-      const Tensor grad = torch::stable::contiguous(grad_output);
-      const Tensor from = torch::stable::contiguous(input);
+      const bool by_pixel = call.channels_last && g.group_channels() == 1 && g.group_outputs() == 1;
+      const Tensor grad = torch::stable::contiguous(grad_output, memory_format(by_pixel));
+      const Tensor from = torch::stable::contiguous(input, memory_format(by_pixel));
+      if (by_pixel)
+        return grad_weight_pixels(g, data<T>(grad), data<T>(from), to, strides4(grad_weight),
+                                  input);
       return grad_weight_planes(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
     }
-    with_register_tile<Accumulate<T>>(g.group_outputs(), [&](auto tile) {
-      CpuGradWeight<T, decltype(tile)>(g, data<T>(grad_output), strides4(grad_output),
-                                       data<T>(input), strides4(input))
-          .run(to, strides4(grad_weight), input);
+    with_pack<T>([&](auto pack) {
+      with_register_tile<Accumulate<T>, decltype(pack)::value>(g.group_outputs(), [&](auto tile) {
+        CpuGradWeight<T, decltype(tile)>(g, grad_output, input).run(to, strides4(grad_weight));
+      });
     });
   });
   return grad_weight;

@@ -1,10 +1,17 @@
 // Grad-weight on the CPU: per tap, an indirect matrix product over that tap's live pixels.
 //
-// One task owns, for one tap and one part of its live pixels, a rectangle of input channels times
-// output channels. Parts are written to scratch and summed in order, and their number depends on
-// sizes alone: the same bits come out under any number of threads.
+// Input and gradient are packed a chunk at a time: some images, some of their channels. Within a
+// chunk, one task owns a slab of input channels times a few blocks of outputs, for all taps and a
+// part of the rows: its sums are kept while tap after tap passes over these, and leave for the
+// result at once where they are whole. Where they are not - the rows are divided among tasks, or
+// more images follow - they are kept and added up in order. Chunks and parts depend on sizes alone:
+// the same bits come out under any number of threads.
 #pragma once
 
+#include <optional>
+#include <vector>
+
+#include "../cpu_lanes.h"
 #include "../tensor.h"
 #include "cpu_product.h"
 #include "cpu_slabs.h"
@@ -20,191 +27,262 @@ struct AddRow {
   }
 };
 
+// to[k * stride + i] = sums[from[i] + k] for a square of i and k, a vector wide.
+template <int kBytes>
+struct TurnSquare {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* sums, const int64_t* from, T* to, int64_t stride) {
+    constexpr int kSide = kLanesIn<kBytes, A>;
+    atrousx::Lanes<A, kSide> rows[kSide];
+    for (int i = 0; i < kSide; ++i) rows[i] = load_lanes<kSide>(sums + from[i]);
+    transpose_lanes(rows);
+    for (int k = 0; k < kSide; ++k) store_lanes<kSide>(to + k * stride, rows[k]);
+  }
+};
+
 template <typename T, typename R>
 class CpuGradWeight {
   using A = typename R::A;
-  static constexpr int kSlab = 8 * R::kLanes;    // input channels that lie together
-  static constexpr int kDepth = 256;             // pixels of one product
-  static constexpr int64_t kTaskChannels = 224;  // of the input, at most
-  static constexpr int64_t kTaskColumns = 256;   // output channels, at most
+  static constexpr int kSlab = 8 * R::kLanes;        // input channels of a task
+  static constexpr int64_t kStripe = 128;            // outputs of a task, at most
+  static constexpr int64_t kDepth = 256 * R::kPack;  // pixels of one product
   static constexpr int64_t kWantedTasks = 64;
-  using Lanes = Slabs<A, kSlab>;
-  using Columns = Slabs<A, R::kColumns>;
+  static constexpr int64_t kMost = 4 << 20;  // elements of a map packed at a time
+  using Lanes = Slabs<A, kSlab, R::kPack, true>;
+  using Columns = Slabs<A, R::kColumns, R::kPack, true>;
 
  public:
-  CpuGradWeight(const ConvGeometry& geometry, const T* grad_output,
-                const Strides4& grad_output_strides, const T* input, const Strides4& input_strides)
+  CpuGradWeight(const ConvGeometry& geometry, const Tensor& grad_output, const Tensor& input)
       : g_(geometry),
         shape_(geometry.forward()),
         grad_output_(grad_output),
-        grad_output_strides_(grad_output_strides),
         input_(input),
-        input_strides_(input_strides),
         taps_(geometry.kernel_h * geometry.kernel_w),
-        blocks_(ceil_div<int64_t>(geometry.group_outputs(), R::kColumns)),
-        task_slabs_(std::max<int64_t>(1, kTaskChannels / kSlab)),
-        task_blocks_(std::max<int64_t>(1, kTaskColumns / R::kColumns)),
-        channel_tasks_(ceil_div(ceil_div<int64_t>(geometry.group_channels(), kSlab), task_slabs_)),
-        output_tasks_(ceil_div(blocks_, task_blocks_)),
-        splits_(grad_weight_splits(taps_ * g_.groups * channel_tasks_ * output_tasks_,
-                                   g_.batch * g_.out_h * g_.out_w, kWantedTasks)) {}
+        slabs_(ceil_div<int64_t>(geometry.group_channels(), kSlab)) {
+    const int64_t blocks = ceil_div<int64_t>(g_.group_outputs(), R::kColumns);
+    stripe_blocks_ = std::max<int64_t>(1, kStripe / R::kColumns);
+    const auto tasks = [&] { return g_.groups * slabs_ * ceil_div(blocks, stripe_blocks_); };
+    while (stripe_blocks_ > 1 && tasks() < kWantedTasks) stripe_blocks_ /= 2;
+    stripes_ = ceil_div(blocks, stripe_blocks_);
+    splits_ = grad_weight_splits(tasks(), g_.batch * g_.out_h * g_.out_w, kWantedTasks);
 
-  void run(T* grad_weight, const Strides4& strides, const Tensor& like) {
-    const int64_t weights = g_.outputs * g_.group_channels() * taps_;
-    const Tensor parts = scratch(like, splits_ * weights);
-    A* part_data = static_cast<A*>(parts.mutable_data_ptr());
-    const MapSize input{g_.batch,  g_.groups, g_.group_channels(),
-                        g_.height, g_.width,  g_.group_channels()};
-    const MapSize grad{g_.batch, g_.groups, g_.group_outputs(),
-                       g_.out_h, g_.out_w,  g_.group_outputs()};
-    const Tensor input_memory = Lanes::memory(input, like);
-    const Tensor grad_memory = Columns::memory(grad, like);
-    const Lanes lanes(input, input_, input_strides_,
-                      static_cast<A*>(input_memory.mutable_data_ptr()));
-    const Columns columns(grad, grad_output_, grad_output_strides_,
-                          static_cast<A*>(grad_memory.mutable_data_ptr()));
-    const int64_t tasks = splits_ * g_.groups * taps_ * channel_tasks_ * output_tasks_;
-    const int64_t per_worker = task_slabs_ * kSlab * task_blocks_ * R::kColumns;
-    const Tensor buffer = scratch(like, cpu_workers(tasks) * per_worker);
-    A* buffers = static_cast<A*>(buffer.mutable_data_ptr());
-    for_each_task(tasks, [&](int64_t task, int64_t worker) {
-      run_task(task, lanes, columns, buffers + worker * per_worker, part_data);
-    });
-    sum_parts(part_data, grad_weight, strides);
+    const int64_t slab = g_.height * g_.width * kSlab;
+    const int64_t stripe = g_.out_h * g_.out_w * stripe_blocks_ * R::kColumns;
+    chunk_slabs_ = chunk(slabs_, slab);
+    chunk_stripes_ = chunk(stripes_, stripe);
+    const int64_t image = g_.groups * std::max(chunk_slabs_ * slab, chunk_stripes_ * stripe);
+    chunk_images_ = std::max<int64_t>(1, std::min(kMost / image, g_.batch));
+    ends_at_once_ = splits_ == 1 && chunk_images_ == g_.batch;
+  }
+
+  void run(T* grad_weight, const Strides4& strides) const {
+    const Result result{grad_weight, strides};
+    const int64_t places = ends_at_once_ ? cpu_workers(rectangles()) : splits_ * rectangles();
+    const Tensor sums = scratch(input_, places * rectangle_size());
+    const Tensor lane_memory = Lanes::memory(lane_size(chunk_images_, 0), input_);
+    const Tensor column_memory = Columns::memory(column_size(chunk_images_, 0), input_);
+    std::optional<Lanes> lanes;
+    for (int64_t n = 0; n < g_.batch; n += chunk_images_) {
+      const int64_t images = std::min(chunk_images_, g_.batch - n);
+      for (int64_t stripe = 0; stripe < stripes_; stripe += chunk_stripes_) {
+        const Columns columns(
+            column_size(images, stripe), at(grad_output_, n, stripe * stripe_blocks_ * R::kColumns),
+            strides4(grad_output_), static_cast<A*>(column_memory.mutable_data_ptr()));
+        for (int64_t slab = 0; slab < slabs_; slab += chunk_slabs_) {
+          if (stripe == 0 || chunk_slabs_ < slabs_)
+            lanes.emplace(lane_size(images, slab), at(input_, n, slab * kSlab), strides4(input_),
+                          static_cast<A*>(lane_memory.mutable_data_ptr()), g_.stride_w);
+          multiply({n, images, slab, stripe}, *lanes, columns,
+                   static_cast<A*>(sums.mutable_data_ptr()), result);
+        }
+      }
+    }
+    if (!ends_at_once_) add_parts(static_cast<A*>(sums.mutable_data_ptr()), result);
   }
 
  private:
-  void run_task(int64_t task, const Lanes& lanes, const Columns& columns,
-                A* sums,  // [blocks, channels, kColumns]
-                A* parts) {
-    const int64_t block = task % output_tasks_ * task_blocks_;
-    task /= output_tasks_;
-    const int64_t slab = task % channel_tasks_ * task_slabs_;
-    task /= channel_tasks_;
-    const int64_t tap = task % taps_, group = task / taps_ % g_.groups;
-    const int64_t split = task / taps_ / g_.groups;
+  struct Result {
+    T* data;
+    Strides4 strides;
+  };
+  // What is packed at a time: images, slabs and stripes from these on.
+  struct Chunk {
+    int64_t first_image, images, first_slab, first_stripe;
+  };
+  // Input channels and outputs of one task.
+  struct Rectangle {
+    int64_t group, slab, stripe;
+  };
 
-    const int64_t channel = slab * kSlab, output = block * R::kColumns;
-    const int64_t channels = std::min(task_slabs_ * kSlab, g_.group_channels() - channel);
-    const int64_t blocks = std::min(task_blocks_, blocks_ - block);
-    std::fill(sums, sums + channels * blocks * R::kColumns, A(0));
-    const A* from = lanes.data() + group * lanes.group_size() + slab * lanes.slab_size();
-    const A* grad = columns.data() + group * columns.group_size() + block * columns.slab_size();
-    const TapSpan row_span = shape_.rows.span(tap / g_.kernel_w);
-    const TapSpan column_span = shape_.columns.span(tap % g_.kernel_w);
-    const int64_t pixels = g_.batch * row_span.destinations.count * column_span.destinations.count;
-    const int64_t part = ceil_div(pixels, splits_);
-    const int64_t end = std::min(pixels, (split + 1) * part);
+  // How many of `count` slabs or stripes are packed at a time; of one group, all.
+  int64_t chunk(int64_t count, int64_t elements) const {
+    if (g_.groups > 1) return count;
+    const int64_t most = std::clamp<int64_t>(kMost / elements, 1, count);
+    return ceil_div(count, ceil_div(count, most));
+  }
+  MapSize lane_size(int64_t images, int64_t slab) const {
+    const int64_t channels = g_.group_channels();
+    return {images,    g_.groups, std::min(chunk_slabs_ * kSlab, channels - slab * kSlab),
+            g_.height, g_.width,  channels};
+  }
+  MapSize column_size(int64_t images, int64_t stripe) const {
+    const int64_t outputs = g_.group_outputs(), width = stripe_blocks_ * R::kColumns;
+    return {images,   g_.groups, std::min(chunk_stripes_ * width, outputs - stripe * width),
+            g_.out_h, g_.out_w,  outputs};
+  }
+  static const T* at(const Tensor& map, int64_t n, int64_t channel) {
+    return static_cast<const T*>(map.const_data_ptr()) + strides4(map).offset(n, channel, 0, 0);
+  }
+
+  int64_t rectangles() const { return g_.groups * slabs_ * stripes_; }
+  int64_t block_size() const { return int64_t{kSlab} * R::kColumns; }
+  int64_t rectangle_size() const { return taps_ * stripe_blocks_ * block_size(); }
+  int64_t rectangle_number(const Rectangle& r) const {
+    return (r.group * slabs_ + r.slab) * stripes_ + r.stripe;
+  }
+
+  void multiply(const Chunk& chunk, const Lanes& lanes, const Columns& columns, A* sums,
+                const Result& result) const {
+    const int64_t slabs = std::min(chunk_slabs_, slabs_ - chunk.first_slab);
+    const int64_t stripes = std::min(chunk_stripes_, stripes_ - chunk.first_stripe);
+    for_each_task(splits_ * g_.groups * slabs * stripes, [&](int64_t task, int64_t worker) {
+      const Rectangle r{task / stripes / slabs % g_.groups,
+                        chunk.first_slab + task / stripes % slabs,
+                        chunk.first_stripe + task % stripes};
+      const int64_t split = task / stripes / slabs / g_.groups;
+      const int64_t place = ends_at_once_ ? worker : split * rectangles() + rectangle_number(r);
+      A* own = sums + place * rectangle_size();
+      if (chunk.first_image == 0) std::fill_n(own, rectangle_size(), A(0));
+      for (int64_t tap = 0; tap < taps_; ++tap)
+        add_tap(chunk, r, tap, split, lanes, columns, own + tap * stripe_blocks_ * block_size());
+      if (ends_at_once_) write(r, own, result);
+    });
+  }
+
+  // The products of one tap over a part of the rows at which it is live.
+  void add_tap(const Chunk& chunk, const Rectangle& r, int64_t tap, int64_t split,
+               const Lanes& lanes, const Columns& columns,
+               A* sums) const {  // [blocks, channels, kColumns]
+    const int64_t slab = r.slab - chunk.first_slab;
+    const int64_t block = (r.stripe - chunk.first_stripe) * stripe_blocks_;
+    const A* from = lanes.data() + r.group * lanes.group_size() + slab * lanes.slab_size();
+    const A* grad = columns.data() + r.group * columns.group_size() + block * columns.slab_size();
+    const TapSpan rows = shape_.rows.span(tap / g_.kernel_w);
+    const TapSpan span = shape_.columns.span(tap % g_.kernel_w);
+    const int64_t lines = chunk.images * rows.destinations.count;
+    const int64_t part = ceil_div(lines, splits_), end = std::min(lines, (split + 1) * part);
     SegmentList segments;
     const auto multiply = [&] {
-      for (int64_t first = 0; first < channels; first += kSlab)
-        multiply_slab(segments, from + first / kSlab * lanes.slab_size(),
-                      std::min<int64_t>(kSlab, channels - first), grad, columns.slab_size(), blocks,
-                      channels, sums + first * R::kColumns);
+      multiply_blocks(r, segments, from, grad, columns.slab_size(), sums);
       segments.clear();
     };
-    for (int64_t p = split * part; p < end;) {
-      const int64_t width = column_span.destinations.count, column = p % width, line = p / width;
-      const int64_t row = line % row_span.destinations.count;
-      const int64_t n = line / row_span.destinations.count;
-      if (segments.depth == kDepth) multiply();
-      // Along a row, pixel after pixel.
-      const int64_t run = std::min({width - column, end - p, kDepth - segments.depth});
-      const int64_t source =
-          lanes.strides().offset(n, 0, row_span.source_first + row * row_span.source_step,
-                                 column_span.source_first + column * column_span.source_step);
-      const int64_t destination = columns.strides().offset(n, 0, row_span.destinations.at(row),
-                                                           column_span.destinations.at(column));
-      if (column_span.source_step == 1) {
-        segments.add({source, destination, run}, kSlab, R::kColumns);
-        p += run;
-      } else {
-        segments.add({source, destination, 1}, kSlab, R::kColumns);
-        ++p;
+    for (int64_t line = split * part; line < end; ++line) {
+      const int64_t n = line / rows.destinations.count, row = line % rows.destinations.count;
+      const int64_t source = lanes.strides().offset(
+          n, 0, rows.source_first + row * rows.source_step, span.source_first);
+      const int64_t destination =
+          columns.strides().offset(n, 0, rows.destinations.at(row), span.destinations.first);
+      for (int64_t column = 0; column < span.destinations.count;) {
+        const int64_t room = span.source_step == 1 ? kDepth / R::kPack - segments.depth : 1;
+        const int64_t pixels = std::min(span.destinations.count - column, room * R::kPack);
+        segments.add({source + column * span.source_step * kSlab,
+                      destination + column * R::kColumns, ceil_div<int64_t>(pixels, R::kPack)},
+                     kSlab * R::kPack, R::kColumns * R::kPack);
+        if (segments.depth == kDepth / R::kPack) multiply();
+        column += pixels;
       }
     }
     if (!segments.items.empty()) multiply();
-    for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t first = output + b * R::kColumns;
-        std::copy_n(
-            sums + (b * channels + c) * R::kColumns,
-            std::min<int64_t>(R::kColumns, g_.group_outputs() - first),
-            parts + part_offset(split, tap, channel + c) + group * g_.group_outputs() + first);
-      }
   }
 
-  // The product of one slab of channels with all blocks of outputs.
-  static void multiply_slab(const SegmentList& segments, const A* lanes, int64_t width,
-                            const A* columns, int64_t columns_size, int64_t blocks,
-                            int64_t channels,
-                            A* sums) {  // [blocks, channels, kColumns], from the slab's first on
+  // A slab's channels times the blocks of a stripe.
+  void multiply_blocks(const Rectangle& r, const SegmentList& segments, const A* lanes,
+                       const A* columns, int64_t columns_size, A* sums) const {
     static constexpr auto kNeighbours = [] {
       std::array<int64_t, R::kLanes> lanes{};
       for (int l = 0; l < R::kLanes; ++l) lanes[l] = l;
       return lanes;
     }();
-    const LanePieces pieces(width, R::kLanes);
+    const LanePieces pieces(channels(r), R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s)
-      for (int64_t b = 0; b < blocks; ++b)
-        multiply_lanes<R, kSlab>(pieces.size(s), lanes + pieces.first(s), kNeighbours.data(),
-                                 columns + b * columns_size, segments, nullptr,
-                                 sums + (b * channels + pieces.first(s)) * R::kColumns);
+      for (int64_t b = 0; b < blocks(r); ++b)
+        multiply_lanes<R, int64_t{kSlab} * R::kPack>(
+            pieces.size(s), lanes + pieces.first(s), kNeighbours.data(), columns + b * columns_size,
+            segments, nullptr, sums + b * block_size() + pieces.first(s) * R::kColumns);
   }
 
-  // Where a part keeps the outputs of one channel of the groups, [splits, taps, C/groups, K].
-  int64_t part_offset(int64_t split, int64_t tap, int64_t channel) const {
-    return ((split * taps_ + tap) * g_.group_channels() + channel) * g_.outputs;
+  int64_t channels(const Rectangle& r) const {
+    return std::min<int64_t>(kSlab, g_.group_channels() - r.slab * kSlab);
+  }
+  int64_t blocks(const Rectangle& r) const {
+    const int64_t all = ceil_div<int64_t>(g_.group_outputs(), R::kColumns);
+    return std::min(stripe_blocks_, all - r.stripe * stripe_blocks_);
   }
 
-  // The weights of one output are numbered in the order of memory: by channel and tap, or, where
-  // channels are neighbours, by tap and channel.
-  void sum_parts(A* parts,  // [splits, taps, C/groups, K], the first of which becomes their sum
-                 T* grad_weight, const Strides4& strides) const {
-    constexpr int kLanes = 16;
-    const int64_t channels = g_.group_channels(), weights = channels * taps_;
-    const bool channel_fastest = strides.c < strides.w;
-    for_each_task(ceil_div<int64_t>(weights, kLanes), [&](int64_t task, int64_t) {
-      const int64_t first = task * kLanes, count = std::min<int64_t>(kLanes, weights - first);
-      int64_t from[kLanes], to[kLanes];
-      for (int64_t l = 0; l < count; ++l) {
-        const int64_t tap = channel_fastest ? (first + l) / channels : (first + l) % taps_;
-        const int64_t c = channel_fastest ? (first + l) % channels : (first + l) / taps_;
-        from[l] = part_offset(0, tap, c);
-        to[l] = strides.offset(0, c, tap / g_.kernel_w, tap % g_.kernel_w);
-        for (int64_t s = 1; s < splits_; ++s)
-          run_best<AddRow>(static_cast<const A*>(parts + part_offset(s, tap, c)), g_.outputs,
-                           parts + from[l]);
-      }
-      write_weights(parts, from, count, grad_weight, to, strides.n);
+  void add_parts(A* sums,  // [splits, rectangles]; the first part becomes the sum
+                 const Result& result) const {
+    for_each_task(rectangles(), [&](int64_t task, int64_t) {
+      A* first = sums + task * rectangle_size();
+      for (int64_t s = 1; s < splits_; ++s)
+        run_best<AddRow>(static_cast<const A*>(first + s * rectangles() * rectangle_size()),
+                         rectangle_size(), first);
+      write({task / stripes_ / slabs_, task / stripes_ % slabs_, task % stripes_}, first, result);
     });
   }
 
-  // grad_weight[to[l] + k * stride] = sums[from[l] + k] for all outputs k.
-  void write_weights(const A* sums, const int64_t* from, int64_t count, T* grad_weight,
-                     const int64_t* to, int64_t stride) const {
-    constexpr int kLanes = 16;
-    if constexpr (std::is_same_v<T, A>) {
-      // Neighbours in memory are a panel as the multiplication's are, one row an output.
-      if (count == kLanes && to[kLanes - 1] == to[0] + kLanes - 1) {
-        std::vector<int64_t> outputs(g_.outputs), rows(g_.outputs);
-        for (int64_t k = 0; k < g_.outputs; ++k) outputs[k] = k, rows[k] = to[0] + k * stride;
-        return pack_panel<kLanes>(sums, {outputs.data(), g_.outputs, rows.data()}, from, kLanes,
-                                  grad_weight);
+  // Weights of one output are written in the order of memory: by channel and tap, or, where
+  // channels are neighbours, by tap and channel; in runs of neighbours.
+  void write(const Rectangle& r, const A* sums, const Result& result) const {
+    const bool channel_fastest = result.strides.c < result.strides.w;
+    const int64_t weights = channels(r) * taps_;
+    const int64_t run = channel_fastest ? channels(r) : weights;
+    std::vector<int64_t> from(weights);
+    for (int64_t i = 0; i < weights; ++i) {
+      const int64_t tap = channel_fastest ? i / channels(r) : i % taps_;
+      const int64_t channel = channel_fastest ? i % channels(r) : i / taps_;
+      from[i] = tap * stripe_blocks_ * block_size() + channel * R::kColumns;
+    }
+    for (int64_t b = 0; b < blocks(r); ++b) {
+      const int64_t output = (r.stripe * stripe_blocks_ + b) * R::kColumns;
+      const int64_t outputs = std::min<int64_t>(R::kColumns, g_.group_outputs() - output);
+      T* to = result.data +
+              result.strides.offset(r.group * g_.group_outputs() + output, r.slab * kSlab, 0, 0);
+      for (int64_t first = 0; first < weights; first += run)
+        write_run(sums + b * block_size(), from.data() + first, run, outputs,
+                  to + (channel_fastest ? tap_offset(first / run, result.strides) : 0),
+                  result.strides.n);
+    }
+  }
+  int64_t tap_offset(int64_t tap, const Strides4& strides) const {
+    return strides.offset(0, 0, tap / g_.kernel_w, tap % g_.kernel_w);
+  }
+
+  // to[k * stride + i] = sums[from[i] + k]: by squares, the last of which overlap the ones before.
+  static void write_run(const A* sums, const int64_t* from, int64_t run, int64_t outputs, T* to,
+                        int64_t stride) {
+    const int64_t side = vector_bytes() / static_cast<int64_t>(sizeof(A));
+    if (run < side || outputs < side) {
+      for (int64_t k = 0; k < outputs; ++k)
+        for (int64_t i = 0; i < run; ++i) to[k * stride + i] = static_cast<T>(sums[from[i] + k]);
+      return;
+    }
+    for (int64_t k = 0; k < outputs; k += side) {
+      const int64_t row = std::min(k, outputs - side);
+      for (int64_t i = 0; i < run; i += side) {
+        const int64_t column = std::min(i, run - side);
+        run_with_lanes<TurnSquare>(sums + row, from + column, to + row * stride + column, stride);
       }
     }
-    for (int64_t k = 0; k < g_.outputs; ++k)
-      for (int64_t l = 0; l < count; ++l)
-        grad_weight[to[l] + k * stride] = static_cast<T>(sums[from[l] + k]);
   }
 
   const ConvGeometry g_;
   const GatherShape shape_;
-  const T* const grad_output_;  // [N, K, OH, OW]
-  const Strides4 grad_output_strides_;
-  const T* const input_;  // [N, C, H, W]
-  const Strides4 input_strides_;
-  const int64_t taps_, blocks_, task_slabs_, task_blocks_, channel_tasks_, output_tasks_, splits_;
+  const Tensor grad_output_;  // [N, K, OH, OW]
+  const Tensor input_;        // [N, C, H, W]
+  const int64_t taps_, slabs_;
+  int64_t stripes_, stripe_blocks_, splits_;
+  int64_t chunk_slabs_, chunk_stripes_, chunk_images_;
+  bool ends_at_once_;  // a task's sums are whole
 };
 
 }  // namespace atrousx

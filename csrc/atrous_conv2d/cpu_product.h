@@ -112,7 +112,8 @@ constexpr int kNextLanes =
 // running sum.
 // Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source. Where that step is one
 // element, the lanes of the next product are prefetched meanwhile, a line or so a row: all at once
-// they would fill the CPU's buffers of pending loads, and the product would wait.
+// they would fill the CPU's buffers of pending loads, and the product would wait. Where it is more,
+// depth are pixels: of pairs, every second element is one that begins there (cpu_slabs.h).
 template <typename R, int kLanesUsed, int64_t kDepthStep>
 struct MultiplyLanes {
   using A = typename R::A;
@@ -127,7 +128,9 @@ struct MultiplyLanes {
                                         A* sums) {            // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
     constexpr int kAhead = 8;  // rows: columns stream from the outer caches
-    constexpr int64_t kRunning = 768 / sizeof(A);
+    // Less where depth are pixels: of those there are more, in a batch.
+    constexpr int64_t kRunning = (kDepthStep == 1 ? 768 : 512) / sizeof(A);
+    constexpr int64_t kNextColumns = kDepthStep == 1 ? R::kColumns : R::kPack * R::kColumns;
     for (int64_t s = 0; s < count;) {
       Vector acc[kLanesUsed][R::kVectors] = {};
       for (int64_t running = 0; s < count && running < kRunning; ++s) {
@@ -138,7 +141,7 @@ struct MultiplyLanes {
         for (int64_t d = 0; d < segments[s].depth; ++d) {
           Vector w[R::kVectors];
           for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * R::kColumns) + byte);
+            __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * kNextColumns) + byte);
           if constexpr (kDepthStep != 1)
             __builtin_prefetch(a + lanes[0] + kAhead * kDepthStep);
           else
@@ -164,7 +167,7 @@ struct MultiplyLanes {
             }
           }
           a += kDepthStep;
-          b += R::kColumns;
+          b += kNextColumns;
         }
       }
       for (int l = 0; l < kLanesUsed; ++l)
