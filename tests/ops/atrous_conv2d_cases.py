@@ -1,0 +1,47 @@
+"""Convolutions that the tests of atrous_conv2d share, and its operators by name."""
+
+from __future__ import annotations
+
+import torch
+
+forward_op = torch.ops.atrousx.atrous_conv2d.default
+fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
+pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
+backward_input_op = torch.ops.atrousx._atrous_conv2d_backward_input.default
+backward_weight_op = torch.ops.atrousx._atrous_conv2d_backward_weight.default
+
+# N, C, K, groups, (H, W), (KH, KW), stride, padding, dilation
+CASES = {
+    "rate 6 on a small map": (2, 20, 37, 1, (9, 7), (3, 3), (1, 1), (6, 6), (6, 6)),
+    "plain": (1, 16, 8, 1, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "pointwise, strided": (2, 9, 16, 1, (5, 7), (1, 1), (2, 2), (0, 0), (1, 1)),
+    "strided, unequal axes": (1, 3, 10, 1, (11, 13), (4, 3), (3, 2), (2, 5), (2, 3)),
+    "groups": (2, 16, 24, 2, (6, 5), (3, 2), (1, 2), (2, 1), (2, 1)),
+    "narrow groups": (1, 8, 12, 4, (7, 6), (3, 3), (2, 1), (2, 3), (1, 3)),
+    "depthwise": (2, 19, 19, 19, (9, 8), (3, 3), (1, 1), (2, 2), (2, 2)),
+    "depthwise, many channels": (1, 83, 83, 83, (4, 5), (3, 3), (1, 1), (3, 2), (3, 2)),
+    "depthwise, multiplied": (1, 3, 9, 3, (6, 7), (3, 3), (1, 2), (1, 1), (1, 1)),
+    "one output": (1, 30, 1, 1, (5, 5), (3, 3), (1, 1), (2, 2), (2, 2)),
+    "pixels without a live tap": (1, 8, 8, 1, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
+}
+# Several slabs of channels, tiles, blocks of outputs, steps of packing. Not in float64: an oracle
+# in float64 rounds such long sums as much as what it would judge.
+WIDE = {
+    "channels and outputs past a block": (1, 131, 70, 1, (19, 20), (3, 3), (1, 1), (6, 6), (6, 6)),
+    "21 outputs": (2, 65, 21, 1, (13, 12), (3, 3), (1, 1), (4, 4), (4, 4)),
+    "more taps than a product is deep": (1, 9, 8, 1, (19, 20), (26, 25), (1, 1), (13, 12), (1, 1)),
+    "slabs by steps": (1, 24000, 16, 2, (10, 10), (1, 2), (1, 1), (0, 1), (1, 3)),
+    "channels by chunks": (1, 5100, 10, 1, (33, 31), (1, 2), (1, 1), (0, 9), (1, 18)),
+    "outputs by chunks": (1, 8, 4800, 1, (33, 31), (2, 1), (1, 1), (2, 0), (4, 1)),
+    "images by chunks": (21, 200, 9, 1, (33, 32), (1, 2), (1, 1), (0, 1), (1, 3)),
+    "pairs of pixels, strided": (2, 60, 40, 1, (9, 17), (3, 4), (2, 3), (2, 3), (2, 1)),
+}
+
+
+def make(name, dtype, device, memory_format=torch.contiguous_format):
+    batch, channels, outputs, groups, size, taps, stride, padding, dilation = (CASES | WIDE)[name]
+    x = torch.randn(batch, channels, *size, dtype=dtype, device=device)
+    w = torch.randn(outputs, channels // groups, *taps, dtype=dtype, device=device)
+    b = torch.randn(outputs, dtype=dtype, device=device)
+    x = x.to(memory_format=memory_format)
+    return x, w, b, (stride, padding, dilation, groups)
