@@ -15,6 +15,9 @@ from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
 from .packed import PackedWeight
 
+# Stride, padding (top, left, bottom, right) and dilation.
+Geometry = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]
+
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
 _multi_rate_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
 
@@ -114,7 +117,7 @@ class FusedConv2d(AtrousConv2d):
         if winograd_pays(get_backend(), input, self.weight, *geometry):
             packed = self.packed.of(self.weight, winograd=True)
         if packed is None:
-            if torch_computes(get_backend(), input, self.weight, None, *geometry):
+            if torch_computes(get_backend(), input, self.weight, None, *geometry, packed=True):
                 return None
             packed = self.packed.of(self.weight, self.groups)
         options = (*geometry, self.groups, allows_tf32(input), packed)
@@ -175,17 +178,22 @@ class FusedASPP(nn.Module):
         return result
 
     def _pack(self, input: Tensor, branch: int) -> Tensor | None:
-        weight, rate = self.weights[branch], self.dilations[branch]
-        rows, columns = (rate * (taps // 2) for taps in weight.shape[2:])
-        geometry = ((1, 1), (rows, columns, rows, columns), (rate, rate))
-        winograd = winograd_pays(get_backend(), input, weight, *geometry)
+        weight = self.weights[branch]
+        winograd = winograd_pays(get_backend(), input, weight, *self._geometry(branch))
         return self.packed[branch].of(weight, winograd=winograd)
 
-    @staticmethod
-    def _together(input: Tensor) -> bool:
-        # Where the rule would not ask PyTorch: see torch_computes.
-        ours = input.is_cuda or torch.compiler.is_compiling()
-        return get_backend() == "native" or (get_backend() == "auto" and ours)
+    def _geometry(self, branch: int) -> Geometry:
+        rate = self.dilations[branch]
+        rows, columns = (rate * (taps // 2) for taps in self.weights[branch].shape[2:])
+        return (1, 1), (rows, columns, rows, columns), (rate, rate)
+
+    def _together(self, input: Tensor) -> bool:
+        """Whether no dilated branch is one for PyTorch; a pointwise one is small beside these."""
+        return not any(
+            torch_computes(get_backend(), input, weight, None, *self._geometry(branch), packed=True)
+            for branch, weight in enumerate(self.weights)
+            if get_backend() == "torch" or weight.shape[-1] > 1
+        )
 
     def _one_by_one(self, input: Tensor) -> Tensor:
         """The branches where each may be computed by PyTorch, as the backend's rule has it."""

@@ -75,17 +75,19 @@ class Problem(NamedTuple):
     depthwise: bool
     outputs: int
     trains: bool  # whether gradients will be wanted
+    packed: bool = False  # whether atrousx's kernels have the weight packed (optimize)
 
 
 # The least live fraction from which PyTorch's convolution is the faster one, by memory format
 # (channels_last or not) and by purpose (with gradients or without): the less padding there is to
 # skip, the less skipping it gains. 0: always, 2: never.
 _LIMITS = {(False, False): 0.77, (False, True): 0.77, (True, False): 0, (True, True): 0.97}
+_PACKED_LIMIT = 0.9  # in both memory formats
 # Under so many outputs only dilated filters are worth packing a map for.
 _FEW_OUTPUTS = 64
 _FEW_OUTPUTS_LIMIT = 0.9
-# PyTorch computes dilated depthwise gradients on a slow path.
-_DEPTHWISE_LIMITS = {(False, False): 2, (False, True): 2, (True, False): 0.95, (True, True): 2}
+# In channels_last, without gradients. PyTorch computes dilated depthwise gradients on a slow path.
+_DEPTHWISE_LIMIT = 0.97
 
 
 def torch_is_faster(problem: Problem) -> bool:
@@ -95,10 +97,14 @@ def torch_is_faster(problem: Problem) -> bool:
     """
     if problem.dtype != torch.float32:
         return False
-    limits = _DEPTHWISE_LIMITS if problem.depthwise else _LIMITS
-    if not problem.depthwise and problem.outputs < _FEW_OUTPUTS:
+    if problem.depthwise:
+        inference = problem.channels_last and not problem.trains
+        return inference and problem.live >= _DEPTHWISE_LIMIT
+    if problem.outputs < _FEW_OUTPUTS:
         return problem.live >= _FEW_OUTPUTS_LIMIT
-    return problem.live >= limits[problem.channels_last, problem.trains]
+    if problem.packed:
+        return problem.live >= _PACKED_LIMIT
+    return problem.live >= _LIMITS[problem.channels_last, problem.trains]
 
 
 def _undecidable(input: Tensor, weight: Tensor) -> bool:
@@ -118,6 +124,7 @@ def torch_computes(
     stride: tuple[int, int],
     sides: tuple[int, int, int, int],
     dilation: tuple[int, int],
+    packed: bool = False,
 ) -> bool:
     """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
     if backend != "auto":
@@ -136,6 +143,7 @@ def torch_computes(
             depthwise=weight.shape[1] == 1,
             outputs=weight.shape[0],
             trains=torch.is_grad_enabled() and any(t.requires_grad for t in operands),
+            packed=packed,
         )
     )
 

@@ -128,8 +128,7 @@ struct MultiplyLanes {
                                         A* sums) {            // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
     constexpr int kAhead = 8;  // rows: columns stream from the outer caches
-    // Less where depth are pixels: of those there are more, in a batch.
-    constexpr int64_t kRunning = (kDepthStep == 1 ? 768 : 512) / sizeof(A);
+    constexpr int64_t kRunning = 512 / sizeof(A);
     constexpr int64_t kNextColumns = kDepthStep == 1 ? R::kColumns : R::kPack * R::kColumns;
     for (int64_t s = 0; s < count;) {
       Vector acc[kLanesUsed][R::kVectors] = {};

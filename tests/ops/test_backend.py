@@ -76,7 +76,12 @@ def test_auto_goes_by_the_share_of_live_taps():
         ({"live": 0.80, "outputs": 21, "trains": True, "channels_last": True}, False),
         ({"depthwise": True, "live": 0.96}, False),
         ({"depthwise": True, "live": 0.92, "channels_last": True}, False),
-        ({"depthwise": True, "live": 0.96, "channels_last": True}, True),
+        ({"depthwise": True, "live": 0.96, "channels_last": True}, False),
+        ({"depthwise": True, "live": 0.98, "channels_last": True}, True),
+        # With the weight packed by optimize.
+        ({"packed": True, "live": 0.81}, False),
+        ({"packed": True, "live": 0.81, "channels_last": True}, False),
+        ({"packed": True, "live": 0.92, "channels_last": True}, True),
         ({"depthwise": True, "live": 0.40, "outputs": 21}, False),
         ({"depthwise": True, "live": 0.96, "trains": True}, False),
         ({"depthwise": True, "trains": True, "channels_last": True}, False),
