@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+import atrousx  # noqa: F401, it registers the operators
+
 forward_op = torch.ops.atrousx.atrous_conv2d.default
 fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
 pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
