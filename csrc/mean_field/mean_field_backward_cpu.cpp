@@ -24,27 +24,22 @@ class TermGradient {
         rows_(backward.tensors->lattice.points()),
         energy_size_((backward.costs.empty() ? 1 : labels) * backward.lattice.size(1)) {}
 
-  // The term's lattice holds the slopes.
-  void add_energies(const T* q) {
+  // The term's lattice holds the slopes, that of `forward` Q; without it the corners are left out.
+  void add(const CpuTerm<T, Index>* forward, const T* q, const T* slopes, bool of_energies,
+           TermGradients<T> gradients) {
     // A chunk of points has sums of its own, the same with any number of threads.
     const int64_t chunk = std::max<int64_t>(kLeastChunk, (rows_ + kChunks - 1) / kChunks);
-    energies_.resize((rows_ + chunk - 1) / chunk * energy_size_, T(0));
-    parallel_for(0, (rows_ + chunk - 1) / chunk, 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> filtered(stride());
-      for (int64_t c = begin; c < end; ++c)
-        run_best<EnergyRows>(&backward_.message, q, filtered.data(),
-                             energies_.data() + c * energy_size_, labels_, vectors(), c * chunk,
-                             std::min(rows_, (c + 1) * chunk));
-    });
-  }
-
-  // The terms' lattices hold Q and the slopes.
-  void add_corners(const CpuTerm<T, Index>& forward, const T* q, const T* slopes,
-                   CornerGradients<T> gradients) {
-    parallel_for(0, rows_, row_grain(stride()), [&](int64_t begin, int64_t end) {
-      std::vector<T> scratch(2 * stride());
-      run_best<CornerRows>(&forward.message, &backward_.message, q, slopes, scratch.data(),
-                           gradients, labels_, vectors(), begin, end);
+    const int64_t chunks = (rows_ + chunk - 1) / chunk;
+    if (of_energies) energies_.resize(chunks * energy_size_, T(0));
+    const MessageTerm<T, Index>* message = forward == nullptr ? nullptr : &forward->message;
+    parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> scratch(ParameterRows::kPoints * stride());
+      TermGradients<T> own = gradients;
+      for (int64_t c = begin; c < end; ++c) {
+        if (of_energies) own.energies = energies_.data() + c * energy_size_;
+        run_best<ParameterRows>(message, &backward_.message, q, slopes, scratch.data(), own,
+                                labels_, vectors(), c * chunk, std::min(rows_, (c + 1) * chunk));
+      }
     });
   }
 
@@ -103,11 +98,11 @@ void differentiate(const Tensor& grad, const Tensor& states,
     T* corners = mutable_data<T>(result.corners);
     for (size_t k = 0; k < terms.size(); ++k) {
       terms[k].lift_rows(s);
-      if (of_energies) parameters[k].add_energies(q);
-      if (!of_corners) continue;
-      forward[k].lift_rows(q);
+      if (!of_energies && !of_corners) continue;
+      if (of_corners) forward[k].lift_rows(q);
       T* scales = mutable_data<T>(result.scales) + k * 2 * rows;
-      parameters[k].add_corners(forward[k], q, s, {corners, scales, scales + rows});
+      parameters[k].add(of_corners ? &forward[k] : nullptr, q, s, of_energies,
+                        {nullptr, corners, scales, scales + rows});
       corners += rows * (given[k].lattice.dims() + 1);
     }
     update_rows(terms, SlopeStep<T>{q, mutable_data<T>(total)}, s, rows, labels);
