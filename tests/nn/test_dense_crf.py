@@ -21,6 +21,13 @@ ITERATION_0 = sorted(DATA.glob("Q_*_it0.npz"))
 NAMES = {"sym": "symmetric", "after": "after", "before": "before", "none": "none"}
 
 
+SIGMAS = {
+    "bilateral_sigma_xy": (5.3, 4.1),
+    "bilateral_sigma_rgb": (31.0, 20.0, 45.0),
+    "gaussian_sigma_xy": (3.1, 2.3),
+}
+
+
 def random_case(size=(4, 5), labels=3, batch=1, dtype=torch.float64, device="cpu"):
     logits = torch.randn(batch, labels, *size, dtype=dtype, device=device)
     image = torch.randint(256, (batch, 3, *size), device=device)
@@ -224,14 +231,14 @@ def test_constant_image_and_tiny_sigma(device):
 def test_same_bits():
     logits, image = random_case((30, 40), 21, dtype=torch.float32)
     logits.requires_grad_()
-    crf = atrousx.DenseCRF(21)
-    assert_same_bits_with_any_threads(lambda: crf(logits, image))
+    crf = atrousx.DenseCRF(21, trainable=True, **SIGMAS)
 
-    def gradient():
-        (grad,) = torch.autograd.grad(crf(logits, image).square().sum(), logits)
-        return grad
+    def results():
+        q = crf(logits, image)
+        gradients = torch.autograd.grad(q.square().sum(), [logits, *crf.parameters()])
+        return torch.cat([t.flatten() for t in (q, *gradients)])
 
-    assert_same_bits_with_any_threads(gradient)
+    assert_same_bits_with_any_threads(results)
 
 
 @pytest.mark.parametrize("normalization", NAMES.values())
@@ -240,13 +247,6 @@ def test_gradient_of_logits(device, normalization):
     crf = atrousx.DenseCRF(3, 0.4, 5.0, 30.0, 0.3, 3.0, iterations=3, normalization=normalization)
     inputs = (logits.requires_grad_(),)
     assert torch.autograd.gradcheck(lambda v: crf(v, image), inputs, fast_mode=True)
-
-
-SIGMAS = {
-    "bilateral_sigma_xy": (5.3, 4.1),
-    "bilateral_sigma_rgb": (31.0, 20.0, 45.0),
-    "gaussian_sigma_xy": (3.1, 2.3),
-}
 
 
 @pytest.mark.parametrize("normalization", NAMES.values())
