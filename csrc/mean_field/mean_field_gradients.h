@@ -33,15 +33,26 @@ struct PointGradients {
 struct ParameterRows {
   static constexpr int64_t kPoints = 8;  // whose energies are summed at once
 
-  // -weight * costs^T row; Potts' has the opposite sign.
+  // The message -weight mu Q and its gradient -weight mu^T s; Potts' has the opposite sign. Side by
+  // side: each is a chain of dependent sums.
   template <int kVectors, typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void message(const MessageTerm<T, Index>& term, const T* row,
-                                            int64_t lane, int64_t labels, int64_t stride,
-                                            RowBlock<T, kVectors>& out) {
-    out.clear();
-    if (term.costs == nullptr) return out.add(term.weight, row + lane);
-    for (int64_t l = 0; l < labels; ++l)
-      out.add(-term.weight * row[l], term.costs + l * stride + lane);
+  static ATROUSX_ALWAYS_INLINE void messages(const MessageTerm<T, Index>& forward,
+                                             const MessageTerm<T, Index>& backward,
+                                             const PointGradients<T>& point, int64_t lane,
+                                             int64_t labels, int64_t stride,
+                                             RowBlock<T, kVectors>& paid,
+                                             RowBlock<T, kVectors>& caused) {
+    paid.clear();
+    caused.clear();
+    if (forward.costs == nullptr) {
+      paid.add(forward.weight, point.q + lane);
+      caused.add(backward.weight, point.slopes + lane);
+      return;
+    }
+    for (int64_t l = 0; l < labels; ++l) {
+      paid.add(-forward.weight * point.q[l], forward.costs + l * stride + lane);
+      caused.add(-backward.weight * point.slopes[l], backward.costs + l * stride + lane);
+    }
   }
 
   template <int kVectors, typename T>
@@ -72,8 +83,7 @@ struct ParameterRows {
     }
     RowBlock<T, kVectors> told, paid, caused;
     told.clear();
-    message(*forward, point.q, lane, labels, stride, paid);
-    message(*backward, point.slopes, lane, labels, stride, caused);
+    messages(*forward, *backward, point, lane, labels, stride, paid, caused);
     for (int k = 0; k <= dims; ++k) {
       row.load(backward->lattice + vertex[k] * stride + lane);
       add_product(paid, row, point.splat_scale, point.products[k]);

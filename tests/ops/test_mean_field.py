@@ -59,7 +59,7 @@ def random_inputs(labels, compatibility, normalization):
 @pytest.mark.parametrize("normalization", ["symmetric", "before", "after", "none"])
 @pytest.mark.parametrize("compatibility", ["potts", "diagonal", "matrix"])
 @pytest.mark.parametrize("labels", [1, 5, 21])
-def test_operators_are_what_rows_give(labels, compatibility, normalization):
+def test_cpu_operators_against_oracle_of_rows(labels, compatibility, normalization):
     inputs = random_inputs(labels, compatibility, normalization)
     ops = torch.ops.atrousx
     q, states = ops._mean_field_states(*inputs, 3)
