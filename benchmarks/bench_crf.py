@@ -2,11 +2,11 @@
 
     python benchmarks/bench_crf.py [--threads 1,2] [--sizes 500x375x21,1024x512x19] [--csv FILE]
 
-A call is ten iterations with sigmas 67/3 and 3, as the DeepLab papers' code uses it. pydensecrf
-cannot be installed from PyPI on current Python (its generated C++ does not compile). Where it can
-be imported, built from its source, it runs in turns with ours, and the results are compared. Else
-its times of another day on such a machine are printed, and said to be that. So are those of MONAI's
-CRF (C++ extension) and of crfasrnn_pytorch, which this script does not run.
+A call is ten iterations with sigmas 67/3 and 3, as the DeepLab papers' code uses it. On the CPU
+pydensecrf runs in turns with ours, and the results are compared; MONAI's CRF, which takes seconds,
+runs once, alone. Neither comes from PyPI ready to use: pydensecrf's generated C++ does not compile
+on current Python, and MONAI's wheel is without its C++. Build them from their sources; what is
+missing is said.
 """
 
 from __future__ import annotations
@@ -36,20 +36,17 @@ try:
 except ImportError:
     their_densecrf = None
 
+try:
+    import monai._C  # noqa: F401
+    from monai.networks.blocks import CRF as MonaiCRF
+except ImportError:
+    MonaiCRF = None
+
 ITERATIONS = 10
-# Seconds of a whole call and MiB of memory, from another day on the machine type of results/: no
-# measurements of this run.
-RECORDED = {
-    "500x375x21": {
-        "pydensecrf": (0.77, 158),
-        "MONAI": (3.0, None),
-        "crfasrnn_pytorch": (2.2, None),
-    },
-    "1024x512x19": {
-        "pydensecrf": (2.57, 377),
-        "MONAI": (16, None),
-        "crfasrnn_pytorch": (9.1, None),
-    },
+SIZES = "500x375x21,1024x512x19"
+MISSING = {
+    "pydensecrf": "build it from its source",
+    "MONAI's CRF": "build monai from its source with BUILD_MONAI=1",
 }
 Stage = tuple[str, Callable[[], object]]
 
@@ -82,8 +79,15 @@ def compat_call(
     return call
 
 
+def monai_call(logits: Tensor, image: Tensor) -> Callable[[], object]:
+    """As near as MONAI's comes: its filters have no normalisation."""
+    crf = MonaiCRF(ITERATIONS, 4.0, 3.0, 67.0, 3.0, 3.0, update_factor=1.0)
+    guide = image.float()
+    return lambda: crf(logits, guide)
+
+
 def stages(logits: Tensor, image: Tensor) -> list[Stage]:
-    """What is timed, by name; everything without gradients but the last two."""
+    """What is timed, by name; everything without gradients but training."""
     labels = logits.shape[1]
     crf = atrousx.DenseCRF(labels, iterations=ITERATIONS).to(logits.device)
     guide, flat = image.float(), logits.flatten(2)
@@ -107,19 +111,30 @@ def stages(logits: Tensor, image: Tensor) -> list[Stage]:
         terms.append(term)
     found.append(("iterations, both", lambda: mean_field(flat, terms, ITERATIONS)))
     found.append(("iterations, no kernel", lambda: mean_field(flat, [], ITERATIONS)))
-    return [(name, torch.no_grad()(call)) for name, call in found] + training(crf, logits, image)
+    return [(name, torch.no_grad()(call)) for name, call in found] + training(logits, image)
 
 
-def training(crf: atrousx.DenseCRF, logits: Tensor, image: Tensor) -> list[Stage]:
-    def forward() -> Tensor:
-        result: Tensor = crf(logits.detach().requires_grad_(), image)
-        return result
+def training(logits: Tensor, image: Tensor) -> list[Stage]:
+    """Forward and backward, the gradient of the probabilities being given."""
+    grad = torch.randn_like(logits)
+    inputs = logits.detach().requires_grad_()
+    calls: list[Stage] = []
+    for suffix, trainable in (("", False), (", trainable", True)):
+        crf = atrousx.DenseCRF(logits.shape[1], iterations=ITERATIONS, trainable=trainable)
+        crf.to(logits.device)
+        wanted = [inputs, *crf.parameters()]
 
-    def both() -> object:
-        inputs = logits.detach().requires_grad_()
-        return torch.autograd.grad(crf(inputs, image).square().sum(), inputs)
+        def forward(crf: atrousx.DenseCRF = crf) -> Tensor:
+            result: Tensor = crf(inputs, image)
+            return result
 
-    return [("forward for training", forward), ("forward + backward", both)]
+        def both(crf: atrousx.DenseCRF = crf, wanted: list[Tensor] = wanted) -> object:
+            return torch.autograd.grad(crf(inputs, image), wanted, grad)
+
+        if not trainable:
+            calls.append(("forward for training", forward))
+        calls.append(("forward + backward" + suffix, both))
+    return calls
 
 
 def compare(logits: Tensor, image: Tensor) -> None:
@@ -153,11 +168,15 @@ def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> Non
         call()  # what is kept from call to call does not count
     growths = {n: round(peak_memory(f, device), 1) for n, f in whole_calls.items()}
     timed = interleaved(functions, device, args.seconds, least_rounds=args.rounds)
+    if on_cpu and MonaiCRF is not None:
+        call = monai_call(logits, image)
+        growths["MONAI's CRF"] = round(peak_memory(call, device), 1)
+        timed |= interleaved({"MONAI's CRF": call}, device, 0, least_rounds=1)
     for name, result in timed.items():
         growth = growths.get(name)
         memory = "" if growth is None else f"  memory growth {growth:6.0f} MiB"
         print(
-            f"  {name:<24} {result.median * 1e3:9.1f} ms  fastest {result.fastest * 1e3:9.1f} ms"
+            f"  {name:<29} {result.median * 1e3:9.1f} ms  fastest {result.fastest * 1e3:9.1f} ms"
             f"{memory}"
         )
         if writer:
@@ -166,22 +185,21 @@ def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> Non
             row["fastest_ms"] = round(result.fastest * 1e3, 3)
             row["growth_mib"] = "" if growth is None else growth
             writer.write(row)
-    print_ratios(size, {name: result.median for name, result in timed.items()})
+    seconds = {name: result.median for name, result in timed.items()}
+    if on_cpu:
+        print_peers(seconds)
+    for suffix in ("", ", trainable"):
+        both = seconds["forward + backward" + suffix]
+        print(f"  forward + backward{suffix}: {both / seconds['all-in']:.2f} times all-in")
 
 
-def print_ratios(size: str, seconds: dict[str, float]) -> None:
-    if "pydensecrf, all-in" in seconds:
-        for name in ("all-in", "all-in, compat"):
-            print(f"  {name}: {seconds['pydensecrf, all-in'] / seconds[name]:.2f} times pydensecrf")
-    training = seconds["forward + backward"]
-    print(
-        f"  forward + backward: {training / seconds['forward for training']:.2f} times the forward "
-        f"of training, {training / seconds['all-in']:.2f} times all-in"
-    )
-    for name, (time, memory) in RECORDED.get(size, {}).items():
-        if name not in sys.modules:
-            growth = "" if memory is None else f", {memory} MiB"
-            print(f"  {name} is not installed; recorded elsewhere, not run: {time} s{growth}")
+def print_peers(seconds: dict[str, float]) -> None:
+    for peer, name in (("pydensecrf, all-in", "pydensecrf"), ("MONAI's CRF", "MONAI's CRF")):
+        if peer not in seconds:
+            print(f"  {name} is not installed: not run; {MISSING[name]}")
+            continue
+        for ours in ("all-in", "all-in, compat"):
+            print(f"  {ours}: {seconds[peer] / seconds[ours]:.2f} times {name}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -190,7 +208,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
-    parser.add_argument("--sizes", default=",".join(RECORDED), help="WxHxL,...")
+    parser.add_argument("--sizes", default=SIZES, help="WxHxL,...")
     parser.add_argument("--threads", help="CPU threads, comma-separated; default: PyTorch's choice")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for one size; default 20")
     parser.add_argument("--rounds", type=int, default=3, help="at least so many; default: 3")

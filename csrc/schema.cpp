@@ -100,6 +100,18 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   // six, the two scales of its filter and its compatibility, the last three empty where there is
   // none. On CUDA a compatibility may be [L], a diagonal.
   m.def("_mean_field(Tensor logits, Tensor[] terms, float[] weights, int iterations) -> Tensor");
+  // The same, and Q before and after each iteration, for its gradient: in rows, as the device likes
+  // them. The gradient of the logits; per term [L, L], of which those of its weight and its
+  // compatibility are made (for Potts' costs the diagonal alone); of all terms' corner weights, one
+  // behind the other; per term of its scales [2, N P]. The latter two or three are empty where they
+  // are not asked for.
+  m.def(
+      "_mean_field_states(Tensor logits, Tensor[] terms, float[] weights, int iterations) -> "
+      "(Tensor, Tensor states)");
+  m.def(
+      "_mean_field_backward(Tensor grad, Tensor states, Tensor[] terms, float[] weights, "
+      "bool of_energies, bool of_corners) -> (Tensor grad_logits, Tensor energies, Tensor corners, "
+      "Tensor scales)");
 }
 
 PyMODINIT_FUNC PyInit__C() {

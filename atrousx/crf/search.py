@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models.confusion import ConfusionMatrix
 from ..nn.dense_crf import pixel_features
 from ..ops import upsample_bilinear2d
 from ..ops._mean_field import Term, mean_field
@@ -136,12 +136,9 @@ def _term(image: Tensor, sigmas: Sequence[float], fixed: FixedOptions) -> Term:
 
 def _count(labels: Tensor, scores: Tensor) -> Counts:
     """``labels`` [H, W] against the largest of ``scores`` [1, L, P]."""
-    count = scores.shape[1]
-    true, winners = labels.flatten(), scores.argmax(1)[0]
-    known = true != IGNORED
-    pairs = (true * count + winners)[known]
-    counts = torch.bincount(pairs, minlength=count * count).view(count, count)
-    return np.asarray(counts.cpu().numpy(), np.int64)
+    confusion = ConfusionMatrix(scores.shape[1], ignore_index=IGNORED)
+    confusion.update(scores.argmax(1)[0], labels.flatten())
+    return np.asarray(confusion.matrix.cpu().numpy(), np.int64)
 
 
 def mean_iou(counts: Counts) -> float:

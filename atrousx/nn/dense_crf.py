@@ -96,8 +96,8 @@ class DenseCRF(nn.Module):
             "before" or "none".
         trainable: the weights, the compatibilities (starting from Potts') and the logarithms of the
             sigmas become parameters.
-        recompute: for training: backward computes each iteration again, so that of an iteration
-            nothing but its Q is kept.
+        recompute: for training under torch.compile: backward computes each iteration again, so
+            that of an iteration nothing but its Q is kept, as it is without torch.compile.
 
     Shape:
         logits ``[N, L, H, W]`` (float32, float64, float16, bfloat16; half types are computed in

@@ -1,4 +1,4 @@
-"""The dense CRF's benchmark runs, names what was recorded elsewhere, and refuses bad sizes."""
+"""The dense CRF's benchmark runs, names the peers that are missing, and refuses bad sizes."""
 
 import csv
 import importlib
@@ -16,13 +16,14 @@ def bench_crf(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_prints_stages_and_writes_csv(bench_crf, monkeypatch, tmp_path: Path, capsys):
-    monkeypatch.setitem(bench_crf.RECORDED, "24x16x3", {"pydensecrf": (7.0, 3)})
     monkeypatch.setattr(bench_crf, "their_densecrf", None)
+    monkeypatch.setattr(bench_crf, "MonaiCRF", None)
     file = tmp_path / "crf.csv"
     options = ["--device", "cpu", "--sizes", "24x16x3", "--threads", "1,2", "--rounds", "1"]
     assert bench_crf.main([*options, "--seconds", "0.01", "--csv", str(file)]) == 0
     out = capsys.readouterr().out
-    assert out.count("pydensecrf is not installed; recorded elsewhere, not run: 7.0 s") == 2
+    assert out.count("pydensecrf is not installed: not run") == 2
+    assert out.count("MONAI's CRF is not installed: not run; build monai from its source") == 2
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert {row["threads"] for row in rows} == {"1", "2"}
