@@ -29,7 +29,7 @@ struct GatherJobs {
   template <typename A>
   static GatherJobs make(int64_t maps, int64_t pixel, const BilinearPlan<A>& plan, int vector,
                          int numbers) {
-    constexpr int64_t kLeastColumns = 8, kLeastSlice = 8, kLeastJobs = 1024;
+    constexpr int64_t kLeastColumns = 8, kLeastSlice = 8, kLeastJobs = 800;
     const int64_t room = int64_t{kGatherThreads} * numbers;
     int64_t slice = pixel, columns = fitting(plan.columns, slice, room, vector);
     // Borders between tiles are read twice: few of the numbers of many pixels beat many of few.
