@@ -108,18 +108,28 @@ class FusedConv2d(AtrousConv2d):
         self, input: Tensor, residual: Tensor | None, sides: tuple[int, int, int, int]
     ) -> Tensor | None:
         """The finished result where atrousx's kernels compute it, None where PyTorch's do."""
+        backend = get_backend()
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
         packed = None
-        if winograd_pays(get_backend(), input, self.weight, *geometry):
+        if winograd_pays(backend, input, self.weight, *geometry):
             packed = self.packed.of(self.weight, winograd=True)
         if packed is None:
-            if torch_computes(get_backend(), input, self.weight, None, *geometry):
+            rule = "native" if backend == "auto" and self._widens() else backend
+            if torch_computes(rule, input, self.weight, None, *geometry):
                 return None
             packed = self.packed.of(self.weight, self.groups)
         options = (*geometry, self.groups, allows_tf32(input), packed)
         output: Tensor = _fused(input, self.weight, self.bias, residual, self.relu, *options)
         return output
+
+    def _widens(self) -> bool:
+        """Whether the result outweighs the product, as a residual unit's last layer's does.
+
+        A store that adds and clips is then worth more than what "auto" knows of plain layers.
+        """
+        pointwise = self.kernel_size == (1, 1) and self.groups == 1
+        return pointwise and self.in_channels >= 64 and self.out_channels >= 4 * self.in_channels
 
 
 class FusedASPP(nn.Module):
@@ -156,7 +166,7 @@ class FusedASPP(nn.Module):
         if _wants_gradient(input):
             biases = self.bias.split([weight.shape[0] for weight in weights])
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
-        elif self._together(input):
+        elif get_backend() != "torch":
             tf32 = allows_tf32(input)
             packed = [self._pack(input, branch) for branch in range(len(weights))]
             whole = [p for p in packed if p is not None]
@@ -181,14 +191,8 @@ class FusedASPP(nn.Module):
         winograd = winograd_pays(get_backend(), input, weight, *geometry)
         return self.packed[branch].of(weight, winograd=winograd)
 
-    @staticmethod
-    def _together(input: Tensor) -> bool:
-        # Where the rule would not ask PyTorch: see torch_computes.
-        ours = input.is_cuda or torch.compiler.is_compiling()
-        return get_backend() == "native" or (get_backend() == "auto" and ours)
-
     def _one_by_one(self, input: Tensor) -> Tensor:
-        """The branches where each may be computed by PyTorch, as the backend's rule has it."""
+        """The branches as PyTorch's convolution computes them."""
         branches, first = [], 0
         for weight, rate in zip(self.weights, self.dilations, strict=True):
             last = first + weight.shape[0]
