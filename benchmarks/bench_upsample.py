@@ -1,9 +1,9 @@
-"""Times the upsampling operators beside PyTorch's: plain, argmax and cross-entropy.
+"""Times the upsampling operators beside PyTorch's: plain, argmax, cross-entropy, softmax sums.
 
 All run in turns in this one process, together with a copy of as many bytes as the operator must
 read and write once: the share of its speed says what is left to gain.
 
-    python benchmarks/bench_upsample.py [--operators bilinear,argmax,cross_entropy] [--quick]
+    python benchmarks/bench_upsample.py [--operators bilinear,argmax] [--quick]
     python benchmarks/bench_upsample.py --dtype bfloat16 --memory-format channels_last --csv FILE
 """
 
@@ -117,7 +117,41 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
             Case("cross_entropy", "training", *(training_of(f, logits) for f in (our_loss, loss)),
                  training_of(loss, double), moved + size_of(logits)),
         ]  # fmt: skip
+    if "softmax_add" in operators and logits.shape[1] > 1:
+        found.append(softmax_add(logits, size))
     return found
+
+
+def softmax_add(logits: Tensor, size: tuple[int, int]) -> Case:
+    """A mirrored image's term of the mean. Sums grow from call to call: the first are compared."""
+    layout = (
+        torch.channels_last
+        if logits.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
+
+    def added_by(
+        add: Callable[[Tensor, Tensor], Tensor], x: Tensor, dtype: torch.dtype
+    ) -> Function:
+        total = torch.zeros(*x.shape[:2], *size, dtype=dtype, device=x.device)
+        total = total.to(memory_format=layout)
+        return lambda: add(total, x)
+
+    def ours(total: Tensor, x: Tensor) -> Tensor:
+        return ops.upsample_softmax_add_(total, x, 0.5, flip=True)
+
+    def torchs(total: Tensor, x: Tensor) -> Tensor:
+        upsampled = F.interpolate(x.flip(-1), size, mode="bilinear")
+        return total.add_(upsampled.softmax(1), alpha=0.5)
+
+    computed = torch.promote_types(logits.dtype, torch.float32)
+    values = logits.shape[0] * logits.shape[1] * size[0] * size[1]
+    return Case(
+        "softmax_add", "forward",
+        added_by(ours, logits, computed), added_by(torchs, logits, computed),
+        added_by(torchs, logits.double(), torch.float64),
+        size_of(logits) + 2 * values * computed.itemsize,
+    )  # fmt: skip
 
 
 def _bind(function: Callable[[Tensor], Tensor], argument: Tensor) -> Function:
@@ -202,7 +236,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     gpu = torch.cuda.is_available()
-    known = ["bilinear", "argmax", "cross_entropy"]
+    known = ["bilinear", "argmax", "cross_entropy", "softmax_add"]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
     parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")

@@ -15,9 +15,6 @@ from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
 from .packed import PackedWeight
 
-# Stride, padding (top, left, bottom, right) and dilation.
-Geometry = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]
-
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
 _multi_rate_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
 
@@ -111,18 +108,28 @@ class FusedConv2d(AtrousConv2d):
         self, input: Tensor, residual: Tensor | None, sides: tuple[int, int, int, int]
     ) -> Tensor | None:
         """The finished result where atrousx's kernels compute it, None where PyTorch's do."""
+        backend = get_backend()
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
         packed = None
-        if winograd_pays(get_backend(), input, self.weight, *geometry):
+        if winograd_pays(backend, input, self.weight, *geometry):
             packed = self.packed.of(self.weight, winograd=True)
         if packed is None:
-            if torch_computes(get_backend(), input, self.weight, None, *geometry, packed=True):
+            rule = "native" if backend == "auto" and self._widens() else backend
+            if torch_computes(rule, input, self.weight, None, *geometry, packed=True):
                 return None
             packed = self.packed.of(self.weight, self.groups)
         options = (*geometry, self.groups, allows_tf32(input), packed)
         output: Tensor = _fused(input, self.weight, self.bias, residual, self.relu, *options)
         return output
+
+    def _widens(self) -> bool:
+        """Whether the result outweighs the product, as a residual unit's last layer's does.
+
+        A store that adds and clips is then worth more than what "auto" knows of plain layers.
+        """
+        pointwise = self.kernel_size == (1, 1) and self.groups == 1
+        return pointwise and self.in_channels >= 64 and self.out_channels >= 4 * self.in_channels
 
 
 class FusedASPP(nn.Module):
@@ -159,7 +166,7 @@ class FusedASPP(nn.Module):
         if _wants_gradient(input):
             biases = self.bias.split([weight.shape[0] for weight in weights])
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
-        elif self._together(input):
+        elif get_backend() != "torch":
             tf32 = allows_tf32(input)
             packed = [self._pack(input, branch) for branch in range(len(weights))]
             whole = [p for p in packed if p is not None]
@@ -178,25 +185,14 @@ class FusedASPP(nn.Module):
         return result
 
     def _pack(self, input: Tensor, branch: int) -> Tensor | None:
-        weight = self.weights[branch]
-        winograd = winograd_pays(get_backend(), input, weight, *self._geometry(branch))
+        weight, rate = self.weights[branch], self.dilations[branch]
+        rows, columns = (rate * (taps // 2) for taps in weight.shape[2:])
+        geometry = ((1, 1), (rows, columns, rows, columns), (rate, rate))
+        winograd = winograd_pays(get_backend(), input, weight, *geometry)
         return self.packed[branch].of(weight, winograd=winograd)
 
-    def _geometry(self, branch: int) -> Geometry:
-        rate = self.dilations[branch]
-        rows, columns = (rate * (taps // 2) for taps in self.weights[branch].shape[2:])
-        return (1, 1), (rows, columns, rows, columns), (rate, rate)
-
-    def _together(self, input: Tensor) -> bool:
-        """Whether no dilated branch is one for PyTorch; a pointwise one is small beside these."""
-        return not any(
-            torch_computes(get_backend(), input, weight, None, *self._geometry(branch), packed=True)
-            for branch, weight in enumerate(self.weights)
-            if get_backend() == "torch" or weight.shape[-1] > 1
-        )
-
     def _one_by_one(self, input: Tensor) -> Tensor:
-        """The branches where each may be computed by PyTorch, as the backend's rule has it."""
+        """The branches as PyTorch's convolution computes them."""
         branches, first = [], 0
         for weight, rate in zip(self.weights, self.dilations, strict=True):
             last = first + weight.shape[0]

@@ -27,8 +27,9 @@ def upsample_argmax(
 
     with :math:`U` as in ``ops.upsample_bilinear2d``: the result of
     ``interpolate(logits, size, mode="bilinear").argmax(1)`` wherever the two greatest values differ
-    by more than rounding. As there, the first of equal values wins, and NaN above all. Beside the
-    result nothing of its size is allocated. There is no gradient.
+    by more than rounding. As there, the first of equal values wins, and NaN above all; but a NaN or
+    infinity that a pixel reads with weight 0 need not reach it. Beside the result nothing of its
+    size is allocated. There is no gradient.
 
     Args:
         logits: ``[N, C, H, W]``, float32, float64, float16 or bfloat16, any strides, N may be 0.

@@ -32,6 +32,8 @@ def upsample_bilinear2d(
     along each axis in turn; with ``align_corners`` :math:`s = o\,(in - 1)/(out - 1)`. These are
     the conventions of ``torch.nn.functional.interpolate(mode="bilinear")``, whose results it
     equals. The gradient gathers, in a fixed order, what each input sample gave: no atomics.
+    Where an output coincides with an input (:math:`\lambda = 0`), ``interpolate`` still multiplies
+    the neighbour by 0, so that a NaN or infinity there spreads; here it may not.
 
     Args:
         input: ``[N, C, H, W]``, float32, float64, float16 or bfloat16, any strides, N may be 0.

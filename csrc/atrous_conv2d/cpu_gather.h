@@ -120,12 +120,19 @@ class CpuGather {
         lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides);
     }
     const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
-    if (step.first) std::fill_n(sums, group.pixels * tile_step, A(0));
     const A* weight = static_cast<const A*>(packed_weight_.const_data_ptr()) +
                       (task.group * weight_.blocks() + task.first_block) * weight_.block_size();
     const A* source = packed.data + task.group * packed.group_size;
     const int64_t chunk = chunk_elements();
     const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
+    if (step.first && step.last && end <= chunk) {
+      for (size_t t = 0; t < group.tiles.size(); ++t)
+        multiply_and_store(task, step.first_image, group.tiles[t],
+                           lay_out(group.tiles[t], packed, 0, 0, end), source,
+                           lanes.data() + group.first[t], weight, sums);
+      return;
+    }
+    if (step.first) std::fill_n(sums, group.pixels * tile_step, A(0));
     for (int64_t first = step.first_slab * kSlab; first < end; first += chunk)
       for (size_t t = 0; t < group.tiles.size(); ++t) {
         const Tile& tile = group.tiles[t];
@@ -172,57 +179,111 @@ class CpuGather {
     return segments;
   }
 
+  // The lanes of a piece, and which the next ones are.
+  struct Piece {
+    int64_t first, pixels, next[kNextLanes<R>];
+
+    Piece(const LanePieces& pieces, int64_t s, const int64_t* lanes)
+        : first(pieces.first(s)), pixels(pieces.size(s)) {
+      const int64_t soon = std::min(s + 1, pieces.count - 1);
+      for (int64_t l = 0; l < kNextLanes<R>; ++l)
+        next[l] = lanes[pieces.first(soon) + l % pieces.size(soon)];
+    }
+  };
+
   // The lanes of a piece stay in the L1 cache while the weight streams by.
   void multiply(const SegmentList& segments, const A* source, const int64_t* lanes, int64_t pixels,
                 const A* weight, int64_t blocks,
                 A* sums) const {  // [blocks, pixels, kColumns]
     const LanePieces pieces(pixels, R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s) {
-      const int64_t soon = std::min(s + 1, pieces.count - 1);
-      int64_t next[kNextLanes<R>];
-      for (int64_t l = 0; l < kNextLanes<R>; ++l)
-        next[l] = lanes[pieces.first(soon) + l % pieces.size(soon)];
+      const Piece piece(pieces, s, lanes);
       for (int64_t b = 0; b < blocks; ++b)
-        multiply_lanes<R, 1>(pieces.size(s), source, lanes + pieces.first(s),
-                             weight + b * weight_.block_size(), segments, next,
-                             sums + (b * pixels + pieces.first(s)) * R::kColumns);
+        multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
+                             weight + b * weight_.block_size(), segments, piece.next,
+                             sums + (b * pixels + piece.first) * R::kColumns);
     }
+  }
+
+  // The same where one product holds the whole depth: sums are stored while the L1 cache has them.
+  void multiply_and_store(const Task& task, int64_t first_image, const Tile& tile,
+                          const SegmentList& segments, const A* source, const int64_t* lanes,
+                          const A* weight, A* sums) const {  // [kLanes, kColumns]
+    const Places places = places_of(tile, first_image);
+    const LanePieces pieces(tile.pixels, R::kLanes);
+    for (int64_t s = 0; s < pieces.count; ++s) {
+      const Piece piece(pieces, s, lanes);
+      for (int64_t b = 0; b < task.blocks; ++b) {
+        prefetch(task, places, b, piece);
+        std::fill_n(sums, piece.pixels * R::kColumns, A(0));
+        if (!segments.items.empty())
+          multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
+                               weight + b * weight_.block_size(), segments, piece.next, sums);
+        store(task, places, b, piece.first, piece.pixels, sums);
+      }
+    }
+  }
+
+  // Where a tile's pixels go, and where their residuals are.
+  struct Places {
+    int64_t to[kTilePixels], residual[kTilePixels];
+  };
+
+  Places places_of(const Tile& tile, int64_t first_image) const {
+    Places places;
+    for (int64_t i = 0; i < tile.pixels; ++i) {
+      Tile::Pixel p = tile.pixel(i);
+      p.n += first_image;
+      places.to[i] = tile.destination_offset(p, destination_strides_);
+      places.residual[i] = tile.destination_offset(p, epilogue_.residual_strides);
+    }
+    return places;
   }
 
   void store(const Task& task, int64_t first_image, const Tile& tile,
              const A* sums) const {  // [blocks, pixels, kColumns]
-    int64_t to[kTilePixels], residual[kTilePixels];
-    for (int64_t i = 0; i < tile.pixels; ++i) {
-      Tile::Pixel p = tile.pixel(i);
-      p.n += first_image;
-      to[i] = tile.destination_offset(p, destination_strides_);
-      residual[i] = tile.destination_offset(p, epilogue_.residual_strides);
-    }
-    const int64_t stride = destination_strides_.c, residual_stride = epilogue_.residual_strides.c;
-    for (int64_t b = 0; b < task.blocks; ++b) {
-      const int64_t outer = (task.first_block + b) * R::kColumns;
-      const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
-      const int64_t channel = task.group * shape_.outer + outer;
-      const A* block = sums + b * tile.pixels * R::kColumns;
-      if (stride == 1) {
-        const auto from = [&](const T* data, int64_t offset) {
-          return data == nullptr ? nullptr : data + offset;
-        };
-        for (int64_t p = 0; p < tile.pixels; ++p)
-          run_with_lanes<FinishPixel>(
-              block + p * R::kColumns, columns,
-              PixelTail<T>{from(epilogue_.bias, channel),
-                           from(epilogue_.residual, residual[p] + channel * residual_stride),
-                           residual_stride, epilogue_.relu},
-              destination_ + to[p] + channel);
-        continue;
+    const Places places = places_of(tile, first_image);
+    for (int64_t b = 0; b < task.blocks; ++b)
+      store(task, places, b, 0, tile.pixels, sums + b * tile.pixels * R::kColumns);
+  }
+
+  // The lines that a piece will be stored to come while it is multiplied.
+  void prefetch(const Task& task, const Places& places, int64_t b, const Piece& piece) const {
+    if (destination_strides_.c != 1) return;
+    const int64_t channel = task.group * shape_.outer + (task.first_block + b) * R::kColumns;
+    const T* residual = epilogue_.residual_strides.c == 1 ? epilogue_.residual : nullptr;
+    for (int64_t p = piece.first; p < piece.first + piece.pixels; ++p)
+      for (int64_t c = channel; c < channel + R::kColumns; c += kLine<T>) {
+        if (residual != nullptr) __builtin_prefetch(residual + places.residual[p] + c, 0, 2);
+        __builtin_prefetch(destination_ + places.to[p] + c, 1, 2);
       }
-      for (int64_t c = 0; c < columns; ++c)
-        for (int64_t p = 0; p < tile.pixels; ++p)
-          destination_[to[p] + (channel + c) * stride] =
-              epilogue_.finish(block[p * R::kColumns + c], channel + c,
-                               residual[p] + (channel + c) * residual_stride);
+  }
+
+  // Some pixels of a block of channels.
+  void store(const Task& task, const Places& places, int64_t b, int64_t first, int64_t pixels,
+             const A* sums) const {  // [pixels, kColumns]
+    const int64_t *to = places.to + first, *residual = places.residual + first;
+    const int64_t stride = destination_strides_.c, residual_stride = epilogue_.residual_strides.c;
+    const int64_t outer = (task.first_block + b) * R::kColumns;
+    const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
+    const int64_t channel = task.group * shape_.outer + outer;
+    if (stride == 1) {
+      const auto from = [&](const T* data, int64_t offset) {
+        return data == nullptr ? nullptr : data + offset;
+      };
+      for (int64_t p = 0; p < pixels; ++p)
+        run_with_lanes<FinishPixel>(
+            sums + p * R::kColumns, columns,
+            PixelTail<T>{from(epilogue_.bias, channel),
+                         from(epilogue_.residual, residual[p] + channel * residual_stride),
+                         residual_stride, epilogue_.relu},
+            destination_ + to[p] + channel);
+      return;
     }
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t p = 0; p < pixels; ++p)
+        destination_[to[p] + (channel + c) * stride] = epilogue_.finish(
+            sums[p * R::kColumns + c], channel + c, residual[p] + (channel + c) * residual_stride);
   }
 
   const GatherShape shape_;

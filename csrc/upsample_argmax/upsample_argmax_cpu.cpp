@@ -2,30 +2,30 @@
 //
 // A task is a run of pixel rows. It walks them block by block (cpu_lines.h): values are compared as
 // they are blended, a vector of pixels at a time.
-#include <memory>
-
 #include "../upsample_bilinear2d/cpu_lines.h"
 #include "label_maps.h"
 
 namespace atrousx {
 namespace {
 
-template <typename A, typename Label>
+template <typename A, typename LabelType>
 struct ArgmaxPlan {
+  using Label = LabelType;
   LinesPlan<A> lines;
   Label* labels;   // [N, OH, OW]
   A* probability;  // [N, OH, OW] or null
 };
 
-template <int kBytes, typename A, typename Label>
+template <int kBytes, typename Plan>
 class ArgmaxBlocks {
+  using A = typename decltype(Plan::lines)::Number;
+  using Label = typename Plan::Label;
   static constexpr int kLanes = kLanesIn<kBytes, A>;
   using V = Lanes<A, kLanes>;
   using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
 
  public:
-  ATROUSX_ALWAYS_INLINE ArgmaxBlocks(const ArgmaxPlan<A, Label>* plan, A* values)
-      : plan_(plan), values_(values) {}
+  ATROUSX_ALWAYS_INLINE ArgmaxBlocks(const Plan* plan, A* values) : plan_(plan), values_(values) {}
 
   ATROUSX_ALWAYS_INLINE void block(int64_t row, int64_t first, int64_t count,
                                    const BlendedLines<A>& lines) {
@@ -96,20 +96,8 @@ class ArgmaxBlocks {
     return A(1) / sum;
   }
 
-  const ArgmaxPlan<A, Label>* plan_;
+  const Plan* plan_;
   A* values_;  // [C, kLineBlock]
-};
-
-// Pixel rows [begin, end) of all images.
-template <int kBytes>
-struct ArgmaxRows {
-  template <typename A, typename Label>
-  static ATROUSX_ALWAYS_INLINE void run(const ArgmaxPlan<A, Label>* plan, A* room, int64_t begin,
-                                        int64_t end) {
-    Lines<kBytes, A> lines(&plan->lines, room);
-    ArgmaxBlocks<kBytes, A, Label> blocks(plan, room + plan->lines.room());
-    over_blocks<kBytes>(&plan->lines, &lines, begin, end, &blocks);
-  }
 };
 
 template <typename A, typename Label>
@@ -118,11 +106,7 @@ void argmax_as(const Resampling& r, const Tensor& logits, const Tensor& labels,
   const ArgmaxPlan<A, Label> plan{
       LinesPlan<A>(r, logits), static_cast<Label*>(labels.mutable_data_ptr()),
       probability.numel() > 0 ? static_cast<A*>(probability.mutable_data_ptr()) : nullptr};
-  torch::stable::parallel_for(
-      0, r.batch * r.out_height, plan.lines.grain(), [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<A[]> room(new A[plan.lines.room() + r.channels * kLineBlock]);
-        run_with_lanes<ArgmaxRows>(&plan, room.get(), begin, end);
-      });
+  over_pixel_rows<ArgmaxBlocks>(plan);
 }
 
 std::tuple<Tensor, Tensor> upsample_argmax_cpu(const Tensor& logits,

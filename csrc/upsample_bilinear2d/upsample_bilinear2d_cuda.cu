@@ -35,27 +35,39 @@ void forward(const T* input, T* output, const Resampling& r, const Layout& layou
                                                                  r.plan<T>());
 }
 
+template <typename T, bool kShort, int kVector>
+bool gather(const T* grad_output, T* grad_input, const Resampling& r, const Layout& layout,
+            cudaStream_t stream) {
+  constexpr int kNumbers = kGatherNumbers<T, kShort, kVector>;
+  const auto plan = r.plan<T>();
+  const auto jobs = GatherJobs::make(layout.maps, layout.pixel, plan, kVector, kNumbers);
+  // Pieces of pixels must be vectors, too.
+  if (jobs.columns == 0 || (jobs.slices > 1 && layout.pixel % kVector != 0)) return false;
+  upsample_bilinear2d_backward_kernel<T, kVector, kNumbers>
+      <<<job_grid(jobs.count()), kGatherThreads, 0, stream>>>(grad_output, grad_input, jobs,
+                                                              layout.pixel, plan);
+  return true;
+}
+
+template <typename T, bool kShort>
+bool gather(const T* grad_output, T* grad_input, const Resampling& r, const Layout& layout,
+            cudaStream_t stream) {
+  constexpr int kFull = kFullVector<T>;
+  if (moves_vectors(grad_output, r.out_width * layout.pixel, kFull) &&
+      gather<T, kShort, kFull>(grad_output, grad_input, r, layout, stream))
+    return true;
+  return gather<T, kShort, 1>(grad_output, grad_input, r, layout, stream);
+}
+
 template <typename T>
 void backward(const T* grad_output, T* grad_input, const Resampling& r, const Layout& layout,
               cudaStream_t stream) {
-  const auto plan = r.plan<T>();
-  bool vectors = moves_vectors(grad_output, r.out_width * layout.pixel, kFullVector<T>);
-  const auto narrow =
-      NarrowJobs::make(layout.maps, layout.pixel, plan, vectors ? kFullVector<T> : 1);
-  if (layout.pixel < kWidePixel && narrow.columns > 0) {
-    const auto kernel = vectors ? upsample_bilinear2d_backward_narrow_kernel<T, kFullVector<T>>
-                                : upsample_bilinear2d_backward_narrow_kernel<T, 1>;
-    kernel<<<job_grid(narrow.count()), kNarrowThreads, 0, stream>>>(grad_output, grad_input, narrow,
-                                                                    layout.pixel, plan);
+  if (layout.pixel < kShortPixel ? gather<T, true>(grad_output, grad_input, r, layout, stream)
+                                 : gather<T, false>(grad_output, grad_input, r, layout, stream))
     return;
-  }
-  vectors = moves_vectors(grad_output, layout.pixel, kFullVector<T>);
-  const auto wide =
-      WideJobs::make(layout.maps, r.height, r.width, layout.pixel, vectors ? kFullVector<T> : 1);
-  const auto kernel = vectors ? upsample_bilinear2d_backward_wide_kernel<T, kFullVector<T>>
-                              : upsample_bilinear2d_backward_wide_kernel<T, 1>;
-  kernel<<<job_grid(ceil_div<int64_t>(wide.count(), kWideThreads)), kWideThreads, 0, stream>>>(
-      grad_output, grad_input, wide, layout.pixel, plan);
+  const int64_t count = layout.maps * r.height * r.width * layout.pixel;
+  upsample_bilinear2d_backward_far_kernel<T><<<grid_for(count), kThreads, 0, stream>>>(
+      grad_output, grad_input, layout.maps, layout.pixel, r.plan<T>());
 }
 
 Tensor upsample_bilinear2d_cuda(const Tensor& input, std::vector<int64_t> output_size,

@@ -36,26 +36,36 @@ struct NeighbourTap {
 
 constexpr int kForwardThreads = 128, kForwardRows = 32;
 
-// How a forward is cut up: a block takes kForwardRows rows of kForwardThreads vectors.
+// Vectors that a thread of the forward owns: single numbers come four at a time, or what a row
+// costs, whatever it holds, would outweigh them.
+template <int kVector>
+constexpr int kForwardVectors = kVector == 1 ? 4 : 1;
+
+// How a forward is cut up: a block takes `rows` rows of the vectors of all maps, side by side, so
+// that no lane is left over where a row ends.
 struct ForwardJobs {
-  int64_t maps, chunks, tiles;
+  int64_t vectors, row_vectors, tiles, rows, chunks;
 
   static ForwardJobs make(int64_t maps, int64_t rows, int64_t row_numbers, int vector) {
-    return {maps, ceil_div<int64_t>(rows, kForwardRows),
-            ceil_div<int64_t>(row_numbers, int64_t{kForwardThreads} * vector)};
+    const int64_t per_row = row_numbers / vector, all = maps * per_row;
+    const int64_t chunks = ceil_div<int64_t>(rows, kForwardRows);
+    const int64_t in_tile = int64_t{kForwardThreads} * (vector == 1 ? kForwardVectors<1> : 1);
+    return {all, per_row, ceil_div(all, in_tile), ceil_div(rows, chunks), chunks};
   }
-  ATROUSX_HOST_DEVICE int64_t count() const { return maps * chunks * tiles; }
+  ATROUSX_HOST_DEVICE int64_t count() const { return tiles * chunks; }
 };
 
-// A few neighbouring numbers of a row: where each finds its two inputs in a row of the input.
+// A few neighbouring numbers of a row of one map: where each finds its two inputs.
 template <typename T, int kVector>
 struct ColumnVector {
   using A = Accumulate<T>;
+  const T* map;  // [H, W, pixel]
   int32_t left[kVector], step[kVector];
-  A weight[kVector];
+  A weight[kVector], upper[kVector], lower[kVector];
 
-  __device__ __forceinline__ ColumnVector(const BilinearAxis<A>& axis, uint32_t number,
-                                          uint32_t pixel) {
+  __device__ __forceinline__ void place(const BilinearAxis<A>& axis, const T* map_, uint32_t number,
+                                        uint32_t pixel) {
+    map = map_;
     ATROUSX_UNROLL
     for (int v = 0; v < kVector; ++v) {
       const uint32_t column = (number + v) / pixel;
@@ -66,23 +76,38 @@ struct ColumnVector {
     }
   }
 
-  __device__ __forceinline__ void resample(const T* row, A (&values)[kVector]) const {
+  __device__ __forceinline__ void resample(int64_t row_at, A (&values)[kVector]) const {
     A first[kVector], second[kVector];
     ATROUSX_UNROLL
     for (int v = 0; v < kVector; ++v) {
-      first[v] = static_cast<A>(row[left[v]]);
-      second[v] = static_cast<A>(row[left[v] + step[v]]);
+      first[v] = static_cast<A>(map[row_at + left[v]]);
+      second[v] = static_cast<A>(map[row_at + left[v] + step[v]]);
     }
     ATROUSX_UNROLL
     for (int v = 0; v < kVector; ++v)
       values[v] = (A(1) - weight[v]) * first[v] + weight[v] * second[v];
   }
+
+  __device__ __forceinline__ void move_up() {
+    ATROUSX_UNROLL
+    for (int v = 0; v < kVector; ++v) upper[v] = lower[v];
+  }
+
+  __device__ __forceinline__ Pack<T, kVector> blend(A row_weight) const {
+    Pack<T, kVector> pack;
+    ATROUSX_UNROLL
+    for (int v = 0; v < kVector; ++v)
+      pack.values[v] = static_cast<T>(
+          row_weight != A(0) ? (A(1) - row_weight) * upper[v] + row_weight * lower[v] : upper[v]);
+    return pack;
+  }
 };
 
-// Who: a thread owns kVector neighbouring numbers of up to kForwardRows output rows; blocks take
-// jobs in turn. Reads: each input row that these blend, resampled along itself as it is read: once
-// for all rows between it and the next, twice at a chunk's border. Writes: its numbers.
-// Synchronisation: the rows' taps are computed once a block, in shared memory.
+// Who: a thread owns kForwardVectors vectors of kVector numbers, a block's width apart, of up to
+// kForwardRows output rows; blocks take jobs in turn. Reads: each input row that these blend,
+// resampled along itself as it is read: once for all rows between it and the next, twice at a
+// chunk's border. Writes: its numbers. Synchronisation: the rows' taps are computed once a block,
+// in shared memory.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kForwardThreads)
     upsample_bilinear2d_forward_kernel(const T* input,  // [maps, H, W, pixel]
@@ -90,46 +115,58 @@ __global__ void __launch_bounds__(kForwardThreads)
                                        ForwardJobs jobs, int64_t pixel,
                                        BilinearPlan<Accumulate<T>> plan) {
   using A = Accumulate<T>;
+  constexpr int kCount = kForwardVectors<kVector>;
   ATROUSX_SHARED(NeighbourTap<A>, taps, kForwardRows);
   const int64_t in_row = plan.columns.in * pixel, out_row = plan.columns.out * pixel;
   for (int64_t job = blockIdx.x; job < jobs.count(); job += gridDim.x) {
-    const int64_t first = job / jobs.tiles % jobs.chunks * kForwardRows;
-    const int64_t map = job / jobs.tiles / jobs.chunks;
-    const int rows = static_cast<int>(min_of<int64_t>(kForwardRows, plan.rows.out - first));
+    const int64_t first = job / jobs.tiles * jobs.rows;
+    const int rows = static_cast<int>(min_of(jobs.rows, plan.rows.out - first));
     __syncthreads();  // the taps of the job before have been read
     if (static_cast<int>(threadIdx.x) < rows)
       taps[threadIdx.x] = NeighbourTap<A>::of(plan.rows, first + threadIdx.x);
     __syncthreads();  // the taps are there
-    const int64_t number = (job % jobs.tiles * kForwardThreads + threadIdx.x) * kVector;
-    if (number >= out_row) continue;
-    const ColumnVector<T, kVector> columns(plan.columns, static_cast<uint32_t>(number),
-                                           static_cast<uint32_t>(pixel));
-    const T* from = input + map * plan.rows.in * in_row;
-    T* to = output + (map * plan.rows.out + first) * out_row + number;
-    A upper[kVector], lower[kVector];
+    const int64_t start = job % jobs.tiles * (kForwardThreads * kCount);
+    const int64_t start_map = start / jobs.row_vectors;
+    const auto place = static_cast<uint32_t>(start - start_map * jobs.row_vectors);
+    ColumnVector<T, kVector> columns[kCount];
+    T* to[kCount];
+    bool inside[kCount];
+    ATROUSX_UNROLL
+    for (int k = 0; k < kCount; ++k) {
+      const uint32_t ahead = k * kForwardThreads + threadIdx.x;
+      inside[k] = start + ahead < jobs.vectors;
+      const uint32_t at = inside[k] ? place + ahead : place;
+      const auto row_vectors = static_cast<uint32_t>(jobs.row_vectors);
+      const int64_t map = start_map + at / row_vectors;
+      const uint32_t number = at % row_vectors * kVector;
+      columns[k].place(plan.columns, input + map * plan.rows.in * in_row, number,
+                       static_cast<uint32_t>(pixel));
+      to[k] = output + (map * plan.rows.out + first) * out_row + number;
+    }
     int64_t held_upper = -1, held_lower = -1;
-    for (int k = 0; k < rows; ++k, to += out_row) {
-      const NeighbourTap<A> tap = taps[k];
+    for (int r = 0; r < rows; ++r) {
+      const NeighbourTap<A> tap = taps[r];
       if (held_upper != tap.lower) {
-        if (held_lower == tap.lower) {
-          ATROUSX_UNROLL
-          for (int v = 0; v < kVector; ++v) upper[v] = lower[v];
-        } else {
-          columns.resample(from + tap.lower * in_row, upper);
+        ATROUSX_UNROLL
+        for (int k = 0; k < kCount; ++k) {
+          if (held_lower == tap.lower)
+            columns[k].move_up();
+          else
+            columns[k].resample(tap.lower * in_row, columns[k].upper);
         }
         held_upper = tap.lower;
       }
-      const bool mixed = tap.weight != A(0);
-      if (mixed && held_lower != tap.lower + 1) {
+      if (tap.weight != A(0) && held_lower != tap.lower + 1) {
         held_lower = tap.lower + 1;
-        columns.resample(from + held_lower * in_row, lower);
+        ATROUSX_UNROLL
+        for (int k = 0; k < kCount; ++k) columns[k].resample(held_lower * in_row, columns[k].lower);
       }
-      Pack<T, kVector> pack;
       ATROUSX_UNROLL
-      for (int v = 0; v < kVector; ++v)
-        pack.values[v] = static_cast<T>(
-            mixed ? (A(1) - tap.weight) * upper[v] + tap.weight * lower[v] : upper[v]);
-      *reinterpret_cast<Pack<T, kVector>*>(to) = pack;
+      for (int k = 0; k < kCount; ++k) {
+        const auto pack = columns[k].blend(tap.weight);
+        if (inside[k]) *reinterpret_cast<Pack<T, kVector>*>(to[k]) = pack;
+        to[k] += out_row;
+      }
     }
   }
 }

@@ -9,22 +9,21 @@ template <typename A>
 struct LossForwardPlan : LossPlan<A> {
   A* log_sum;          // [N, OH, OW]
   A* losses;           // [N, OH, OW], or null
-  double* row_loss;    // [N, OH]
-  double* row_weight;  // [N, OH]
-  int64_t room() const { return this->lines.room() + this->lines.r.channels * kLineBlock; }
+  double* row_loss;    // [N, OH], at first zeros
+  double* row_weight;  // [N, OH], too
 };
 
 // One block of pixels after another.
-template <int kBytes, typename A>
+template <int kBytes, typename Plan>
 class LossBlocks {
+  using A = typename decltype(Plan::lines)::Number;
   static constexpr int kLanes = kLanesIn<kBytes, A>;
   using Math = LaneMath<A, kLanes>;
   using V = Lanes<A, kLanes>;
   using Index = ClassIndex<A>;
 
  public:
-  ATROUSX_ALWAYS_INLINE LossBlocks(const LossForwardPlan<A>* plan, A* values)
-      : plan_(plan), values_(values) {}
+  ATROUSX_ALWAYS_INLINE LossBlocks(const Plan* plan, A* values) : plan_(plan), values_(values) {}
 
   ATROUSX_ALWAYS_INLINE void block(int64_t row, int64_t first, int64_t count,
                                    const BlendedLines<A>& lines) {
@@ -73,21 +72,8 @@ class LossBlocks {
     return sum;
   }
 
-  const LossForwardPlan<A>* plan_;
+  const Plan* plan_;
   A* values_;  // [C, kLineBlock]
-};
-
-// Losses and log-sums of pixel rows [begin, end) of all images.
-template <int kBytes>
-struct LossForward {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const LossForwardPlan<A>* plan, A* room, int64_t begin,
-                                        int64_t end) {
-    for (int64_t row = begin; row < end; ++row) plan->row_loss[row] = plan->row_weight[row] = 0;
-    Lines<kBytes, A> lines(&plan->lines, room);
-    LossBlocks<kBytes, A> blocks(plan, room + plan->lines.room());
-    over_blocks<kBytes>(&plan->lines, &lines, begin, end, &blocks);
-  }
 };
 
 }  // namespace atrousx

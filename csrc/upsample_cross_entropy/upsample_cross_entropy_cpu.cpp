@@ -20,16 +20,6 @@ LossPlan<A> loss_plan(const LossArguments& arguments) {
   return plan;
 }
 
-// Runs a loop over rows [0, count) in tasks that have room of their own.
-template <template <int> class Loop, typename Plan>
-void over_tasks(int64_t count, int64_t grain, const Plan& plan) {
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    using A = decltype(plan.total);
-    const std::unique_ptr<A[]> room(new A[plan.room()]);
-    run_with_lanes<Loop>(&plan, room.get(), begin, end);
-  });
-}
-
 template <typename A>
 void forward_as(const LossArguments& arguments, const LossResults& results) {
   const Resampling& r = arguments.r;
@@ -39,7 +29,7 @@ void forward_as(const LossArguments& arguments, const LossResults& results) {
   const LossForwardPlan<A> plan{loss_plan<A>(arguments), write_as<A>(results.log_sum),
                                 per_pixel ? write_as<A>(results.loss) : nullptr, row_loss.data(),
                                 row_weight.data()};
-  over_tasks<LossForward>(rows, plan.lines.grain(), plan);
+  over_pixel_rows<LossBlocks>(plan);
   const double weight = std::accumulate(row_weight.begin(), row_weight.end(), 0.0);
   *write_as<double>(results.total_weight) = weight;
   if (per_pixel) return;
@@ -63,8 +53,11 @@ void backward_as(const LossArguments& arguments, const LossGradient& gradient,
                                               grad_logits.scalar_type(), strides4(grad_logits)}};
   // A row of logits takes the pixel rows around it.
   const int64_t pixel_rows = std::max<int64_t>(1, r.out_height / r.height);
-  over_tasks<LossBackward>(r.batch * r.height,
-                           std::max<int64_t>(1, plan.lines.grain() / pixel_rows), plan);
+  const int64_t grain = std::max<int64_t>(1, plan.lines.grain() / pixel_rows);
+  torch::stable::parallel_for(0, r.batch * r.height, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<A[]> room(new A[plan.room()]);
+    run_with_lanes<LossBackward>(&plan, room.get(), begin, end);
+  });
 }
 
 struct CpuLoss {

@@ -1,7 +1,7 @@
 // CUDA launchers and registration of upsample_cross_entropy and its backward.
 #include "../cuda_launch.h"
 #include "arguments.h"
-#include "upsample_cross_entropy_kernels.cuh"
+#include "upsample_cross_entropy_backward_kernels.cuh"
 
 namespace atrousx {
 namespace {

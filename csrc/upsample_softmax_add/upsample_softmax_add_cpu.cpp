@@ -2,8 +2,6 @@
 //
 // A task is a run of pixel rows. It walks them block by block (cpu_lines.h): a block's values
 // become exponentials in place, and their shares are added to the sum.
-#include <memory>
-
 #include "../upsample_bilinear2d/cpu_lines.h"
 #include "arguments.h"
 
@@ -18,12 +16,13 @@ struct SoftmaxAddPlan {
   A alpha;
 };
 
-template <int kBytes, typename A>
+template <int kBytes, typename Plan>
 class SoftmaxAddBlocks {
+  using A = typename decltype(Plan::lines)::Number;
   static constexpr int kLanes = kLanesIn<kBytes, A>;
 
  public:
-  ATROUSX_ALWAYS_INLINE SoftmaxAddBlocks(const SoftmaxAddPlan<A>* plan, A* values)
+  ATROUSX_ALWAYS_INLINE SoftmaxAddBlocks(const Plan* plan, A* values)
       : plan_(plan), values_(values) {}
 
   ATROUSX_ALWAYS_INLINE void block(int64_t row, int64_t first, int64_t count,
@@ -72,20 +71,8 @@ class SoftmaxAddBlocks {
     }
   }
 
-  const SoftmaxAddPlan<A>* plan_;
+  const Plan* plan_;
   A* values_;  // [C, kLineBlock]
-};
-
-// Pixel rows [begin, end) of all images.
-template <int kBytes>
-struct SoftmaxAddRows {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const SoftmaxAddPlan<A>* plan, A* room, int64_t begin,
-                                        int64_t end) {
-    Lines<kBytes, A> lines(&plan->lines, room);
-    SoftmaxAddBlocks<kBytes, A> blocks(plan, room + plan->lines.room());
-    over_blocks<kBytes>(&plan->lines, &lines, begin, end, &blocks);
-  }
 };
 
 template <typename A>
@@ -93,11 +80,7 @@ void add_as(const Tensor& sum, const Tensor& logits, const Resampling& r, double
   const SoftmaxAddPlan<A> plan{LinesPlan<A>(r, logits, flip),
                                static_cast<A*>(sum.mutable_data_ptr()), strides4(sum),
                                static_cast<A>(alpha)};
-  torch::stable::parallel_for(
-      0, r.batch * r.out_height, plan.lines.grain(), [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<A[]> room(new A[plan.lines.room() + r.channels * kLineBlock]);
-        run_with_lanes<SoftmaxAddRows>(&plan, room.get(), begin, end);
-      });
+  over_pixel_rows<SoftmaxAddBlocks>(plan);
 }
 
 void upsample_softmax_add_cpu(Tensor sum, const Tensor& logits, double alpha, bool flip,

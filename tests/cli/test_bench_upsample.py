@@ -22,7 +22,7 @@ def test_prints_every_operator_and_writes_csv(bench_upsample, tmp_path: Path, ca
     file = tmp_path / "upsample.csv"
     options = ["--device", "cpu", "--shapes", "test", "--seconds", "0.01", "--csv", str(file)]
     assert bench_upsample.main([*options, "--memory-format", "channels_last"]) == 0
-    assert "Of 5 lines ours is faster on" in capsys.readouterr().out
+    assert "Of 6 lines ours is faster on" in capsys.readouterr().out
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [(row["operator"], row["pass"]) for row in rows] == [
@@ -31,9 +31,10 @@ def test_prints_every_operator_and_writes_csv(bench_upsample, tmp_path: Path, ca
         ("argmax", "forward"),
         ("cross_entropy", "forward"),
         ("cross_entropy", "training"),
+        ("softmax_add", "forward"),
     ]
-    # Read and written once: 90 logits and 189 results of 4 bytes, labels of 8.
-    assert [int(row["bytes"]) for row in rows] == [1116, 1116, 864, 864, 1224]
+    # Read and written once: 90 logits and 189 results of 4 bytes, labels of 8; sums are both.
+    assert [int(row["bytes"]) for row in rows] == [1116, 1116, 864, 864, 1224, 1872]
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(
             float(row["torch_ms"]) / float(row["ours_ms"]), rel=1e-2, abs=1e-3

@@ -43,34 +43,37 @@ def test_forward_and_backward(emulated, small, large, align_corners, channels_la
     grad = random(rng, (2, 3, *large), dtype)
     expected = reference.backward(grad, small, align_corners)
     scale = max(1.0, np.abs(expected).max())
-    for wide in (False, True):
-        actual = emulated.upsample_bilinear2d_backward(grad, small, *options[:2], wide, 3)
+    for pixels in ("short", "long", "far"):
+        actual = emulated.upsample_bilinear2d_backward(grad, small, *options[:2], pixels, 3)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=atol * scale)
 
 
-def test_vectors_of_channels(emulated):
+# Pixels that are vectors, and pixels too long for a block: pieces of them, with and without.
+@pytest.mark.parametrize("channels", [8, 150, 152])
+def test_long_pixels(emulated, channels):
     rng = np.random.default_rng(0)
-    values, grad = random(rng, (2, 8, 5, 6), "float32"), random(rng, (2, 8, 11, 13), "float32")
-    actual = emulated.upsample_bilinear2d_forward(values, (11, 13), False, True, 2)
-    np.testing.assert_allclose(actual, reference.forward(values, (11, 13), False), atol=2e-6)
-    actual = emulated.upsample_bilinear2d_backward(grad, (5, 6), False, True, True, 2)
-    np.testing.assert_allclose(actual, reference.backward(grad, (5, 6), False), atol=2e-5)
+    values = random(rng, (2, channels, 5, 14), "float32")
+    grad = random(rng, (2, channels, 11, 29), "float32")
+    actual = emulated.upsample_bilinear2d_forward(values, (11, 29), False, True, 2)
+    np.testing.assert_allclose(actual, reference.forward(values, (11, 29), False), atol=4e-6)
+    actual = emulated.upsample_bilinear2d_backward(grad, (5, 14), False, True, "long", 2)
+    np.testing.assert_allclose(actual, reference.backward(grad, (5, 14), False), atol=2e-5)
 
 
 def test_weight_of_zero_stops_infinity(emulated):
     grad = np.zeros((1, 1, 3, 3), np.float32)
     grad[0, 0, 1, 1] = np.inf
-    for wide in (False, True):
-        actual = emulated.upsample_bilinear2d_backward(grad, (2, 2), True, False, wide, 1)
+    for pixels in ("short", "long", "far"):
+        actual = emulated.upsample_bilinear2d_backward(grad, (2, 2), True, False, pixels, 1)
         assert np.isinf(actual).all()  # the centre belongs to all four corners
-        actual = emulated.upsample_bilinear2d_backward(grad, (3, 3), True, False, wide, 1)
+        actual = emulated.upsample_bilinear2d_backward(grad, (3, 3), True, False, pixels, 1)
         np.testing.assert_array_equal(actual, grad)
 
 
 def test_a_column_of_too_many_gradients_is_refused(emulated):
     grad = np.zeros((1, 1, 1, 999), np.float32)
     with pytest.raises(ValueError, match="too many gradients"):
-        emulated.upsample_bilinear2d_backward(grad, (1, 1), False, False, False, 1)
+        emulated.upsample_bilinear2d_backward(grad, (1, 1), False, False, "short", 1)
 
 
 def test_bfloat16_rounds_once(emulated):

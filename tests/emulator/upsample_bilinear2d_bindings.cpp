@@ -63,38 +63,42 @@ py::array forward(const py::array& input, const Pair& size, bool align_corners, 
   return bits ? run(atrousx::BFloat16{}) : dispatch(input, run);
 }
 
-template <int kVector, typename T>
+template <bool kShort, int kVector, typename T>
 void run_backward(emulator::Tensor4<T>& out, emulator::Tensor4<T>& in, const Layout<T>& layout,
-                  bool align_corners, bool wide, unsigned int blocks) {
+                  bool align_corners, unsigned int blocks) {
+  constexpr int kNumbers = atrousx::kGatherNumbers<T, kShort, kVector>;
   const auto plan =
       make_plan<T>({in.size(2), in.size(3)}, {out.size(2), out.size(3)}, align_corners);
-  if (wide) {
-    const auto jobs =
-        atrousx::WideJobs::make(layout.maps, in.size(2), in.size(3), layout.pixel, kVector);
-    emulator::launch(blocks, atrousx::kWideThreads, 0,
-                     atrousx::upsample_bilinear2d_backward_wide_kernel<T, kVector>, out.data(),
-                     in.data(), jobs, layout.pixel, plan);
-    return;
-  }
-  const auto jobs = atrousx::NarrowJobs::make(layout.maps, layout.pixel, plan, kVector);
+  const auto jobs = atrousx::GatherJobs::make(layout.maps, layout.pixel, plan, kVector, kNumbers);
   if (jobs.columns == 0) throw py::value_error("too many gradients for a block");
-  emulator::launch(blocks, atrousx::kNarrowThreads, 0,
-                   atrousx::upsample_bilinear2d_backward_narrow_kernel<T, kVector>, out.data(),
+  emulator::launch(blocks, atrousx::kGatherThreads, 0,
+                   atrousx::upsample_bilinear2d_backward_kernel<T, kVector, kNumbers>, out.data(),
                    in.data(), jobs, layout.pixel, plan);
 }
 
+// `pixels`: "short", "long", or "far" for maps that grow beyond both.
 py::array backward(const py::array& grad_output, const Pair& size, bool align_corners,
-                   bool channels_last, bool wide, unsigned int blocks) {
+                   bool channels_last, const std::string& pixels, unsigned int blocks) {
   return dispatch(grad_output, [&](auto zero) {
     using T = decltype(zero);
     constexpr int kFull = atrousx::kFullVector<T>;
     emulator::Tensor4<T> out(grad_output, channels_last);
     emulator::Tensor4<T> in({out.size(0), out.size(1), size[0], size[1]}, channels_last);
     const Layout<T> layout(out, channels_last);
-    if ((wide ? layout.pixel : out.size(3) * layout.pixel) % kFull == 0)
-      run_backward<kFull>(out, in, layout, align_corners, wide, blocks);
+    const bool vectors =
+        (pixels == "long" ? layout.pixel : out.size(3) * layout.pixel) % kFull == 0;
+    if (pixels == "far")
+      emulator::launch(blocks, 64, 0, atrousx::upsample_bilinear2d_backward_far_kernel<T>,
+                       out.data(), in.data(), layout.maps, layout.pixel,
+                       make_plan<T>(size, {out.size(2), out.size(3)}, align_corners));
+    else if (pixels == "short" && vectors)
+      run_backward<true, kFull>(out, in, layout, align_corners, blocks);
+    else if (pixels == "short")
+      run_backward<true, 1>(out, in, layout, align_corners, blocks);
+    else if (vectors)
+      run_backward<false, kFull>(out, in, layout, align_corners, blocks);
     else
-      run_backward<1>(out, in, layout, align_corners, wide, blocks);
+      run_backward<false, 1>(out, in, layout, align_corners, blocks);
     return in.to_array(grad_output.dtype());
   });
 }

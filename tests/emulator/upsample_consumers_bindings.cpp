@@ -1,7 +1,7 @@
 // Host-executed kernels of the operators that consume upsampled logits without storing them.
 #include "arrays.h"
 #include "upsample_argmax/upsample_argmax_kernels.cuh"
-#include "upsample_cross_entropy/upsample_cross_entropy_kernels.cuh"
+#include "upsample_cross_entropy/upsample_cross_entropy_backward_kernels.cuh"
 #include "upsample_softmax_add/upsample_softmax_add_kernels.cuh"
 
 namespace {
