@@ -40,7 +40,8 @@ ATROUSX_ALWAYS_INLINE void exp_lanes(typename RowVector<double>::type& x) {
   for (int i = 0; i < RowVector<double>::kLanes; ++i) x[i] = std::exp(x[i]);
 }
 
-// f of all lanes, in every lane; halves are joined, then quarters, ...
+// f joins the second vector to the first: here halves, then quarters, ... until every lane holds
+// what all lanes give. By reference: who returns vectors warns of their ABI.
 template <int kStep, typename T, typename F, size_t... kLane>
 ATROUSX_ALWAYS_INLINE typename RowVector<T>::type over_lanes(typename RowVector<T>::type v,
                                                              const F& f,
@@ -48,7 +49,7 @@ ATROUSX_ALWAYS_INLINE typename RowVector<T>::type over_lanes(typename RowVector<
   using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   constexpr int kLanes = sizeof...(kLane);
   const Lanes<Index, kLanes> from = {static_cast<Index>(kLane ^ kStep)...};
-  v = f(v, permute_lanes<kLanes, T, Index>(v, v, from));
+  f(v, permute_lanes<kLanes, T, Index>(v, v, from));
   if constexpr (kStep > 1)
     return over_lanes<kStep / 2, T>(v, f, lanes);
   else
@@ -66,9 +67,9 @@ template <typename T>
 ATROUSX_ALWAYS_INLINE typename RowVector<T>::type largest(const typename RowVector<T>::type* v,
                                                           int64_t vectors) {
   using Vector = typename RowVector<T>::type;
-  const auto larger = [](Vector a, Vector b) -> Vector { return a > b ? a : b; };
+  const auto larger = [](Vector& a, const Vector& b) { a = b > a ? b : a; };
   Vector most = v[0];
-  for (int64_t i = 1; i < vectors; ++i) most = larger(v[i], most);
+  for (int64_t i = 1; i < vectors; ++i) larger(most, v[i]);
   return over_lanes<T>(most, larger);
 }
 
@@ -84,7 +85,7 @@ ATROUSX_ALWAYS_INLINE void softmax(typename RowVector<T>::type* v, int64_t vecto
     v[i] = x;
     sums += x;
   }
-  const Vector scale = T(1) / over_lanes<T>(sums, [](Vector a, Vector b) { return a + b; });
+  const Vector scale = T(1) / over_lanes<T>(sums, [](Vector& a, const Vector& b) { a += b; });
   for (int64_t i = 0; i < vectors; ++i) v[i] *= scale;
 }
 
@@ -194,7 +195,7 @@ ATROUSX_ALWAYS_INLINE void slope(typename RowVector<T>::type* v,
   using Vector = typename RowVector<T>::type;
   Vector sums{};
   for (int64_t i = 0; i < vectors; ++i) sums += v[i] * q[i];
-  const Vector mean = over_lanes<T>(sums, [](Vector a, Vector b) -> Vector { return a + b; });
+  const Vector mean = over_lanes<T>(sums, [](Vector& a, const Vector& b) { a += b; });
   for (int64_t i = 0; i < vectors; ++i) {
     v[i] = q[i] * (v[i] - mean);
     total[i] += v[i];
