@@ -115,7 +115,7 @@ class FusedConv2d(AtrousConv2d):
         if winograd_pays(backend, input, self.weight, *geometry):
             packed = self.packed.of(self.weight, winograd=True)
         if packed is None:
-            rule = "native" if backend == "auto" and self._widens() else backend
+            rule = "native" if backend == "auto" and self._widens(input.dtype) else backend
             if torch_computes(rule, input, self.weight, None, *geometry, packed=True):
                 return None
             packed = self.packed.of(self.weight, self.groups)
@@ -123,12 +123,13 @@ class FusedConv2d(AtrousConv2d):
         output: Tensor = _fused(input, self.weight, self.bias, residual, self.relu, *options)
         return output
 
-    def _widens(self) -> bool:
+    def _widens(self, dtype: torch.dtype) -> bool:
         """Whether the result outweighs the product, as a residual unit's last layer's does.
 
-        A store that adds and clips is then worth more than what "auto" knows of plain layers.
+        A store that adds and clips is then worth more than what "auto" knows of plain layers. In
+        bfloat16 it was measured not to be.
         """
-        pointwise = self.kernel_size == (1, 1) and self.groups == 1
+        pointwise = self.kernel_size == (1, 1) and self.groups == 1 and dtype == torch.float32
         return pointwise and self.in_channels >= 64 and self.out_channels >= 4 * self.in_channels
 
 

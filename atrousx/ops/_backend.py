@@ -83,6 +83,7 @@ class Problem(NamedTuple):
 # skip, the less skipping it gains. 0: always, 2: never.
 _LIMITS = {(False, False): 0.77, (False, True): 0.77, (True, False): 0, (True, True): 0.97}
 _PACKED_LIMIT = 0.9  # in both memory formats
+_BFLOAT16_LIMIT = 0.9  # without gradients, in both memory formats
 # Under so many outputs only dilated filters are worth packing a map for.
 _FEW_OUTPUTS = 64
 _FEW_OUTPUTS_LIMIT = 0.9
@@ -93,8 +94,11 @@ _DEPTHWISE_LIMIT = 0.97
 def torch_is_faster(problem: Problem) -> bool:
     """The rule of "auto" on the CPU, measured: see benchmarks/NOTES.md.
 
-    Types other than float32 have not been measured: they stay with atrousx's kernels.
+    Of the types other than float32 only inference in bfloat16 has been measured: the rest stays
+    with atrousx's kernels.
     """
+    if problem.dtype == torch.bfloat16:
+        return not (problem.depthwise or problem.trains) and problem.live >= _BFLOAT16_LIMIT
     if problem.dtype != torch.float32:
         return False
     if problem.depthwise:

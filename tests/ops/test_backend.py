@@ -85,7 +85,10 @@ def test_auto_goes_by_the_share_of_live_taps():
         ({"depthwise": True, "live": 0.40, "outputs": 21}, False),
         ({"depthwise": True, "live": 0.96, "trains": True}, False),
         ({"depthwise": True, "trains": True, "channels_last": True}, False),
-        ({"dtype": torch.bfloat16}, False),
+        ({"dtype": torch.bfloat16}, True),
+        ({"dtype": torch.bfloat16, "live": 0.89}, False),
+        ({"dtype": torch.bfloat16, "trains": True}, False),
+        ({"dtype": torch.bfloat16, "depthwise": True}, False),
         ({"dtype": torch.float64}, False),
     ],
 )
