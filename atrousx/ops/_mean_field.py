@@ -166,23 +166,6 @@ def _without_tensor_weight(term: Term, labels: int) -> Term:
     return term._replace(weight=1.0, compatibility=costs)
 
 
-class _Softmax(torch.autograd.Function):
-    """Softmax over the last dimension. PyTorch's own rounds its gradient as the threads' shares
-    fall; this one's bits are the same with any number of threads."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        q = x.softmax(-1)
-        ctx.save_for_backward(q)
-        return q
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (q,) = ctx.saved_tensors
-        weighted: Tensor = grad * q
-        return weighted.addcmul(q, weighted.sum(-1, keepdim=True), value=-1)
-
-
 def _by_parts(
     logits: Tensor, terms: Sequence[Term], iterations: int, recompute: bool = False
 ) -> Tensor:
@@ -193,8 +176,7 @@ def _by_parts(
         log_q = log_p
         for term in terms:
             log_q = less_message(log_q, q, term)
-        probabilities: Tensor = _Softmax.apply(log_q)  # type: ignore[no-untyped-call]
-        return probabilities
+        return log_q.softmax(-1)
 
     q = log_p.exp()
     for _ in range(iterations):
