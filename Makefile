@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-# torchvision-layout weights for the demo's DeepLab v3; without them it runs on random ones.
+# A DeepLab's weights for the demo; without them it runs v3 on random ones.
 WEIGHTS ?=
 
 .PHONY: help install demo test lint format bench wheel gpu clean

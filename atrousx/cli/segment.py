@@ -6,14 +6,16 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from .. import DenseCRF, data, models
+from ..models.architecture import BUILDERS, Architecture, architecture_of
 from ..models.deeplab_v1 import FC6
 from ..models.deeplab_v2 import RATES
 from ..models.segmenter import Segmenter
+from ..models.weight_files import read_weights
 from ._progress import Progress
 from ._shared import (
     CommandError,
@@ -46,24 +48,9 @@ def register(commands: Commands) -> None:
         metavar="FILE",
         help="a state_dict of this package, of torchvision's deeplabv3 or of a DeepLab v2 port",
     )
-    parser.add_argument("--model", choices=("v1", "v2", "v3"), default="v3", help="v3")
-    parser.add_argument(
-        "--layout",
-        choices=("torchvision", "paper"),
-        default="torchvision",
-        help="v3's; torchvision",
-    )
-    parser.add_argument("--fc6", choices=tuple(FC6), default="large_fov", help="v1's; large_fov")
-    parser.add_argument(
-        "--head", choices=tuple(RATES), default="aspp_l", help="v2's branches; aspp_l"
-    )
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--crf", action="store_true", help="refine the edges with the dense CRF")
-    parser.add_argument(
-        "--backbone",
-        choices=("resnet50", "resnet101", "vgg16"),
-        help="default: v1 vgg16, v2 resnet101, v3 resnet50",
-    )
+    add_model_options(parser)
     parser.add_argument(
         "--scales",
         type=_scales,
@@ -84,19 +71,38 @@ def register(commands: Commands) -> None:
         help="what the weights were trained on: caffe, BGR minus a mean; imagenet, torchvision's "
         "RGB normalisation; default: v1 and v2 caffe, v3 imagenet",
     )
-    parser.add_argument("--num-classes", type=int, default=21, metavar="N", help="21")
     add_device_option(parser)
     add_crf_options(parser)
     parser.set_defaults(run=run)
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "model", "The weights tell it; what is given must agree. They cannot tell these three:"
+    )
+    group.add_argument(
+        "--fc6", choices=tuple(FC6), help="v1's; of 4x4 filters, 4x4_r4 or 4x4_r8 must be given"
+    )
+    group.add_argument(
+        "--head", choices=tuple(RATES), help="v2's; where it has four branches, aspp_l"
+    )
+    group.add_argument(
+        "--output-stride",
+        type=int,
+        metavar="N",
+        help="v3's, pixels per feature; 16, in torchvision's layout 8",
+    )
+    group.add_argument("--model", choices=tuple(BUILDERS))
+    group.add_argument("--backbone", choices=("resnet50", "resnet101", "vgg16"))
+    group.add_argument("--layout", choices=("torchvision", "paper"), help="v3's")
+    group.add_argument("--num-classes", type=int, metavar="N")
+
+
 def run(args: argparse.Namespace) -> int:
     device = chosen_device(args)
-    # An indexed PNG has 256 entries.
-    if not 2 <= args.num_classes <= 256:
-        raise CommandError(f"--num-classes must be in 2..256, got {args.num_classes}")
-    crf = make_crf(args.num_classes, args).to(device) if args.crf else None
-    model = _load(args).to(device).eval()
+    model, classes = _load(args)
+    model = model.to(device).eval()
+    crf = make_crf(classes, args).to(device) if args.crf else None
     out = Path(args.out)
     make_folder(out)
     progress, done = Progress(len(args.images)), 0
@@ -123,33 +129,42 @@ def _scales(text: str) -> tuple[float, ...]:
     return scales
 
 
-def _build(args: argparse.Namespace) -> Segmenter:
-    if args.model == "v1":
-        if args.backbone not in (None, "vgg16"):
-            raise ValueError(f"--model v1 has the backbone vgg16, got {args.backbone}")
-        return models.deeplab_v1(args.num_classes, args.fc6)
-    if args.model == "v2":
-        return models.deeplab_v2(args.num_classes, args.backbone or "resnet101", args.head)
-    return models.deeplab_v3(args.num_classes, args.backbone or "resnet50", layout=args.layout)
-
-
-def _load(args: argparse.Namespace) -> Segmenter:
+def _load(args: argparse.Namespace) -> tuple[Segmenter, int]:
+    """The model that the weights belong to, and its number of classes."""
     try:
-        model = _build(args)
-    except ValueError as error:
-        raise CommandError(one_line(error)) from error
-    try:
-        report = models.load_weights(model, args.weights)
-    except (OSError, ValueError, ImportError) as error:
+        weights = read_weights(args.weights)
+        told = architecture_of(weights)
+        options = {} if told is None else _options(args, told)
+        model = models.from_weights(weights, **options)
+        if args.output_stride is not None:
+            models.set_output_stride(cast(models.DeepLabV3, model), args.output_stride)
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise CommandError(f"--weights {args.weights}: {one_line(error)}") from error
-    if report.source in ("resnet", "vgg16"):
-        raise CommandError(
-            f"--weights {args.weights}: ImageNet's {report.source} would leave "
-            "the classifier random"
-        )
+    assert told is not None
+    classes = cast(int, told.arguments["num_classes"])
+    # An indexed PNG has 256 entries.
+    if not 2 <= classes <= 256:
+        raise CommandError(f"--weights {args.weights}: of 2 to 256 classes, found {classes}")
     if args.preprocess:
         model.preprocess = PREPROCESS[args.preprocess]()
-    return model
+    return model, classes
+
+
+def _options(args: argparse.Namespace, told: Architecture) -> dict[str, object]:
+    """What the user chose where the weights leave a choice; what they tell must be as given."""
+    # The first paper has one backbone, so its builder takes none.
+    known: dict[str, object] = {"backbone": "vgg16"} | told.arguments | {"model": told.version}
+    name, values = told.choice or ("", ())
+    chosen: dict[str, object] = {}
+    for option in ("model", "backbone", "layout", "num_classes", "fc6", "head"):
+        given = getattr(args, option)
+        if given is None or given == known.get(option):
+            continue
+        if option != name or given not in values:
+            flag = f"--{option.replace('_', '-')}"
+            raise ValueError(f"{flag} {given}, but the weights are those of {told}")
+        chosen[option] = given
+    return chosen
 
 
 def _segment_file(

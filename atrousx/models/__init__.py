@@ -11,7 +11,7 @@ from .from_vgg16 import from_vgg16
 from .output_stride import set_output_stride
 from .preprocess import Preprocess
 from .segmenter import Prediction
-from .weights import LoadReport, load_weights
+from .weights import LoadReport, from_weights, load_weights
 
 __all__ = [
     "ConfusionMatrix",
@@ -26,6 +26,7 @@ __all__ = [
     "deeplab_v3",
     "freeze_bn",
     "from_vgg16",
+    "from_weights",
     "load_weights",
     "set_output_stride",
     "to_dense",

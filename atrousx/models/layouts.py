@@ -105,6 +105,10 @@ def translate(weights: Weights, layout: Layout, model: nn.Module) -> dict[str, T
     """The weights by this package's keys; keys that no rule knows stay as they are."""
     if layout.name == "vgg16" and isinstance(model, DeepLabV1):
         return vgg16_values(weights, model)
+    return renamed(weights, layout)
+
+
+def renamed(weights: Weights, layout: Layout) -> dict[str, Tensor]:
     return {_renamed(key, layout.rules): value for key, value in weights.items()}
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from .architecture import BUILDERS, architecture_of
 from .deeplab_v2 import SummedBranches
 from .layouts import SOURCES, Layout, recognise, translate
 from .preprocess import Preprocess
 from .segmenter import Segmenter
+from .weight_files import read_weights
 
 # Batch normalisation's counters: files from before PyTorch 0.4.1 lack them, inference ignores them.
 OPTIONAL = ".num_batches_tracked"
@@ -112,7 +110,7 @@ def load_weights(
     """
     if source not in ("auto", *SOURCES):
         raise ValueError(f"source must be 'auto' or one of {', '.join(SOURCES)}, got {source!r}")
-    weights = _state_dict(path_or_state_dict)
+    weights = read_weights(path_or_state_dict)
     layout = recognise(weights)
     if layout is None or source not in ("auto", layout.name):
         wanted = "any layout known here" if source == "auto" else f"source={source!r}"
@@ -127,6 +125,57 @@ def load_weights(
     return report
 
 
+def from_weights(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor], **options: object
+) -> Segmenter:
+    """Builds the DeepLab that weights belong to, and loads them.
+
+    Keys and shapes tell the paper, the backbone, v3's layout or cascade, v1's fc6, and the number
+    of classes. What they cannot tell, the strides, rates and poolings, is the builder's default
+    unless given: ``output_stride`` and ``multi_grid`` of v3, v2's ``head`` of four branches, and
+    always ``fc6`` of v1 with 4x4 filters.
+
+    Args:
+        path_or_state_dict: as :func:`load_weights` has it, of a whole DeepLab in any layout.
+        options: arguments for :func:`deeplab_v1`, :func:`deeplab_v2` or :func:`deeplab_v3`, beside
+            or in place of those recognised.
+
+    Returns:
+        The model, in training mode as every new one.
+
+    Raises:
+        FileNotFoundError, ImportError, TypeError: as :func:`load_weights`.
+        ValueError: likewise; or the weights are those of no builder's model, such as a
+            classifier's, or do not tell ``fc6``.
+
+    Source: the layouts of :func:`load_weights`.
+
+    Example:
+        >>> import atrousx
+        >>> trained = atrousx.models.deeplab_v3(num_classes=5, head="cascade", blocks=4)
+        >>> model = atrousx.models.from_weights(trained.state_dict())
+        >>> model.classifier
+        Sequential(
+          (0): AtrousConv2d(2048, 5, kernel_size=(1, 1), stride=(1, 1))
+        )
+    """
+    weights = read_weights(path_or_state_dict)
+    told = architecture_of(weights)
+    if told is None:
+        layout = recognise(weights)
+        known = "an unknown layout" if layout is None else f"recognised as {layout.name}"
+        raise ValueError(
+            f"the weights ({known}) are not those of a whole DeepLab that can be built here: "
+            f"{_abridged(tuple(weights))}"
+        )
+    arguments = told.arguments | options
+    if told.version == "v1" and "fc6" not in arguments:
+        raise ValueError(f"fc6 must be given, the weights are those of {told}")
+    model = BUILDERS[told.version](**arguments)
+    load_weights(model, weights)
+    return model
+
+
 def _compare(
     model: nn.Module, weights: Mapping[str, Tensor], layout: Layout, other_classes: bool
 ) -> LoadReport:
@@ -137,10 +186,10 @@ def _compare(
     left_over = tuple(key for key in weights if key not in own)
     for key in loaded:
         if own[key].shape != weights[key].shape:
-            hint = "" if other_classes else _hint(model, key)
+            advice = _other(own, weights) or ("" if other_classes else _hint(model, key))
             raise ValueError(
                 f"{key} has shape {tuple(weights[key].shape)} in the weights "
-                f"and {tuple(own[key].shape)} in the model{hint}"
+                f"and {tuple(own[key].shape)} in the model{advice}"
             )
     excused = last_layers(model) if other_classes else ()
     lacking = tuple(
@@ -154,7 +203,10 @@ def _compare(
     if lacking or unplaced:
         parts = [f"it lacks {_abridged(lacking)}"] if lacking else []
         parts += [f"the model has no place for {_abridged(unplaced)}"] if unplaced else []
-        raise ValueError(f"the weights ({layout.name}) do not fit the model: {'; '.join(parts)}")
+        raise ValueError(
+            f"the weights ({layout.name}) do not fit the model: {'; '.join(parts)}"
+            f"{_other(own, weights)}"
+        )
     return LoadReport(layout.name, loaded, missing, left_over)
 
 
@@ -188,61 +240,12 @@ def _hint(model: nn.Module, key: str) -> str:
     return ": other_classes=True leaves this layer as the model has it"
 
 
-def _state_dict(given: object) -> Mapping[str, Tensor]:
-    """The tensors by name, from wherever they come."""
-    if isinstance(given, (str, os.PathLike)):
-        origin, weights = str(given), _read(Path(given))
-    elif isinstance(given, Mapping):
-        origin, weights = "the state_dict", given
-    else:
-        raise TypeError(
-            f"path_or_state_dict must be a path or a state_dict, got {type(given).__name__}"
-        )
-    for wrapping in ("model", "model_state", "state_dict"):
-        if isinstance(weights, Mapping) and isinstance(weights.get(wrapping), Mapping):
-            weights = weights[wrapping]
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"{origin} holds a {type(weights).__name__}, not a state_dict")
-    for key, value in weights.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f"{origin} must hold tensors by name, got {type(value).__name__} at {key!r}"
-            )
-    if weights and all(key.startswith("module.") for key in weights):
-        return {key.removeprefix("module."): value for key, value in weights.items()}
-    return weights
-
-
-def _read(path: Path) -> object:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no weights file {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a weights file of torch.save, or holds more than tensors, which is "
-            "not read because loading it could execute code"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a weights file: {error}") from error
-
-
-def _read_safetensors(path: Path) -> object:
-    try:
-        safetensors = importlib.import_module("safetensors")
-        reader = importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise ImportError(
-            f"{path} needs the package safetensors to be read: pip install safetensors"
-        ) from error
-    try:
-        return reader.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
+def _other(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Of which model the weights are, where that is known and is another one."""
+    theirs, ours = architecture_of(weights), architecture_of(own)
+    if theirs is None or ours is None or theirs.for_any_classes() == ours.for_any_classes():
+        return ""
+    return f"; the weights are those of {theirs}, the model is {ours}"
 
 
 def _abridged(keys: tuple[str, ...], shown: int = 4) -> str:

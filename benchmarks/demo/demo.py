@@ -78,8 +78,7 @@ def side_by_side(panels: dict[str, data.Image], gap: int = 8, strip: int = 32) -
 
 def segment_photograph(photo: Path, out: Path, args: argparse.Namespace) -> None:
     if args.weights:
-        options = ["--weights", args.weights, "--backbone", args.backbone]
-        command("segment", photo, *options, "--out", out, "--crf")
+        command("segment", photo, "--weights", args.weights, "--out", out, "--crf")
         labels = data.read_labels(out / f"{photo.stem}_labels.png")
         found = [data.VOC_CLASSES[label] for label in np.unique(labels)]
         print(f"found: {', '.join(found)}; look at {out / f'{photo.stem}_overlay.png'}")
@@ -96,8 +95,7 @@ def segment_photograph(photo: Path, out: Path, args: argparse.Namespace) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", help="state_dict in torchvision's deeplabv3 layout")
-    parser.add_argument("--backbone", choices=("resnet50", "resnet101"), default="resnet50")
+    parser.add_argument("--weights", help="state_dict of a DeepLab in any layout known here")
     parser.add_argument("--out", type=Path, default=Path("demo"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

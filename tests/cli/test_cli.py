@@ -40,7 +40,7 @@ def photograph(tmp_path: Path) -> str:
 
 
 def segment_args(weights: str, out: Path, *more: str) -> list[str]:
-    fixed = ["--weights", weights, "--out", str(out), "--num-classes", str(CLASSES)]
+    fixed = ["--weights", weights, "--out", str(out)]
     return ["segment", *more, *fixed, "--device", "cpu"]
 
 
@@ -92,9 +92,9 @@ def test_segment_with_the_other_models(version, photograph, tmp_path):
         model, options = models.deeplab_v1(CLASSES), ()
     else:
         model = models.deeplab_v2(CLASSES, "vgg16", "large_fov")
-        options = ("--backbone", "vgg16", "--head", "large_fov")
+        options = ("--model", "v2", "--backbone", "vgg16", "--num-classes", str(CLASSES))
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    looks = ("--model", version, "--scales", "0.5,1", "--flip", *options)
+    looks = ("--scales", "0.5,1", "--flip", *options)
     assert main(segment_args(str(tmp_path / "weights.pth"), tmp_path, photograph, *looks)) == 0
     labels = data.read_labels(tmp_path / "photo_labels.png")
     pixels = torch.from_numpy(data.read_image(photograph).transpose(2, 0, 1).copy())
@@ -119,11 +119,27 @@ def test_segment_refuses_looks_and_models_that_do_not_exist(weights, photograph,
     arguments = segment_args(weights, tmp_path, photograph)
     assert exit_code(*arguments, "--scales", "0,1") == 2
     assert exit_code(*arguments, "--scales", "large") == 2
-    assert exit_code(*arguments, "--model", "v1", "--backbone", "resnet50") == 2
-    first, second, third = errors(capsys)
+    assert exit_code(*arguments, "--layout", "paper") == 2
+    assert exit_code(*arguments, "--head", "aspp_s") == 2
+    assert exit_code(*arguments, "--output-stride", "7") == 2
+    first, second, *others, last = errors(capsys)
     assert "--scales" in first
     assert "--scales" in second
-    assert third.endswith("--model v1 has the backbone vgg16, got resnet50")
+    told = "but the weights are those of deeplab_v3(num_classes=5, backbone='resnet50', layout="
+    for line, option in zip(others, ("--layout paper", "--head aspp_s"), strict=True):
+        assert line.endswith(f"{option}, {told}'torchvision')")
+    assert "output_stride must be one of 8, 16, 32" in last
+
+
+def test_segment_takes_the_model_from_the_weights(photograph, tmp_path):
+    model = models.deeplab_v3(CLASSES, "resnet101")
+    torch.save(model.state_dict(), tmp_path / "paper.pth")
+    options = ("--output-stride", "8")
+    assert main(segment_args(str(tmp_path / "paper.pth"), tmp_path, photograph, *options)) == 0
+    labels = data.read_labels(tmp_path / "photo_labels.png")
+    pixels = torch.from_numpy(data.read_image(photograph).transpose(2, 0, 1).copy())
+    expected = models.set_output_stride(model, 8).predict(pixels).labels[0]
+    assert np.array_equal(labels, expected.numpy())
 
 
 def test_segment_goes_on_after_a_bad_image(weights, photograph, tmp_path, capsys):
@@ -161,15 +177,15 @@ def test_segment_without_usable_weights(weights, photograph, tmp_path, capsys):
     assert "text.pth" in line
     assert main([*segment_args(weights, tmp_path, photograph), "--num-classes", "7"]) == 2
     (line,) = errors(capsys)
-    assert "(5, " in line
-    assert "(7, " in line
+    assert "--num-classes 7, but the weights are those of deeplab_v3(num_classes=5, " in line
     # ImageNet's weights fit the backbone, but would leave the classifier random.
     imagenet = tmp_path / "imagenet.pth"
     state = torch.load(weights, weights_only=True)
     state = {k.removeprefix("backbone."): v for k, v in state.items() if "backbone." in k}
     torch.save({**state, "fc.weight": torch.zeros(1, 2048), "fc.bias": torch.zeros(1)}, imagenet)
     assert main(segment_args(str(imagenet), tmp_path, photograph)) == 2
-    assert len(errors(capsys)) == 1
+    (line,) = errors(capsys)
+    assert "(recognised as resnet) are not those of a whole DeepLab" in line
 
 
 def test_segment_where_out_is_a_file(weights, photograph, capsys):
