@@ -1,12 +1,8 @@
 """Every public name has an example, and every example in the package does what it says."""
 
-import ast
 import doctest
 import importlib
-import operator
 import pkgutil
-import re
-from pathlib import Path
 
 import pytest
 
@@ -35,19 +31,3 @@ def test_public_functions_and_layers_have_an_example(package):
         for name, value in public.items()
         if callable(value) and ">>> " not in (value.__doc__ or "")
     ]
-
-
-@pytest.mark.parametrize("page", ["README.md", "MIGRATING.md"])
-def test_names_on_a_page_exist(page):
-    text = (Path(__file__).resolve().parents[1] / page).read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        for name in ast.walk(ast.parse(block)):
-            if isinstance(name, ast.Attribute) and ast.unparse(name).startswith("atrousx."):
-                operator.attrgetter(ast.unparse(name).removeprefix("atrousx."))(atrousx)
-            if isinstance(name, (ast.Import, ast.ImportFrom)):
-                for found in name.names:
-                    module = getattr(name, "module", None) or found.name
-                    if module.startswith("atrousx"):
-                        importlib.import_module(module)

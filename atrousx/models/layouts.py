@@ -48,14 +48,25 @@ BASE_RULES = (
     (r"(?:base\.)?aspp\.c(\d)\.(.+)", r"classifier.branches.\1.\2"),
 )
 SCALE_RULES = (
-    (r"Scale\.layer5\.conv2d_list\.(\d)\.(.+)", r"classifier.branches.\1.\2"),
-    (r"Scale\.(.+)", r"backbone.\1"),
+    (r"(?:Scale\.)?layer5\.conv2d_list\.(\d)\.(.+)", r"classifier.branches.\1.\2"),
+    (r"(?:Scale\.)?(.+)", r"backbone.\1"),
 )
 
 LAYOUTS = (
     Layout("deeplab_v2_base", ("base.layer1.conv1.conv.weight",), BASE_RULES, WHOLE, ()),
+    # Its COCO initialisation ends in a classifier "fc", not in atrous branches.
+    Layout(
+        "deeplab_v2_base",
+        ("layer1.conv1.conv.weight", "fc.weight"),
+        BASE_RULES,
+        ("backbone.",),
+        ("fc.",),
+    ),
     Layout("deeplab_v2_base", ("layer1.conv1.conv.weight",), BASE_RULES, WHOLE, ()),
-    Layout("deeplab_v2_scale", ("Scale.conv1.weight",), SCALE_RULES, WHOLE, ()),
+    *(
+        Layout("deeplab_v2_scale", (sign,), SCALE_RULES, WHOLE, ())
+        for sign in ("Scale.layer5.conv2d_list.0.weight", "layer5.conv2d_list.0.weight")
+    ),
     Layout(
         "deeplab_v2",
         ("backbone.features.0.weight", "classifier.branches.0.0.weight"),

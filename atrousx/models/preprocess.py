@@ -27,8 +27,8 @@ class Preprocess(nn.Module):
         bgr: the network expects blue, green, red, as those trained with Caffe.
 
     Shape:
-        RGB in 0..255, ``[N, 3, H, W]`` uint8 or floating -> ``[N, 3, H, W]`` in the dtype of the
-        constants (``module.to(dtype)`` changes it).
+        RGB in 0..255, ``[N, 3, H, W]`` or ``[3, H, W]``, uint8 or floating -> the same in the dtype
+        of the constants (``module.to(dtype)`` changes it).
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ class Preprocess(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        ordered = image.flip(1) if self.bgr else image
+        ordered = image.flip(-3) if self.bgr else image
         return (ordered.to(self.mean.dtype) - self.mean) / self.std
 
     def extra_repr(self) -> str:

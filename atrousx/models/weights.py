@@ -67,18 +67,20 @@ def load_weights(
     "deeplab_v3"        likewise; torchvision's ``deeplabv3_resnet50`` and ``deeplabv3_resnet101``,
                         for ``layout="torchvision"``; or such with ``classifier.classifier.*``
     "deeplab_v2_base"   a PyTorch port's ``base.layer{1..5}.block{k}.*`` and ``base.aspp.c{0..3}``,
-                        with or without ``base.`` (as its COCO initialisation, of 91 classes)
-    "deeplab_v2_scale"  another's ``Scale.layer{1..4}.*`` and ``Scale.layer5.conv2d_list.{0..3}``
+                        with or without ``base.``; of its COCO initialisation, which ends in ``fc``
+                        in place of branches, the backbone
+    "deeplab_v2_scale"  another's ``Scale.layer{1..4}.*`` and ``Scale.layer5.conv2d_list.{0..3}``,
+                        with or without ``Scale.``
     "resnet"            torchvision's ImageNet ``resnet50`` and ``resnet101``, into
                         ``model.backbone``; their classifier ``fc`` is ignored
     "vgg16"             torchvision's ImageNet ``vgg16``: into ``deeplab_v1`` all but the last layer
-                        (:func:`from_vgg16`, seed 0), into ``deeplab_v2`` the backbone;
-                        ``model.preprocess`` becomes torchvision's, which these weights expect
+                        (:func:`from_vgg16`, seed 0), into ``deeplab_v2`` the backbone
     ==================  ==========================================================================
 
-    The auxiliary classifier may be absent from either side. A checkpoint that holds the weights
-    under "model", "model_state" or "state_dict" is unwrapped, and so is the prefix "module." of
-    parallel training.
+    With either of the last two, ``model.preprocess`` becomes torchvision's, which they expect. The
+    auxiliary classifier may be absent from either side. A checkpoint that holds the weights under
+    "model", "model_state" or "state_dict" is unwrapped, and so is the prefix "module." of parallel
+    training.
 
     Files are read with ``weights_only=True``, so that nothing in an untrusted one is executed.
     Values are converted to the dtype and device of the model.
@@ -120,7 +122,7 @@ def load_weights(
         weights = _without_other_classes(model, weights)
     report = _compare(model, weights, layout, other_classes)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
-    if layout.name == "vgg16" and isinstance(model, Segmenter):
+    if layout.name in ("resnet", "vgg16") and isinstance(model, Segmenter):
         model.preprocess = Preprocess.imagenet().to(model.preprocess.mean)
     return report
 

@@ -170,6 +170,9 @@ def test_imagenet_weights_bring_their_preprocessing(vgg16, model):
     red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = torch.tensor([-104.008, -116.669, 255 - 122.675])
     assert torch.allclose(model.preprocess(red).flatten(), expected)
+    assert torch.equal(
+        model.preprocess(red.expand(2, 3, 5, 4)[0]), expected.view(3, 1, 1).expand(3, 5, 4)
+    )
 
 
 def test_from_vgg16_rejects(vgg16):

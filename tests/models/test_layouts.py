@@ -25,7 +25,7 @@ def zeroed(model):
     return model
 
 
-def port_with_base(model, prefix="base."):
+def port_with_base(model, prefix="base.", units=UNITS):
     """The state_dict of a port that wraps convolution and normalisation in one module."""
     own, port = model.state_dict(), {}
 
@@ -35,8 +35,8 @@ def port_with_base(model, prefix="base."):
             port[f"{prefix}{theirs}.bn.{name}"] = own[f"backbone.{norm}.{name}"]
 
     put("layer1.conv1", "conv1", "bn1")
-    for stage, units in enumerate(UNITS, start=1):
-        for unit in range(units):
+    for stage, count in enumerate(units, start=1):
+        for unit in range(count):
             theirs, ours = f"layer{stage + 1}.block{unit + 1}", f"layer{stage}.{unit}"
             put(f"{theirs}.reduce", f"{ours}.conv1", f"{ours}.bn1")
             put(f"{theirs}.conv3x3", f"{ours}.conv2", f"{ours}.bn2")
@@ -50,14 +50,21 @@ def port_with_base(model, prefix="base."):
     return port
 
 
-def port_with_scale(model):
+def port_with_scale(model, prefix="Scale."):
     """The state_dict of a port on torchvision's names, without counters as in older PyTorch."""
     port = {}
     for key, value in model.state_dict().items():
-        key = key.replace("classifier.branches.", "Scale.layer5.conv2d_list.")
+        key = key.replace("classifier.branches.", f"{prefix}layer5.conv2d_list.")
         if not key.endswith("num_batches_tracked"):
-            port[key.replace("backbone.", "Scale.")] = value
+            port[key.replace("backbone.", prefix)] = value
     return port
+
+
+def coco_initialisation(model, units=UNITS):
+    """What the first port starts its training from: no ``base.``, and 91 scores of a 1x1."""
+    port = port_with_base(model, "", units)
+    kept = {key: value for key, value in port.items() if not key.startswith("aspp.")}
+    return kept | {"fc.weight": torch.ones(91, 2048, 1, 1), "fc.bias": torch.ones(91)}
 
 
 def assert_same(model, expected):
@@ -71,6 +78,7 @@ def assert_same(model, expected):
         (port_with_base, "deeplab_v2_base"),
         (lambda model: port_with_base(model, ""), "deeplab_v2_base"),
         (port_with_scale, "deeplab_v2_scale"),
+        (lambda model: port_with_scale(model, ""), "deeplab_v2_scale"),
         (nn.Module.state_dict, "deeplab_v2"),
     ],
 )
@@ -82,6 +90,19 @@ def test_second_papers_ports(layout, source, tmp_path):
     assert report.source == source
     assert report.left_over == ()
     assert all(key.endswith("num_batches_tracked") for key in report.missing)
+
+
+def test_the_coco_initialisation_fills_the_backbone():
+    trained, model = small_v2(), zeroed(small_v2())
+    report = load_weights(model, coco_initialisation(trained))
+    assert report.source == "deeplab_v2_base"
+    assert report.left_over == ("fc.weight", "fc.bias")
+    assert report.missing == tuple(k for k in model.state_dict() if k.startswith("classifier."))
+    assert_same(model.backbone, trained.backbone)
+    broken = coco_initialisation(trained)
+    del broken["layer3.block2.reduce.conv.weight"]
+    with pytest.raises(ValueError, match=r"it lacks backbone\.layer2\.1\.conv1\.weight"):
+        load_weights(model, broken)
 
 
 def test_other_classes_keep_the_last_layer_only_when_asked():
@@ -163,6 +184,13 @@ def test_imagenets_vgg16():
     assert all(key.startswith("fc.") for key in report.left_over)
     assert torch.equal(second.backbone.features[28].weight, state["features.28.weight"])
     assert not second.preprocess.bgr
+
+
+def test_imagenets_resnet_brings_its_preprocessing():
+    trained, model = small_v2(), small_v2()
+    assert model.preprocess.bgr
+    assert load_weights(model, trained.backbone.state_dict()).source == "resnet"
+    assert not model.preprocess.bgr
 
 
 def test_imagenets_resnet_in_the_cascade():
