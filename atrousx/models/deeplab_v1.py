@@ -171,7 +171,7 @@ def deeplab_v1(
         multi_scale_features: the image and the first four poolings' results join the last layer's
             input, after a 3x3 and a 1x1 convolution to 128 channels each: 640 channels more.
         pooling: "3x3" windows as in the released networks, or VGG's "2x2", dilated after the
-            strides that are gone: exact with VGG's own weights.
+            strides that are gone: exact with VGG's own weights, on images of 16 pixels or more.
 
     Returns:
         A :class:`DeepLabV1`, from images ``[N, 3, H, W]`` to an ordered dictionary with "out", the

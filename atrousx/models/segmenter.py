@@ -177,7 +177,7 @@ class Segmenter(nn.Module):
         image: Tensor,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
-        crf: DenseCRF | bool = True,
+        crf: DenseCRF | bool | None = True,
         *,
         tile: int | None = None,
         overlap: int | None = None,
@@ -197,7 +197,8 @@ class Segmenter(nn.Module):
             scales: sizes at which the network sees the photograph, relative to its own. The third
                 paper has (0.5, 0.75, 1, 1.25, 1.5, 1.75).
             flip: the network also sees each one's mirror image.
-            crf: a CRF to refine with; True is the model's own, where it has one (v1 and v2).
+            crf: a CRF to refine with; True is the model's own, where it has one (v1 and v2), False
+                and None are none.
             tile: the network sees no more than so many pixels in height and width at a time, for
                 images larger than memory allows. Logits of tiles fade into each other where they
                 overlap, so no seams appear.
@@ -212,7 +213,7 @@ class Segmenter(nn.Module):
             The labels before and after the CRF, and the probabilities.
 
         Raises:
-            TypeError: ``image`` is no tensor, ``crf`` neither a bool nor a module, ``tile`` no int.
+            TypeError: ``image`` is no tensor, ``crf`` no module, bool or None, ``tile`` no int.
             ValueError: its shape differs, a scale is not positive, or ``tile`` does not exceed
                 ``overlap`` by 32 pixels and by a third of itself.
 
@@ -229,8 +230,8 @@ class Segmenter(nn.Module):
         photograph = _photograph(image).to(self.preprocess.mean.device)
         if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
             raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
-        if not isinstance(crf, (bool, nn.Module)):
-            raise TypeError(f"crf must be a DenseCRF or a bool, got {type(crf).__name__}")
+        if crf is not None and not isinstance(crf, (bool, nn.Module)):
+            raise TypeError(f"crf must be a DenseCRF, a bool or None, got {type(crf).__name__}")
         tiles = check_tile(tile, overlap)
         modes = {module: module.training for module in self.modules()}
         self.eval()

@@ -14,6 +14,8 @@ POOLINGS = ("3x3", "2x2")
 # Filters of the convolutions between the five poolings.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 OUT_CHANNELS = STAGES[-1][-1]
+# The last window's two taps lie a feature before and after its own: alone it would hold nothing.
+SMALLEST_2X2 = 16
 
 
 class DensePool2x2(nn.Module):
@@ -48,12 +50,13 @@ class VGG16(nn.Module):
         pooling: "3x3", as in the released networks: windows centred on the pixels 0, 8, 16, ... of
             the image, so that ``H' = ceil((H - 1) / 8) + 1``; or "2x2", VGG's own windows, dilated
             after the removed stride, so that every feature is one that the original network would
-            compute on some shift of the image, with ``H' = H // 8``.
+            compute on some shift of the image, with ``H' = H // 8``, at least 2.
         smooth: ends with a 3x3 average, as the released networks with a 3x3 fc6 do.
     """
 
     def __init__(self, pooling: Pooling = "3x3", smooth: bool = False) -> None:
         super().__init__()
+        self.pooling = pooling
         layers: list[nn.Module] = []
         in_channels = 3
         for index, widths in enumerate(STAGES):
@@ -74,6 +77,12 @@ class VGG16(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, input: Tensor) -> list[Tensor]:
+        size = tuple(input.shape[-2:])
+        if self.pooling == "2x2" and min(size) < SMALLEST_2X2:
+            raise ValueError(
+                f"images must have at least {SMALLEST_2X2} pixels in height and width with "
+                f"pooling='2x2', got {size}"
+            )
         pools, features = [], input
         for layer in self.features:
             features = layer(features)

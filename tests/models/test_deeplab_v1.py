@@ -206,6 +206,14 @@ def test_every_convolution_is_ours(model):
     assert kinds == {AtrousConv2d}
 
 
+def test_exact_pooling_needs_two_features():
+    network = on_meta(num_classes=2, pooling="2x2").eval()
+    assert network(torch.empty(1, 3, 16, 17, device="meta"))["out"].shape == (1, 2, 16, 17)
+    message = r"images must have at least 16 pixels .* with pooling='2x2', got \(15, 40\)"
+    with pytest.raises(ValueError, match=message):
+        network(torch.empty(1, 3, 15, 40, device="meta"))
+
+
 def test_dense_pooling_by_hand():
     row = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0]).view(1, 1, 1, 5).expand(1, 1, 5, 5)
     assert DensePool2x2(1)(row)[0, 0, 0].tolist() == [3, 4, 4, 5, 5]
@@ -230,6 +238,7 @@ def test_predict_before_and_after_the_crf(model):
     assert torch.equal(after, expected.argmax(1))
     assert (probabilities - expected).abs().max() < 1e-4
     assert model.predict(photograph, crf=False).refined is None
+    assert model.predict(photograph, crf=None).refined is None
     own = DenseCRF(4, iterations=0)
     assert torch.equal(model.predict(photograph, crf=own).refined, before)
 
@@ -266,7 +275,7 @@ def test_predict_rejects(model):
     for scales in ((), (0,), (1, -1)):
         with pytest.raises(ValueError, match="scales must be positive numbers"):
             model.predict(torch.zeros(1, 3, 8, 8), scales=scales)
-    with pytest.raises(TypeError, match="crf must be a DenseCRF or a bool, got str"):
+    with pytest.raises(TypeError, match="crf must be a DenseCRF, a bool or None, got str"):
         model.predict(torch.zeros(1, 3, 8, 8), crf="yes")
 
 

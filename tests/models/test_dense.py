@@ -147,6 +147,23 @@ def test_every_reachable_stride(output_stride):
     assert torch.allclose(found[..., ::step, ::step], expected, rtol=1e-12, atol=1e-12)
 
 
+@torch.inference_mode()
+def test_sizes_that_do_not_divide_agree_away_from_the_borders():
+    network = chain(
+        nn.Conv2d(3, 4, 7, 2, 3),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.Conv2d(4, 4, 3, 2, 1),
+        nn.Conv2d(4, 4, 3, 1, 1),
+        nn.Conv2d(4, 4, 2, 2),
+    ).double()
+    image = torch.randn(1, 3, 117, 149).double()
+    expected = network[:5](image)[..., 1:-1, 1:-1]
+    found = to_dense(network, 4)(image)[..., 4::4, 4::4]
+    assert expected.shape == (1, 4, 5, 7)
+    found = found[..., :5, :7]
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_unchanged_at_its_own_stride():
     network = chain(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU())
     image = torch.randn(1, 3, 9, 9)

@@ -96,6 +96,15 @@ def test_labels_are_those_of_the_logits(networks):
     assert networks["v3"].labels(images, (9, 7)).shape == (2, 9, 7)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 53)])
+def test_predict_at_any_size(networks, size):
+    photograph = torch.randint(256, (3, *size), dtype=torch.uint8)
+    for network in networks.values():
+        found = network.predict(photograph, scales=(0.5, 1.75), flip=True)
+        assert found.labels.shape == (1, *size)
+        torch.testing.assert_close(found.probabilities.sum(1), torch.ones(1, *size))
+
+
 def test_confusion_matrix_by_hand():
     confusion = ConfusionMatrix(3)
     assert torch.tensor(confusion.mean_iou()).isnan()
