@@ -37,15 +37,25 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], float | None]] = {
     "v1_4x4_r4": (lambda: deeplab_v1(fc6="4x4_r4"), 2.90),
     "v1_4x4_r8": (lambda: deeplab_v1(fc6="4x4_r8"), 2.90),
     "v1_large_fov": (deeplab_v1, 4.84),
+    "v1_multi_scale_features": (lambda: deeplab_v1(multi_scale_features=True), None),
     "v2_resnet101_aspp_l": (lambda: deeplab_v2(multi_scale=False), None),
+    "v2_resnet101_aspp_s": (lambda: deeplab_v2(head="aspp_s", multi_scale=False), None),
     "v2_resnet101_large_fov": (lambda: deeplab_v2(head="large_fov", multi_scale=False), None),
     "v2_vgg16_aspp_l": (lambda: deeplab_v2(backbone="vgg16", multi_scale=False), None),
+    "v2_resnet101_three_scales": (deeplab_v2, None),
     "v3_resnet50_os16": (lambda: deeplab_v3(output_stride=16), None),
     "v3_resnet50_os8": (lambda: deeplab_v3(output_stride=8), None),
     "v3_resnet101_os16": (lambda: deeplab_v3(backbone="resnet101", output_stride=16), None),
+    "v3_resnet101_os8": (lambda: deeplab_v3(backbone="resnet101", output_stride=8), None),
     "v3_resnet50_cascade": (lambda: deeplab_v3(head="cascade"), None),
     "v3_resnet50_torchvision": (lambda: deeplab_v3(layout="torchvision"), None),
+    "v3_resnet101_torchvision": (
+        lambda: deeplab_v3(backbone="resnet101", layout="torchvision"),
+        None,
+    ),
 }
+# The one that the first paper settled on: ratios are taken to it.
+YARDSTICK = "v1_large_fov"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,13 +100,14 @@ def operations(model: nn.Module, image: Tensor) -> tuple[float, float]:
 
 def torchvisions(name: str, model: nn.Module) -> nn.Module | None:
     """torchvision's own DeepLab v3 with the model's weights, None where there is none."""
-    if name != "v3_resnet50_torchvision":
+    if not name.endswith("_torchvision"):
         return None
     try:
-        from torchvision.models.segmentation import deeplabv3_resnet50
+        from torchvision.models import segmentation
     except (ImportError, RuntimeError):  # not installed, or for another PyTorch
         return None
-    twin: nn.Module = deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=False)
+    build = getattr(segmentation, f"deeplabv3_{name.split('_')[1]}")
+    twin: nn.Module = build(weights=None, weights_backbone=None, aux_loss=False)
     twin.load_state_dict(model.state_dict())
     return twin.eval()
 
@@ -141,9 +152,23 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def ratios(rows: Sequence[dict[str, Any]]) -> str:
+    """The speeds of the first paper's networks as multiples of one's, beside the paper's own."""
+    listed = {row["model"]: row for row in rows if row["paper_images_per_s"]}
+    if YARDSTICK not in listed or len(listed) < 2:
+        return ""
+    columns = ("ours", "optimized", "torch", "paper")
+    lines = [f"images per second over {YARDSTICK}'s, {', '.join(columns)}:"]
+    for name, row in listed.items():
+        keys = [f"{column}_images_per_s" for column in columns]
+        cells = [f"{row[key] / listed[YARDSTICK][key]:9.2f}" for key in keys]
+        lines.append(f"{name:>{COLUMNS['model']}} {' '.join(cells)}")
+    return "\n".join(lines)
+
+
 # And what one call adds to the memory in use, in MiB: optimized beside PyTorch's layers.
 COLUMNS = {
-    "model": 24,
+    "model": 25,
     "parameters": 11,
     "gflop": 8,
     "live_gflop": 10,
@@ -170,14 +195,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.batch} x {args.extent}x{args.extent}; from 'ours' to 'paper': images per second"
     )
     print(" ".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
+    rows = []
     for name in args.chosen:
         with fair_settings(args.dtype):
             row = measure(name, args)
+        rows.append(row)
         cells = [row.get(key, row.get(f"{key}_images_per_s")) for key in COLUMNS]
         widths = COLUMNS.values()
         print(" ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)), flush=True)
         if args.csv:
             CsvWriter(args.csv).write({**machine, **row})
+    if table := ratios(rows):
+        print(table)
     return 0
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import atrousx
+from tests.models import torchvision_reference as reference
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -51,6 +52,30 @@ def test_prints_and_writes_csv(bench, monkeypatch, tmp_path: Path, capsys):
     assert all(float(row[f"{s}_images_per_s"]) > 0 for s in ("ours", "optimized", "torch", "paper"))
     assert row["torchvision_images_per_s"] == ""
     assert float(row["difference"]) < 1e-4
+
+
+def test_ratios_by_hand(bench):
+    speeds = {"v1_7x7_r4": (1.0, 1.44), "v1_large_fov": (4.0, 4.84), "v3": (9.0, "")}
+    rows = [
+        {"model": name, "paper_images_per_s": paper}
+        | {f"{side}_images_per_s": ours for side in ("ours", "optimized", "torch")}
+        for name, (ours, paper) in speeds.items()
+    ]
+    _, first, second = bench.ratios(rows).splitlines()
+    assert first.split() == ["v1_7x7_r4", "0.25", "0.25", "0.25", "0.30"]
+    assert second.split() == ["v1_large_fov", "1.00", "1.00", "1.00", "1.00"]
+    assert bench.ratios(rows[1:]) == ""
+
+
+def test_torchvisions_own_model_has_the_same_weights(bench):
+    reference.segmentation()
+    for depth, units in ((50, 6), (101, 23)):
+        name = f"v3_resnet{depth}_torchvision"
+        ours = bench.MODELS[name][0]()
+        theirs = bench.torchvisions(name, ours)
+        assert len(theirs.backbone.layer3) == units
+        assert torch.equal(theirs.classifier[4].weight, ours.classifier[4].weight)
+    assert bench.torchvisions("v3_resnet50_os8", ours) is None
 
 
 def test_an_unknown_model_is_named(bench, capsys):
