@@ -8,9 +8,9 @@ from .dense import to_dense
 from .export import to_torch
 from .freezing import freeze_bn
 from .from_vgg16 import from_vgg16
+from .looks import Prediction
 from .output_stride import set_output_stride
 from .preprocess import Preprocess
-from .segmenter import Prediction
 from .weights import LoadReport, from_weights, load_weights
 
 __all__ = [

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..nn import AtrousConv2d, DenseCRF
+from ._check import check_choice, check_classes
 from .preprocess import Preprocess
-from .segmenter import Segmenter, fit
-from .vgg import OUT_CHANNELS, POOLINGS, VGG16, Pooling
+from .segmenter import Segmenter
+from .vgg import POOLINGS, VGG16, Fc6, Pooling, fully_convolutional
 
 MULTI_SCALE_CHANNELS = 128
 # The strides that bring the image and the first four poolings' results to the features' size.
 MULTI_SCALE_INPUTS = ((3, 8), (64, 4), (128, 2), (256, 1), (512, 1))
-
-
-class Fc6(NamedTuple):
-    """The first fully connected layer as a convolution: its taps, their rate, the filters."""
-
-    kernel: int
-    rate: int
-    width: int
-
-    @property
-    def padding(self) -> int:
-        # Whole for even kernels too, since their rates are even: the size is kept.
-        return self.rate * (self.kernel - 1) // 2
 
 
 FC6 = {
@@ -66,8 +55,13 @@ class MultiScaleFeatures(nn.Module):
             # Poolings round sizes up; a strided convolution, down: zeros make up the difference.
             rows = max(source.shape[-2], (height - 1) * stride + 1)
             columns = max(source.shape[-1], (width - 1) * stride + 1)
-            results.append(fit(branch(fit(source, rows, columns)), height, width))
+            results.append(_fit(branch(_fit(source, rows, columns)), height, width))
         return results
+
+
+def _fit(features: Tensor, height: int, width: int) -> Tensor:
+    """Cuts features, or extends them by zeros, at the bottom and right to a size."""
+    return F.pad(features, (0, width - features.shape[-1], 0, height - features.shape[-2]))
 
 
 class DeepLabV1(Segmenter):
@@ -100,18 +94,7 @@ class DeepLabV1(Segmenter):
         self.fc6 = fc6
         self.backbone = VGG16(pooling, smooth=pooling == "3x3" and fc6.kernel == 3)
         extra = len(MULTI_SCALE_INPUTS) * MULTI_SCALE_CHANNELS if multi_scale_features else 0
-        # The places of torchvision's classifier, whose keys these are.
-        self.classifier = nn.Sequential(
-            AtrousConv2d(
-                OUT_CHANNELS, fc6.width, fc6.kernel, padding=fc6.padding, dilation=fc6.rate
-            ),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            AtrousConv2d(fc6.width, fc6.width, 1),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            AtrousConv2d(fc6.width + extra, num_classes, 1),
-        )
+        self.classifier = fully_convolutional(fc6, num_classes, extra)
         self.multi_scale = MultiScaleFeatures() if multi_scale_features else None
         # Windows of 3 are centred on every eighth pixel from the first; cells of 8 tile the image.
         self.align_corners = pooling == "3x3"
@@ -189,10 +172,7 @@ def deeplab_v1(
         >>> model(torch.rand(1, 3, 65, 65))["out"].shape
         torch.Size([1, 21, 65, 65])
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if fc6 not in FC6:
-        raise ValueError(f"fc6 must be one of {', '.join(FC6)}, got {fc6!r}")
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling must be '3x3' or '2x2', got {pooling!r}")
+    check_classes(num_classes)
+    check_choice("fc6", fc6, FC6)
+    check_choice("pooling", pooling, POOLINGS)
     return DeepLabV1(num_classes, FC6[fc6], multi_scale_features, pooling)

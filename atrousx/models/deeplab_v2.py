@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 import torch
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from ..nn import AtrousConv2d, DenseCRF
 from ..ops import multi_rate_conv2d
+from ._check import check_choice, check_classes
 from .freezing import freeze_bn
 from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
-from .vgg import OUT_CHANNELS, VGG16
+from .vgg import VGG16, Fc6, fully_convolutional
 
 RATES = {"aspp_l": (6, 12, 18, 24), "aspp_s": (2, 4, 8, 12), "large_fov": (12,)}
 BACKBONES = ("resnet101", "vgg16")
 SMALLER_SCALES = (0.75, 0.5)
-FC_WIDTH = 1024
+FC6_WIDTH = 1024
 
 
 class SummedBranches(nn.Module):
@@ -28,17 +29,12 @@ class SummedBranches(nn.Module):
 
     .. math:: y = \sum_i B_{r_i}(x)
 
-    A branch is one biased 3x3 convolution at its rate, or with ``width`` one to that many channels
-    followed by two 1x1 convolutions, VGG's fc6, fc7 and fc8.
+    A branch is one biased 3x3 convolution at its rate, or VGG's fc6, fc7 and fc8.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, rates: Sequence[int], width: int | None = None
-    ) -> None:
+    def __init__(self, branches: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            _branch(in_channels, num_classes, rate, width) for rate in rates
-        )
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, input: Tensor) -> Tensor:
         if all(isinstance(branch, AtrousConv2d) for branch in self.branches):
@@ -56,20 +52,6 @@ class SummedBranches(nn.Module):
         """The convolutions that make the logits, one a branch."""
         layers = (b[-1] if isinstance(b, nn.Sequential) else b for b in self.branches)
         return [cast(AtrousConv2d, layer) for layer in layers]
-
-
-def _branch(in_channels: int, num_classes: int, rate: int, width: int | None) -> nn.Module:
-    if width is None:
-        return AtrousConv2d(in_channels, num_classes, 3, padding=rate, dilation=rate)
-    return nn.Sequential(
-        AtrousConv2d(in_channels, width, 3, padding=rate, dilation=rate),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        AtrousConv2d(width, width, 1),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        AtrousConv2d(width, num_classes, 1),
-    )
 
 
 class DeepLabV2(Segmenter):
@@ -202,20 +184,23 @@ def deeplab_v2(
         >>> model(torch.rand(1, 3, 65, 65))["out"].shape
         torch.Size([1, 21, 65, 65])
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if backbone not in BACKBONES:
-        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
-    if head not in RATES:
-        raise ValueError(f"head must be one of {', '.join(RATES)}, got {head!r}")
+    check_classes(num_classes)
+    check_choice("backbone", backbone, BACKBONES)
+    check_choice("head", head, RATES)
     extractor: nn.Module
+    branches: list[nn.Module]
     if backbone == "vgg16":
         extractor = VGG16("3x3", smooth=True)
-        classifier = SummedBranches(OUT_CHANNELS, num_classes, RATES[head], FC_WIDTH)
+        forms = [Fc6(3, rate, FC6_WIDTH) for rate in RATES[head]]
+        branches = [fully_convolutional(fc6, num_classes) for fc6 in forms]
     else:
         extractor = freeze_bn(ResNet(plan_stages(UNITS[backbone], 8), caffe=True))
         channels = EXPANSION * STAGE_WIDTHS[-1]
-        classifier = SummedBranches(channels, num_classes, RATES[head])
+        branches = [
+            AtrousConv2d(channels, num_classes, 3, padding=rate, dilation=rate)
+            for rate in RATES[head]
+        ]
+    classifier = SummedBranches(branches)
     for layer in classifier.last_layers():
         nn.init.normal_(layer.weight, std=0.01)
         assert layer.bias is not None

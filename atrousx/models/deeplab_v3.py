@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..nn import ASPP, AtrousConv2d
+from ._check import check_choice, check_classes
 from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
@@ -157,12 +158,10 @@ def deeplab_v3(
         >>> model(torch.rand(1, 3, 65, 97))["out"].shape
         torch.Size([1, 21, 65, 97])
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if backbone not in UNITS:
-        raise ValueError(f"backbone must be one of {', '.join(UNITS)}, got {backbone!r}")
-    if layout not in ("paper", "torchvision"):
-        raise ValueError(f"layout must be 'paper' or 'torchvision', got {layout!r}")
+    check_classes(num_classes)
+    check_choice("backbone", backbone, UNITS)
+    check_choice("layout", layout, ("paper", "torchvision"))
+    check_choice("head", head, ("aspp", "cascade"))
     _check_head(head, blocks, multi_grid, layout)
     last_block = 4 if head == "aspp" else blocks or 7
     default = PAPER_OUTPUT_STRIDE if layout == "paper" else 8
@@ -203,8 +202,6 @@ def check_output_stride(output_stride: int, last_block: int) -> None:
 def _check_head(
     head: str, blocks: int | None, multi_grid: Sequence[int] | None, layout: str
 ) -> None:
-    if head not in ("aspp", "cascade"):
-        raise ValueError(f"head must be 'aspp' or 'cascade', got {head!r}")
     if layout == "torchvision" and head == "cascade":
         raise ValueError("head='cascade' belongs to layout='paper', torchvision has none")
     if layout == "torchvision" and multi_grid is not None:

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..nn import DenseCRF
-from ..ops import (
-    upsample_argmax,
-    upsample_bilinear2d,
-    upsample_cross_entropy,
-    upsample_softmax_add_,
-)
-from ..ops._check import check_rank, check_tensor
+from ..ops import upsample_argmax, upsample_bilinear2d, upsample_cross_entropy
+from ..ops._check import check_rank
+from .looks import Looks, Prediction, checked_photograph
 from .preprocess import Preprocess
-from .tiling import check_tile, tiled
 
 # A call of torch's interpolate(mode="bilinear"): ours, or in a model for export, PyTorch's.
 Resample = Callable[..., Tensor]
-Tiles = tuple[int, int]  # size and overlap
-
-
-class Prediction(NamedTuple):
-    """What ``predict`` returns.
-
-    Attributes:
-        labels: ``[N, H, W]`` int64, the likeliest class of every pixel, before the CRF.
-        refined: ``[N, H, W]`` int64, the same after the CRF; None where there is none.
-        probabilities: ``[N, L, H, W]``, after the CRF where there is one.
-
-    Example:
-        >>> import torch
-        >>> from atrousx.models import Prediction
-        >>> Prediction(torch.zeros(1, 2, 2), None, torch.ones(1, 1, 2, 2)).labels.shape
-        torch.Size([1, 2, 2])
-    """
-
-    labels: Tensor
-    refined: Tensor | None
-    probabilities: Tensor
 
 
 class Segmenter(nn.Module):
@@ -227,73 +200,32 @@ class Segmenter(nn.Module):
             >>> before.shape, after.shape
             (torch.Size([1, 33, 41]), torch.Size([1, 33, 41]))
         """
-        photograph = _photograph(image).to(self.preprocess.mean.device)
-        if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
-            raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
+        looks = Looks.checked(scales, flip, tile, overlap)
+        photograph = checked_photograph(image).to(self.preprocess.mean.device)
         if crf is not None and not isinstance(crf, (bool, nn.Module)):
             raise TypeError(f"crf must be a DenseCRF, a bool or None, got {type(crf).__name__}")
-        tiles = check_tile(tile, overlap)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            probabilities = self._fused(photograph, scales, flip, tiles)
+        refiner = (self.crf if crf else None) if isinstance(crf, bool) else crf
+        with _evaluating(self):
+            probabilities = looks.probabilities(self, photograph)
             labels = probabilities.argmax(1)
-            refiner = (self.crf if crf else None) if isinstance(crf, bool) else crf
             if refiner is None:
                 return Prediction(labels, None, probabilities)
             # A certain class has the logarithm of 0 for the others: kept finite.
             floor = torch.finfo(probabilities.dtype).tiny
             refined = refiner(probabilities.clamp_min(floor).log(), photograph)
             return Prediction(labels, refined.argmax(1), refined)
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-    def _fused(
-        self, photograph: Tensor, scales: Sequence[float], flip: bool, tiles: Tiles | None
-    ) -> Tensor:
-        """Probabilities [N, L, H, W] over all scales and mirror images."""
-        sides = (False, True) if flip else (False,)
-        looks = [(scale, mirrored) for scale in scales for mirrored in sides]
-        size, fused = photograph.shape[-2:], None
-        for scale, mirrored in looks:
-            scores = self._scores(photograph, scale, mirrored, tiles)
-            if self.fusion == "mean":
-                if fused is None:
-                    dtype = torch.promote_types(scores.dtype, torch.float32)
-                    fused = scores.new_zeros((*scores.shape[:2], *size), dtype=dtype)
-                upsample_softmax_add_(fused, scores, 1 / len(looks), mirrored)
-                continue
-            scores = self.resample(scores, size) if scale != 1 else scores
-            scores = scores.flip(-1) if mirrored else scores
-            fused = scores if fused is None else torch.maximum(fused, scores)
-        assert fused is not None
-        return fused if self.fusion == "mean" else fused.softmax(1)
-
-    def _scores(
-        self, photograph: Tensor, scale: float, mirrored: bool, tiles: Tiles | None
-    ) -> Tensor:
-        """The network's answer to the photograph at another size, or to its mirror image."""
-        images = self.preprocess(photograph)
-        if scale != 1:
-            size = [max(1, round(scale * extent)) for extent in photograph.shape[-2:]]
-            images = self.resample(images, size)
-        seen = images.flip(-1) if mirrored else images
-        return self._logits(seen) if tiles is None else tiled(self._logits, seen, *tiles)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        logits: OrderedDict[str, Tensor] = self(images)
-        return logits["out"]
 
 
-def _photograph(image: Tensor) -> Tensor:
-    check_tensor("image", image)
-    if image.dim() == 3:
-        image = image[None]
-    check_rank("image", image, 4, "[N, 3, H, W] or [3, H, W]")
-    if image.shape[1] != 3 or 0 in image.shape[2:]:
-        raise ValueError(f"image must be [N, 3, H, W] or [3, H, W], got {tuple(image.shape)}")
-    return image if image.is_floating_point() else image.to(torch.float32)
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module then has its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _shrunk(target: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
@@ -306,8 +238,3 @@ def _shrunk(target: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
             places = (2 * places + 1) * extent // (2 * count)
         target = target.index_select(dim, places)
     return target
-
-
-def fit(features: Tensor, height: int, width: int) -> Tensor:
-    """Cuts features, or extends them by zeros, at the bottom and right to a size."""
-    return F.pad(features, (0, width - features.shape[-1], 0, height - features.shape[-2]))

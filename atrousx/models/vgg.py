@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +16,35 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 OUT_CHANNELS = STAGES[-1][-1]
 # The last window's two taps lie a feature before and after its own: alone it would hold nothing.
 SMALLEST_2X2 = 16
+
+
+class Fc6(NamedTuple):
+    """The first fully connected layer as a convolution: its taps, their rate, the filters."""
+
+    kernel: int
+    rate: int
+    width: int
+
+    @property
+    def padding(self) -> int:
+        # Whole for even kernels too, since their rates are even: the size is kept.
+        return self.rate * (self.kernel - 1) // 2
+
+
+def fully_convolutional(fc6: Fc6, num_classes: int, extra: int = 0) -> nn.Sequential:
+    """VGG's three fully connected layers as convolutions, by the keys of torchvision's classifier.
+
+    ``extra`` channels join the last one's input.
+    """
+    return nn.Sequential(
+        AtrousConv2d(OUT_CHANNELS, fc6.width, fc6.kernel, padding=fc6.padding, dilation=fc6.rate),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        AtrousConv2d(fc6.width, fc6.width, 1),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        AtrousConv2d(fc6.width + extra, num_classes, 1),
+    )
 
 
 class DensePool2x2(nn.Module):

@@ -193,7 +193,7 @@ def test_from_vgg16_rejects(vgg16):
     [
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"fc6": "5x5"}, "fc6 must be one of large_fov, 7x7_r4, 4x4_r4, 4x4_r8, got '5x5'"),
-        ({"pooling": "4x4"}, "pooling must be '3x3' or '2x2', got '4x4'"),
+        ({"pooling": "4x4"}, "pooling must be one of 3x3, 2x2, got '4x4'"),
     ],
 )
 def test_rejects(arguments, message):

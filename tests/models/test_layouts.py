@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from atrousx import AtrousConv2d
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, from_vgg16, load_weights
 from atrousx.models.deeplab_v2 import DeepLabV2, SummedBranches
 from atrousx.models.resnet import ResNet, plan_stages
@@ -16,7 +17,8 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_trac
 def small_v2(classes=CLASSES):
     """deeplab_v2 on a ResNet of five units."""
     backbone = ResNet(plan_stages(UNITS, 8), caffe=True)
-    return DeepLabV2(backbone, SummedBranches(2048, classes, (6, 12, 18, 24)), classes, True)
+    branches = [AtrousConv2d(2048, classes, 3, padding=r, dilation=r) for r in (6, 12, 18, 24)]
+    return DeepLabV2(backbone, SummedBranches(branches), classes, True)
 
 
 def zeroed(model):
