@@ -1,0 +1,135 @@
+"""What to_dense knows of a classifier's operations: which ones do not care how dense a map is, and
+how a window spreads its taps over one that became denser."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ..ops._check import pair
+
+Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
+# Layers that treat every pixel alike, or normalise per channel: right at any density.
+POINTWISE = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.Identity,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.Mish,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+)
+FUNCTIONS = {
+    *(operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul),
+    *(torch.cat, torch.relu, torch.sigmoid, torch.permute),
+    *(F.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.layer_norm, F.dropout),
+}
+METHODS = {"add", "add_", "mul", "mul_", "relu", "relu_", "sigmoid", "permute", "contiguous"}
+# Along the channels these are pointwise, too.
+SPLITS = {torch.split, torch.chunk, "split", "chunk"}
+# What depends on the mode must stay a module: a trace would fix the mode of now.
+DROPS = ("StochasticDepth", "DropPath")
+POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+POOL_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+
+
+def refusal(reason: str) -> ValueError:
+    return ValueError(f"classifier cannot be made dense: {reason}")
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    return isinstance(layer, POINTWISE) or type(layer).__name__ in DROPS
+
+
+def keeps_dimensions(node: fx.Node) -> bool:
+    return bool(node.kwargs.get("keepdim") or node.args[2:3] == (True,))
+
+
+def pools_map(node: fx.Node) -> bool:
+    """Whether a node pools height and width into a map, as squeeze-and-excitation does."""
+    return node.target in POOL_FUNCTIONS or _averages_map(node)
+
+
+def treats_pixels_alike(node: fx.Node) -> bool:
+    """Whether an operation, not a layer, does not depend on the size of its map."""
+    allowed = METHODS if node.op == "call_method" else FUNCTIONS
+    return node.target in allowed or _along_channels(node)
+
+
+def _averages_map(node: fx.Node) -> bool:
+    if node.target not in (torch.mean, "mean") or not keeps_dimensions(node):
+        return False
+    dims: Any = (node.args[1:2] or (node.kwargs.get("dim"),))[0]
+    return isinstance(dims, (tuple, list)) and sorted(d % 4 for d in dims) == [2, 3]
+
+
+def _along_channels(node: fx.Node) -> bool:
+    """Whether a node takes channels apart, or takes such a part."""
+    if node.target in SPLITS:
+        return bool((node.args[2:] or (node.kwargs.get("dim"),))[0] == 1)
+    if node.target is not operator.getitem:
+        return False
+    source, index = node.args
+    if isinstance(index, int):
+        return isinstance(source, fx.Node) and source.target in SPLITS
+    return isinstance(index, tuple) and all(part == slice(None) for part in (index[0], *index[2:]))
+
+
+class DilatedAvgPool2d(nn.Module):
+    """The mean over ``kernel`` x ``kernel`` pixels ``rate`` apart, at stride 1."""
+
+    def __init__(self, kernel: tuple[int, int], rate: int) -> None:
+        super().__init__()
+        self.kernel, self.rate = kernel, rate
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = self.kernel
+        height = input.shape[-2] - (rows - 1) * self.rate
+        width = input.shape[-1] - (columns - 1) * self.rate
+        total = torch.zeros_like(input[..., :height, :width])
+        for i in range(0, rows * self.rate, self.rate):
+            for j in range(0, columns * self.rate, self.rate):
+                total = total + input[..., i : i + height, j : j + width]
+        return total / (rows * columns)
+
+
+def spread(
+    name: str, layer: Window, factor: int, strided: bool
+) -> tuple[nn.Module, tuple[int, int, int, int]]:
+    """The window with its taps ``factor`` apart and no stride, and the padding in front of it.
+
+    Where a stride is removed the size is kept: an even window is extended at the end.
+    """
+    kernel = pair("kernel_size", cast(Any, layer.kernel_size))
+    if layer.padding == "same":
+        raise refusal(f"its layer {name} pads 'same'")
+    padding = pair("padding", cast(Any, 0 if layer.padding == "valid" else layer.padding))
+    dilation = 1 if isinstance(layer, nn.AvgPool2d) else layer.dilation
+    rate, _ = pair("dilation", cast(Any, dilation))
+    before = [p * factor for p in padding]
+    whole = [(k - 1) * rate * factor for k in kernel]
+    after = [max(b, w - b) if strided else b for b, w in zip(before, whole, strict=True)]
+    if isinstance(layer, nn.Conv2d):
+        layer.stride, layer.dilation = (1, 1), (rate * factor, rate * factor)
+        layer.padding = (before[0], before[1])
+        return layer, (0, after[1] - before[1], 0, after[0] - before[0])
+    dilated: nn.Module
+    if isinstance(layer, nn.MaxPool2d):
+        dilated = nn.MaxPool2d(kernel, 1, 0, rate * factor)
+    elif any(padding):
+        raise refusal(f"its layer {name} averages padding")
+    else:
+        dilated = DilatedAvgPool2d(kernel, factor)
+    return dilated, (before[1], after[1], before[0], after[0])
