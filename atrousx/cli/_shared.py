@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +26,7 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-# Option, default, meaning. The defaults are DenseCRF's own.
+# Option, DenseCRF's default, meaning.
 CRF_OPTIONS: tuple[tuple[str, float, str], ...] = (
     ("bilateral-weight", 4.0, "weight of the kernel over place and colour"),
     ("bilateral-sigma-xy", 67.0, "its reach in pixels"),
@@ -37,27 +39,24 @@ CRF_OPTIONS: tuple[tuple[str, float, str], ...] = (
 def add_crf_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("dense CRF")
     for name, default, meaning in CRF_OPTIONS:
-        group.add_argument(
-            f"--{name}", type=float, default=default, metavar="X", help=f"{meaning}; {default:g}"
-        )
-    group.add_argument(
-        "--iterations", type=int, default=10, metavar="N", help="mean-field iterations; 10"
-    )
+        group.add_argument(f"--{name}", type=float, metavar="X", help=f"{meaning}; {default:g}")
+    group.add_argument("--iterations", type=int, metavar="N", help="mean-field iterations; 10")
     group.add_argument(
         "--normalization",
         choices=("symmetric", "before", "after", "none"),
-        default="symmetric",
         help="of the kernels; symmetric",
     )
 
 
-def make_crf(num_labels: int, args: argparse.Namespace) -> DenseCRF:
+def make_crf(
+    num_labels: int, args: argparse.Namespace, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> DenseCRF:
     """The CRF that the options describe; its own checks judge the numbers."""
     names = [name.replace("-", "_") for name, _, _ in CRF_OPTIONS]
     names += ["iterations", "normalization"]
-    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     try:
-        return DenseCRF(num_labels, **options)
+        return DenseCRF(num_labels, **{**defaults, **given})
     except (TypeError, ValueError) as error:
         raise CommandError(one_line(error)) from error
 

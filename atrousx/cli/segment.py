@@ -49,7 +49,11 @@ def register(commands: Commands) -> None:
         help="a state_dict of this package, of torchvision's deeplabv3 or of a DeepLab v2 port",
     )
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--crf", action="store_true", help="refine the edges with the dense CRF")
+    parser.add_argument(
+        "--crf",
+        action="store_true",
+        help="refine the edges with the dense CRF; for v1 by default at 121 pixels, 5 grey levels",
+    )
     add_model_options(parser)
     parser.add_argument(
         "--scales",
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     device = chosen_device(args)
     model, classes = _load(args)
     model = model.to(device).eval()
-    crf = make_crf(classes, args).to(device) if args.crf else None
+    crf = make_crf(classes, args, model.crf_defaults).to(device) if args.crf else None
     out = Path(args.out)
     make_folder(out)
     progress, done = Progress(len(args.images)), 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,13 +86,15 @@ class DeepLabV1(Segmenter):
 
     fusion = "mean"
     downsamples_labels = True
+    # Values in public use with the first paper's networks.
+    crf_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"bilateral_sigma_xy": 121.0, "bilateral_sigma_rgb": 5.0}
+    )
 
     def __init__(
         self, num_classes: int, fc6: Fc6, multi_scale_features: bool, pooling: Pooling
     ) -> None:
-        # Values in public use with the first paper's networks.
-        crf = DenseCRF(num_classes, bilateral_sigma_xy=121.0, bilateral_sigma_rgb=5.0)
-        super().__init__(Preprocess.caffe(), crf)
+        super().__init__(Preprocess.caffe(), DenseCRF(num_classes, **self.crf_defaults))
         self.fc6 = fc6
         self.backbone = VGG16(pooling, smooth=pooling == "3x3" and fc6.kernel == 3)
         extra = len(MULTI_SCALE_INPUTS) * MULTI_SCALE_CHANNELS if multi_scale_features else 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class Segmenter(nn.Module):
     fusion: ClassVar[Literal["mean", "max"]]
     # Whether the paper brings labels to the logits' size for its loss, not logits to the labels'.
     downsamples_labels: ClassVar[bool] = False
+    # Arguments for the dense CRF with the paper's networks, where they are not DenseCRF's defaults.
+    crf_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     align_corners: bool = False  # of the last upsampling
     resample: Resample = staticmethod(upsample_bilinear2d)
 
