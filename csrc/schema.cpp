@@ -13,9 +13,14 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "atrous_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
       "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor");
   // The filters as the CPU's matrix products read them, for calls to come: what it holds depends on
-  // the CPU. Empty on a GPU, and where groups are too narrow for a product. winograd: transformed,
-  // for calls without stride.
-  m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups, bool winograd=False) -> Tensor");
+  // the CPU. Empty on a GPU, and where groups are too narrow for a product. points: transformed for
+  // minimal filtering (atrous_conv2d/winograd.h), for calls that it serves.
+  m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups, int[] points=[]) -> Tensor");
+  // The points by which the CPU convolves in float32, none where it multiplies live taps. frozen:
+  // by a weight that is packed beforehand.
+  m.def(
+      "_atrous_conv2d_points(int[4] input_size, int[4] weight_size, int[2] stride, int[4] padding, "
+      "int[2] dilation, int groups, bool frozen) -> int[]");
   // For inference: relu(convolution + residual), both where asked for, in one store. packed: by
   // the operator above, of the same weight.
   m.def(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import atrous_conv2d, multi_rate_conv2d
-from ..ops._backend import allows_tf32, get_backend, torch_computes, winograd_pays
+from ..ops._backend import allows_tf32, get_backend, torch_computes, winograd_points
 from ..ops._check import pair
 from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
@@ -111,9 +111,8 @@ class FusedConv2d(AtrousConv2d):
         backend = get_backend()
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
-        packed = None
-        if winograd_pays(backend, input, self.weight, *geometry):
-            packed = self.packed.of(self.weight, winograd=True)
+        points = winograd_points(backend, input, self.weight, *geometry, frozen=True)
+        packed = self.packed.of(self.weight, points=points) if points else None
         if packed is None:
             rule = "native" if backend == "auto" and self._widens(input.dtype) else backend
             if torch_computes(rule, input, self.weight, None, *geometry, packed=True):
@@ -189,8 +188,8 @@ class FusedASPP(nn.Module):
         weight, rate = self.weights[branch], self.dilations[branch]
         rows, columns = (rate * (taps // 2) for taps in weight.shape[2:])
         geometry = ((1, 1), (rows, columns, rows, columns), (rate, rate))
-        winograd = winograd_pays(get_backend(), input, weight, *geometry)
-        return self.packed[branch].of(weight, winograd=winograd)
+        points = winograd_points(get_backend(), input, weight, *geometry, frozen=True)
+        return self.packed[branch].of(weight, points=points)
 
     def _one_by_one(self, input: Tensor) -> Tensor:
         """The branches as PyTorch's convolution computes them."""

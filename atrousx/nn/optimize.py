@@ -36,10 +36,9 @@ def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
       inputs are brought to channels_last.
     - On the CPU a layer that atrousx's kernels compute keeps its filters as they read them, too,
       from its first call on: as much memory again, and a tenth of a wide layer's time.
-    - There 3x3 filters in float32 without stride are transformed where that pays: Winograd's
-      F(2x2, 3x3), on each phase of the map where they are dilated, takes 16 multiplications for
-      2x2 outputs instead of 36, and 16/9 of the filters' memory. Rounding errors stay below twice
-      PyTorch's; but an infinity or NaN spreads to the other three outputs of its tile.
+    - There 3x3 filters in float32 whose kernels take fewer products than live taps (see
+      :func:`atrousx.ops.atrous_conv2d`) are transformed once, not at every call: up to 16/9 of the
+      filters' memory.
 
     Left as they are: layers with hooks, a convolution whose result has other uses, too, or whose
     normalisation is not always the same, and whatever a forward does that cannot be traced (its

@@ -17,17 +17,18 @@ class PackedWeight:
     """
 
     def __init__(self) -> None:
-        # By whether they are transformed: what they were made of, and they themselves.
-        self._forms: dict[bool, tuple[tuple[Any, ...], Tensor]] = {}
+        # By the points they are transformed to: what they were made of, and they themselves.
+        self._forms: dict[tuple[int, ...], tuple[tuple[Any, ...], Tensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, ()
 
-    def of(self, weight: Tensor, groups: int = 1, winograd: bool = False) -> Tensor | None:
+    def of(self, weight: Tensor, groups: int = 1, points: tuple[int, ...] = ()) -> Tensor | None:
         """A packed form for a call that happens now; None where kernels take the weight itself.
 
-        With ``winograd`` 3x3 filters are transformed: see ``csrc/atrous_conv2d/cpu_winograd.h``.
-        None comes on GPUs, under autocast, which would round it, and in code that is traced.
+        With ``points`` 3x3 filters are transformed to so many, rows and columns: see
+        ``csrc/atrous_conv2d/winograd.h``. None comes on GPUs, under autocast, which would round it,
+        and in code that is traced.
         """
         if (
             weight.device.type != "cpu"
@@ -39,9 +40,9 @@ class PackedWeight:
             return None
         version = 0 if weight.is_inference() else weight._version
         key = (weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride())
-        made_of, packed = self._forms.get(winograd, ((), None))
+        made_of, packed = self._forms.get(points, ((), None))
         if packed is None or key != made_of:
             with torch.inference_mode(False), torch.no_grad():
-                packed = _pack_weight(weight, groups, winograd)
-            self._forms[winograd] = key, packed
+                packed = _pack_weight(weight, groups, points)
+            self._forms[points] = key, packed
         return packed

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ._geometry import live_share, output_size
 
+_points = torch.ops.atrousx._atrous_conv2d_points.default
+
 Backend = Literal["auto", "native", "torch"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 ENVIRONMENT = "ATROUSX_BACKEND"
@@ -29,7 +31,8 @@ def set_backend(backend: Backend) -> None:
     """Sets who computes convolutions that name no backend of their own, in the whole process.
 
     - "auto", the default: atrousx's kernels, except where the measured rule expects PyTorch's own
-      to be faster: see ``benchmarks/NOTES.md``. On CUDA, in code that ``torch.compile`` or
+      to be faster: see ``benchmarks/NOTES.md``. Where minimal filtering serves
+      (:func:`atrousx.ops.atrous_conv2d`) it never is. On CUDA, in code that ``torch.compile`` or
       ``torch.export`` traces, and on shapes not known in advance it is always atrousx's.
     - "native": always atrousx's kernels.
     - "torch": always ``torch.nn.functional.conv2d``, padding multiplied and all.
@@ -136,9 +139,11 @@ def torch_computes(
     operands = [t for t in (input, weight, bias) if t is not None]
     if _undecidable(input, weight):
         return False
+    mixed = torch.is_autocast_enabled("cpu")
+    if not mixed and winograd_points(backend, input, weight, stride, sides, dilation, packed):
+        return False
     outputs = output_size(input.shape[-2:], weight.shape[2:], stride, sides, dilation)
     formats = [torch._prims_common.suggest_memory_format(t) for t in operands if t.dim() == 4]
-    mixed = torch.is_autocast_enabled("cpu")
     return torch_is_faster(
         Problem(
             dtype=torch.get_autocast_dtype("cpu") if mixed else input.dtype,
@@ -152,44 +157,30 @@ def torch_computes(
     )
 
 
-# The least number of channels, and of outputs, whose product outweighs the transforms; and the most
-# multiplications, beside those that touch data, that are worth them.
-_WINOGRAD_WIDTH = 32
-_WINOGRAD_SHARE = 0.75
-
-
-def winograd_pays(
+def winograd_points(
     backend: str,
     input: Tensor,
     weight: Tensor,
     stride: tuple[int, int],
     sides: tuple[int, int, int, int],
     dilation: tuple[int, int],
-) -> bool:
-    """Whether a 3x3 convolution with frozen filters is faster by Winograd's F(2x2, 3x3).
+    frozen: bool,
+) -> tuple[int, ...]:
+    """How the CPU's kernels convolve 3x3 filters by fewer products than live taps, where that pays.
 
-    Its tiles are 2x2 outputs the dilation apart, of 16 multiplications a channel each.
+    The points of a transformed filter, rows and columns, as ``csrc/atrous_conv2d/winograd.h`` has
+    them; empty elsewhere. ``frozen``: filters are transformed once, not at every call.
     """
-    outputs, channels, *taps = weight.shape
-    if backend == "torch" or _undecidable(input, weight):
-        return False
     if (
-        (tuple(taps), tuple(stride)) != ((3, 3), (1, 1))
-        or min(outputs, channels) < _WINOGRAD_WIDTH
-        or channels != input.shape[1]
+        backend == "torch"
         or input.dtype != torch.float32
+        or tuple(weight.shape[2:]) != (3, 3)
+        or _undecidable(input, weight)
     ):
-        return False
-    size = input.shape[-2:]
-    extents = output_size(size, taps, stride, sides, dilation)
-    multiplications = 16.0
-    for extent, rate in zip(extents, dilation, strict=True):
-        longer, shorter = extent % rate, rate - extent % rate
-        multiplications *= longer * -(-(extent // rate + 1) // 2) + shorter * -(
-            -(extent // rate) // 2
-        )
-    direct = 9 * extents[0] * extents[1] * live_share(size, taps, extents, stride, sides, dilation)
-    return multiplications <= _WINOGRAD_SHARE * direct
+        return ()
+    size = input.shape if input.dim() == 4 else (1, *input.shape)
+    groups = size[1] // weight.shape[1]
+    return tuple(_points(size, weight.shape, stride, sides, dilation, groups, frozen))
 
 
 def convolve_by_torch(

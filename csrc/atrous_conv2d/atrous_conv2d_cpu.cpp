@@ -1,133 +1,16 @@
 // CPU checks, allocation and registration of atrous_conv2d and its two backward operators. Wide
-// groups are matrix products (cpu_gather.h, cpu_grad_weight.h; cpu_winograd.h where the weight
-// comes transformed), narrow ones direct (cpu_direct.h).
-#include <functional>
-#include <memory>
-
+// groups are matrix products (gather_cpu.cpp, cpu_grad_weight.h), narrow ones direct (cpu_direct.h).
 #include "arguments.h"
 #include "cpu_depthwise_grad_weight.h"
 #include "cpu_direct.h"
-#include "cpu_gather.h"
 #include "cpu_grad_weight.h"
-#include "cpu_winograd.h"
+#include "cpu_winograd_weight.h"
 #include "gather.h"
 
 namespace atrousx {
 namespace {
 
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-// The weight of a pass as tile type R multiplies it: as the caller packed it, or packed now.
-template <typename T, typename R>
-Tensor packed_weight(const GatherCall& call) {
-  const PackedWeight<R> weight(call.shape);
-  if (!call.packed.has_value() || call.packed->numel() == 0)
-    return weight.pack(data<T>(call.weight), call.weight_strides, call.weight);
-  using A = typename R::A;
-  STD_TORCH_CHECK(call.packed->numel() == weight.size() && call.packed->is_contiguous() &&
-                      call.packed->device() == call.weight.device() &&
-                      call.packed->element_size() == sizeof(A),
-                  "packed is not this weight, packed on this CPU");
-  return *call.packed;
-}
-
-// What a call does at each step of the source.
-template <typename A>
-using StepWork = std::function<void(const GatherStep&, const SourceView<A>&)>;
-
-template <typename T, typename A, int kPack>
-StepWork<A> step_work(const GatherCall& call) {
-  StepWork<A> work;
-  with_register_tile<A, kPack>(call.shape.outer, [&](auto tile) {
-    using R = decltype(tile);
-    const auto gather = std::make_shared<CpuGather<T, R>>(
-        call.shape, packed_weight<T, R>(call), call.tail.epilogue<T>(),
-        static_cast<T*>(call.destination.mutable_data_ptr()), strides4(call.destination));
-    work = [gather](const GatherStep& step, const SourceView<A>& source) {
-      gather->multiply(step, source);
-    };
-  });
-  return work;
-}
-
-// Whether a call's weight came transformed, for cpu_winograd.h.
-bool is_transformed(const Tensor& source, const GatherCall& call) {
-  if (!call.packed.has_value() || source.scalar_type() != ScalarType::Float ||
-      !winograd_serves(call.shape))
-    return false;
-  int64_t size = 0;
-  with_register_tile<float>(call.shape.outer, [&](auto tile) {
-    size = WinogradWeight<decltype(tile)>(call.shape).size();
-  });
-  return call.packed->numel() == size && call.packed->is_contiguous() &&
-         call.packed->scalar_type() == ScalarType::Float &&
-         call.packed->device() == source.device();
-}
-
-void gather_transformed(const Tensor& source, const GatherCall& call) {
-  const GatherShape& shape = call.shape;
-  const Tensor from = dense4(source, true), &to = call.destination;
-  const bool apart = to.stride(1) != 1;  // channels are no neighbours there
-  const std::array<int64_t, 4> size{shape.batch, shape.outer, shape.rows.destinations,
-                                    shape.columns.destinations};
-  const Tensor result = apart ? empty4(source, size, true) : to;
-  with_register_tile<float>(shape.outer, [&](auto tile) {
-    CpuWinograd<decltype(tile)>(shape, data<float>(*call.packed), call.tail.epilogue<float>())
-        .run(data<float>(from), strides4(from), static_cast<float*>(result.mutable_data_ptr()),
-             strides4(result), source);
-  });
-  if (apart) {
-    Tensor destination = to;
-    torch::stable::copy_(destination, result);
-  }
-}
-
-// Passes over one packed source.
-void gather_together(const Tensor& source, const std::vector<GatherCall>& calls) {
-  if (calls.empty()) return;
-  dispatch_floating(source.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    with_pack<T>([&](auto pack) {
-      using A = Accumulate<T>;
-      constexpr int kPack = decltype(pack)::value;
-      std::vector<StepWork<A>> works;
-      for (const GatherCall& call : calls) works.push_back(step_work<T, A, kPack>(call));
-      const auto fewer = [](const GatherCall& a, const GatherCall& b) {
-        return a.shape.taps() < b.shape.taps();
-      };
-      for_each_gather_step<A, kPack>(std::max_element(calls.begin(), calls.end(), fewer)->shape,
-                                     data<T>(source), strides4(source), source,
-                                     [&](const GatherStep& step, const SourceView<A>& view) {
-                                       for (const auto& work : works) work(step, view);
-                                     });
-    });
-  });
-}
-
-}  // namespace
-
-// Matrix products whatever the width of the groups.
-void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
-  if (source.size(0) == 0) return;
-  std::vector<GatherCall> waiting;
-  for (const GatherCall& call : calls) {
-    if (!is_transformed(source, call)) {
-      waiting.push_back(call);
-      continue;
-    }
-    gather_together(source, waiting);
-    waiting.clear();
-    gather_transformed(source, call);
-  }
-  gather_together(source, waiting);
-}
-
-namespace {
-
-Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, bool winograd) {
+Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes points) {
   const Sizes size = sizes4(weight, "weight");
   STD_TORCH_CHECK(groups > 0 && size[0] % groups == 0, "groups must divide weight's outputs");
   GatherShape shape{};
@@ -139,12 +22,17 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, bool 
   const Strides4 strides = strides4(weight);
   const WeightStrides seen{shape.outer * strides.n, strides.n, strides.c, strides.h, strides.w};
   std::optional<Tensor> packed;
-  if (winograd) {
+  if (!points.empty()) {
+    const auto known = [](int64_t p) { return p == kTilePoints || p == kPairPoints; };
+    STD_TORCH_CHECK(points.size() == 2 && known(points[0]) && known(points[1]),
+                    "points must be two, each 3 or 4");
     STD_TORCH_CHECK(shape.rows.taps == 3 && shape.columns.taps == 3 && groups == 1 &&
                         weight.scalar_type() == ScalarType::Float,
                     "only 3x3 filters in float32 without groups are transformed");
     with_register_tile<float>(shape.outer, [&](auto tile) {
-      packed = WinogradWeight<decltype(tile)>(shape).pack(data<float>(weight), seen, weight);
+      packed = WinogradWeight<decltype(tile)>(
+                   shape, {static_cast<int>(points[0]), static_cast<int>(points[1])})
+                   .pack(data<float>(weight), seen, weight);
     });
     return *packed;
   }
@@ -158,6 +46,16 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, bool 
     });
   });
   return *packed;
+}
+
+// The points by which a frozen (or any) weight's forward should go on a CPU, none where its live
+// taps are the faster.
+Sizes atrous_conv2d_points(Sizes input, Sizes weight, Sizes stride, Sizes padding, Sizes dilation,
+                           int64_t groups, bool frozen) {
+  const GatherShape shape =
+      conv_geometry(input, weight, stride, padding, dilation, groups).forward();
+  const std::optional<WinogradPoints> points = winograd_pays(shape, frozen);
+  return points.has_value() ? Sizes{(*points)[0], (*points)[1]} : Sizes{};
 }
 
 // Narrow groups. Returns the destination, in the memory format asked for.
@@ -316,6 +214,10 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
 
 }  // namespace
 }  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
+  m.impl("_atrous_conv2d_points", TORCH_BOX(&atrousx::atrous_conv2d_points));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
   m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cpu));

@@ -1,5 +1,5 @@
-// Finished sums on their way to memory on the CPU, where channels are neighbours there: an
-// Epilogue applied to a pixel's channels by vectors.
+// Finished sums on their way to memory on the CPU: an Epilogue applied to pixels' channels, by
+// vectors where channels are neighbours there.
 #pragma once
 
 #include "../cpu_lanes.h"
@@ -37,6 +37,57 @@ struct FinishPixel {
     if (tail.residual != nullptr) v += load_lanes<kLanes>(tail.residual + residual);
     if (tail.relu) v = v < Vector{} ? Vector{} : v;  // NaN stays
     store_lanes<kLanes>(to + c, v);
+  }
+};
+
+// Where pixels go, as offsets of their channel 0, and where their residuals are.
+struct PixelPlaces {
+  const int64_t *to, *residual;
+  int64_t count;
+};
+// Channels [first, first + count), whose sums of one pixel lie `step` before the next one's.
+struct ChannelRange {
+  int64_t first, count, step;
+};
+
+template <typename T>
+struct FinishedPixels {
+  Epilogue<T> epilogue;
+  T* destination;  // [N, channels, rows, columns]
+  Strides4 strides;
+
+  template <typename A>
+  void store(const PixelPlaces& pixels, const ChannelRange& channels, const A* sums) const {
+    const int64_t residual_step = epilogue.residual_strides.c, first = channels.first;
+    if (strides.c == 1) {
+      const auto from = [](const T* data, int64_t offset) {
+        return data == nullptr ? nullptr : data + offset;
+      };
+      for (int64_t p = 0; p < pixels.count; ++p)
+        run_with_lanes<FinishPixel>(
+            sums + p * channels.step, channels.count,
+            PixelTail<T>{from(epilogue.bias, first),
+                         from(epilogue.residual, pixels.residual[p] + first * residual_step),
+                         residual_step, epilogue.relu},
+            destination + pixels.to[p] + first);
+      return;
+    }
+    for (int64_t c = first; c < first + channels.count; ++c)
+      for (int64_t p = 0; p < pixels.count; ++p)
+        destination[pixels.to[p] + c * strides.c] = epilogue.finish(
+            sums[p * channels.step + c - first], c, pixels.residual[p] + c * residual_step);
+  }
+
+  // Asks for the lines that will be stored to, and for the residual's.
+  void prefetch(const PixelPlaces& pixels, const ChannelRange& channels) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    if (strides.c != 1) return;
+    const T* residual = epilogue.residual_strides.c == 1 ? epilogue.residual : nullptr;
+    for (int64_t p = 0; p < pixels.count; ++p)
+      for (int64_t c = channels.first; c < channels.first + channels.count; c += kLine) {
+        if (residual != nullptr) __builtin_prefetch(residual + pixels.residual[p] + c, 0, 2);
+        __builtin_prefetch(destination + pixels.to[p] + c, 1, 2);
+      }
   }
 };
 

@@ -11,18 +11,12 @@
 
 #include "../tensor.h"
 #include "cpu_finish.h"
+#include "cpu_gather_steps.h"
 #include "cpu_product.h"
-#include "cpu_slabs.h"
 #include "cpu_weight.h"
 #include "plan_cache.h"
 
 namespace atrousx {
-
-// A part of the work on a source: some of its images, some slabs of their channels.
-struct GatherStep {
-  int64_t first_image, images, first_slab, slabs;
-  bool first, last;  // of these images
-};
 
 template <typename T, typename R>
 class CpuGather {
@@ -39,9 +33,7 @@ class CpuGather {
       : shape_(shape),
         weight_(shape),
         packed_weight_(packed_weight),
-        epilogue_(epilogue),
-        destination_(destination),
-        destination_strides_(destination_strides) {}
+        finished_{epilogue, destination, destination_strides} {}
 
   // The steps of some images come in order, first to last.
   void multiply(const GatherStep& step, const SourceView<A>& source) {
@@ -160,7 +152,7 @@ class CpuGather {
   // begin with the first one packed.
   SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, int64_t first_slab,
                       int64_t first, int64_t end) const {
-    SegmentList segments;
+    SegmentList segments{kRunning<A>};
     for (int64_t at = first; at < end;) {
       const int64_t slab = at / kSlab, within = at % kSlab;
       const int64_t width = std::min<int64_t>(kSlab, weight_.elements() - slab * kSlab);
@@ -200,7 +192,7 @@ class CpuGather {
       const Piece piece(pieces, s, lanes);
       for (int64_t b = 0; b < blocks; ++b)
         multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
-                             weight + b * weight_.block_size(), segments, piece.next,
+                             weight + b * weight_.block_size(), segments, {nullptr, piece.next},
                              sums + (b * pixels + piece.first) * R::kColumns);
     }
   }
@@ -218,7 +210,8 @@ class CpuGather {
         std::fill_n(sums, piece.pixels * R::kColumns, A(0));
         if (!segments.items.empty())
           multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
-                               weight + b * weight_.block_size(), segments, piece.next, sums);
+                               weight + b * weight_.block_size(), segments, {nullptr, piece.next},
+                               sums);
         store(task, places, b, piece.first, piece.pixels, sums);
       }
     }
@@ -234,8 +227,8 @@ class CpuGather {
     for (int64_t i = 0; i < tile.pixels; ++i) {
       Tile::Pixel p = tile.pixel(i);
       p.n += first_image;
-      places.to[i] = tile.destination_offset(p, destination_strides_);
-      places.residual[i] = tile.destination_offset(p, epilogue_.residual_strides);
+      places.to[i] = tile.destination_offset(p, finished_.strides);
+      places.residual[i] = tile.destination_offset(p, finished_.epilogue.residual_strides);
     }
     return places;
   }
@@ -249,90 +242,29 @@ class CpuGather {
 
   // The lines that a piece will be stored to come while it is multiplied.
   void prefetch(const Task& task, const Places& places, int64_t b, const Piece& piece) const {
-    if (destination_strides_.c != 1) return;
-    const int64_t channel = task.group * shape_.outer + (task.first_block + b) * R::kColumns;
-    const T* residual = epilogue_.residual_strides.c == 1 ? epilogue_.residual : nullptr;
-    for (int64_t p = piece.first; p < piece.first + piece.pixels; ++p)
-      for (int64_t c = channel; c < channel + R::kColumns; c += kLine<T>) {
-        if (residual != nullptr) __builtin_prefetch(residual + places.residual[p] + c, 0, 2);
-        __builtin_prefetch(destination_ + places.to[p] + c, 1, 2);
-      }
+    finished_.prefetch(
+        {places.to + piece.first, places.residual + piece.first, piece.pixels},
+        {task.group * shape_.outer + (task.first_block + b) * R::kColumns, R::kColumns, 0});
   }
 
   // Some pixels of a block of channels.
   void store(const Task& task, const Places& places, int64_t b, int64_t first, int64_t pixels,
              const A* sums) const {  // [pixels, kColumns]
-    const int64_t *to = places.to + first, *residual = places.residual + first;
-    const int64_t stride = destination_strides_.c, residual_stride = epilogue_.residual_strides.c;
     const int64_t outer = (task.first_block + b) * R::kColumns;
-    const int64_t columns = std::min<int64_t>(R::kColumns, shape_.outer - outer);
-    const int64_t channel = task.group * shape_.outer + outer;
-    if (stride == 1) {
-      const auto from = [&](const T* data, int64_t offset) {
-        return data == nullptr ? nullptr : data + offset;
-      };
-      for (int64_t p = 0; p < pixels; ++p)
-        run_with_lanes<FinishPixel>(
-            sums + p * R::kColumns, columns,
-            PixelTail<T>{from(epilogue_.bias, channel),
-                         from(epilogue_.residual, residual[p] + channel * residual_stride),
-                         residual_stride, epilogue_.relu},
-            destination_ + to[p] + channel);
-      return;
-    }
-    for (int64_t c = 0; c < columns; ++c)
-      for (int64_t p = 0; p < pixels; ++p)
-        destination_[to[p] + (channel + c) * stride] = epilogue_.finish(
-            sums[p * R::kColumns + c], channel + c, residual[p] + (channel + c) * residual_stride);
+    finished_.store({places.to + first, places.residual + first, pixels},
+                    {task.group * shape_.outer + outer,
+                     std::min<int64_t>(R::kColumns, shape_.outer - outer), R::kColumns},
+                    sums);
   }
 
   const GatherShape shape_;
   const PackedWeight<R> weight_;
   const Tensor packed_weight_;
-  const Epilogue<T> epilogue_;
-  T* const destination_;  // [N, groups * outer, rows, columns]
-  const Strides4 destination_strides_;
+  const FinishedPixels<T> finished_;
   // Of the images at hand.
   std::vector<Group> groups_;
   int64_t parts_ = 0, task_sums_ = 0;
   std::optional<Tensor> sums_;
 };
-
-// Calls f(step, view) for every step of a source, [N, groups * inner, rows, columns]. Where a
-// filter has one tap and channels are neighbours, the source itself is what packing would make:
-// each pixel is read in one place only, and there in a row.
-template <typename A, int kPack, typename T, typename F>
-void for_each_gather_step(const GatherShape& shape, const T* source, const Strides4& strides,
-                          const Tensor& like, F&& f) {
-  if constexpr (std::is_same_v<T, A>) {
-    if (kPack == 1 && strides.c == 1 && shape.taps() == 1)
-      return f(GatherStep{0, shape.batch, 0, ceil_div<int64_t>(shape.inner, kSlab), true, true},
-               SourceView<A>{source, strides, kSlab, shape.inner});
-  }
-  using Packed = Slabs<A, kSlab, kPack>;
-  constexpr int64_t kChannels = kSlab * kPack;
-  // Elements packed at a time, at most: what is packed should still be cached when it is read.
-  constexpr int64_t kMost = 1 << 20;
-  MapSize size{1,          shape.groups, shape.inner, shape.rows.sources, shape.columns.sources,
-               shape.inner};
-  const int64_t image = std::max<int64_t>(Packed::elements(size), 1);
-  const int64_t slabs = std::max<int64_t>(Packed::slabs(size), 1);
-  const int64_t images = std::clamp<int64_t>(kMost / image, 1, shape.batch);
-  const int64_t step_slabs = ceil_div(slabs, std::min(ceil_div(image, kMost), slabs));
-  size.batch = images;
-  size.channels = std::min(step_slabs * kChannels, shape.inner);
-  const Tensor memory = Packed::memory(size, like);
-  for (int64_t n = 0; n < shape.batch; n += images)
-    for (int64_t slab = 0; slab < slabs; slab += step_slabs) {
-      const GatherStep step{n,         std::min(images, shape.batch - n),
-                            slab,      std::min(step_slabs, slabs - slab),
-                            slab == 0, slab + step_slabs >= slabs};
-      size.batch = step.images;
-      size.channels = std::min(step.slabs * kChannels, shape.inner - slab * kChannels);
-      f(step, Packed(size, source + strides.offset(n, slab * kChannels, 0, 0), strides,
-                     static_cast<A*>(memory.mutable_data_ptr()))
-                  .view());
-    }
-}
 
 }  // namespace atrousx

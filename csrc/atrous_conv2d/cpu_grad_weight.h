@@ -11,10 +11,11 @@
 #include <optional>
 #include <vector>
 
-#include "../cpu_lanes.h"
 #include "../tensor.h"
 #include "cpu_product.h"
 #include "cpu_slabs.h"
+#include "cpu_turn.h"
+#include "cpu_winograd_grad_weight.h"
 #include "plan.h"
 
 namespace atrousx {
@@ -27,23 +28,10 @@ struct AddRow {
   }
 };
 
-// to[k * stride + i] = sums[from[i] + k] for a square of i and k, a vector wide.
-template <int kBytes>
-struct TurnSquare {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* sums, const int64_t* from, T* to, int64_t stride) {
-    constexpr int kSide = kLanesIn<kBytes, A>;
-    atrousx::Lanes<A, kSide> rows[kSide];
-    for (int i = 0; i < kSide; ++i) rows[i] = load_lanes<kSide>(sums + from[i]);
-    transpose_lanes(rows);
-    for (int k = 0; k < kSide; ++k) store_lanes<kSide>(to + k * stride, rows[k]);
-  }
-};
-
 template <typename T, typename R>
 class CpuGradWeight {
   using A = typename R::A;
-  static constexpr int kSlab = 8 * R::kLanes;        // input channels of a task
+  static constexpr int kSlab = kGradWeightSlab<R>;   // input channels of a task
   static constexpr int64_t kStripe = 128;            // outputs of a task, at most
   static constexpr int64_t kDepth = 256 * R::kPack;  // pixels of one product
   static constexpr int64_t kWantedTasks = 64;
@@ -58,6 +46,7 @@ class CpuGradWeight {
         grad_output_(grad_output),
         input_(input),
         taps_(geometry.kernel_h * geometry.kernel_w),
+        winograd_(minimal_filtering()),
         slabs_(ceil_div<int64_t>(geometry.group_channels(), kSlab)) {
     const int64_t blocks = ceil_div<int64_t>(g_.group_outputs(), R::kColumns);
     stripe_blocks_ = std::max<int64_t>(1, kStripe / R::kColumns);
@@ -136,7 +125,10 @@ class CpuGradWeight {
 
   int64_t rectangles() const { return g_.groups * slabs_ * stripes_; }
   int64_t block_size() const { return int64_t{kSlab} * R::kColumns; }
-  int64_t rectangle_size() const { return taps_ * stripe_blocks_ * block_size(); }
+  int64_t plane() const { return stripe_blocks_ * block_size(); }  // of a tap or a point
+  int64_t rectangle_size() const {
+    return (winograd_.has_value() ? std::max(winograd_->points(), taps_) : taps_) * plane();
+  }
   int64_t rectangle_number(const Rectangle& r) const {
     return (r.group * slabs_ + r.slab) * stripes_ + r.stripe;
   }
@@ -153,10 +145,38 @@ class CpuGradWeight {
       const int64_t place = ends_at_once_ ? worker : split * rectangles() + rectangle_number(r);
       A* own = sums + place * rectangle_size();
       if (chunk.first_image == 0) std::fill_n(own, rectangle_size(), A(0));
-      for (int64_t tap = 0; tap < taps_; ++tap)
-        add_tap(chunk, r, tap, split, lanes, columns, own + tap * stripe_blocks_ * block_size());
-      if (ends_at_once_) write(r, own, result);
+      if (winograd_.has_value())
+        add_points(chunk, r, split, lanes, columns, own);
+      else
+        for (int64_t tap = 0; tap < taps_; ++tap)
+          add_tap(chunk, r, tap, split, lanes, columns, own + tap * plane());
+      if (ends_at_once_) finish(r, own, result);
     });
+  }
+
+  void finish(const Rectangle& r, A* sums, const Result& result) const {
+    if (winograd_.has_value()) winograd_->transform_back(sums, plane());
+    write(r, sums, result);
+  }
+
+  std::optional<WinogradGradWeight<R>> minimal_filtering() const {
+    if constexpr (std::is_same_v<T, float> && R::kPack == 1) {
+      if (const auto points = winograd_pays(shape_, true); points.has_value())
+        return WinogradGradWeight<R>(shape_, *points);
+    }
+    return std::nullopt;
+  }
+
+  // The products of all points over a part of the tiles.
+  void add_points(const Chunk& chunk, const Rectangle& r, int64_t split, const Lanes& lanes,
+                  const Columns& columns, A* sums) const {
+    SourceView<A> from = lanes.view(), grad = columns.view();
+    from.data += (r.slab - chunk.first_slab) * lanes.slab_size();
+    grad.data += (r.stripe - chunk.first_stripe) * stripe_blocks_ * columns.slab_size();
+    const int64_t tiles = chunk.images * winograd_->tiles();
+    const int64_t part = ceil_div(tiles, splits_), first = std::min(tiles, split * part);
+    winograd_->add({from, grad, kSlab, channels(r), blocks(r), plane(), block_size()}, chunk.images,
+                   first, std::min(tiles, first + part), sums);
   }
 
   // The products of one tap over a part of the rows at which it is live.
@@ -171,7 +191,7 @@ class CpuGradWeight {
     const TapSpan span = shape_.columns.span(tap % g_.kernel_w);
     const int64_t lines = chunk.images * rows.destinations.count;
     const int64_t part = ceil_div(lines, splits_), end = std::min(lines, (split + 1) * part);
-    SegmentList segments;
+    SegmentList segments{kRunning<A>};
     const auto multiply = [&] {
       multiply_blocks(r, segments, from, grad, columns.slab_size(), sums);
       segments.clear();
@@ -208,7 +228,7 @@ class CpuGradWeight {
       for (int64_t b = 0; b < blocks(r); ++b)
         multiply_lanes<R, int64_t{kSlab} * R::kPack>(
             pieces.size(s), lanes + pieces.first(s), kNeighbours.data(), columns + b * columns_size,
-            segments, nullptr, sums + b * block_size() + pieces.first(s) * R::kColumns);
+            segments, {}, sums + b * block_size() + pieces.first(s) * R::kColumns);
   }
 
   int64_t channels(const Rectangle& r) const {
@@ -226,7 +246,7 @@ class CpuGradWeight {
       for (int64_t s = 1; s < splits_; ++s)
         run_best<AddRow>(static_cast<const A*>(first + s * rectangles() * rectangle_size()),
                          rectangle_size(), first);
-      write({task / stripes_ / slabs_, task / stripes_ % slabs_, task % stripes_}, first, result);
+      finish({task / stripes_ / slabs_, task / stripes_ % slabs_, task % stripes_}, first, result);
     });
   }
 
@@ -240,7 +260,7 @@ class CpuGradWeight {
     for (int64_t i = 0; i < weights; ++i) {
       const int64_t tap = channel_fastest ? i / channels(r) : i % taps_;
       const int64_t channel = channel_fastest ? i % channels(r) : i / taps_;
-      from[i] = tap * stripe_blocks_ * block_size() + channel * R::kColumns;
+      from[i] = tap * plane() + channel * R::kColumns;
     }
     for (int64_t b = 0; b < blocks(r); ++b) {
       const int64_t output = (r.stripe * stripe_blocks_ + b) * R::kColumns;
@@ -248,38 +268,22 @@ class CpuGradWeight {
       T* to = result.data +
               result.strides.offset(r.group * g_.group_outputs() + output, r.slab * kSlab, 0, 0);
       for (int64_t first = 0; first < weights; first += run)
-        write_run(sums + b * block_size(), from.data() + first, run, outputs,
-                  to + (channel_fastest ? tap_offset(first / run, result.strides) : 0),
-                  result.strides.n);
+        turn(sums + b * block_size(), from.data() + first, run, outputs,
+             to + (channel_fastest ? tap_offset(first / run, result.strides) : 0),
+             result.strides.n);
     }
   }
   int64_t tap_offset(int64_t tap, const Strides4& strides) const {
     return strides.offset(0, 0, tap / g_.kernel_w, tap % g_.kernel_w);
   }
 
-  // to[k * stride + i] = sums[from[i] + k]: by squares, the last of which overlap the ones before.
-  static void write_run(const A* sums, const int64_t* from, int64_t run, int64_t outputs, T* to,
-                        int64_t stride) {
-    const int64_t side = vector_bytes() / static_cast<int64_t>(sizeof(A));
-    if (run < side || outputs < side) {
-      for (int64_t k = 0; k < outputs; ++k)
-        for (int64_t i = 0; i < run; ++i) to[k * stride + i] = static_cast<T>(sums[from[i] + k]);
-      return;
-    }
-    for (int64_t k = 0; k < outputs; k += side) {
-      const int64_t row = std::min(k, outputs - side);
-      for (int64_t i = 0; i < run; i += side) {
-        const int64_t column = std::min(i, run - side);
-        run_with_lanes<TurnSquare>(sums + row, from + column, to + row * stride + column, stride);
-      }
-    }
-  }
-
   const ConvGeometry g_;
   const GatherShape shape_;
   const Tensor grad_output_;  // [N, K, OH, OW]
   const Tensor input_;        // [N, C, H, W]
-  const int64_t taps_, slabs_;
+  const int64_t taps_;
+  const std::optional<WinogradGradWeight<R>> winograd_;
+  const int64_t slabs_;
   int64_t stripes_, stripe_blocks_, splits_;
   int64_t chunk_slabs_, chunk_stripes_, chunk_images_;
   bool ends_at_once_;  // a task's sums are whole

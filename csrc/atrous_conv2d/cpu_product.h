@@ -75,9 +75,15 @@ struct Segment {
   int64_t source, columns, depth;
 };
 
-// Segments of one product; neighbours in both factors become one.
+// What rounding allows of plain products.
+template <typename A>
+constexpr int64_t kRunning = 512 / sizeof(A);
+
+// Segments of one product; neighbours in both factors become one. After `running` rows or so sums
+// go from registers to memory: sums by blocks round less than one running sum.
 struct SegmentList {
-  std::vector<Segment> items;
+  int64_t running;
+  std::vector<Segment> items{};
   int64_t depth = 0;
 
   void add(const Segment& s, int64_t source_step, int64_t columns_step) {
@@ -102,18 +108,23 @@ struct SegmentList {
 template <typename A>
 constexpr int kLine = 64 / static_cast<int>(sizeof(A));
 
-// How many lanes a product prefetches for the next: whole lines of rows.
+// How many addresses a product prefetches from: whole lines of rows.
 template <typename R>
 constexpr int kNextLanes =
     (R::kLanes + kLine<typename R::A> - 1) / kLine<typename R::A> * kLine<typename R::A>;
 
-// sums[lane][column] += the product over the segments, for lanes < kLanesUsed. Registers start from
-// zero and are added to memory every kRunning rows or so: sums by blocks round less than one
-// running sum.
+// What a product asks for meanwhile, a line or so a row: all at once would fill the CPU's buffers
+// of pending loads, and the product would wait.
+template <typename A>
+struct Prefetch {
+  const A* from;           // null: from each segment's source
+  const int64_t* offsets;  // [kNextLanes], each of a line for every kLine rows
+};
+
+// sums[lane][column] += the product over the segments, for lanes < kLanesUsed.
 // Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source. Where that step is one
-// element, the lanes of the next product are prefetched meanwhile, a line or so a row: all at once
-// they would fill the CPU's buffers of pending loads, and the product would wait. Where it is more,
-// depth are pixels: of pairs, every second element is one that begins there (cpu_slabs.h).
+// element, what `next` says is prefetched meanwhile. Where it is more, depth are pixels: of pairs,
+// every second element is one that begins there (cpu_slabs.h).
 template <typename R, int kLanesUsed, int64_t kDepthStep>
 struct MultiplyLanes {
   using A = typename R::A;
@@ -123,20 +134,20 @@ struct MultiplyLanes {
 
   static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* lanes,
                                         const A* columns,  // [.., kColumns], at segments' offsets
-                                        const Segment* segments, int64_t count,
-                                        const int64_t* next,  // [kNextLanes<R>] or null
-                                        A* sums) {            // [kLanesUsed, kColumns]
+                                        const Segment* segments, int64_t count, int64_t running,
+                                        Prefetch<A> next,
+                                        A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
     constexpr int kAhead = 8;  // rows: columns stream from the outer caches
-    constexpr int64_t kRunning = 512 / sizeof(A);
     constexpr int64_t kNextColumns = kDepthStep == 1 ? R::kColumns : R::kPack * R::kColumns;
     for (int64_t s = 0; s < count;) {
       Vector acc[kLanesUsed][R::kVectors] = {};
-      for (int64_t running = 0; s < count && running < kRunning; ++s) {
-        running += segments[s].depth;
+      for (int64_t rows = 0; s < count && rows < running; ++s) {
+        rows += segments[s].depth;
         const A* a = source + segments[s].source;
         const A* b = columns + segments[s].columns;
-        const A* soon = a;
+        const A* soon = next.from == nullptr ? a : next.from;
+        if (next.from != nullptr) next.from += segments[s].depth;
         for (int64_t d = 0; d < segments[s].depth; ++d) {
           Vector w[R::kVectors];
           for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
@@ -145,7 +156,8 @@ struct MultiplyLanes {
             __builtin_prefetch(a + lanes[0] + kAhead * kDepthStep);
           else
             for (int l = 0; l < R::kLanes; l += kLine<A>)
-              __builtin_prefetch(soon + next[l + d % kLine<A>] + d / kLine<A> * kLine<A>, 0, 2);
+              __builtin_prefetch(soon + next.offsets[l + d % kLine<A>] + d / kLine<A> * kLine<A>, 0,
+                                 2);
           for (int v = 0; v < R::kVectors; ++v)
             w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
           // Addresses are loaded at every step: there are no registers to keep them in.
@@ -180,18 +192,18 @@ struct MultiplyLanes {
 // pixels do not multiply zeros.
 template <typename R, int64_t kDepthStep>
 void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64_t* lanes,
-                    const typename R::A* columns, const SegmentList& segments, const int64_t* next,
-                    typename R::A* sums) {
+                    const typename R::A* columns, const SegmentList& segments,
+                    Prefetch<typename R::A> next, typename R::A* sums) {
   using A = typename R::A;
-  using Loop =
-      void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, const int64_t*, A*);
+  using Loop = void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, int64_t,
+                        Prefetch<A>, A*);
   static constexpr auto loops = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
     return std::array<Loop, R::kLanes>{
         run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, const A*,
-               const int64_t*, const A*, const Segment*, int64_t, const int64_t*, A*>...};
+               const int64_t*, const A*, const Segment*, int64_t, int64_t, Prefetch<A>, A*>...};
   }(std::make_index_sequence<R::kLanes>{});
   loops[lanes_used - 1](source, lanes, columns, segments.items.data(),
-                        static_cast<int64_t>(segments.items.size()), next, sums);
+                        static_cast<int64_t>(segments.items.size()), segments.running, next, sums);
 }
 
 // A row of `lanes` cut into as few pieces as fit a register tile, as even as can be.

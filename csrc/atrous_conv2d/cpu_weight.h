@@ -49,8 +49,7 @@ struct PackedWeight {
     return packed;
   }
 
- private:
-  // Outputs from `column` on, source channels from `first` on.
+  // Outputs from `column` on, source channels from `first` on: [taps, elements, kColumns].
   template <typename T>
   void pack_slab(const T* weight, const WeightStrides& strides, int64_t column, int64_t first,
                  A* panel) const {

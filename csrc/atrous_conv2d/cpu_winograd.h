@@ -1,204 +1,226 @@
-// Forward of 3x3 filters without stride on the CPU, by Winograd's minimal filtering F(2x2, 3x3): a
-// tile of 2x2 outputs takes 16 multiplications a channel instead of 36,
-//   Y = A^T [sum over channels (G w G^T) * (B^T x B)] A,  x: the 4x4 source pixels of the tile.
-// Pixels of a tile lie the dilation apart: a dilated filter is a plain one on every phase of the
-// map. Coefficients are 0, 1, -1 and 1/2: larger tiles, with larger ones, would lose accuracy.
+// Forward and grad-input of 3x3 filters without stride on the CPU by minimal filtering
+// (winograd.h).
 //
-// The filters are transformed once, when they are packed. A task owns some tiles and some blocks of
-// destination channels: it transforms its sources, multiplies them point by point, 16 matrix
-// products, and transforms the sums back as it stores them.
+// One task owns some tiles that have the same points, and a few blocks of destination channels. It
+// walks through the source channels: it transforms a slab of them, multiplies these point by
+// point, an indirect matrix product each (cpu_product.h), and transforms the sums back at the end.
+// Transformed sources and sums stay in the L2 cache; neither is ever whole in memory.
 #pragma once
 
 #include <vector>
 
 #include "../tensor.h"
 #include "cpu_finish.h"
-#include "cpu_product.h"
-#include "cpu_winograd_transforms.h"
-#include "plan.h"
+#include "cpu_gather_steps.h"
+#include "cpu_winograd_weight.h"
 
 namespace atrousx {
 
-inline bool winograd_serves(const GatherShape& shape) {
-  const auto plain = [](const TapAxis& axis) {
-    return axis.taps == 3 && axis.scale == 1 && axis.divisor == 1 && axis.step > 0;
-  };
-  return plain(shape.rows) && plain(shape.columns) && shape.groups == 1;
-}
-
-// The tiles along an axis, phase by phase: each by its first destination; the second, where there
-// is one, lies a dilation further on.
-inline std::vector<int64_t> winograd_tiles(const TapAxis& axis) {
-  std::vector<int64_t> firsts;
-  for (int64_t phase = 0; phase < std::min(axis.step, axis.destinations); ++phase)
-    for (int64_t d = phase; d < axis.destinations; d += 2 * axis.step) firsts.push_back(d);
-  return firsts;
-}
-
-// Source and destination have their channels side by side.
 template <typename R>
 class CpuWinograd {
   using A = typename R::A;
-  // Of a task. Each point's sources and a block of its filters should fit the L2 cache; more tiles
-  // read the filters less often.
-  static constexpr int64_t kMostTiles = 112, kLeastTiles = 28;
-  static constexpr int64_t kDepth = 512;  // channels of one product
+  static constexpr int64_t kTaskLanes = 112;    // register tiles of a task, over all points
+  static constexpr int64_t kLeastLanes = 14;    // the same where tasks are few
+  static constexpr int64_t kTaskColumns = 128;  // channels of a task, at most
 
  public:
-  // weight: by WinogradWeight<R>(shape).
-  CpuWinograd(const GatherShape& shape, const A* weight, const Epilogue<A>& epilogue)
+  // packed_weight: by WinogradWeight<R>(shape, points).
+  CpuWinograd(const GatherShape& shape, WinogradPoints points, const Tensor& packed_weight,
+              const Epilogue<A>& epilogue, A* destination, const Strides4& destination_strides)
       : shape_(shape),
-        weight_(shape),
-        packed_(weight),
-        epilogue_(epilogue),
-        rows_(winograd_tiles(shape.rows)),
-        columns_(winograd_tiles(shape.columns)),
-        nothing_(shape.inner, A(0)) {}
+        weight_(shape, points),
+        packed_weight_(packed_weight),
+        rows_(without_mirror(shape.rows)),
+        columns_(without_mirror(shape.columns)),
+        row_tiles_(winograd_tiles(rows_, points[0])),
+        column_tiles_(winograd_tiles(columns_, points[1])),
+        finished_{epilogue, destination, destination_strides} {}
 
-  // source: [N, inner, source rows, source columns]; destination: [N, outer, rows, columns].
-  void run(const A* source, const Strides4& from, A* destination, const Strides4& to,
-           const Tensor& like) const {
-    const int64_t tiles = shape_.batch * tiles_of_image(), blocks = weight_.blocks();
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t even = ceil_div(ceil_div(tiles, kMostTiles), threads) * threads;
-    const int64_t chunks = std::clamp<int64_t>(tiles / kLeastTiles, 1, even);
-    const int64_t parts = std::min(blocks, ceil_div(threads, chunks));
-    const int64_t most_tiles = ceil_div(tiles, chunks), most_blocks = ceil_div(blocks, parts);
-    const int64_t sources = kWinogradPoints * WinogradSources{shape_.inner, most_tiles}.plane();
-    const int64_t worker_size = sources + kWinogradPoints * sum_plane(most_tiles, most_blocks);
-    const Tensor memory = scratch(like, cpu_workers(chunks * parts) * worker_size);
-    A* const scratches = static_cast<A*>(memory.mutable_data_ptr());
-    prefer_huge_pages(scratches, memory.numel() * static_cast<int64_t>(sizeof(A)));
-    for_each_task(chunks * parts, [&](int64_t task, int64_t worker) {
-      const int64_t chunk = task / parts, part = task % parts;
-      const int64_t first = chunk * tiles / chunks, first_block = part * blocks / parts;
-      const Task t{first, (chunk + 1) * tiles / chunks - first, first_block,
-                   (part + 1) * blocks / parts - first_block};
-      A* const transformed = scratches + worker * worker_size;
-      A* const sums = transformed + sources;
-      transform_sources(t, source, from, transformed);
-      multiply(t, transformed, sums);
-      store(t, sums, destination, to);
+  // The steps of some images come in order, first to last.
+  void multiply(const GatherStep& step, const SourceView<A>& source) {
+    if (step.first) plan(step);
+    A* const sums = static_cast<A*>(sums_->mutable_data_ptr());
+    A* const scratches = static_cast<A*>(scratch_->mutable_data_ptr());
+    const bool whole = step.first && step.last;
+    for_each_task(static_cast<int64_t>(tasks_.size()), [&](int64_t number, int64_t worker) {
+      const Task& task = tasks_[number];
+      A* const own = sums + (whole ? worker : number) * task_sums_;
+      A* const scratch = scratches + worker * scratch_size_;
+      if (step.first) std::fill_n(own, task.sums(), A(0));
+      add(task, step, source, scratch, own);
+      if (step.last) store(task, step.first_image, own, scratch);
     });
   }
 
  private:
   struct Task {
-    int64_t first, tiles, first_block, blocks;
-  };
-  struct Place {
-    int64_t n, row, column;  // of a tile's first destination
-  };
+    const WinogradTiles *rows, *columns;
+    int64_t first, tiles;  // of these rows and columns, across the batch
+    int64_t first_block, blocks;
 
-  int64_t tiles_of_image() const { return static_cast<int64_t>(rows_.size() * columns_.size()); }
-
-  Place place(int64_t tile) const {
-    const int64_t width = static_cast<int64_t>(columns_.size());
-    return {tile / tiles_of_image(), rows_[tile % tiles_of_image() / width],
-            columns_[tile % width]};
-  }
-
-  static int64_t sum_plane(int64_t tiles, int64_t blocks) {
-    return tiles * blocks * R::kColumns + kLine<A>;
-  }
-
-  void transform_sources(const Task& task, const A* source, const Strides4& from,
-                         A* to) const {  // WinogradSources
-    const WinogradSources size{shape_.inner, task.tiles};
-    for (int64_t t = 0; t < task.tiles; ++t) {
-      const Place p = place(task.first + t);
-      const A* pixels[kWinogradPoints];
-      for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < 4; ++j) {
-          const int64_t h = p.row + shape_.rows.offset + i * shape_.rows.step;
-          const int64_t w = p.column + shape_.columns.offset + j * shape_.columns.step;
-          const bool live =
-              h >= 0 && h < shape_.rows.sources && w >= 0 && w < shape_.columns.sources;
-          pixels[4 * i + j] = live ? source + from.offset(p.n, 0, h, w) : nothing_.data();
-        }
-      run_with_lanes<TransformSource>(static_cast<const A* const*>(pixels), size,
-                                      to + t * size.width());
+    int points() const { return rows->points * columns->points; }
+    // Of a point's sums. A cache line more than is needed: planes a power of two apart would share
+    // few cache sets.
+    int64_t plane() const { return blocks * tiles * R::kColumns + kLine<A>; }
+    int64_t sums() const { return points() * plane(); }
+    int64_t destinations() const {
+      return winograd_destinations(rows->points) * winograd_destinations(columns->points);
     }
+  };
+  WinogradOffsets offsets(const Task& task) const {
+    return {rows_, columns_, *task.rows, *task.columns, task.first, task.tiles};
   }
 
-  // Lanes are tiles. A point's sources and a block of its filters stay in the L2 cache, some
-  // channels at a time.
-  void multiply(const Task& task, const A* sources,  // WinogradSources
-                A* sums) const {                     // [points, blocks, tiles, kColumns]
-    const WinogradSources size{shape_.inner, task.tiles};
-    std::vector<int64_t> lanes(task.tiles);
-    for (int64_t t = 0; t < task.tiles; ++t) lanes[t] = t * size.width();
-    const int64_t block_sums = task.tiles * R::kColumns;
-    for (int64_t point = 0; point < kWinogradPoints; ++point) {
-      A* point_sums = sums + point * sum_plane(task.tiles, task.blocks);
-      std::fill_n(point_sums, task.blocks * block_sums, A(0));
-      for (int64_t first = 0; first < shape_.inner; first += kDepth) {
-        std::vector<SegmentList> slabs;
-        for (int64_t c = first; c < std::min(first + kDepth, shape_.inner); c += size.width()) {
-          slabs.emplace_back();
-          slabs.back().add({c / size.width() * size.slab_size(), c * R::kColumns,
-                            std::min(size.width(), shape_.inner - c)},
-                           1, R::kColumns);
+  // Divides the work on a step's images among tasks, and makes room for what they sum and
+  // transform: a task's sums are kept from step to step, a worker's where there is but one.
+  void plan(const GatherStep& step) {
+    const int64_t wanted = 2 * torch::stable::get_num_threads();
+    int64_t columns = kTaskColumns, lanes = kTaskLanes;
+    make_tasks(step.images, columns, lanes);
+    while (static_cast<int64_t>(tasks_.size()) < wanted &&
+           (columns > R::kColumns || lanes > kLeastLanes)) {
+      (columns > R::kColumns ? columns : lanes) /= 2;
+      make_tasks(step.images, columns, lanes);
+    }
+    task_sums_ = scratch_size_ = 0;
+    for (const Task& task : tasks_) {
+      task_sums_ = std::max(task_sums_, task.sums());
+      scratch_size_ = std::max({scratch_size_, task.points() * (task.tiles * kSlab + kLine<A>),
+                                (task.destinations() * task.tiles + 1) * R::kColumns});
+    }
+    const int64_t tasks = static_cast<int64_t>(tasks_.size()), workers = cpu_workers(tasks);
+    sums_ = scratch(packed_weight_, (step.first && step.last ? workers : tasks) * task_sums_);
+    scratch_ = scratch(packed_weight_, workers * scratch_size_);
+  }
+
+  // Tasks of at most so many destination channels and register tiles; those that share filters come
+  // together, the largest first.
+  void make_tasks(int64_t images, int64_t columns, int64_t lanes) {
+    tasks_.clear();
+    const int64_t blocks = weight_.blocks();
+    const int64_t parts = ceil_div(blocks, std::max<int64_t>(1, columns / R::kColumns));
+    for (int64_t part = 0; part < parts; ++part)
+      for (const WinogradTiles& rows : row_tiles_)
+        for (const WinogradTiles& columns_of : column_tiles_) {
+          const int64_t tiles =
+              images * static_cast<int64_t>(rows.firsts.size() * columns_of.firsts.size());
+          const int64_t most =
+              R::kLanes * std::clamp<int64_t>(lanes / (rows.points * columns_of.points), 1, 32);
+          const int64_t chunks = ceil_div(tiles, most), first_block = part * blocks / parts;
+          for (int64_t i = 0; i < chunks; ++i)
+            tasks_.push_back({&rows, &columns_of, i * tiles / chunks,
+                              (i + 1) * tiles / chunks - i * tiles / chunks, first_block,
+                              (part + 1) * blocks / parts - first_block});
         }
-        for (int64_t b = 0; b < task.blocks; ++b)
-          multiply(
-              slabs, sources + point * size.plane(), lanes,
-              packed_ + (point * weight_.blocks() + task.first_block + b) * weight_.block_size(),
-              point_sums + b * block_sums);
+  }
+
+  // Products of transformed numbers are larger than plain ones: longer sums in registers would
+  // round more than PyTorch's.
+  int64_t running() const { return weight_.count() == kPairPoints * kPairPoints ? 32 : 64; }
+
+  // sums += the products of the step's channels; scratch: [points, tiles, width].
+  void add(const Task& task, const GatherStep& step, const SourceView<A>& source, A* scratch,
+           A* sums) const {
+    const std::vector<int64_t> from = offsets(task).sources(source.strides);
+    const int64_t width = std::min<int64_t>(kSlab, shape_.inner),
+                  plane = task.tiles * width + kLine<A>;
+    const int64_t points = task.points(), last = step.first_slab + step.slabs - 1;
+    for (int64_t slab = step.first_slab; slab <= last; ++slab) {
+      with_tile_points(task.rows->points, task.columns->points, [&](auto rows, auto columns) {
+        run_with_lanes<TransformSources<rows, columns>::template Loop>(
+            source.data + (slab - step.first_slab) * source.slab_size, from.data(), task.tiles,
+            channels_of(slab), width, plane, scratch);
+      });
+      for (int64_t own = 0; own < points; ++own) {
+        SegmentList segments{running()};
+        for (int64_t c = 0; c < channels_of(slab); c += running())
+          segments.items.push_back({own * plane + c, filters_at(task, slab, own) + c * R::kColumns,
+                                    std::min(running(), channels_of(slab) - c)});
+        const int64_t after = own + 1 < points ? filters_at(task, slab, own + 1)
+                                               : filters_at(task, std::min(slab + 1, last), 0);
+        multiply(task, segments, scratch, width, after, sums + own * task.plane());
       }
     }
   }
 
-  void multiply(const std::vector<SegmentList>& slabs, const A* sources,
-                const std::vector<int64_t>& lanes, const A* filters,
-                A* sums) const {  // [tiles, kColumns]
-    const LanePieces pieces(static_cast<int64_t>(lanes.size()), R::kLanes);
-    for (int64_t s = 0; s < pieces.count; ++s) {
-      const int64_t soon = std::min(s + 1, pieces.count - 1);
-      int64_t next[kNextLanes<R>];
-      for (int64_t l = 0; l < kNextLanes<R>; ++l)
-        next[l] = lanes[pieces.first(soon) + l % pieces.size(soon)];
-      for (const SegmentList& slab : slabs)
-        multiply_lanes<R, 1>(pieces.size(s), sources, lanes.data() + pieces.first(s), filters, slab,
-                             next, sums + pieces.first(s) * R::kColumns);
-    }
+  // Where a block's filters of a slab begin, of a task's point.
+  int64_t filters_at(const Task& task, int64_t slab, int64_t own) const {
+    const int64_t point =
+        own / task.columns->points * weight_.points[1] + own % task.columns->points;
+    return (slab * kSlab * weight_.count() + point * channels_of(slab)) * R::kColumns;
   }
 
-  void store(const Task& task, const A* sums,  // [points, blocks, tiles, kColumns]
-             A* destination, const Strides4& to) const {
-    const TapAxis &rows = shape_.rows, &columns = shape_.columns;
-    const Strides4& added = epilogue_.residual_strides;
-    A outputs[4 * R::kColumns];
+  int64_t channels_of(int64_t slab) const {
+    return std::min<int64_t>(kSlab, shape_.inner - slab * kSlab);
+  }
+
+  // Lanes are tiles. Meanwhile the filters that follow are prefetched: the next block's, or those
+  // `after` them of the first.
+  void multiply(const Task& task, const SegmentList& segments, const A* sources, int64_t width,
+                int64_t after, A* sums) const {  // [blocks, tiles, kColumns]
+    static constexpr auto kLines = [] {          // apart by what a slab's rows prefetch of each
+      std::array<int64_t, kNextLanes<R>> lines{};
+      for (int l = 0; l < kNextLanes<R>; ++l) lines[l] = int64_t{l} * kSlab;
+      return lines;
+    }();
+    const LanePieces pieces(task.tiles, R::kLanes);
+    const A* const all = static_cast<const A*>(packed_weight_.const_data_ptr()) +
+                         task.first_block * weight_.block_size();
     for (int64_t b = 0; b < task.blocks; ++b) {
-      const int64_t channel = (task.first_block + b) * R::kColumns;
-      const int64_t channels = std::min<int64_t>(R::kColumns, shape_.outer - channel);
-      for (int64_t t = 0; t < task.tiles; ++t) {
-        const Place p = place(task.first + t);
-        run_with_lanes<TransformSums>(sums + (b * task.tiles + t) * R::kColumns,
-                                      sum_plane(task.tiles, task.blocks), channels,
-                                      static_cast<A*>(outputs));
-        for (int i = 0; i < 2; ++i)
-          for (int j = 0; j < 2; ++j) {
-            const int64_t h = p.row + i * rows.step, w = p.column + j * columns.step;
-            if (h >= rows.destinations || w >= columns.destinations) continue;
-            const A* residual = epilogue_.residual;
-            if (residual != nullptr) residual += added.offset(p.n, channel, h, w);
-            const A* bias = epilogue_.bias == nullptr ? nullptr : epilogue_.bias + channel;
-            run_with_lanes<FinishPixel>(static_cast<const A*>(outputs + (2 * i + j) * channels),
-                                        channels,
-                                        PixelTail<A>{bias, residual, added.c, epilogue_.relu},
-                                        destination + to.offset(p.n, channel, h, w));
-          }
+      const A* filters = all + b * weight_.block_size();
+      const A* next = b + 1 < task.blocks
+                          ? filters + weight_.block_size() + segments.items[0].columns
+                          : all + after;
+      for (int64_t s = 0; s < pieces.count; ++s) {
+        int64_t lanes[R::kLanes];
+        for (int64_t l = 0; l < pieces.size(s); ++l) lanes[l] = (pieces.first(s) + l) * width;
+        multiply_lanes<R, 1>(pieces.size(s), sources, lanes, filters, segments,
+                             {next + s * kNextLanes<R> * kSlab, kLines.data()},
+                             sums + (b * task.tiles + pieces.first(s)) * R::kColumns);
       }
+    }
+  }
+
+  void store(const Task& task, int64_t first_image, const A* sums, A* outputs) const {
+    const std::vector<int64_t> all = offsets(task).destinations(finished_.strides);
+    const Strides4& added = finished_.epilogue.residual_strides;
+    const std::vector<int64_t> residuals = offsets(task).destinations(added);
+    // In the order of memory: neighbours in a row come together where channels are planes.
+    std::vector<std::pair<int64_t, int64_t>> pixels;  // destination, number among all
+    for (size_t i = 0; i < all.size(); ++i)
+      if (all[i] >= 0) pixels.push_back({all[i] + first_image * finished_.strides.n, i});
+    std::sort(pixels.begin(), pixels.end());
+    // Those past the map go past all that are stored.
+    std::vector<int64_t> to, residual, output_rows(all.size(), all.size());
+    for (const auto& [offset, number] : pixels) {
+      output_rows[number] = static_cast<int64_t>(to.size());
+      to.push_back(offset);
+      residual.push_back(residuals[number] + first_image * added.n);
+    }
+    const PixelPlaces places{to.data(), residual.data(), static_cast<int64_t>(to.size())};
+    for (int64_t b = 0; b < task.blocks; ++b) {
+      with_tile_points(task.rows->points, task.columns->points, [&](auto r, auto c) {
+        run_with_lanes<TransformSums<r, c>::template Loop>(
+            sums + b * task.tiles * R::kColumns, task.plane(), task.tiles, int64_t{R::kColumns},
+            static_cast<const int64_t*>(output_rows.data()), outputs);
+      });
+      const int64_t channel = (task.first_block + b) * R::kColumns;
+      finished_.store(
+          places, {channel, std::min<int64_t>(R::kColumns, shape_.outer - channel), R::kColumns},
+          static_cast<const A*>(outputs));
     }
   }
 
   const GatherShape shape_;
   const WinogradWeight<R> weight_;
-  const A* const packed_;
-  const Epilogue<A> epilogue_;
-  const std::vector<int64_t> rows_, columns_;  // tiles
-  const std::vector<A> nothing_;               // [inner], what padding holds
+  const Tensor packed_weight_;
+  const TapAxis rows_, columns_;
+  const std::vector<WinogradTiles> row_tiles_, column_tiles_;
+  const FinishedPixels<A> finished_;
+  // Of the images at hand.
+  std::vector<Task> tasks_;
+  int64_t task_sums_ = 0, scratch_size_ = 0;
+  std::optional<Tensor> sums_, scratch_;
 };
 
 }  // namespace atrousx

@@ -1,148 +1,289 @@
-// What Winograd's F(2x2, 3x3) makes of a tile's sources, of filters and of sums; see
-// cpu_winograd.h.
+// What minimal filtering makes of a tile's sources, of filters and of sums; see winograd.h.
 #pragma once
 
 #include <algorithm>
 
 #include "../cpu_lanes.h"
-#include "cpu_weight.h"
+#include "winograd.h"
 
 namespace atrousx {
 
-constexpr int kWinogradPoints = 16;  // of a transformed tile, 4 x 4
-
-// Transformed sources: [points, slabs of at most kSlab channels, tiles, channels of a slab]. Lanes
-// of a product lie side by side, whatever the number of channels: they do not fight for cache sets.
-struct WinogradSources {
-  int64_t channels, tiles;
-
-  int64_t width() const { return std::min<int64_t>(kSlab, channels); }
-  int64_t slab_size() const { return tiles * width(); }
-  // A cache line more than is needed: planes a power of two apart would share few cache sets.
-  int64_t plane() const { return ceil_div(channels, width()) * slab_size() + 16; }
-};
-
-// The place of a tile, [points, slabs, channels of a slab], becomes B^T x B.
-template <int kBytes>
-struct TransformSource {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* const* pixels, WinogradSources size, A* to) {
-    constexpr int kLanes = kLanesIn<kBytes, A>;
-    for (int64_t first = 0; first < size.channels; first += size.width(), to += size.slab_size()) {
-      const int64_t depth = min_of(size.width(), size.channels - first);
-      int64_t c = 0;
-      for (; c + kLanes <= depth; c += kLanes)
-        transform<kLanes>(pixels, first + c, to + c, size.plane());
-      for (; c < depth; ++c) transform<1>(pixels, first + c, to + c, size.plane());
-    }
+// The transforms along an axis, of numbers or vectors, by a tile's points: 4, 3 or 1.
+template <int kPoints, typename V>
+ATROUSX_ALWAYS_INLINE void transform_axis(const V* x, V* points) {
+  if constexpr (kPoints == 4) {
+    points[0] = x[0] - x[2];
+    points[1] = x[1] + x[2];
+    points[2] = x[2] - x[1];
+    points[3] = x[1] - x[3];
+  } else if constexpr (kPoints == 3) {
+    points[0] = x[0] - x[1];
+    points[1] = x[1];
+    points[2] = x[0];
+  } else {
+    points[0] = x[0];
   }
+}
 
- private:
-  template <int kLanes, typename A>
-  static ATROUSX_ALWAYS_INLINE void transform(const A* const* pixels, int64_t c, A* to,
-                                              int64_t plane) {
-    Lanes<A, kLanes> t[4][4];
-    for (int j = 0; j < 4; ++j) {
-      const auto x0 = load_lanes<kLanes>(pixels[j] + c), x1 = load_lanes<kLanes>(pixels[4 + j] + c);
-      const auto x2 = load_lanes<kLanes>(pixels[8 + j] + c),
-                 x3 = load_lanes<kLanes>(pixels[12 + j] + c);
-      t[0][j] = x0 - x2;
-      t[1][j] = x1 + x2;
-      t[2][j] = x2 - x1;
-      t[3][j] = x1 - x3;
-    }
-    for (int i = 0; i < 4; ++i) {
-      store_lanes<kLanes>(to + (4 * i) * plane, t[i][0] - t[i][2]);
-      store_lanes<kLanes>(to + (4 * i + 1) * plane, t[i][1] + t[i][2]);
-      store_lanes<kLanes>(to + (4 * i + 2) * plane, t[i][2] - t[i][1]);
-      store_lanes<kLanes>(to + (4 * i + 3) * plane, t[i][1] - t[i][3]);
-    }
+template <int kPoints, typename V>
+ATROUSX_ALWAYS_INLINE void transform_axis_back(const V* m, V* y) {
+  if constexpr (kPoints == 4) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
+  } else if constexpr (kPoints == 3) {
+    y[0] = m[1] + m[0];
+    y[1] = m[2] - m[0];
+  } else {
+    y[0] = m[0];
   }
-};
+}
 
-// outputs[destination * step + c] = (A^T sums A)[destination], of channels c; destinations 2 x 2.
-template <int kBytes>
-struct TransformSums {
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const A* sums, int64_t plane, int64_t channels,
-                                        A* outputs) {
-    constexpr int kLanes = kLanesIn<kBytes, A>;
-    int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes)
-      transform<kLanes>(sums + c, plane, channels, outputs + c);
-    for (; c < channels; ++c) transform<1>(sums + c, plane, channels, outputs + c);
+// The transpose of transform_axis_back.
+template <int kPoints, typename V>
+ATROUSX_ALWAYS_INLINE void transform_gradient_axis(const V* y, V* m) {
+  if constexpr (kPoints == 4) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[0] - y[1];
+    m[3] = -y[1];
+  } else if constexpr (kPoints == 3) {
+    m[0] = y[0] - y[1];
+    m[1] = y[0];
+    m[2] = y[1];
+  } else {
+    m[0] = y[0];
   }
+}
 
- private:
-  template <int kLanes, typename A>
-  static ATROUSX_ALWAYS_INLINE void transform(const A* sums, int64_t plane, int64_t step,
-                                              A* outputs) {
-    Lanes<A, kLanes> t[2][4];
-    for (int j = 0; j < 4; ++j) {
-      const auto m0 = load_lanes<kLanes>(sums + j * plane);
-      const auto m1 = load_lanes<kLanes>(sums + (4 + j) * plane);
-      const auto m2 = load_lanes<kLanes>(sums + (8 + j) * plane);
-      const auto m3 = load_lanes<kLanes>(sums + (12 + j) * plane);
-      t[0][j] = m0 + m1 + m2;
-      t[1][j] = m1 - m2 - m3;
-    }
-    for (int i = 0; i < 2; ++i) {
-      store_lanes<kLanes>(outputs + 2 * i * step, t[i][0] + t[i][1] + t[i][2]);
-      store_lanes<kLanes>(outputs + (2 * i + 1) * step, t[i][1] - t[i][2] - t[i][3]);
-    }
+template <int kPoints, typename V>
+ATROUSX_ALWAYS_INLINE void transform_filter_axis(const V* g, V* points) {
+  if constexpr (kPoints == 4) {
+    points[0] = g[0];
+    points[1] = (g[0] + g[1] + g[2]) * 0.5f;
+    points[2] = (g[0] - g[1] + g[2]) * 0.5f;
+    points[3] = g[2];
+  } else {
+    points[0] = g[1];
+    points[1] = g[2] + g[1];
+    points[2] = g[0] + g[1];
   }
-};
+}
 
-// The transformed filters, [points, blocks of kColumns outputs, channels, kColumns].
-template <typename R>
-struct WinogradWeight {
-  using A = typename R::A;
-  int64_t outer, inner;
+// Its transpose.
+template <int kPoints, typename V>
+ATROUSX_ALWAYS_INLINE void transform_filter_gradient_axis(const V* points, V* g) {
+  if constexpr (kPoints == 4) {
+    const V even = (points[1] + points[2]) * 0.5f;
+    g[0] = points[0] + even;
+    g[1] = (points[1] - points[2]) * 0.5f;
+    g[2] = even + points[3];
+  } else {
+    g[0] = points[2];
+    g[1] = points[0] + points[1] + points[2];
+    g[2] = points[1];
+  }
+}
 
-  explicit WinogradWeight(const GatherShape& shape) : outer(shape.outer), inner(shape.inner) {}
+// Calls f with a tile's points, or a filter's, as integral constants.
+template <typename F>
+void with_tile_points(int rows, int columns, F&& f) {
+  const auto with = [](int points, auto&& g) {
+    if (points == 4) return g(std::integral_constant<int, 4>{});
+    if (points == 3) return g(std::integral_constant<int, 3>{});
+    return g(std::integral_constant<int, 1>{});
+  };
+  with(rows, [&](auto r) { with(columns, [&](auto c) { f(r, c); }); });
+}
 
-  int64_t blocks() const { return ceil_div<int64_t>(outer, R::kColumns); }
-  int64_t block_size() const { return inner * R::kColumns; }
-  int64_t size() const { return kWinogradPoints * blocks() * block_size(); }
-
-  // like: names dtype and device. Any strides.
-  template <typename T>
-  Tensor pack(const T* weight, const WeightStrides& strides, const Tensor& like) const {
-    const Tensor packed = scratch(like, size());
-    A* to = static_cast<A*>(packed.mutable_data_ptr());
-    prefer_huge_pages(to, size() * static_cast<int64_t>(sizeof(A)));
-    for_each_task(blocks() * inner, [&](int64_t task, int64_t) {
-      const int64_t block = task / inner, c = task % inner;
-      for (int64_t column = 0; column < R::kColumns; ++column) {
-        const int64_t k = block * R::kColumns + column;
-        double points[kWinogradPoints] = {};
-        if (k < outer) transform(weight + k * strides.outer + c * strides.inner, strides, points);
-        for (int p = 0; p < kWinogradPoints; ++p)
-          to[(p * blocks() + block) * block_size() + c * R::kColumns + column] =
-              static_cast<A>(points[p]);
+// Some channels of tiles' pixels become [points, tiles, width], points `plane` apart. offsets: of
+// each tile's pixels, rows first; negative where there is none, and zeros are read.
+// kRows and kColumns are a tile's points, kHigh and kWide its pixels; Axes transforms along
+// either.
+template <int kRows, int kColumns, int kHigh, int kWide, typename Axes>
+struct TransformTiles {
+  template <int kBytes>
+  struct Loop {
+    template <typename A>
+    static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* offsets, int64_t tiles,
+                                          int64_t channels, int64_t width, int64_t plane, A* to) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      constexpr int kAhead = 2;  // tiles: their pixels lie too far apart for the CPU to foresee
+      for (int64_t t = 0; t < tiles; ++t, offsets += kHigh * kWide, to += width) {
+        if (t + kAhead < tiles)
+          for (int i = 0; i < kHigh * kWide; ++i)
+            for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(A)))
+              __builtin_prefetch(source + offsets[kAhead * kHigh * kWide + i] + c);
+        int64_t c = 0;
+        for (; c + kLanes <= channels; c += kLanes)
+          transform<kLanes>(source + c, offsets, to + c, plane);
+        if (c + kLanes / 2 <= channels) {
+          transform<kLanes / 2>(source + c, offsets, to + c, plane);
+          c += kLanes / 2;
+        }
+        for (; c < channels; ++c) transform<1>(source + c, offsets, to + c, plane);
       }
-    });
-    return packed;
-  }
-
- private:
-  // points = G w G^T, of one filter.
-  template <typename T>
-  static void transform(const T* filter, const WeightStrides& strides, double* points) {
-    const auto spread = [](double a, double b, double c, double* to, int step) {
-      to[0] = a;
-      to[step] = (a + b + c) / 2;
-      to[2 * step] = (a - b + c) / 2;
-      to[3 * step] = c;
-    };
-    double rows[4][3];
-    for (int j = 0; j < 3; ++j) {
-      const T* w = filter + j * strides.w;
-      spread(static_cast<double>(w[0]), static_cast<double>(w[strides.h]),
-             static_cast<double>(w[2 * strides.h]), &rows[0][j], 3);
     }
-    for (int i = 0; i < 4; ++i) spread(rows[i][0], rows[i][1], rows[i][2], points + 4 * i, 1);
+
+   private:
+    template <int kLanes, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(const A* source, const int64_t* offsets, A* to,
+                                                int64_t plane) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[kWide][kRows];
+      for (int j = 0; j < kWide; ++j) {
+        Vector x[kHigh];
+        for (int i = 0; i < kHigh; ++i) {
+          const int64_t offset = offsets[i * kWide + j];
+          x[i] = offset < 0 ? Vector{} : load_lanes<kLanes>(source + offset);
+        }
+        Axes::template run<kRows>(x, columns[j]);
+      }
+      for (int i = 0; i < kRows; ++i) {
+        Vector x[kWide], points[kColumns];
+        for (int j = 0; j < kWide; ++j) x[j] = columns[j][i];
+        Axes::template run<kColumns>(x, points);
+        for (int j = 0; j < kColumns; ++j)
+          store_lanes<kLanes>(to + (i * kColumns + j) * plane, points[j]);
+      }
+    }
+  };
+};
+
+struct SourceAxes {
+  template <int kPoints, typename V>
+  static ATROUSX_ALWAYS_INLINE void run(const V* x, V* points) {
+    transform_axis<kPoints>(x, points);
   }
+};
+template <int kRows, int kColumns>
+using TransformSources = TransformTiles<kRows, kColumns, winograd_sources(kRows),
+                                        winograd_sources(kColumns), SourceAxes>;
+
+struct GradientAxes {
+  template <int kPoints, typename V>
+  static ATROUSX_ALWAYS_INLINE void run(const V* y, V* points) {
+    transform_gradient_axis<kPoints>(y, points);
+  }
+};
+template <int kRows, int kColumns>
+using TransformGradients = TransformTiles<kRows, kColumns, winograd_destinations(kRows),
+                                          winograd_destinations(kColumns), GradientAxes>;
+
+// Sums of tiles, points `plane` apart, become rows of channels: the tile's destinations, rows
+// first, go to those that `rows` names.
+template <int kRows, int kColumns>
+struct TransformSums {
+  static constexpr int kHigh = winograd_destinations(kRows);
+  static constexpr int kWide = winograd_destinations(kColumns);
+
+  template <int kBytes>
+  struct Loop {
+    template <typename A>
+    static ATROUSX_ALWAYS_INLINE void run(const A* sums, int64_t plane, int64_t tiles,
+                                          int64_t channels, const int64_t* rows, A* to) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      for (int64_t t = 0; t < tiles; ++t, sums += channels, rows += kHigh * kWide) {
+        int64_t c = 0;
+        for (; c + kLanes <= channels; c += kLanes)
+          transform<kLanes>(sums + c, plane, rows, channels, to + c);
+        if (c < channels) transform<kLanes / 2>(sums + c, plane, rows, channels, to + c);
+      }
+    }
+
+   private:
+    template <int kLanes, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(const A* sums, int64_t plane, const int64_t* rows,
+                                                int64_t channels, A* to) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[kColumns][kHigh];
+      for (int j = 0; j < kColumns; ++j) {
+        Vector m[kRows];
+        for (int i = 0; i < kRows; ++i)
+          m[i] = load_lanes<kLanes>(sums + (i * kColumns + j) * plane);
+        transform_axis_back<kRows>(m, columns[j]);
+      }
+      for (int i = 0; i < kHigh; ++i) {
+        Vector m[kColumns], y[kWide];
+        for (int j = 0; j < kColumns; ++j) m[j] = columns[j][i];
+        transform_axis_back<kColumns>(m, y);
+        for (int j = 0; j < kWide; ++j)
+          store_lanes<kLanes>(to + rows[i * kWide + j] * channels, y[j]);
+      }
+    }
+  };
+};
+
+// Filters [9 taps, channels, columns] become [points, channels, columns]; columns as above.
+template <int kRows, int kColumns>
+struct TransformFilters {
+  template <int kBytes>
+  struct Loop {
+    template <typename A>
+    static ATROUSX_ALWAYS_INLINE void run(const A* taps, bool mirror_rows, bool mirror_columns,
+                                          int64_t count, A* to) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      int64_t i = 0;
+      for (; i + kLanes <= count; i += kLanes)
+        transform<kLanes>(taps + i, mirror_rows, mirror_columns, count, to + i);
+      if (i < count) transform<kLanes / 2>(taps + i, mirror_rows, mirror_columns, count, to + i);
+    }
+
+   private:
+    template <int kLanes, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(const A* taps, bool mirror_rows,
+                                                bool mirror_columns, int64_t step, A* to) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[3][kRows];
+      for (int j = 0; j < 3; ++j) {
+        Vector g[3];
+        for (int i = 0; i < 3; ++i)
+          g[i] = load_lanes<kLanes>(
+              taps + ((mirror_rows ? 2 - i : i) * 3 + (mirror_columns ? 2 - j : j)) * step);
+        transform_filter_axis<kRows>(g, columns[j]);
+      }
+      for (int i = 0; i < kRows; ++i) {
+        Vector g[3], points[kColumns];
+        for (int j = 0; j < 3; ++j) g[j] = columns[j][i];
+        transform_filter_axis<kColumns>(g, points);
+        for (int j = 0; j < kColumns; ++j)
+          store_lanes<kLanes>(to + (i * kColumns + j) * step, points[j]);
+      }
+    }
+  };
+};
+
+// In place, planes of points' gradients become those of the nine taps, the first nine.
+template <int kRows, int kColumns>
+struct TransformFilterGradients {
+  template <int kBytes>
+  struct Loop {
+    template <typename A>
+    static ATROUSX_ALWAYS_INLINE void run(A* sums, int64_t plane) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      int64_t i = 0;
+      for (; i + kLanes <= plane; i += kLanes) transform<kLanes>(sums + i, plane);
+      if (i < plane) transform<kLanes / 2>(sums + i, plane);
+    }
+
+   private:
+    template <int kLanes, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(A* sums, int64_t plane) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[kColumns][3];
+      for (int j = 0; j < kColumns; ++j) {
+        Vector points[kRows];
+        for (int i = 0; i < kRows; ++i)
+          points[i] = load_lanes<kLanes>(sums + (i * kColumns + j) * plane);
+        transform_filter_gradient_axis<kRows>(points, columns[j]);
+      }
+      for (int i = 0; i < 3; ++i) {
+        Vector points[kColumns], g[3];
+        for (int j = 0; j < kColumns; ++j) points[j] = columns[j][i];
+        transform_filter_gradient_axis<kColumns>(points, g);
+        for (int j = 0; j < 3; ++j) store_lanes<kLanes>(sums + (i * 3 + j) * plane, g[j]);
+      }
+    }
+  };
 };
 
 }  // namespace atrousx

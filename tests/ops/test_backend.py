@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import atrousx
 from atrousx.ops import atrous_conv2d
-from atrousx.ops._backend import Problem, torch_is_faster
+from atrousx.ops._backend import Problem, torch_computes, torch_is_faster
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +94,26 @@ def test_auto_goes_by_the_share_of_live_taps():
 )
 def test_the_rule(change, expected):
     assert torch_is_faster(problem(**change)) is expected
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_auto_takes_minimal_filtering_where_it_pays(channels_last):
+    chosen = torch.channels_last if channels_last else torch.contiguous_format
+
+    def computes(size, dtype=torch.float32, packed=False):
+        x = torch.empty(1, 64, size, size, dtype=dtype).to(memory_format=chosen)
+        w = torch.empty(64, 64, 3, 3, dtype=dtype)
+        geometry = ((1, 1), (1, 1, 1, 1), (1, 1))
+        theirs = torch_computes("auto", x, w, None, *geometry, packed=packed)
+        return "torch" if theirs else "native"
+
+    assert computes(33) == "native"
+    assert computes(33, torch.bfloat16) == "torch"
+    # Few pixels do not pay for transforming the filters at every call.
+    assert computes(17) == "torch"
+    assert computes(17, packed=True) == "native"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert computes(33) == "torch"
 
 
 @pytest.mark.parametrize("padding", [1, (2, 0), "same", "valid"])

@@ -18,6 +18,11 @@ def has_kernel(name: str, key: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"atrousx::{name}", key))
 
 
+def serves(name: str, device: str) -> bool:
+    # An operator without tensors has one kernel, for no device.
+    return has_kernel(name, device) or has_kernel(name, "CompositeExplicitAutograd")
+
+
 def test_schema_list_is_what_is_registered():
     registered = {
         name.removeprefix("atrousx::").split(".")[0]
@@ -30,13 +35,13 @@ def test_schema_list_is_what_is_registered():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("key", ["CPU", "Meta"])
 def test_kernels(name, key):
-    assert has_kernel(name, key)
+    assert serves(name, key)
 
 
 @pytest.mark.skipif(_library.cuda is None, reason="built without the CUDA library")
 @pytest.mark.parametrize("name", NAMES)
 def test_cuda_kernels(name):
-    assert has_kernel(name, "CUDA")
+    assert serves(name, "CUDA")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("_")])

@@ -1,4 +1,4 @@
-"""3x3 convolutions with filters transformed for Winograd's F(2x2, 3x3), as optimize has them."""
+"""3x3 convolutions by minimal filtering (csrc/atrous_conv2d/winograd.h): chosen or asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atrousx.ops._backend import winograd_pays
+from atrousx.ops._backend import winograd_points
 from tests.ops.common import (
     FORMATS,
     assert_as_accurate_as_torch,
@@ -17,87 +17,168 @@ from tests.reference import atrous_conv2d as reference
 
 fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
 pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
+points_op = torch.ops.atrousx._atrous_conv2d_points.default
 multi_rate_op = torch.ops.atrousx._multi_rate_conv2d_relu.default
+forward_op = torch.ops.atrousx.atrous_conv2d.default
+backward_input_op = torch.ops.atrousx._atrous_conv2d_backward_input.default
+backward_weight_op = torch.ops.atrousx._atrous_conv2d_backward_weight.default
 
-# N, C, K, (H, W), padding (top, left, bottom, right), dilation
+# points, N, C, K, (H, W), padding (top, left, bottom, right), dilation
 CASES = {
-    "plain, odd": (2, 20, 37, (7, 9), (1, 1, 1, 1), (1, 1)),
-    "dilated, slabs and blocks cut off": (1, 131, 70, (11, 8), (2, 3, 2, 3), (2, 3)),
-    "more rate than map": (1, 16, 8, (4, 5), (6, 7, 6, 7), (6, 7)),
-    "one pixel": (3, 9, 24, (1, 1), (1, 1, 1, 1), (1, 1)),
-    "unequal padding": (1, 8, 9, (6, 7), (0, 3, 2, 1), (1, 2)),
-    "more channels than a product": (1, 700, 65, (5, 5), (1, 1, 1, 1), (1, 1)),
-    "many tiles": (2, 33, 21, (40, 31), (4, 4, 4, 4), (4, 4)),
+    "plain, odd": ((4, 4), 2, 20, 37, (7, 9), (1, 1, 1, 1), (1, 1)),
+    "dilated, slabs and blocks cut off": ((4, 4), 1, 131, 70, (11, 8), (2, 3, 2, 3), (2, 3)),
+    "half vectors": ((4, 4), 1, 9, 42, (5, 6), (1, 1, 1, 1), (1, 1)),
+    "more rate than map": ((4, 4), 1, 16, 8, (4, 5), (6, 7, 6, 7), (6, 7)),
+    "one pixel": ((4, 4), 3, 9, 24, (1, 1), (1, 1, 1, 1), (1, 1)),
+    "unequal padding": ((4, 4), 1, 8, 9, (6, 7), (0, 3, 2, 1), (1, 2)),
+    "more channels than a product": ((4, 4), 1, 700, 65, (5, 5), (1, 1, 1, 1), (1, 1)),
+    "many tiles": ((4, 4), 2, 33, 21, (40, 31), (4, 4, 4, 4), (4, 4)),
+    "pairs": ((3, 3), 2, 131, 70, (9, 7), (5, 4, 5, 4), (5, 4)),
+    "pairs alone": ((3, 3), 1, 8, 9, (6, 4), (3, 2, 3, 2), (3, 2)),
+    "pairs, one pixel": ((3, 3), 2, 9, 24, (1, 1), (1, 1, 1, 1), (1, 1)),
+    "pairs and singles": ((3, 3), 1, 9, 40, (7, 4), (4, 5, 4, 5), (4, 5)),
+    "pairs of rows": ((3, 4), 1, 70, 33, (9, 7), (5, 1, 5, 1), (5, 1)),
+    "pairs of columns": ((4, 3), 1, 33, 70, (9, 7), (1, 5, 1, 5), (1, 5)),
+    "many pairs": ((3, 3), 2, 33, 21, (33, 25), (18, 18, 18, 18), (18, 18)),
 }
+# Large enough that the CPU chooses it: by what points, C, K, (H, W), dilation.
+CHOSEN = {
+    "tiles": ((4, 4), 70, 130, (30, 31), (2, 2)),
+    "pairs": ((3, 3), 70, 130, (33, 32), (18, 17)),
+    "both": ((3, 4), 70, 66, (33, 29), (18, 2)),
+    "in steps": ((3, 3), 1000, 64, (33, 33), (18, 18)),
+}
+# Of grad-weight alone: sums that are whole at once, and those of several parts and images.
+SUMMED = {**CHOSEN, "whole sums": ((4, 4), 450, 512, (12, 13), (2, 2))}
 
 
 def make(name, memory_format=torch.channels_last):
-    batch, channels, outputs, size, sides, dilation = CASES[name]
+    points, batch, channels, outputs, size, sides, dilation = CASES[name]
     x = torch.randn(batch, channels, *size).to(memory_format=memory_format)
     w = torch.randn(outputs, channels, 3, 3)
-    return x, w, torch.randn(outputs), ((1, 1), sides, dilation, 1)
+    return x, w, torch.randn(outputs), ((1, 1), sides, dilation, 1), points
 
 
-def convolve(x, w, b, geometry, residual=None, relu=False):
-    packed = pack_op(w, 1, True)
-    assert packed.numel() % 16 == 0
-    assert packed.numel() != pack_op(w, 1).numel()
+def convolve(x, w, b, geometry, points, residual=None, relu=False):
+    packed = pack_op(w, 1, points)
+    assert packed.shape[:2] == points
     return fused_op(x, w, b, residual, relu, *geometry, False, packed)
 
 
-def test_by_hand():
+@pytest.mark.parametrize(("points", "rate"), [((4, 4), 1), ((3, 3), 2)])
+def test_by_hand(points, rate):
     # Small integers are exact: ones everywhere count the live taps.
     x, w = torch.ones(1, 8, 4, 3), torch.ones(8, 8, 3, 3)
-    result = convolve(x, w, None, ((1, 1), (1, 1, 1, 1), (1, 1), 1))
-    assert (result[0, 5] / 8).tolist() == [[4, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]]
+    result = convolve(x, w, None, ((1, 1), (rate,) * 4, (rate, rate), 1), points)
+    live = {1: [[4, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]], 2: [[4, 2, 4]] * 4}
+    assert (result[0, 5] / 8).tolist() == live[rate]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", CASES)
-def test_winograd_against_oracle_on_cpu(name, memory_format):
-    x, w, b, geometry = make(name, memory_format)
+def test_against_oracle_on_cpu(name, memory_format):
+    x, w, b, geometry, points = make(name, memory_format)
     _, (top, left, bottom, right), dilation, _ = geometry
-    result = convolve(x, w, b, geometry)
+    result = convolve(x, w, b, geometry, points)
     theirs = F.conv2d(F.pad(x, (left, right, top, bottom)), w, b, dilation=dilation)
     exact = reference.forward(*map(to_float64, (x, w, b)), *geometry)
     assert_as_accurate_as_torch(result, theirs, exact)
     assert result.is_contiguous(memory_format=memory_format)
 
 
+def problem(case, memory_format):
+    points, channels, outputs, size, dilation = case
+    x = torch.randn(2, channels, *size).relu().to(memory_format=memory_format)
+    w = torch.randn(outputs, channels, 3, 3).to(memory_format=memory_format)
+    grad = torch.randn(2, outputs, *size).to(memory_format=memory_format)
+    geometry = ((1, 1), 2 * dilation, dilation, 1)
+    return points, x, w, grad, geometry, (1, dilation, dilation)
+
+
+def theirs_and_exact(convolve, *tensors):
+    return convolve(*tensors), to_float64(convolve(*(t.double() for t in tensors)))
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_residual_and_relu(memory_format):
-    x, w, b, geometry = make("dilated, slabs and blocks cut off")
-    plain = convolve(x, w, b, geometry)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_chosen_in_forward_and_grad_input(name, memory_format):
+    points, x, w, grad, geometry, options = problem(CHOSEN[name], memory_format)
+    b = torch.randn(len(w))
+    assert tuple(points_op(x.shape, w.shape, *geometry, False)) == points
+    assert_as_accurate_as_torch(
+        forward_op(x, w, b, *geometry),
+        *theirs_and_exact(lambda x, w, b: F.conv2d(x, w, b, *options), x, w, b),
+    )
+    result = backward_input_op(grad, w, x.shape, *geometry)
+    assert_as_accurate_as_torch(
+        result,
+        *theirs_and_exact(
+            lambda grad, w: torch.nn.grad.conv2d_input(x.shape, w, grad, *options), grad, w
+        ),
+    )
+    assert result.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", SUMMED)
+def test_chosen_in_grad_weight(name, memory_format):
+    points, x, w, grad, geometry, options = problem(SUMMED[name], memory_format)
+    assert tuple(points_op(x.shape, w.shape, *geometry, True)) == points
+    result = backward_weight_op(grad, x, w.shape, *geometry)
+    assert_as_accurate_as_torch(
+        result,
+        *theirs_and_exact(
+            lambda grad, x: torch.nn.grad.conv2d_weight(x, w.shape, grad, *options), grad, x
+        ),
+    )
+    assert result.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", ["dilated, slabs and blocks cut off", "pairs"])
+def test_residual_and_relu(name, memory_format):
+    x, w, b, geometry, points = make(name, memory_format)
+    plain = convolve(x, w, b, geometry, points)
     residual = torch.randn_like(plain).to(memory_format=memory_format)
-    result = convolve(x, w, b, geometry, residual, relu=True)
+    result = convolve(x, w, b, geometry, points, residual, relu=True)
     assert torch.equal(result, (plain + residual).relu())
     assert torch.equal(
-        convolve(x, w, None, geometry, relu=True), convolve(x, w, 0 * b, geometry).relu()
+        convolve(x, w, None, geometry, points, relu=True),
+        convolve(x, w, 0 * b, geometry, points).relu(),
     )
 
 
-@pytest.mark.parametrize("name", ["many tiles", "one pixel"])
+@pytest.mark.parametrize("name", ["many tiles", "one pixel", "many pairs"])
 def test_same_bits_with_any_threads(name):
-    problem = make(name)
-    assert_same_bits_with_any_threads(lambda: convolve(*problem))
+    case = make(name)
+    assert_same_bits_with_any_threads(lambda: convolve(*case))
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_gradients_have_the_same_bits_with_any_threads(name):
+    _, x, w, grad, geometry, _ = problem(CHOSEN[name], torch.contiguous_format)
+    assert_same_bits_with_any_threads(lambda: backward_input_op(grad, w, x.shape, *geometry))
+    assert_same_bits_with_any_threads(lambda: backward_weight_op(grad, x, w.shape, *geometry))
 
 
 def test_empty_batch_and_any_strides():
-    x, w, b, geometry = make("plain, odd")
-    expected = convolve(x, w, b, geometry)
-    assert convolve(x[:0], w, b, geometry).shape == (0, *expected.shape[1:])
+    x, w, b, geometry, points = make("plain, odd")
+    expected = convolve(x, w, b, geometry, points)
+    assert convolve(x[:0], w, b, geometry, points).shape == (0, *expected.shape[1:])
     gapped = torch.empty(*x.shape[:-1], 2 * x.shape[-1])[..., ::2].copy_(x)
     turned = w.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)
-    torch.testing.assert_close(convolve(gapped, turned, b, geometry), expected)
+    torch.testing.assert_close(convolve(gapped, turned, b, geometry, points), expected)
 
 
-def test_one_branch_of_several_rates():
-    x = torch.randn(2, 20, 13, 9).to(memory_format=torch.channels_last)
-    ws = [torch.randn(17, 20, k, k) for k in (1, 3, 3)]
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_branches_of_several_rates(memory_format):
+    x = torch.randn(2, 20, 13, 9).to(memory_format=memory_format)
+    ws = [torch.randn(17, 20, k, k) for k in (1, 3, 3, 3)]
     packed = [pack_op(w, 1) for w in ws]
-    packed[1] = pack_op(ws[1], 1, True)
-    expected = multi_rate_op(x, ws, None, [1, 2, 4], False, False, [])
-    result = multi_rate_op(x, ws, None, [1, 2, 4], False, False, packed)
+    packed[1] = pack_op(ws[1], 1, (4, 4))
+    packed[3] = pack_op(ws[3], 1, (3, 3))
+    expected = multi_rate_op(x, ws, None, [1, 2, 4, 8], False, False, [])
+    result = multi_rate_op(x, ws, None, [1, 2, 4, 8], False, False, packed)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -108,29 +189,44 @@ def test_what_cannot_be_transformed():
         (torch.randn(8, 8, 3, 3).double(), 1),
     ):
         with pytest.raises(RuntimeError, match="only 3x3 filters in float32 without groups"):
-            pack_op(weight, groups, True)
-    x, w, b, geometry = make("plain, odd")
+            pack_op(weight, groups, (4, 4))
+    with pytest.raises(RuntimeError, match="points must be two, each 3 or 4"):
+        pack_op(torch.randn(8, 8, 3, 3), 1, (4, 5))
+    x, w, b, geometry, points = make("plain, odd")
     strided = ((2, 2), *geometry[1:])
     with pytest.raises(RuntimeError, match="packed is not this weight"):
-        convolve(x, w, b, strided)
-    torch.library.opcheck(pack_op, (w, 1, True))
+        convolve(x, w, b, strided, points)
+    with pytest.raises(RuntimeError, match="packed for a map of this size"):
+        convolve(x, w, b, geometry, (3, 3))
+    with pytest.raises(RuntimeError, match="packed is not this weight"):
+        fused_op(x, w, b, None, False, *geometry, False, pack_op(w[:, :-1], 1, points))
+    torch.library.opcheck(pack_op, (w, 1, points))
+    torch.library.opcheck(points_op, (x.shape, w.shape, *geometry, True))
 
 
-def pays(change=None, size=33, rate=2, backend="native", outputs=64, **options):
+def pays(size=33, rate=2, *, backend="native", outputs=64, frozen=True, strides=(1, 1), **options):
     x = torch.empty(1, 64, size, size, **options)
     w = torch.empty(outputs, 64, 3, 3, **options)
-    stride = change or (1, 1)
-    return winograd_pays(backend, x, w, stride, (rate,) * 4, (rate, rate))
+    geometry = (strides, (rate,) * 4, (rate, rate))
+    return winograd_points(backend, x, w, *geometry, frozen=frozen)
 
 
 def test_where_it_pays():
-    assert pays()
-    assert pays(backend="auto")
-    assert not pays(backend="torch")
-    assert not pays((2, 2))
-    assert not pays(outputs=16)
-    assert not pays(dtype=torch.float64)
-    assert not pays(device="meta")
-    # Few pixels of each phase: hardly less to multiply than the taps that touch data.
-    assert pays(size=65, rate=12)
-    assert not pays(size=65, rate=24)
+    assert pays() == pays(backend="auto") == (4, 4)
+    for change in (
+        {"backend": "torch"},
+        {"strides": (2, 2)},
+        {"outputs": 16},
+        {"dtype": torch.float64},
+        {"dtype": torch.bfloat16},
+        {"device": "meta"},
+    ):
+        assert pays(**change) == (), change
+    # Few pixels of each phase: hardly less to multiply than the taps that touch data. Two: pairs.
+    assert pays(65, 12) == (4, 4)
+    assert pays(65, 24) == ()
+    assert pays(65, 36) == (3, 3)
+    # Few pixels do not pay for transforming the filters.
+    assert pays(17, 1, frozen=True) == (4, 4)
+    assert pays(17, 1, frozen=False) == ()
+    assert pays(33, 6, frozen=False) == ()

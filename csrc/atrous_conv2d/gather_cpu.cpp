@@ -1,0 +1,118 @@
+// Gathering passes over wide groups on the CPU: packed weights, the source's steps, and for each
+// call its live taps (cpu_gather.h) or fewer products (cpu_winograd.h).
+#include <functional>
+#include <memory>
+
+#include "cpu_gather.h"
+#include "cpu_winograd.h"
+#include "gather.h"
+
+namespace atrousx {
+namespace {
+
+// The weight of a pass as `weight`, of tile type R, has it: as the caller packed it, or packed now.
+template <typename T, typename Weight>
+Tensor packed_weight(const GatherCall& call, const Weight& weight) {
+  if (!call.packed.has_value() || call.packed->numel() == 0)
+    return weight.pack(data<T>(call.weight), call.weight_strides, call.weight);
+  STD_TORCH_CHECK(call.packed->numel() == weight.size() && call.packed->is_contiguous() &&
+                      call.packed->device() == call.weight.device() &&
+                      call.packed->element_size() == sizeof(typename Weight::A),
+                  "packed is not this weight, packed on this CPU");
+  return *call.packed;
+}
+
+// What a call does at each step of the source.
+template <typename A>
+using StepWork = std::function<void(const GatherStep&, const SourceView<A>&)>;
+
+// The points by which a call goes (winograd.h): those that its weight was transformed to or, where
+// that did not come packed, those that pay. None: it goes by its live taps.
+std::optional<WinogradPoints> points_of(const GatherCall& call) {
+  if (call.weight.scalar_type() != ScalarType::Float) return std::nullopt;
+  if (!call.packed.has_value()) return winograd_pays(call.shape, false);
+  if (call.packed->dim() != 3) return std::nullopt;
+  const WinogradPoints points{static_cast<int>(call.packed->size(0)),
+                              static_cast<int>(call.packed->size(1))};
+  STD_TORCH_CHECK(winograd_serves(call.shape, points),
+                  "packed is not this weight, packed for a map of this size");
+  return points;
+}
+
+template <typename T, typename A, int kPack>
+StepWork<A> step_work(const GatherCall& call) {
+  const std::optional<WinogradPoints> points = points_of(call);
+  T* const to = static_cast<T*>(call.destination.mutable_data_ptr());
+  StepWork<A> work;
+  const auto keep = [&](auto gather) {
+    work = [gather](const GatherStep& step, const SourceView<A>& source) {
+      gather->multiply(step, source);
+    };
+  };
+  with_register_tile<A, kPack>(call.shape.outer, [&](auto tile) {
+    using R = decltype(tile);
+    if constexpr (std::is_same_v<T, float>) {
+      if (points.has_value())
+        return keep(std::make_shared<CpuWinograd<R>>(
+            call.shape, *points, packed_weight<T>(call, WinogradWeight<R>(call.shape, *points)),
+            call.tail.epilogue<T>(), to, strides4(call.destination)));
+    }
+    keep(std::make_shared<CpuGather<T, R>>(
+        call.shape, packed_weight<T>(call, PackedWeight<R>(call.shape)), call.tail.epilogue<T>(),
+        to, strides4(call.destination)));
+  });
+  return work;
+}
+
+// How many sums a call has of an image.
+int64_t sums_of_image(const GatherCall& call) {
+  const GatherShape& shape = call.shape;
+  const auto points = points_of(call);
+  const int64_t of_channel =
+      points.has_value() ? winograd_products(without_mirror(shape.rows), (*points)[0]) *
+                               winograd_products(without_mirror(shape.columns), (*points)[1])
+                         : shape.rows.destinations * shape.columns.destinations;
+  return of_channel * shape.groups * shape.outer;
+}
+
+// Whether a call reads each element of the source for one purpose only: there is nothing to gain
+// from a packed source then, unless that brings channels together.
+bool reads_in_place(const Tensor& source, const GatherCall& call) {
+  return source.stride(1) == 1 && source.scalar_type() == ScalarType::Float &&
+         (call.shape.taps() == 1 || points_of(call).has_value());
+}
+
+// Passes over one source, all in place or all over what is packed of it.
+void gather_together(const Tensor& source, const std::vector<GatherCall>& calls, bool in_place) {
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>([&](auto pack) {
+      using A = Accumulate<T>;
+      constexpr int kPack = decltype(pack)::value;
+      std::vector<StepWork<A>> works;
+      for (const GatherCall& call : calls) works.push_back(step_work<T, A, kPack>(call));
+      int64_t sums = 0;
+      for (const GatherCall& call : calls) sums += sums_of_image(call);
+      for_each_gather_step<A, kPack>(calls[0].shape, data<T>(source), strides4(source), in_place,
+                                     sums, source,
+                                     [&](const GatherStep& step, const SourceView<A>& view) {
+                                       for (const auto& work : works) work(step, view);
+                                     });
+    });
+  });
+}
+
+}  // namespace
+
+// Matrix products whatever the width of the groups.
+void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
+  if (source.size(0) == 0) return;
+  for (size_t first = 0, end; first < calls.size(); first = end) {
+    const bool in_place = reads_in_place(source, calls[first]);
+    end = first + 1;
+    while (end < calls.size() && reads_in_place(source, calls[end]) == in_place) ++end;
+    gather_together(source, {calls.begin() + first, calls.begin() + end}, in_place);
+  }
+}
+
+}  // namespace atrousx
