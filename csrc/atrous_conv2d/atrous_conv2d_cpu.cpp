@@ -1,5 +1,6 @@
 // CPU checks, allocation and registration of atrous_conv2d and its two backward operators. Wide
-// groups are matrix products (gather_cpu.cpp, cpu_grad_weight.h), narrow ones direct (cpu_direct.h).
+// groups are matrix products (gather_cpu.cpp, cpu_grad_weight.h), narrow ones direct
+// (cpu_direct.h).
 #include "arguments.h"
 #include "cpu_depthwise_grad_weight.h"
 #include "cpu_direct.h"
