@@ -42,6 +42,11 @@ void dispatch_floating(ScalarType dtype, F&& f) {
   }
 }
 
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
 inline Strides4 strides4(const Tensor& t) {
   return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }

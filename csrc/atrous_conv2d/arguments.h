@@ -60,11 +60,6 @@ inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input,
   check_same_kind(*bias, input, "bias");
 }
 
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
 // An uninitialised scratch tensor of `count` elements of the accumulation type of `like`.
 inline Tensor scratch(const Tensor& like, int64_t count) {
   const bool wide = like.scalar_type() == ScalarType::Double;

@@ -9,14 +9,7 @@
 #include "tensorcore.h"
 
 namespace atrousx {
-namespace {
-
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-}  // namespace
+namespace {}  // namespace
 
 // source -> destination, one launch for each plan (nearly always one).
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {

@@ -10,11 +10,6 @@ namespace {
 
 constexpr int64_t kWantedBlocks = 512;  // a few for each multiprocessor of a large GPU
 
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
 DenseMap dense_map(const Tensor& t) {
   return {t.size(0), t.size(1), t.size(2), t.size(3), strides4(t), t.const_data_ptr()};
 }

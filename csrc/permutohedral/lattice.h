@@ -138,11 +138,6 @@ inline void check_rows(const Lattice& l, const Tensor& rows, const Tensor& value
 }
 
 template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <typename T>
 const T* data(const std::optional<Tensor>& t) {
   return t.has_value() ? data<T>(*t) : nullptr;
 }
