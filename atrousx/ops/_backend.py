@@ -140,7 +140,10 @@ def torch_computes(
     if _undecidable(input, weight):
         return False
     mixed = torch.is_autocast_enabled("cpu")
-    if not mixed and winograd_points(backend, input, weight, stride, sides, dilation, packed):
+    trains = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    # Grad-weight takes fewer products wherever frozen filters do.
+    geometry = (stride, sides, dilation)
+    if not mixed and winograd_points(backend, input, weight, *geometry, packed or trains):
         return False
     outputs = output_size(input.shape[-2:], weight.shape[2:], stride, sides, dilation)
     formats = [torch._prims_common.suggest_memory_format(t) for t in operands if t.dim() == 4]
@@ -151,7 +154,7 @@ def torch_computes(
             live=live_share(input.shape[-2:], weight.shape[2:], outputs, stride, sides, dilation),
             depthwise=weight.shape[1] == 1,
             outputs=weight.shape[0],
-            trains=torch.is_grad_enabled() and any(t.requires_grad for t in operands),
+            trains=trains,
             packed=packed,
         )
     )

@@ -100,9 +100,9 @@ def test_the_rule(change, expected):
 def test_auto_takes_minimal_filtering_where_it_pays(channels_last):
     chosen = torch.channels_last if channels_last else torch.contiguous_format
 
-    def computes(size, dtype=torch.float32, packed=False):
+    def computes(size, dtype=torch.float32, packed=False, trains=False):
         x = torch.empty(1, 64, size, size, dtype=dtype).to(memory_format=chosen)
-        w = torch.empty(64, 64, 3, 3, dtype=dtype)
+        w = torch.empty(64, 64, 3, 3, dtype=dtype, requires_grad=trains)
         geometry = ((1, 1), (1, 1, 1, 1), (1, 1))
         theirs = torch_computes("auto", x, w, None, *geometry, packed=packed)
         return "torch" if theirs else "native"
@@ -112,6 +112,7 @@ def test_auto_takes_minimal_filtering_where_it_pays(channels_last):
     # Few pixels do not pay for transforming the filters at every call.
     assert computes(17) == "torch"
     assert computes(17, packed=True) == "native"
+    assert computes(17, trains=True) == "native"  # grad-weight gains all the same
     with torch.autocast("cpu", torch.bfloat16):
         assert computes(33) == "torch"
 
