@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Literal, NamedTuple, get_args
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from ._geometry import live_share, output_size
 
-_points = torch.ops.atrousx._atrous_conv2d_points.default
+# The rule depends on sizes alone, and a network has few of them.
+_points = functools.lru_cache(maxsize=256)(torch.ops.atrousx._atrous_conv2d_points.default)
 
 Backend = Literal["auto", "native", "torch"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -33,7 +35,8 @@ def set_backend(backend: Backend) -> None:
     - "auto", the default: atrousx's kernels, except where the measured rule expects PyTorch's own
       to be faster: see ``benchmarks/NOTES.md``. Where minimal filtering serves
       (:func:`atrousx.ops.atrous_conv2d`) it never is. On CUDA, in code that ``torch.compile`` or
-      ``torch.export`` traces, and on shapes not known in advance it is always atrousx's.
+      ``torch.export`` traces, and on shapes not known in advance it is always atrousx's; under
+      ``torch.jit.trace`` and ``torch.func``'s transforms always PyTorch's.
     - "native": always atrousx's kernels.
     - "torch": always ``torch.nn.functional.conv2d``, padding multiplied and all.
 
@@ -123,6 +126,14 @@ def _undecidable(input: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _knows_torch_only() -> bool:
+    """Whether torch.jit.trace or a transform of torch.func runs: neither knows our operators."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def torch_computes(
     backend: str,
     input: Tensor,
@@ -136,9 +147,11 @@ def torch_computes(
     """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
     if backend != "auto":
         return backend == "torch"
-    operands = [t for t in (input, weight, bias) if t is not None]
+    if _knows_torch_only():
+        return True
     if _undecidable(input, weight):
         return False
+    operands = [t for t in (input, weight, bias) if t is not None]
     mixed = torch.is_autocast_enabled("cpu")
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
     # Grad-weight takes fewer products wherever frozen filters do.
@@ -177,7 +190,8 @@ def winograd_points(
     if (
         backend == "torch"
         or input.dtype != torch.float32
-        or tuple(weight.shape[2:]) != (3, 3)
+        or weight.shape[2:] != (3, 3)
+        or _knows_torch_only()
         or _undecidable(input, weight)
     ):
         return ()

@@ -67,6 +67,7 @@ class CpuWinograd {
       return winograd_destinations(rows->points) * winograd_destinations(columns->points);
     }
   };
+
   WinogradOffsets offsets(const Task& task) const {
     return {rows_, columns_, *task.rows, *task.columns, task.first, task.tiles};
   }
@@ -122,8 +123,8 @@ class CpuWinograd {
   void add(const Task& task, const GatherStep& step, const SourceView<A>& source, A* scratch,
            A* sums) const {
     const std::vector<int64_t> from = offsets(task).sources(source.strides);
-    const int64_t width = std::min<int64_t>(kSlab, shape_.inner),
-                  plane = task.tiles * width + kLine<A>;
+    const int64_t width = std::min<int64_t>(kSlab, shape_.inner);
+    const int64_t plane = task.tiles * width + kLine<A>;
     const int64_t points = task.points(), last = step.first_slab + step.slabs - 1;
     for (int64_t slab = step.first_slab; slab <= last; ++slab) {
       with_tile_points(task.rows->points, task.columns->points, [&](auto rows, auto columns) {

@@ -117,6 +117,31 @@ def test_auto_takes_minimal_filtering_where_it_pays(channels_last):
         assert computes(33) == "torch"
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_auto_under_jit_trace():
+    atrousx.set_backend("auto")
+    model = torch.nn.Sequential(atrousx.AtrousConv2d(64, 64, 3, padding=18, dilation=18))
+    x, larger = torch.randn(1, 64, 33, 33), torch.randn(1, 64, 40, 40)
+    for traced in (model, atrousx.optimize(model.eval())):
+        result = torch.jit.trace(traced, x)(larger)
+        torch.testing.assert_close(result, model(larger), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [2, 18])
+def test_auto_under_functional_transforms(rate):
+    atrousx.set_backend("auto")
+    x, w = torch.randn(2, 64, 33, 33), torch.randn(64, 64, 3, 3)
+
+    def total(x, w):
+        return atrous_conv2d(x, w, padding=rate, dilation=rate).square().sum()
+
+    expected = torch.autograd.grad(total(x, w.requires_grad_()), w)[0]
+    result = torch.func.grad(total, argnums=1)(x, w.detach())
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-1)
+    each = torch.func.vmap(total, (0, None))(x, w.detach())
+    torch.testing.assert_close(each.sum(), total(x, w).detach(), rtol=1e-4, atol=1e-1)
+
+
 @pytest.mark.parametrize("padding", [1, (2, 0), "same", "valid"])
 def test_both_give_the_same(padding):
     x = torch.randn(2, 6, 9, 8, dtype=torch.float64, requires_grad=True)
