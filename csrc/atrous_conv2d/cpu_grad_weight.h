@@ -218,17 +218,13 @@ class CpuGradWeight {
   // A slab's channels times the blocks of a stripe.
   void multiply_blocks(const Rectangle& r, const SegmentList& segments, const A* lanes,
                        const A* columns, int64_t columns_size, A* sums) const {
-    static constexpr auto kNeighbours = [] {
-      std::array<int64_t, R::kLanes> lanes{};
-      for (int l = 0; l < R::kLanes; ++l) lanes[l] = l;
-      return lanes;
-    }();
     const LanePieces pieces(channels(r), R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s)
       for (int64_t b = 0; b < blocks(r); ++b)
         multiply_lanes<R, int64_t{kSlab} * R::kPack>(
-            pieces.size(s), lanes + pieces.first(s), kNeighbours.data(), columns + b * columns_size,
-            segments, {}, sums + b * block_size() + pieces.first(s) * R::kColumns);
+            pieces.size(s), lanes + pieces.first(s), kEquallySpaced<R::kLanes, 1>.data(),
+            columns + b * columns_size, segments, {},
+            sums + b * block_size() + pieces.first(s) * R::kColumns);
   }
 
   int64_t channels(const Rectangle& r) const {

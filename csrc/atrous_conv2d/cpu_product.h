@@ -206,6 +206,14 @@ void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64
                         static_cast<int64_t>(segments.items.size()), segments.running, next, sums);
 }
 
+// 0, step, 2 step, ...: lanes, or what is prefetched, that lie at equal distances.
+template <int kCount, int64_t kStep>
+constexpr auto kEquallySpaced = [] {
+  std::array<int64_t, kCount> offsets{};
+  for (int i = 0; i < kCount; ++i) offsets[i] = i * kStep;
+  return offsets;
+}();
+
 // A row of `lanes` cut into as few pieces as fit a register tile, as even as can be.
 struct LanePieces {
   int64_t lanes, count;

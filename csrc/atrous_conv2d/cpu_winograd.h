@@ -146,8 +146,7 @@ class CpuWinograd {
 
   // Where a block's filters of a slab begin, of a task's point.
   int64_t filters_at(const Task& task, int64_t slab, int64_t own) const {
-    const int64_t point =
-        own / task.columns->points * weight_.points[1] + own % task.columns->points;
+    const int64_t point = filter_point(own, task.columns->points, weight_.points);
     return (slab * kSlab * weight_.count() + point * channels_of(slab)) * R::kColumns;
   }
 
@@ -159,11 +158,8 @@ class CpuWinograd {
   // `after` them of the first.
   void multiply(const Task& task, const SegmentList& segments, const A* sources, int64_t width,
                 int64_t after, A* sums) const {  // [blocks, tiles, kColumns]
-    static constexpr auto kLines = [] {          // apart by what a slab's rows prefetch of each
-      std::array<int64_t, kNextLanes<R>> lines{};
-      for (int l = 0; l < kNextLanes<R>; ++l) lines[l] = int64_t{l} * kSlab;
-      return lines;
-    }();
+    // Lines as far apart as a slab's rows prefetch of each.
+    constexpr auto& kLines = kEquallySpaced<kNextLanes<R>, kSlab>;
     const LanePieces pieces(task.tiles, R::kLanes);
     const A* const all = static_cast<const A*>(packed_weight_.const_data_ptr()) +
                          task.first_block * weight_.block_size();

@@ -100,7 +100,7 @@ class WinogradGradWeight {
             gradients.data() + b * points * plane);
     });
     for (int64_t own = 0; own < points; ++own) {
-      const int64_t point = own / group.columns.points * points_[1] + own % group.columns.points;
+      const int64_t point = filter_point(own, group.columns.points, points_);
       for (int64_t b = 0; b < part.blocks; ++b)
         multiply(part, sources.data() + own * source_plane,
                  gradients.data() + (b * points + own) * plane, tiles,
@@ -111,18 +111,13 @@ class WinogradGradWeight {
   // Lanes are channels, depth are tiles.
   static void multiply(const Part& part, const A* sources, const A* gradients, int64_t tiles,
                        A* sums) {  // [channels, kColumns]
-    static constexpr auto kNeighbours = [] {
-      std::array<int64_t, R::kLanes> lanes{};
-      for (int l = 0; l < R::kLanes; ++l) lanes[l] = l;
-      return lanes;
-    }();
     SegmentList segments{kRunning<A>};
     segments.items.push_back({0, 0, tiles});
     const LanePieces pieces(part.channels, R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s)
       multiply_lanes<R, kGradWeightSlab<R>>(pieces.size(s), sources + pieces.first(s),
-                                            kNeighbours.data(), gradients, segments, {},
-                                            sums + pieces.first(s) * R::kColumns);
+                                            kEquallySpaced<R::kLanes, 1>.data(), gradients,
+                                            segments, {}, sums + pieces.first(s) * R::kColumns);
   }
 
   const TapAxis rows_, columns_;

@@ -63,6 +63,11 @@ inline bool winograd_serves(const TapAxis& any, int points) {
 // A filter's points along both axes, rows first.
 using WinogradPoints = std::array<int, 2>;
 
+// Which of a filter's points a tile's `own` point is, the tile having so many along its columns.
+inline int64_t filter_point(int64_t own, int tile_columns, const WinogradPoints& filter) {
+  return own / tile_columns * filter[1] + own % tile_columns;
+}
+
 inline bool winograd_serves(const GatherShape& shape, const WinogradPoints& points) {
   return shape.groups == 1 && winograd_serves(shape.rows, points[0]) &&
          winograd_serves(shape.columns, points[1]);
