@@ -33,10 +33,11 @@ def set_backend(backend: Backend) -> None:
     """Sets who computes convolutions that name no backend of their own, in the whole process.
 
     - "auto", the default: atrousx's kernels, except where the measured rule expects PyTorch's own
-      to be faster: see ``benchmarks/NOTES.md``. Where minimal filtering serves
-      (:func:`atrousx.ops.atrous_conv2d`) it never is. On CUDA, in code that ``torch.compile`` or
-      ``torch.export`` traces, and on shapes not known in advance it is always atrousx's; under
-      ``torch.jit.trace`` and ``torch.func``'s transforms always PyTorch's.
+      to be faster, the three passes of training taken together: see ``benchmarks/NOTES.md``. What
+      minimal filtering serves (:func:`atrousx.ops.atrous_conv2d`) stays with atrousx's. On CUDA,
+      in code that ``torch.compile`` or ``torch.export`` traces, and on shapes not known in advance
+      it is always atrousx's; under ``torch.jit.trace`` and ``torch.func``'s transforms always
+      PyTorch's.
     - "native": always atrousx's kernels.
     - "torch": always ``torch.nn.functional.conv2d``, padding multiplied and all.
 
