@@ -3,6 +3,8 @@
 // (cpu_direct.h).
 #include "arguments.h"
 #include "cpu_depthwise_grad_weight.h"
+#include "cpu_depthwise_planes.h"
+#include "cpu_depthwise_planes_grad_weight.h"
 #include "cpu_direct.h"
 #include "cpu_grad_weight.h"
 #include "cpu_winograd_weight.h"
@@ -76,8 +78,8 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
     T* to = static_cast<T*>(destination.mutable_data_ptr());
     if (by_pixel)
       gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, added, to, source);
-    else if (depthwise && shape.columns.scale == 1 && shape.columns.divisor == 1)
-      gather_rows(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
+    else if (depthwise && shape.columns.divisor == 1)
+      gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
     else
       gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
   });

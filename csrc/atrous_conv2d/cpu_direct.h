@@ -53,9 +53,9 @@ inline std::vector<TapSpan> all_spans(const TapAxis& axis) {
 }
 
 // sums += one source plane through the live taps of one filter, for one destination row.
-template <typename T, typename A>
+template <typename T, typename W, typename A>
 void add_taps(const GatherShape& shape, int64_t row, const std::vector<TapSpan>& spans,
-              const T* plane, const T* filter, const WeightStrides& ws, A* sums) {
+              const T* plane, const W* filter, const WeightStrides& ws, A* sums) {
   for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
     const int64_t line = shape.rows.source(row, kh);
     if (line < 0) continue;
@@ -104,36 +104,28 @@ void gather_planes(const GatherShape& shape,
       });
 }
 
-// One task owns the filter that links one output channel to one input channel of its group.
-template <typename T>
-void grad_weight_planes(const ConvGeometry& g,
-                        const T* grad_output,  // [N, K, OH, OW]
-                        const T* input,        // [N, C, H, W]
-                        T* grad_weight, const Strides4& strides) {
-  using A = Accumulate<T>;
-  const GatherShape shape = g.forward();
-  const auto spans = all_spans(shape.columns);
-  const int64_t channels = g.group_channels();
-  for_each_task(g.outputs * channels, [&](int64_t task, int64_t) {
-    const int64_t k = task / channels, c = task % channels;
-    std::vector<A> sums(g.kernel_h * g.kernel_w, A(0));
-    for (int64_t n = 0; n < g.batch; ++n)
-      for (int64_t oh = 0; oh < g.out_h; ++oh)
-        for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
-          const int64_t line = shape.rows.source(oh, kh);
-          if (line < 0) continue;
-          const T* grad = grad_output + ((n * g.outputs + k) * g.out_h + oh) * g.out_w;
-          const int64_t channel = k / g.group_outputs() * channels + c;
-          const T* from = input + ((n * g.channels + channel) * g.height + line) * g.width;
-          for (int64_t kw = 0; kw < g.kernel_w; ++kw)
-            run_best<DotRow>(grad + spans[kw].destinations.first, from + spans[kw].source_first,
-                             spans[kw].source_step, spans[kw].destinations.count,
-                             &sums[kh * g.kernel_w + kw]);
-        }
-    for (int64_t kh = 0; kh < g.kernel_h; ++kh)
-      for (int64_t kw = 0; kw < g.kernel_w; ++kw)
-        grad_weight[strides.offset(k, c, kh, kw)] = static_cast<T>(sums[kh * g.kernel_w + kw]);
-  });
+// sums[kh][kw] = sum over images and live pixels of grad_output * input, for one output channel and
+// one input channel of its group.
+template <typename T, typename A>
+void sum_products(const ConvGeometry& g, const std::vector<TapSpan>& spans,
+                  const T* grad_output,  // [N, K, OH, OW], of that K
+                  const T* input,        // [N, C, H, W], of that C
+                  A* sums)               // [KH, KW]
+{
+  const TapAxis rows = g.forward().rows;
+  std::fill_n(sums, g.kernel_h * g.kernel_w, A(0));
+  for (int64_t n = 0; n < g.batch; ++n)
+    for (int64_t oh = 0; oh < g.out_h; ++oh)
+      for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+        const int64_t line = rows.source(oh, kh);
+        if (line < 0) continue;
+        const T* grad = grad_output + (n * g.outputs * g.out_h + oh) * g.out_w;
+        const T* from = input + (n * g.channels * g.height + line) * g.width;
+        for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+          run_best<DotRow>(grad + spans[kw].destinations.first, from + spans[kw].source_first,
+                           spans[kw].source_step, spans[kw].destinations.count,
+                           &sums[kh * g.kernel_w + kw]);
+      }
 }
 
 }  // namespace atrousx
