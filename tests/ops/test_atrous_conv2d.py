@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atrousx.ops import atrous_conv2d
-from tests.ops.atrous_conv2d_cases import CASES, WIDE, make
+from tests.ops.atrous_conv2d_cases import CASES, CONTIGUOUS, WIDE, make
 from tests.ops.common import (
     FLOATING,
     FORMATS,
@@ -60,11 +60,39 @@ def test_padding_is_never_multiplied(device):
     assert w.grad.isfinite().sum() == 8
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_depthwise_padding_is_never_multiplied(device, memory_format):
+    # An infinite number spoils what it touches, and nothing becomes NaN by a zero beside the map.
+    x = torch.ones(1, 3, 6, 40, device=device).to(memory_format=memory_format)
+    w = torch.ones(3, 1, 3, 3, device=device)
+    w[0, 0, 0, 0] = torch.inf  # reads 4 pixels up and to the left
+    y = atrous_conv2d(x, w, padding=4, dilation=4, groups=3)
+    touched = torch.zeros_like(y, dtype=torch.bool)
+    touched[:, 0, 4:, 4:] = True
+    assert torch.equal(y == torch.inf, touched) and y[~touched].isfinite().all()
+    # In grad-weight an output's infinite gradient, and an infinite input.
+    g = torch.ones_like(y)
+    g[0, 0, 0, 0] = x[0, 1, -1, -1] = torch.inf
+    w = w[2:].repeat(3, 1, 1, 1).requires_grad_()
+    y = atrous_conv2d(x, w, padding=4, dilation=4, groups=3)
+    (grad,) = torch.autograd.grad(y, w, g)
+    touched = torch.zeros_like(w, dtype=torch.bool)
+    touched[:2, :, 1:, 1:] = True
+    touched[1] = touched[1].flip(1, 2).roll((1, 1), (1, 2))
+    assert torch.equal(grad == torch.inf, touched) and grad[~touched].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", WIDE)
 def test_long_sums_against_oracle(device, name, memory_format, dtype):
     test_against_oracle(device, name, memory_format, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("name", CONTIGUOUS)
+def test_contiguous_against_oracle(device, name, dtype):
+    test_against_oracle(device, name, torch.contiguous_format, dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -97,6 +125,8 @@ def test_against_oracle(device, name, memory_format, dtype):
 def problems(draw):
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     channels, outputs = groups * draw(st.integers(1, 12)), groups * draw(st.integers(1, 36))
+    if draw(st.booleans()):
+        groups = outputs = channels
     axes = []
     for _ in range(2):
         taps, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
@@ -121,6 +151,19 @@ def test_any_geometry_as_conv2d(problem):
     grad = torch.randn_like(ours)
     our_grads = torch.autograd.grad(ours, (x, w), grad)
     torch.testing.assert_close(our_grads, torch.autograd.grad(theirs, (x, w), grad))
+
+
+@pytest.mark.parametrize("options", [(1, (40, 2), (40, 2)), ((2, 3), (6, 3), (5, 3)), (3, 9, 1)])
+def test_large_depthwise_planes_as_conv2d(device, options):
+    # Larger than what the CPU packs at a time.
+    x = torch.randn(1, 2, 303, 521, dtype=torch.float64, device=device)
+    w = torch.randn(2, 1, 3, 4, dtype=torch.float64, device=device)
+    leaves = [t.requires_grad_() for t in (x, w)]
+    ours, theirs = (f(x, w, None, *options, 2) for f in (atrous_conv2d, F.conv2d))
+    torch.testing.assert_close(ours, theirs)
+    grad = torch.randn_like(ours)
+    ours, theirs = (torch.autograd.grad(y, leaves, grad) for y in (ours, theirs))
+    torch.testing.assert_close(ours, theirs)
 
 
 GRADCHECK = ["strided, unequal axes", "narrow groups", "pixels without a live tap"]
@@ -197,11 +240,11 @@ def test_empty_batch_and_no_channels(device):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("groups", [1, 60])
-def test_deterministic(memory_format, groups):
+@pytest.mark.parametrize(("groups", "outputs"), [(1, 120), (60, 120), (60, 60)])
+def test_deterministic(memory_format, groups, outputs):
     x = torch.randn(2, 60, 33, 31).to(memory_format=memory_format).requires_grad_()
-    w = torch.randn(120, 60 // groups, 3, 3, requires_grad=True)
-    grad = torch.randn(2, 120, 33, 31)
+    w = torch.randn(outputs, 60 // groups, 3, 3, requires_grad=True)
+    grad = torch.randn(2, outputs, 33, 31)
 
     def run():
         return atrous_conv2d(x, w, None, 1, 6, 6, groups)
