@@ -1,5 +1,5 @@
-// Depthwise forward and grad-input on the CPU, in both memory formats: the sums of a few vectors of
-// pixels or channels stay in registers over all live taps, so an element is written once.
+// Depthwise forward and grad-input on the CPU in channels_last: the sums of a few vectors of
+// channels stay in registers over all live taps, so an element is written once.
 #pragma once
 
 #include <type_traits>

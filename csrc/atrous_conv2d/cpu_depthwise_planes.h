@@ -1,6 +1,7 @@
 // Depthwise forward and grad-input on the CPU in NCHW: a strip of a plane is packed with zeros
 // beside its rows (cpu_padded_plane.h), then each row of the destination is summed in registers
-// over its live rows of taps, a few vectors at a time, and written once. One task owns a strip.
+// over its live rows of taps, a few vectors at a time, and written once. What follows a strip in
+// memory is prefetched meanwhile. One task owns a strip.
 #pragma once
 
 #include "cpu_direct.h"
@@ -79,8 +80,8 @@ struct SumPlaneTaps {
     PackPlane<kBytes>::run(plan->source, strip.source + begin * shape.columns.sources,
                            std::max<int64_t>(0, end - begin), source);
     list_taps(*plan, strip.weight, lists);
-    const int64_t width = shape.columns.destinations, taps = shape.taps(),
-                  pitch = plan->columns.pitch;
+    const int64_t width = shape.columns.destinations, pitch = plan->columns.pitch;
+    const int64_t taps = shape.taps();
     const int64_t live = static_cast<int64_t>(plan->columns.taps.size());
     for (int64_t row = strip.first; row < strip.end; ++row) {
       const auto [of, line] = plan->rows[row];
@@ -168,6 +169,27 @@ void sum_rows(const GatherShape& shape, const std::vector<TapSpan>& spans,
   }
 }
 
+// What a thread has for itself.
+template <typename A>
+struct PlaneWorker {
+  PaddedMemory<A> memory;
+  std::vector<RowTap<A>> taps;
+  std::vector<A> weight;  // [KH, KW]
+
+  // Whether all of a filter is finite.
+  template <typename T>
+  bool widen(const GatherShape& shape, const T* filter, const WeightStrides& ws) {
+    weight.clear();
+    A zero = 0;
+    for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
+      for (int64_t kw = 0; kw < shape.columns.taps; ++kw) {
+        weight.push_back(static_cast<A>(filter[kh * ws.h + kw * ws.w]));
+        zero += weight.back() * A(0);
+      }
+    return zero == A(0);
+  }
+};
+
 // Depthwise (inner = outer = 1), divisor of the columns 1.
 template <typename T>
 void gather_depthwise_planes(const GatherShape& shape,
@@ -180,26 +202,13 @@ void gather_depthwise_planes(const GatherShape& shape,
   const PlaneSums<A> plan(shape);
   const auto spans = all_spans(shape.columns);
   const int64_t height = shape.rows.destinations, width = shape.columns.destinations;
-  const int64_t strip = plan.strip > 0 ? plan.strip : 1, strips = ceil_div(height, strip);
+  const int64_t strip = std::max<int64_t>(1, plan.strip), strips = ceil_div(height, strip);
   const int64_t tasks = shape.batch * shape.groups * strips;
-  struct Worker {
-    PaddedMemory<A> memory;
-    std::vector<RowTap<A>> taps;
-    std::vector<A> weight;
-  };
-  std::vector<Worker> workers(cpu_workers(tasks));
-  for_each_plane(tasks, [&](int64_t task, int64_t w) {
-    Worker& worker = workers[w];
-    worker.taps.resize(plan.tap_lists());
-    worker.weight.resize(shape.taps());
+  std::vector<PlaneWorker<A>> workers(cpu_workers(tasks));
+  for_each_plane(tasks, [&](int64_t task, int64_t number) {
+    PlaneWorker<A>& worker = workers[number];
     const int64_t plane = task / strips, channel = plane % shape.groups;
-    A zero = 0;  // NaN where a weight is not finite
-    for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
-      for (int64_t kw = 0; kw < shape.columns.taps; ++kw) {
-        const A value = static_cast<A>(weight[channel * ws.group + kh * ws.h + kw * ws.w]);
-        worker.weight[kh * shape.columns.taps + kw] = value;
-        zero += value * A(0);
-      }
+    const bool is_finite = worker.widen(shape, weight + channel * ws.group, ws);
     const int64_t first = task % strips * strip;
     const PlaneStrip<T, A> own{source + plane * shape.rows.sources * shape.columns.sources,
                                worker.weight.data(),
@@ -207,11 +216,10 @@ void gather_depthwise_planes(const GatherShape& shape,
                                first,
                                std::min(first + strip, height),
                                destination + plane * height * width};
-    if (plan.strip > 0 && zero == A(0))
-      run_with_lanes<SumPlaneTaps>(&plan, own, worker.memory.get(plan.columns.space(plan.source)),
-                                   worker.taps.data());
-    else
-      sum_rows(shape, spans, own);
+    if (plan.strip == 0 || !is_finite) return sum_rows(shape, spans, own);
+    worker.taps.resize(plan.tap_lists());
+    run_with_lanes<SumPlaneTaps>(&plan, own, worker.memory.get(plan.columns.space(plan.source)),
+                                 worker.taps.data());
   });
 }
 

@@ -3,8 +3,9 @@
 //
 // Both planes are packed (cpu_padded_plane.h) with one pitch: a tap is a distance between them. The
 // rows of the input that share their live taps are one stretch of memory, on which three shifts of
-// the input times three rows of gradients are nine vectors of sums in registers: two loads a shift
-// and a row serve nine products. One task owns a pair, so sums have a fixed order.
+// the input times three rows of gradients are nine vectors of sums in registers: six loads serve
+// nine products. What follows the planes in memory is prefetched meanwhile. One task owns a pair,
+// so sums have a fixed order.
 #pragma once
 
 #include "cpu_direct.h"
@@ -192,16 +193,14 @@ void grad_weight_planes(const ConvGeometry& g,
     const int64_t k = task / channels, c = task % channels;
     const T* grad = grad_output + k * g.out_h * g.out_w;
     const T* from = input + (k / g.group_outputs() * channels + c) * g.height * g.width;
-    std::vector<A> sums(g.kernel_h * g.kernel_w);
-    bool is_finite = false;
+    std::vector<A> sums(g.kernel_h * g.kernel_w, A(0));
+    A zero = 0;  // NaN once a sum is not finite
     if (plan.strip > 0) {
       run_with_lanes<SumPlaneProducts>(&plan, grad, from, memory[worker].get(plan.space()),
                                        sums.data());
-      A zero = 0;  // NaN once a sum is not finite
       for (const A sum : sums) zero += sum * A(0);
-      is_finite = zero == A(0);
     }
-    if (!is_finite) sum_products(g, spans, grad, from, sums.data());
+    if (plan.strip == 0 || zero != A(0)) sum_products(g, spans, grad, from, sums.data());
     for (int64_t kh = 0; kh < g.kernel_h; ++kh)
       for (int64_t kw = 0; kw < g.kernel_w; ++kw)
         grad_weight[strides.offset(k, c, kh, kw)] = static_cast<T>(sums[kh * g.kernel_w + kw]);

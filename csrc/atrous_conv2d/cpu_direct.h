@@ -1,5 +1,5 @@
 // Narrow groups on the CPU: rows added to rows, no matrix product. Only the stretch of a row on
-// which a tap is live is touched.
+// which a tap is live is touched. Slow, and right for whatever faster kernels leave out.
 #pragma once
 
 #include <vector>

@@ -48,7 +48,8 @@ CONTIGUOUS = {
 
 
 def make(name, dtype, device, memory_format=torch.contiguous_format):
-    batch, channels, outputs, groups, size, taps, stride, padding, dilation = (CASES | WIDE | CONTIGUOUS)[name]
+    case = (CASES | WIDE | CONTIGUOUS)[name]
+    batch, channels, outputs, groups, size, taps, stride, padding, dilation = case
     x = torch.randn(batch, channels, *size, dtype=dtype, device=device)
     w = torch.randn(outputs, channels // groups, *taps, dtype=dtype, device=device)
     b = torch.randn(outputs, dtype=dtype, device=device)

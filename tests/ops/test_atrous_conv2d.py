@@ -69,17 +69,19 @@ def test_depthwise_padding_is_never_multiplied(device, memory_format):
     y = atrous_conv2d(x, w, padding=4, dilation=4, groups=3)
     touched = torch.zeros_like(y, dtype=torch.bool)
     touched[:, 0, 4:, 4:] = True
-    assert torch.equal(y == torch.inf, touched) and y[~touched].isfinite().all()
+    assert torch.equal(y == torch.inf, touched)
+    assert y[~touched].isfinite().all()
     # In grad-weight an output's infinite gradient, and an infinite input.
     g = torch.ones_like(y)
-    g[0, 0, 0, 0] = x[0, 1, -1, -1] = torch.inf
+    g[0, 0, 0, 0] = x[0, 1, 0, 0] = torch.inf
     w = w[2:].repeat(3, 1, 1, 1).requires_grad_()
     y = atrous_conv2d(x, w, padding=4, dilation=4, groups=3)
     (grad,) = torch.autograd.grad(y, w, g)
     touched = torch.zeros_like(w, dtype=torch.bool)
-    touched[:2, :, 1:, 1:] = True
-    touched[1] = touched[1].flip(1, 2).roll((1, 1), (1, 2))
-    assert torch.equal(grad == torch.inf, touched) and grad[~touched].isfinite().all()
+    touched[0, :, 1:, 1:] = True
+    touched[1, :, :2, :2] = True
+    assert torch.equal(grad == torch.inf, touched)
+    assert grad[~touched].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
