@@ -51,7 +51,18 @@ struct HalfBits {
   using Narrow = Lanes<uint16_t, kLanes>;
 
   static ATROUSX_ALWAYS_INLINE Float widen(const BFloat16* from) {
-    return (Float)(__builtin_convertvector(load_raw<Narrow>(from), Wide) << 16);
+    return (Float)(widen(load_raw<Narrow>(from)) << 16);
+  }
+  static ATROUSX_ALWAYS_INLINE Wide widen(Narrow bits) {
+#if defined(__x86_64__)
+    // GCC 12 would do this by halves.
+    if constexpr (kLanes == 16) {
+      Wide wide;
+      asm("vpmovzxwd %1, %0" : "=v"(wide) : "v"(bits));
+      return wide;
+    }
+#endif
+    return __builtin_convertvector(bits, Wide);
   }
   static ATROUSX_ALWAYS_INLINE Wide round(Float v, BFloat16) {
     const Wide bits = (Wide)v;
@@ -62,7 +73,7 @@ struct HalfBits {
   // A half's exponent and fraction, moved to a float's place, are 2^112 too small; subnormal halves
   // are then subnormal floats, which the multiplication puts right, too.
   static ATROUSX_ALWAYS_INLINE Float widen(const Half* from) {
-    const Wide bits = __builtin_convertvector(load_raw<Narrow>(from), Wide);
+    const Wide bits = widen(load_raw<Narrow>(from));
     const Wide magnitude = (Wide)((Float)((bits & 0x7fff) << 13) * 0x1p112f);
     const Wide special = (Wide)((bits & 0x7c00) == 0x7c00) & 0x7f800000;
     return (Float)(magnitude | special | (bits & 0x8000) << 16);

@@ -16,11 +16,11 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   // the CPU. Empty on a GPU, and where groups are too narrow for a product. points: transformed for
   // minimal filtering (atrous_conv2d/winograd.h), for calls that it serves.
   m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups, int[] points=[]) -> Tensor");
-  // The points by which the CPU convolves in float32, none where it multiplies live taps. frozen:
+  // The points by which the CPU convolves, none where it multiplies live taps. frozen:
   // by a weight that is packed beforehand.
   m.def(
       "_atrous_conv2d_points(int[4] input_size, int[4] weight_size, int[2] stride, int[4] padding, "
-      "int[2] dilation, int groups, bool frozen) -> int[]");
+      "int[2] dilation, int groups, bool frozen, ScalarType dtype) -> int[]");
   // For inference: relu(convolution + residual), both where asked for, in one store. packed: by
   // the operator above, of the same weight.
   m.def(

@@ -190,7 +190,6 @@ def winograd_points(
     """
     if (
         backend == "torch"
-        or input.dtype != torch.float32
         or weight.shape[2:] != (3, 3)
         or _knows_torch_only()
         or _undecidable(input, weight)
@@ -198,7 +197,7 @@ def winograd_points(
         return ()
     size = input.shape if input.dim() == 4 else (1, *input.shape)
     groups = size[1] // weight.shape[1]
-    return tuple(_points(size, weight.shape, stride, sides, dilation, groups, frozen))
+    return tuple(_points(size, weight.shape, stride, sides, dilation, groups, frozen, input.dtype))
 
 
 def convolve_by_torch(

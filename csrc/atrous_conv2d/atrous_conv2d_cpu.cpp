@@ -26,16 +26,22 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
   const WeightStrides seen{shape.outer * strides.n, strides.n, strides.c, strides.h, strides.w};
   std::optional<Tensor> packed;
   if (!points.empty()) {
-    const auto known = [](int64_t p) { return p == kTilePoints || p == kPairPoints; };
-    STD_TORCH_CHECK(points.size() == 2 && known(points[0]) && known(points[1]),
-                    "points must be two, each 3 or 4");
     STD_TORCH_CHECK(shape.rows.taps == 3 && shape.columns.taps == 3 && groups == 1 &&
-                        weight.scalar_type() == ScalarType::Float,
-                    "only 3x3 filters in float32 without groups are transformed");
-    with_register_tile<float>(shape.outer, [&](auto tile) {
-      packed = WinogradWeight<decltype(tile)>(
-                   shape, {static_cast<int>(points[0]), static_cast<int>(points[1])})
-                   .pack(data<float>(weight), seen, weight);
+                        weight.scalar_type() != ScalarType::Double,
+                    "only 3x3 filters in float32 or a half type without groups are transformed");
+    const bool half = weight.scalar_type() != ScalarType::Float;
+    const auto known = [&](int64_t p) {
+      return half ? p == kHalfPoints : p == kTilePoints || p == kPairPoints;
+    };
+    STD_TORCH_CHECK(points.size() == 2 && known(points[0]) && known(points[1]),
+                    "points must be two, each ", half ? "6 in a half type" : "3 or 4 in float32");
+    const WinogradPoints both{static_cast<int>(points[0]), static_cast<int>(points[1])};
+    dispatch_floating(weight.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      if constexpr (!std::is_same_v<T, double>)
+        with_register_tile<float>(shape.outer, [&](auto tile) {
+          packed = WinogradWeight<decltype(tile)>(shape, both).pack(data<T>(weight), seen, weight);
+        });
     });
     return *packed;
   }
@@ -54,10 +60,10 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
 // The points by which a frozen (or any) weight's forward should go on a CPU, none where its live
 // taps are the faster.
 Sizes atrous_conv2d_points(Sizes input, Sizes weight, Sizes stride, Sizes padding, Sizes dilation,
-                           int64_t groups, bool frozen) {
+                           int64_t groups, bool frozen, ScalarType dtype) {
   const GatherShape shape =
       conv_geometry(input, weight, stride, padding, dilation, groups).forward();
-  const std::optional<WinogradPoints> points = winograd_pays(shape, frozen);
+  const std::optional<WinogradPoints> points = winograd_points(shape, dtype, frozen);
   return points.has_value() ? Sizes{(*points)[0], (*points)[1]} : Sizes{};
 }
 
@@ -206,11 +212,16 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
                                   input);
       return grad_weight_planes(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
     }
-    with_pack<T>([&](auto pack) {
+    const auto run = [&](auto pack) {
       with_register_tile<Accumulate<T>, decltype(pack)::value>(g.group_outputs(), [&](auto tile) {
         CpuGradWeight<T, decltype(tile)>(g, grad_output, input).run(to, strides4(grad_weight));
       });
-    });
+    };
+    // Transformed numbers are multiplied in float32, never in pairs.
+    if (winograd_points(g.forward(), input.scalar_type(), true).has_value())
+      run(std::integral_constant<int, 1>{});
+    else
+      with_pack<T>(run);
   });
   return grad_weight;
 }

@@ -13,6 +13,11 @@ struct GatherStep {
   bool first, last;  // of these images
 };
 
+// All of it.
+inline GatherStep whole_step(const GatherShape& shape) {
+  return {0, shape.batch, 0, ceil_div<int64_t>(shape.inner, kSlab), true, true};
+}
+
 // Calls f(step, view) for every step of a source, [N, groups * inner, rows, columns]. in_place: it
 // is read as it is, its channels being neighbours. sums: how many are kept of an image from step to
 // step.
@@ -20,9 +25,7 @@ template <typename A, int kPack, typename T, typename F>
 void for_each_gather_step(const GatherShape& shape, const T* source, const Strides4& strides,
                           bool in_place, int64_t sums, const Tensor& like, F&& f) {
   if constexpr (std::is_same_v<T, A> && kPack == 1) {
-    if (in_place)
-      return f(GatherStep{0, shape.batch, 0, ceil_div<int64_t>(shape.inner, kSlab), true, true},
-               SourceView<A>{source, strides, kSlab, shape.inner});
+    if (in_place) return f(whole_step(shape), SourceView<A>{source, strides, kSlab, shape.inner});
   }
   using Packed = Slabs<A, kSlab, kPack>;
   constexpr int64_t kChannels = kSlab * kPack;

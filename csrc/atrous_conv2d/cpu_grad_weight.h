@@ -16,6 +16,7 @@
 #include "cpu_slabs.h"
 #include "cpu_turn.h"
 #include "cpu_winograd_grad_weight.h"
+#include "cpu_winograd_weight.h"
 #include "plan.h"
 
 namespace atrousx {
@@ -36,6 +37,7 @@ class CpuGradWeight {
   static constexpr int64_t kDepth = 256 * R::kPack;  // pixels of one product
   static constexpr int64_t kWantedTasks = 64;
   static constexpr int64_t kMost = 4 << 20;  // elements of a map packed at a time
+  using Winograd = WinogradGradWeight<R, !std::is_same_v<T, A>>;
   using Lanes = Slabs<A, kSlab, R::kPack, true>;
   using Columns = Slabs<A, R::kColumns, R::kPack, true>;
 
@@ -159,10 +161,10 @@ class CpuGradWeight {
     write(r, sums, result);
   }
 
-  std::optional<WinogradGradWeight<R>> minimal_filtering() const {
-    if constexpr (std::is_same_v<T, float> && R::kPack == 1) {
-      if (const auto points = winograd_pays(shape_, true); points.has_value())
-        return WinogradGradWeight<R>(shape_, *points);
+  std::optional<Winograd> minimal_filtering() const {
+    if constexpr (std::is_same_v<A, float> && R::kPack == 1) {
+      const auto points = winograd_points(shape_, input_.scalar_type(), true);
+      if (points.has_value()) return Winograd(shape_, *points);
     }
     return std::nullopt;
   }
@@ -278,7 +280,7 @@ class CpuGradWeight {
   const Tensor grad_output_;  // [N, K, OH, OW]
   const Tensor input_;        // [N, C, H, W]
   const int64_t taps_;
-  const std::optional<WinogradGradWeight<R>> winograd_;
+  const std::optional<Winograd> winograd_;
   const int64_t slabs_;
   int64_t stripes_, stripe_blocks_, splits_;
   int64_t chunk_slabs_, chunk_stripes_, chunk_images_;

@@ -1,10 +1,10 @@
 // Forward and grad-input of 3x3 filters without stride on the CPU by minimal filtering
 // (winograd.h).
 //
-// One task owns some tiles that have the same points, and a few blocks of destination channels. It
-// walks through the source channels: it transforms a slab of them, multiplies these point by
-// point, an indirect matrix product each (cpu_product.h), and transforms the sums back at the end.
-// Transformed sources and sums stay in the L2 cache; neither is ever whole in memory.
+// One task owns some tiles and a few blocks of destination channels. It walks through the source
+// channels: it transforms a slab of them, multiplies these point by point, an indirect matrix
+// product each (cpu_product.h), and transforms the sums back at the end. Transformed sources and
+// sums stay in the L2 cache; neither is ever whole in memory.
 #pragma once
 
 #include <vector>
@@ -16,17 +16,19 @@
 
 namespace atrousx {
 
-template <typename R>
+// T: of the maps. What is transformed, multiplied and summed is of R's type.
+template <typename T, typename R>
 class CpuWinograd {
   using A = typename R::A;
-  static constexpr int64_t kTaskLanes = 112;    // register tiles of a task, over all points
+  static constexpr bool kHalf = !std::is_same_v<T, A>;
+  static constexpr int64_t kTaskLanes = 144;    // register tiles of a task, over all points
   static constexpr int64_t kLeastLanes = 14;    // the same where tasks are few
-  static constexpr int64_t kTaskColumns = 128;  // channels of a task, at most
+  static constexpr int64_t kTaskColumns = 256;  // channels of a task, at most
 
  public:
   // packed_weight: by WinogradWeight<R>(shape, points).
   CpuWinograd(const GatherShape& shape, WinogradPoints points, const Tensor& packed_weight,
-              const Epilogue<A>& epilogue, A* destination, const Strides4& destination_strides)
+              const Epilogue<T>& epilogue, T* destination, const Strides4& destination_strides)
       : shape_(shape),
         weight_(shape, points),
         packed_weight_(packed_weight),
@@ -37,7 +39,7 @@ class CpuWinograd {
         finished_{epilogue, destination, destination_strides} {}
 
   // The steps of some images come in order, first to last.
-  void multiply(const GatherStep& step, const SourceView<A>& source) {
+  void multiply(const GatherStep& step, const SourceView<T>& source) {
     if (step.first) plan(step);
     A* const sums = static_cast<A*>(sums_->mutable_data_ptr());
     A* const scratches = static_cast<A*>(scratch_->mutable_data_ptr());
@@ -46,31 +48,36 @@ class CpuWinograd {
       const Task& task = tasks_[number];
       A* const own = sums + (whole ? worker : number) * task_sums_;
       A* const scratch = scratches + worker * scratch_size_;
-      if (step.first) std::fill_n(own, task.sums(), A(0));
+      if (step.first) std::fill_n(own, weight_.count() * plane(task), A(0));
       add(task, step, source, scratch, own);
       if (step.last) store(task, step.first_image, own, scratch);
     });
   }
 
  private:
-  struct Task {
+  // Equal tiles of a task: [first, first + tiles) of these rows and columns, across the batch. They
+  // are the task's own from `begin` on.
+  struct Run {
     const WinogradTiles *rows, *columns;
-    int64_t first, tiles;  // of these rows and columns, across the batch
-    int64_t first_block, blocks;
+    int64_t first, tiles, begin;
 
-    int points() const { return rows->points * columns->points; }
-    // Of a point's sums. A cache line more than is needed: planes a power of two apart would share
-    // few cache sets.
-    int64_t plane() const { return blocks * tiles * R::kColumns + kLine<A>; }
-    int64_t sums() const { return points() * plane(); }
-    int64_t destinations() const {
-      return winograd_destinations(rows->points) * winograd_destinations(columns->points);
-    }
+    int64_t destinations() const { return tiles * rows->tile.pixels * columns->tile.pixels; }
+  };
+  struct Task {
+    std::vector<Run> runs;
+    int64_t tiles, first_block, blocks;
   };
 
-  WinogradOffsets offsets(const Task& task) const {
-    return {rows_, columns_, *task.rows, *task.columns, task.first, task.tiles};
+  WinogradOffsets offsets(const Run& run) const {
+    return {rows_, columns_, *run.rows, *run.columns, run.first, run.tiles};
   }
+
+  // Of a point's sums. A cache line more than is needed: planes a power of two apart would share
+  // few cache sets.
+  int64_t plane(const Task& task) const {
+    return task.blocks * task.tiles * R::kColumns + kLine<A>;
+  }
+  TilePlanes planes(int64_t plane) const { return {weight_.points[1] * plane, plane}; }
 
   // Divides the work on a step's images among tasks, and makes room for what they sum and
   // transform: a task's sums are kept from step to step, a worker's where there is but one.
@@ -85,9 +92,11 @@ class CpuWinograd {
     }
     task_sums_ = scratch_size_ = 0;
     for (const Task& task : tasks_) {
-      task_sums_ = std::max(task_sums_, task.sums());
-      scratch_size_ = std::max({scratch_size_, task.points() * (task.tiles * kSlab + kLine<A>),
-                                (task.destinations() * task.tiles + 1) * R::kColumns});
+      int64_t destinations = 0;
+      for (const Run& run : task.runs) destinations += run.destinations();
+      task_sums_ = std::max(task_sums_, weight_.count() * plane(task));
+      scratch_size_ = std::max({scratch_size_, weight_.count() * (task.tiles * kSlab + kLine<A>),
+                                destinations * R::kColumns});
     }
     const int64_t tasks = static_cast<int64_t>(tasks_.size()), workers = cpu_workers(tasks);
     sums_ = scratch(packed_weight_, (step.first && step.last ? workers : tasks) * task_sums_);
@@ -95,24 +104,58 @@ class CpuWinograd {
   }
 
   // Tasks of at most so many destination channels and register tiles; those that share filters come
-  // together, the largest first.
+  // together.
   void make_tasks(int64_t images, int64_t columns, int64_t lanes) {
     tasks_.clear();
-    const int64_t blocks = weight_.blocks();
+    const std::vector<Run> runs = all_runs(images);
+    const int64_t tiles = runs.back().begin + runs.back().tiles, blocks = weight_.blocks();
     const int64_t parts = ceil_div(blocks, std::max<int64_t>(1, columns / R::kColumns));
+    const int64_t most = R::kLanes * std::clamp<int64_t>(lanes / weight_.count(), 1, 32);
+    const int64_t chunks = ceil_div(tiles, most);
     for (int64_t part = 0; part < parts; ++part)
-      for (const WinogradTiles& rows : row_tiles_)
-        for (const WinogradTiles& columns_of : column_tiles_) {
-          const int64_t tiles =
-              images * static_cast<int64_t>(rows.firsts.size() * columns_of.firsts.size());
-          const int64_t most =
-              R::kLanes * std::clamp<int64_t>(lanes / (rows.points * columns_of.points), 1, 32);
-          const int64_t chunks = ceil_div(tiles, most), first_block = part * blocks / parts;
-          for (int64_t i = 0; i < chunks; ++i)
-            tasks_.push_back({&rows, &columns_of, i * tiles / chunks,
-                              (i + 1) * tiles / chunks - i * tiles / chunks, first_block,
-                              (part + 1) * blocks / parts - first_block});
+      for (int64_t i = 0; i < chunks; ++i) {
+        const int64_t begin = i * tiles / chunks, end = (i + 1) * tiles / chunks;
+        const int64_t first_block = part * blocks / parts;
+        Task task{{}, end - begin, first_block, (part + 1) * blocks / parts - first_block};
+        for (const Run& run : runs) {
+          const int64_t from = std::max(begin, run.begin);
+          const int64_t to = std::min(end, run.begin + run.tiles);
+          if (from < to)
+            task.runs.push_back(
+                {run.rows, run.columns, run.first + from - run.begin, to - from, from - begin});
         }
+        tasks_.push_back(std::move(task));
+      }
+  }
+
+  // All tiles. Columns to and fro: runs that have a point's filter then mostly are neighbours.
+  std::vector<Run> all_runs(int64_t images) const {
+    std::vector<Run> runs;
+    int64_t begin = 0;
+    const size_t width = column_tiles_.size();
+    for (size_t i = 0; i < row_tiles_.size(); ++i)
+      for (size_t j = 0; j < width; ++j) {
+        const WinogradTiles &rows = row_tiles_[i],
+                            &columns = column_tiles_[i % 2 == 0 ? width - 1 - j : j];
+        const int64_t tiles =
+            images * static_cast<int64_t>(rows.firsts.size() * columns.firsts.size());
+        runs.push_back({&rows, &columns, 0, tiles, begin});
+        begin += tiles;
+      }
+    return runs;
+  }
+
+  // The task's tiles that have a point, as ranges of neighbours.
+  static std::vector<std::array<int64_t, 2>> tiles_with(const Task& task, int row, int column) {
+    std::vector<std::array<int64_t, 2>> ranges;
+    for (const Run& run : task.runs) {
+      if (row >= run.rows->tile.points() || column >= run.columns->tile.points()) continue;
+      if (!ranges.empty() && ranges.back()[1] == run.begin)
+        ranges.back()[1] += run.tiles;
+      else
+        ranges.push_back({run.begin, run.begin + run.tiles});
+    }
+    return ranges;
   }
 
   // Products of transformed numbers are larger than plain ones: longer sums in registers would
@@ -120,33 +163,45 @@ class CpuWinograd {
   int64_t running() const { return weight_.count() == kPairPoints * kPairPoints ? 32 : 64; }
 
   // sums += the products of the step's channels; scratch: [points, tiles, width].
-  void add(const Task& task, const GatherStep& step, const SourceView<A>& source, A* scratch,
+  void add(const Task& task, const GatherStep& step, const SourceView<T>& source, A* scratch,
            A* sums) const {
-    const std::vector<int64_t> from = offsets(task).sources(source.strides);
+    std::vector<std::vector<int64_t>> from;
+    for (const Run& run : task.runs) from.push_back(offsets(run).sources(source.strides));
     const int64_t width = std::min<int64_t>(kSlab, shape_.inner);
-    const int64_t plane = task.tiles * width + kLine<A>;
-    const int64_t points = task.points(), last = step.first_slab + step.slabs - 1;
+    const int64_t source_plane = task.tiles * width + kLine<A>;
+    const int64_t last = step.first_slab + step.slabs - 1;
     for (int64_t slab = step.first_slab; slab <= last; ++slab) {
-      with_tile_points(task.rows->points, task.columns->points, [&](auto rows, auto columns) {
-        run_with_lanes<TransformSources<rows, columns>::template Loop>(
-            source.data + (slab - step.first_slab) * source.slab_size, from.data(), task.tiles,
-            channels_of(slab), width, plane, scratch);
-      });
-      for (int64_t own = 0; own < points; ++own) {
+      const T* channels = source.data + (slab - step.first_slab) * source.slab_size;
+      for (size_t i = 0; i < task.runs.size(); ++i)
+        transform(task.runs[i], channels, from[i], channels_of(slab), width, source_plane, scratch);
+      for (int64_t point = 0; point < weight_.count(); ++point) {
         SegmentList segments{running()};
         for (int64_t c = 0; c < channels_of(slab); c += running())
-          segments.items.push_back({own * plane + c, filters_at(task, slab, own) + c * R::kColumns,
+          segments.items.push_back({point * source_plane + c,
+                                    filters_at(slab, point) + c * R::kColumns,
                                     std::min(running(), channels_of(slab) - c)});
-        const int64_t after = own + 1 < points ? filters_at(task, slab, own + 1)
-                                               : filters_at(task, std::min(slab + 1, last), 0);
-        multiply(task, segments, scratch, width, after, sums + own * task.plane());
+        const int64_t after = point + 1 < weight_.count() ? filters_at(slab, point + 1)
+                                                          : filters_at(std::min(slab + 1, last), 0);
+        const int columns = weight_.points[1];
+        for (const auto& [first, end] : tiles_with(task, point / columns, point % columns))
+          multiply(task, segments, scratch, width, {first, end - first}, after,
+                   sums + point * plane(task));
       }
     }
   }
 
-  // Where a block's filters of a slab begin, of a task's point.
-  int64_t filters_at(const Task& task, int64_t slab, int64_t own) const {
-    const int64_t point = filter_point(own, task.columns->points, weight_.points);
+  void transform(const Run& run, const T* source, const std::vector<int64_t>& from,
+                 int64_t channels, int64_t width, int64_t plane, A* to) const {
+    with_tile<kHalf>(run.rows->tile, [&](auto rows) {
+      with_tile<kHalf>(run.columns->tile, [&](auto columns) {
+        run_with_lanes<TransformSources<decltype(rows), decltype(columns)>::template Loop>(
+            source, from.data(), run.tiles, channels, width, planes(plane), to + run.begin * width);
+      });
+    });
+  }
+
+  // Where a block's filters of a slab begin, of a point.
+  int64_t filters_at(int64_t slab, int64_t point) const {
     return (slab * kSlab * weight_.count() + point * channels_of(slab)) * R::kColumns;
   }
 
@@ -154,13 +209,18 @@ class CpuWinograd {
     return std::min<int64_t>(kSlab, shape_.inner - slab * kSlab);
   }
 
+  struct TileRange {
+    int64_t first, count;
+  };
+
   // Lanes are tiles. Meanwhile the filters that follow are prefetched: the next block's, or those
   // `after` them of the first.
   void multiply(const Task& task, const SegmentList& segments, const A* sources, int64_t width,
-                int64_t after, A* sums) const {  // [blocks, tiles, kColumns]
+                const TileRange& tiles, int64_t after,
+                A* sums) const {  // [blocks, task.tiles, kColumns]
     // Lines as far apart as a slab's rows prefetch of each.
     constexpr auto& kLines = kEquallySpaced<kNextLanes<R>, kSlab>;
-    const LanePieces pieces(task.tiles, R::kLanes);
+    const LanePieces pieces(tiles.count, R::kLanes);
     const A* const all = static_cast<const A*>(packed_weight_.const_data_ptr()) +
                          task.first_block * weight_.block_size();
     for (int64_t b = 0; b < task.blocks; ++b) {
@@ -169,43 +229,70 @@ class CpuWinograd {
                           ? filters + weight_.block_size() + segments.items[0].columns
                           : all + after;
       for (int64_t s = 0; s < pieces.count; ++s) {
+        const int64_t first = tiles.first + pieces.first(s);
         int64_t lanes[R::kLanes];
-        for (int64_t l = 0; l < pieces.size(s); ++l) lanes[l] = (pieces.first(s) + l) * width;
+        for (int64_t l = 0; l < pieces.size(s); ++l) lanes[l] = (first + l) * width;
         multiply_lanes<R, 1>(pieces.size(s), sources, lanes, filters, segments,
                              {next + s * kNextLanes<R> * kSlab, kLines.data()},
-                             sums + (b * task.tiles + pieces.first(s)) * R::kColumns);
+                             sums + (b * task.tiles + first) * R::kColumns);
       }
     }
   }
 
-  void store(const Task& task, int64_t first_image, const A* sums, A* outputs) const {
-    const std::vector<int64_t> all = offsets(task).destinations(finished_.strides);
+  // Where a task's destinations go, in the order of memory: neighbours in a row come together where
+  // channels are planes.
+  struct Outputs {
+    std::vector<int64_t> to, residual;
+    std::vector<int64_t> rows;  // of each tile's destinations, run after run, among these
+  };
+  Outputs outputs(const Task& task, int64_t first_image) const {
     const Strides4& added = finished_.epilogue.residual_strides;
-    const std::vector<int64_t> residuals = offsets(task).destinations(added);
-    // In the order of memory: neighbours in a row come together where channels are planes.
-    std::vector<std::pair<int64_t, int64_t>> pixels;  // destination, number among all
-    for (size_t i = 0; i < all.size(); ++i)
-      if (all[i] >= 0) pixels.push_back({all[i] + first_image * finished_.strides.n, i});
-    std::sort(pixels.begin(), pixels.end());
-    // Those past the map go past all that are stored.
-    std::vector<int64_t> to, residual, output_rows(all.size(), all.size());
-    for (const auto& [offset, number] : pixels) {
-      output_rows[number] = static_cast<int64_t>(to.size());
-      to.push_back(offset);
-      residual.push_back(residuals[number] + first_image * added.n);
+    std::vector<std::array<int64_t, 3>> pixels;  // destination, residual, number
+    for (const Run& run : task.runs) {
+      const std::vector<int64_t> to = offsets(run).destinations(finished_.strides);
+      const std::vector<int64_t> residual = offsets(run).destinations(added);
+      for (size_t i = 0; i < to.size(); ++i)
+        pixels.push_back({to[i] + first_image * finished_.strides.n,
+                          residual[i] + first_image * added.n,
+                          static_cast<int64_t>(pixels.size())});
     }
-    const PixelPlaces places{to.data(), residual.data(), static_cast<int64_t>(to.size())};
+    std::sort(pixels.begin(), pixels.end());
+    Outputs result;
+    result.rows.resize(pixels.size());
+    for (const auto& [to, residual, number] : pixels) {
+      result.rows[number] = static_cast<int64_t>(result.to.size());
+      result.to.push_back(to);
+      result.residual.push_back(residual);
+    }
+    return result;
+  }
+
+  void store(const Task& task, int64_t first_image, const A* sums, A* finished) const {
+    const Outputs all = outputs(task, first_image);
+    const PixelPlaces places{all.to.data(), all.residual.data(),
+                             static_cast<int64_t>(all.to.size())};
     for (int64_t b = 0; b < task.blocks; ++b) {
-      with_tile_points(task.rows->points, task.columns->points, [&](auto r, auto c) {
-        run_with_lanes<TransformSums<r, c>::template Loop>(
-            sums + b * task.tiles * R::kColumns, task.plane(), task.tiles, int64_t{R::kColumns},
-            static_cast<const int64_t*>(output_rows.data()), outputs);
-      });
+      const int64_t* rows = all.rows.data();
+      for (const Run& run : task.runs) {
+        transform_back(run, sums + (b * task.tiles + run.begin) * R::kColumns, plane(task), rows,
+                       finished);
+        rows += run.destinations();
+      }
       const int64_t channel = (task.first_block + b) * R::kColumns;
       finished_.store(
           places, {channel, std::min<int64_t>(R::kColumns, shape_.outer - channel), R::kColumns},
-          static_cast<const A*>(outputs));
+          static_cast<const A*>(finished));
     }
+  }
+
+  void transform_back(const Run& run, const A* sums, int64_t plane, const int64_t* rows,
+                      A* finished) const {
+    with_tile<kHalf>(run.rows->tile, [&](auto row_tile) {
+      with_tile<kHalf>(run.columns->tile, [&](auto column_tile) {
+        run_with_lanes<TransformSums<decltype(row_tile), decltype(column_tile)>::template Loop>(
+            sums, planes(plane), run.tiles, int64_t{R::kColumns}, rows, finished);
+      });
+    });
   }
 
   const GatherShape shape_;
@@ -213,7 +300,7 @@ class CpuWinograd {
   const Tensor packed_weight_;
   const TapAxis rows_, columns_;
   const std::vector<WinogradTiles> row_tiles_, column_tiles_;
-  const FinishedPixels<A> finished_;
+  const FinishedPixels<T> finished_;
   // Of the images at hand.
   std::vector<Task> tasks_;
   int64_t task_sums_ = 0, scratch_size_ = 0;

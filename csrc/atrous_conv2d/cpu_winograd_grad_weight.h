@@ -17,7 +17,8 @@ namespace atrousx {
 template <typename R>
 constexpr int kGradWeightSlab = 8 * R::kLanes;
 
-template <typename R>
+// kHalf: whether the maps were of a half type.
+template <typename R, bool kHalf>
 class WinogradGradWeight {
   using A = typename R::A;
   static constexpr int64_t kTaskPoints = 768;  // tiles transformed at a time times their points
@@ -28,8 +29,7 @@ class WinogradGradWeight {
     const auto row_tiles = winograd_tiles(rows_, points[0]);
     const auto column_tiles = winograd_tiles(columns_, points[1]);
     for (const WinogradTiles& r : row_tiles)
-      for (const WinogradTiles& c : column_tiles)
-        if (!r.firsts.empty() && !c.firsts.empty()) groups_.push_back({r, c});
+      for (const WinogradTiles& c : column_tiles) groups_.push_back({r, c});
   }
 
   int64_t points() const { return int64_t{points_[0]} * points_[1]; }
@@ -63,9 +63,10 @@ class WinogradGradWeight {
 
   // Sums of points become those of taps: the first nine of them, `plane` numbers each.
   void transform_back(A* sums, int64_t plane) const {
-    with_tile_points(points_[0], points_[1], [&](auto rows, auto columns) {
-      if constexpr (rows != 1 && columns != 1)
+    with_filter_points<kHalf>(points_[0], [&](auto rows) {
+      with_filter_points<kHalf>(points_[1], [&](auto columns) {
         run_with_lanes<TransformFilterGradients<rows, columns>::template Loop>(sums, plane);
+      });
     });
   }
 
@@ -76,7 +77,7 @@ class WinogradGradWeight {
     int64_t tiles() const {
       return static_cast<int64_t>(rows.firsts.size() * columns.firsts.size());
     }
-    int64_t points() const { return int64_t{rows.points} * columns.points; }
+    int64_t points() const { return int64_t{rows.tile.points()} * columns.tile.points(); }
   };
 
   void add(const Part& part, const Group& group, int64_t first, int64_t tiles,
@@ -89,18 +90,22 @@ class WinogradGradWeight {
     const WinogradOffsets from(rows_, columns_, group.rows, group.columns, first, tiles);
     const auto at_source = from.sources(part.lanes.strides);
     const auto at_gradient = from.destinations(part.columns.strides);
-    with_tile_points(group.rows.points, group.columns.points, [&](auto r, auto c) {
-      run_with_lanes<TransformSources<r, c>::template Loop>(part.lanes.data, at_source.data(),
-                                                            tiles, part.channels, part.width,
-                                                            source_plane, sources.data());
-      for (int64_t b = 0; b < part.blocks; ++b)
-        run_with_lanes<TransformGradients<r, c>::template Loop>(
-            part.columns.data + b * part.columns.slab_size, at_gradient.data(), tiles,
-            int64_t{R::kColumns}, int64_t{R::kColumns}, plane,
-            gradients.data() + b * points * plane);
+    const int columns = group.columns.tile.points();
+    const auto planes = [&](int64_t plane) { return TilePlanes{columns * plane, plane}; };
+    with_tile<kHalf>(group.rows.tile, [&](auto r) {
+      with_tile<kHalf>(group.columns.tile, [&](auto c) {
+        run_with_lanes<TransformSources<decltype(r), decltype(c)>::template Loop>(
+            part.lanes.data, at_source.data(), tiles, part.channels, part.width,
+            planes(source_plane), sources.data());
+        for (int64_t b = 0; b < part.blocks; ++b)
+          run_with_lanes<TransformGradients<decltype(r), decltype(c)>::template Loop>(
+              part.columns.data + b * part.columns.slab_size, at_gradient.data(), tiles,
+              int64_t{R::kColumns}, int64_t{R::kColumns}, planes(plane),
+              gradients.data() + b * points * plane);
+      });
     });
     for (int64_t own = 0; own < points; ++own) {
-      const int64_t point = filter_point(own, group.columns.points, points_);
+      const int64_t point = own / columns * points_[1] + own % columns;  // of the filter
       for (int64_t b = 0; b < part.blocks; ++b)
         multiply(part, sources.data() + own * source_plane,
                  gradients.data() + (b * points + own) * plane, tiles,

@@ -6,6 +6,15 @@
 
 namespace atrousx {
 
+// The points by which a pass over maps of a dtype should go (winograd.h), or none.
+inline std::optional<WinogradPoints> winograd_points(const GatherShape& shape, ScalarType dtype,
+                                                     bool frozen) {
+  const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+  if (!half && dtype != ScalarType::Float) return std::nullopt;
+  const bool pairs = dtype == ScalarType::BFloat16 && cpu_has_bf16_pairs();
+  return winograd_pays(shape, {half, pairs ? 0.5 : 1, frozen});
+}
+
 // The transformed filters as a gathering pass multiplies them: as PackedWeight, with points in the
 // place of taps.
 template <typename R>
@@ -27,9 +36,10 @@ struct WinogradWeight {
   int64_t size() const { return blocks() * block_size(); }
 
   // like: names dtype and device. Any strides. [points of rows, of columns, numbers].
-  Tensor pack(const A* weight, const WeightStrides& strides, const Tensor& like) const {
+  template <typename T>
+  Tensor pack(const T* weight, const WeightStrides& strides, const Tensor& like) const {
     const std::array<int64_t, 3> sizes{points[0], points[1], size() / count()};
-    const Tensor packed = torch::stable::empty({sizes.data(), sizes.size()}, like.scalar_type(),
+    const Tensor packed = torch::stable::empty({sizes.data(), sizes.size()}, ScalarType::Float,
                                                std::nullopt, like.device());
     A* to = static_cast<A*>(packed.mutable_data_ptr());
     prefer_huge_pages(to, size() * static_cast<int64_t>(sizeof(A)));
@@ -40,11 +50,12 @@ struct WinogradWeight {
       std::vector<A> taps(9 * depth * R::kColumns);
       filters.pack_slab(weight, strides, block * R::kColumns, slab * kSlab, taps.data());
       A* panel = to + block * block_size() + slab * kSlab * count() * R::kColumns;
-      with_tile_points(points[0], points[1], [&](auto rows, auto columns) {
-        if constexpr (rows != 1 && columns != 1)
+      with_filter_points<!std::is_same_v<T, A>>(points[0], [&](auto rows) {
+        with_filter_points<!std::is_same_v<T, A>>(points[1], [&](auto columns) {
           run_with_lanes<TransformFilters<rows, columns>::template Loop>(
               static_cast<const A*>(taps.data()), mirror_rows, mirror_columns, depth * R::kColumns,
               panel);
+        });
       });
     });
     return packed;

@@ -29,19 +29,21 @@ using StepWork = std::function<void(const GatherStep&, const SourceView<A>&)>;
 // The points by which a call goes (winograd.h): those that its weight was transformed to or, where
 // that did not come packed, those that pay. None: it goes by its live taps.
 std::optional<WinogradPoints> points_of(const GatherCall& call) {
-  if (call.weight.scalar_type() != ScalarType::Float) return std::nullopt;
-  if (!call.packed.has_value()) return winograd_pays(call.shape, false);
+  const ScalarType dtype = call.weight.scalar_type();
+  if (!call.packed.has_value()) return winograd_points(call.shape, dtype, false);
   if (call.packed->dim() != 3) return std::nullopt;
   const WinogradPoints points{static_cast<int>(call.packed->size(0)),
                               static_cast<int>(call.packed->size(1))};
   STD_TORCH_CHECK(winograd_serves(call.shape, points),
                   "packed is not this weight, packed for a map of this size");
+  STD_TORCH_CHECK((points[0] == kHalfPoints) == (dtype != ScalarType::Float) &&
+                      (points[0] == kHalfPoints) == (points[1] == kHalfPoints),
+                  "packed is not this weight, packed for its dtype");
   return points;
 }
 
 template <typename T, typename A, int kPack>
 StepWork<A> step_work(const GatherCall& call) {
-  const std::optional<WinogradPoints> points = points_of(call);
   T* const to = static_cast<T*>(call.destination.mutable_data_ptr());
   StepWork<A> work;
   const auto keep = [&](auto gather) {
@@ -52,8 +54,8 @@ StepWork<A> step_work(const GatherCall& call) {
   with_register_tile<A, kPack>(call.shape.outer, [&](auto tile) {
     using R = decltype(tile);
     if constexpr (std::is_same_v<T, float>) {
-      if (points.has_value())
-        return keep(std::make_shared<CpuWinograd<R>>(
+      if (const auto points = points_of(call); points.has_value())
+        return keep(std::make_shared<CpuWinograd<T, R>>(
             call.shape, *points, packed_weight<T>(call, WinogradWeight<R>(call.shape, *points)),
             call.tail.epilogue<T>(), to, strides4(call.destination)));
     }
@@ -62,6 +64,26 @@ StepWork<A> step_work(const GatherCall& call) {
         to, strides4(call.destination)));
   });
   return work;
+}
+
+// A map of a half type by minimal filtering: read as it is, its channels made neighbours.
+void gather_half(const Tensor& source, const GatherCall& call, const WinogradPoints& points) {
+  const Tensor from =
+      source.stride(1) == 1 ? source : torch::stable::contiguous(source, memory_format(true));
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    if constexpr (!std::is_same_v<T, A>)
+      with_register_tile<A>(call.shape.outer, [&](auto tile) {
+        using R = decltype(tile);
+        CpuWinograd<T, R>(
+            call.shape, points, packed_weight<T>(call, WinogradWeight<R>(call.shape, points)),
+            call.tail.epilogue<T>(), static_cast<T*>(call.destination.mutable_data_ptr()),
+            strides4(call.destination))
+            .multiply(whole_step(call.shape),
+                      SourceView<T>{data<T>(from), strides4(from), kSlab, call.shape.inner});
+      });
+  });
 }
 
 // How many sums a call has of an image.
@@ -105,8 +127,16 @@ void gather_together(const Tensor& source, const std::vector<GatherCall>& calls,
 }  // namespace
 
 // Matrix products whatever the width of the groups.
-void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls) {
+void gather_cpu(const Tensor& source, const std::vector<GatherCall>& all) {
   if (source.size(0) == 0) return;
+  std::vector<GatherCall> calls;
+  for (const GatherCall& call : all) {
+    const auto points = points_of(call);
+    if (points.has_value() && source.scalar_type() != ScalarType::Float)
+      gather_half(source, call, *points);
+    else
+      calls.push_back(call);
+  }
   for (size_t first = 0, end; first < calls.size(); first = end) {
     const bool in_place = reads_in_place(source, calls[first]);
     end = first + 1;

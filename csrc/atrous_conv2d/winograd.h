@@ -3,19 +3,25 @@
 // that pays; without torch.
 //
 // Along an axis pixels that share taps lie the dilation apart: a dilated filter is a plain one on
-// every phase of the map. A phase is cut into tiles of two pixels, in one of two forms:
+// every phase of the map. A phase is cut into tiles, whose sources x and filter g0 g1 g2 are
+// transformed to a few numbers each, its points, multiplied, and transformed to the destinations y:
 //
-//   F(2, 3), 4 points       sources x0..x3, a filter g0 g1 g2, destinations y0 y1
-//     (x0 - x2) g0,  (x1 + x2) (g0 + g1 + g2) / 2,  (x2 - x1) (g0 - g1 + g2) / 2,  (x1 - x3) g2
-//     y0 = m0 + m1 + m2,  y1 = m1 - m2 - m3                            4 products for 6
+//   F(m, 3), m + 2 points   a tile of m pixels reads m + 2: the product of a polynomial of degree 2
+//     and one of degree m - 1, transposed, by the values at 0, infinity, 1, -1, 2, -2, in this
+//     order: the fewer pixels a tile has, the fewer of the filter's points it takes. m = 2:
+//     (x0 - x2) g0,  (x3 - x1) g2,  (x1 + x2) (g0 + g1 + g2) / 2,  (x2 - x1) (g0 - g1 + g2) / 2
+//     y0 = m0 + m2 + m3,  y1 = m2 - m3 + m1                            4 products for 6
 //   pairs, 3 points         phases of two pixels x0 x1, all else is padding
 //     (x0 - x1) g1,  x1 (g1 + g2),  x0 (g0 + g1)
 //     y0 = m1 + m0,  y1 = m2 - m0                                      3 products for 4
 //     (x0 + x1, g2 - g1 and g0 - g1 would do, too, and round more where no x is negative)
 //
 // A phase of a single pixel has the first point of the second form alone. In two dimensions points
-// multiply: a tile is a pair of tiles of the axes. Coefficients are 0, 1, -1 and 1/2: tiles of more
-// pixels, with larger ones, would lose accuracy.
+// multiply: a tile is a pair of tiles of the axes.
+//
+// In float32 tiles have up to two pixels, with coefficients 0, 1, -1, 2 and 1/2: more pixels, with
+// larger ones, would lose accuracy. Maps of a half type lose nothing by them where numbers are
+// transformed and multiplied in float32: tiles have up to four.
 #pragma once
 
 #include <algorithm>
@@ -28,17 +34,24 @@
 
 namespace atrousx {
 
-constexpr int kTilePoints = 4, kPairPoints = 3;  // the forms, by the points of a filter
+constexpr int kPairPoints = 3, kTilePoints = 4, kHalfPoints = 6;  // the forms, by a filter's points
 
-// Sources and destinations of a tile along an axis, by its points. Sources of an F(2, 3) tile begin
-// `offset` before its first destination, those of the others at it.
-constexpr int winograd_sources(int points) { return points == 4 ? 4 : points == 3 ? 2 : 1; }
-constexpr int winograd_destinations(int points) { return points == 1 ? 1 : 2; }
+// A tile along an axis: which filters serve it, by their points, and its pixels.
+struct WinogradTile {
+  int filter, pixels;
 
-// Tiles along an axis that have the same points: each by its first destination; the second, where
-// there is one, lies a step further on.
+  constexpr int points() const {
+    if (filter == kTilePoints) return filter;  // of one pixel, too: three would round more
+    return filter == kPairPoints ? 2 * pixels - 1 : pixels + 2;
+  }
+  constexpr int sources() const { return filter == kPairPoints ? pixels : pixels + 2; }
+};
+constexpr int winograd_most_pixels(int filter) { return filter == kPairPoints ? 2 : filter - 2; }
+
+// Equal tiles along an axis, each by its first destination; the others lie a step apart, and
+// sources begin `offset` before it or, of pairs, at it.
 struct WinogradTiles {
-  int points;
+  WinogradTile tile;
   std::vector<int64_t> firsts;
 };
 
@@ -57,35 +70,34 @@ inline bool winograd_serves(const TapAxis& any, int points) {
   const bool plain = axis.taps == 3 && axis.scale == 1 && axis.divisor == 1 && axis.step > 0;
   const bool pairs = axis.destinations == axis.sources && axis.offset == -axis.step &&
                      axis.destinations <= 2 * axis.step;
-  return plain && (points == kTilePoints || (points == kPairPoints && pairs));
+  return plain &&
+         (points == kTilePoints || points == kHalfPoints || (points == kPairPoints && pairs));
 }
 
 // A filter's points along both axes, rows first.
 using WinogradPoints = std::array<int, 2>;
-
-// Which of a filter's points a tile's `own` point is, the tile having so many along its columns.
-inline int64_t filter_point(int64_t own, int tile_columns, const WinogradPoints& filter) {
-  return own / tile_columns * filter[1] + own % tile_columns;
-}
 
 inline bool winograd_serves(const GatherShape& shape, const WinogradPoints& points) {
   return shape.groups == 1 && winograd_serves(shape.rows, points[0]) &&
          winograd_serves(shape.columns, points[1]);
 }
 
-// The tiles of an axis without mirror.
-inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, int points) {
-  const int64_t size = axis.destinations, step = axis.step;
-  if (points == kPairPoints) {
-    WinogradTiles pairs{3, {}}, singles{1, {}};
-    for (int64_t d = 0; d < std::min(step, size); ++d)
-      (d + step < size ? pairs : singles).firsts.push_back(d);
-    return {pairs, singles};
+// The tiles of an axis without mirror, the largest first: a phase has as many of those as fit, and
+// one for the rest.
+inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, int filter) {
+  const int64_t size = axis.destinations, step = axis.step, most = winograd_most_pixels(filter);
+  std::vector<WinogradTiles> all;
+  for (int64_t pixels = most; pixels > 0; --pixels) {
+    WinogradTiles tiles{{filter, static_cast<int>(pixels)}, {}};
+    for (int64_t phase = 0; phase < std::min(step, size); ++phase) {
+      const int64_t count = ceil_div(size - phase, step), rest = count % most;
+      for (int64_t first = 0; pixels == most && first < count - rest; first += most)
+        tiles.firsts.push_back(phase + first * step);
+      if (pixels == rest) tiles.firsts.push_back(phase + (count - rest) * step);
+    }
+    if (!tiles.firsts.empty()) all.push_back(std::move(tiles));
   }
-  WinogradTiles tiles{4, {}};
-  for (int64_t phase = 0; phase < std::min(step, size); ++phase)
-    for (int64_t d = phase; d < size; d += 2 * step) tiles.firsts.push_back(d);
-  return {tiles};
+  return all;
 }
 
 // Where some tiles of a batch read and write: tiles [first, first + count) of these rows and
@@ -98,21 +110,20 @@ class WinogradOffsets {
 
   // Of each tile's sources, rows first; -1 in padding.
   std::vector<int64_t> sources(const Strides4& strides) const {
-    return offsets(strides, winograd_sources(rows_.tiles.points),
-                   winograd_sources(columns_.tiles.points),
-                   [](const Axis& axis, int64_t tile, int i) {
-                     const int64_t begin = axis.tiles.points == kTilePoints ? axis.axis.offset : 0;
-                     const int64_t at = axis.tiles.firsts[tile] + begin + i * axis.axis.step;
-                     return at < axis.axis.sources ? at : -1;
+    return offsets(strides, rows_.tiles.tile.sources(), columns_.tiles.tile.sources(),
+                   [](const Axis& axis, int64_t first) {
+                     if (axis.tiles.tile.filter != kPairPoints) first += axis.axis.offset;
+                     return [&axis, first](int i) {
+                       const int64_t at = first + i * axis.axis.step;
+                       return at < axis.axis.sources ? at : -1;
+                     };
                    });
   }
-  // Of each tile's destinations, rows first; -1 past the map.
+  // Of each tile's destinations, rows first.
   std::vector<int64_t> destinations(const Strides4& strides) const {
-    return offsets(strides, winograd_destinations(rows_.tiles.points),
-                   winograd_destinations(columns_.tiles.points),
-                   [](const Axis& axis, int64_t tile, int i) {
-                     const int64_t at = axis.tiles.firsts[tile] + i * axis.axis.step;
-                     return at < axis.axis.destinations ? at : -1;
+    return offsets(strides, rows_.tiles.tile.pixels, columns_.tiles.tile.pixels,
+                   [](const Axis& axis, int64_t first) {
+                     return [&axis, first](int i) { return first + i * axis.axis.step; };
                    });
   }
 
@@ -123,21 +134,20 @@ class WinogradOffsets {
     int64_t count() const { return static_cast<int64_t>(tiles.firsts.size()); }
   };
 
-  // at(axis, tile, i): the i-th place of a tile along an axis, negative if there is none.
+  // Of high x wide pixels of each tile; from(axis, first)(i): the i-th of them along an axis,
+  // negative if there is none.
   template <typename F>
-  std::vector<int64_t> offsets(const Strides4& strides, int high, int wide, F&& at) const {
+  std::vector<int64_t> offsets(const Strides4& strides, int high, int wide, F&& from) const {
     std::vector<int64_t> result;
     result.reserve(count_ * high * wide);
     for (int64_t t = first_; t < first_ + count_; ++t) {
-      const int64_t column = t % columns_.count(), line = t / columns_.count();
-      const int64_t n = line / rows_.count(), row = line % rows_.count();
-      int64_t w[4];
-      for (int j = 0; j < wide; ++j) w[j] = at(columns_, column, j);
-      for (int i = 0; i < high; ++i) {
-        const int64_t h = at(rows_, row, i);
+      const int64_t line = t / columns_.count(), n = line / rows_.count();
+      const auto column = from(columns_, columns_.tiles.firsts[t % columns_.count()]);
+      const auto row = from(rows_, rows_.tiles.firsts[line % rows_.count()]);
+      for (int i = 0; i < high; ++i)
         for (int j = 0; j < wide; ++j)
-          result.push_back(h < 0 || w[j] < 0 ? -1 : strides.offset(n, 0, h, w[j]));
-      }
+          result.push_back(row(i) < 0 || column(j) < 0 ? -1
+                                                       : strides.offset(n, 0, row(i), column(j)));
     }
     return result;
   }
@@ -149,7 +159,7 @@ class WinogradOffsets {
 inline int64_t winograd_products(const TapAxis& axis, int points) {
   int64_t products = 0;
   for (const WinogradTiles& tiles : winograd_tiles(axis, points))
-    products += tiles.points * static_cast<int64_t>(tiles.firsts.size());
+    products += tiles.tile.points() * static_cast<int64_t>(tiles.firsts.size());
   return products;
 }
 
@@ -159,33 +169,40 @@ inline int64_t live_products(const TapAxis& axis) {
   return products;
 }
 
-// The points by which a pass in float32 should go, or none where its live taps are the faster.
-// frozen: filters are transformed beforehand, not at every call.
-inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape, bool frozen) {
+// What the rule weighs apart from sizes.
+struct WinogradCosts {
+  bool half;    // maps are of a half type
+  double live;  // of a live product, in those of float32
+  bool frozen;  // filters are transformed beforehand, not at every call
+};
+
+// The points by which a pass should go, or none where its live taps are the faster.
+inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
+                                                   const WinogradCosts& costs) {
   // Fewer channels, or outputs, do not outweigh the transforms of sources and sums.
   constexpr int64_t kLeastWidth = 32, kLeastFilters = 32 * 64;
   // So few are summed in one piece: pairs would round more than twice as much as PyTorch does.
   constexpr int64_t kLeastPairs = 64;
-  constexpr double kMostShare = 0.75;  // of the live products
+  constexpr double kMostShare = 0.75;  // of the live products' cost
   // What packing a filter costs, in products for each number of it, transformed or not.
   constexpr double kPointCost = 90, kTapCost = 60;
-  const WinogradPoints plain{kTilePoints, kTilePoints};
+  const int plain = costs.half ? kHalfPoints : kTilePoints;
   if (std::min(shape.outer, shape.inner) < kLeastWidth ||
-      shape.outer * shape.inner < kLeastFilters || !winograd_serves(shape, plain))
+      shape.outer * shape.inner < kLeastFilters || !winograd_serves(shape, {plain, plain}))
     return std::nullopt;
   const TapAxis rows = without_mirror(shape.rows), columns = without_mirror(shape.columns);
   const auto best = [&](const TapAxis& axis) {
     const bool pairs = shape.inner >= kLeastPairs && winograd_serves(axis, kPairPoints);
-    return pairs ? kPairPoints : kTilePoints;
+    return pairs && !costs.half ? kPairPoints : plain;
   };
   const WinogradPoints points{best(rows), best(columns)};
   const int64_t live = live_products(rows) * live_products(columns);
   const int64_t minimal =
       winograd_products(rows, points[0]) * winograd_products(columns, points[1]);
-  const double before = frozen ? 0 : kPointCost * points[0] * points[1];
-  const double otherwise = frozen ? 0 : kTapCost * static_cast<double>(shape.taps());
+  const double before = costs.frozen ? 0 : kPointCost * points[0] * points[1];
+  const double otherwise = costs.frozen ? 0 : kTapCost * static_cast<double>(shape.taps());
   if (static_cast<double>(shape.batch * minimal) + before >
-      kMostShare * (static_cast<double>(shape.batch * live) + otherwise))
+      kMostShare * (costs.live * static_cast<double>(shape.batch * live) + otherwise))
     return std::nullopt;
   return points;
 }

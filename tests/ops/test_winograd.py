@@ -41,6 +41,9 @@ CASES = {
     "pairs of columns": ((4, 3), 1, 33, 70, (9, 7), (1, 5, 1, 5), (1, 5)),
     "many pairs": ((3, 3), 2, 33, 21, (33, 25), (18, 18, 18, 18), (18, 18)),
 }
+HALVES = (torch.bfloat16, torch.float16)
+# Of the cases above, those whose tiles have up to four pixels in a half type, of every size.
+HALF_CASES = [name for name, case in CASES.items() if case[0] == (4, 4)]
 # Large enough that the CPU chooses it: by what points, C, K, (H, W), dilation.
 CHOSEN = {
     "tiles": ((4, 4), 70, 130, (30, 31), (2, 2)),
@@ -48,15 +51,16 @@ CHOSEN = {
     "both": ((3, 4), 70, 66, (33, 29), (18, 2)),
     "in steps": ((3, 3), 1000, 64, (33, 33), (18, 18)),
 }
+HALF_CHOSEN = ((6, 6), 70, 130, (61, 58), (2, 3))
 # Of grad-weight alone: sums that are whole at once, and those of several parts and images.
 SUMMED = {**CHOSEN, "whole sums": ((4, 4), 450, 512, (12, 13), (2, 2))}
 
 
-def make(name, memory_format=torch.channels_last):
+def make(name, memory_format=torch.channels_last, dtype=torch.float32):
     points, batch, channels, outputs, size, sides, dilation = CASES[name]
-    x = torch.randn(batch, channels, *size).to(memory_format=memory_format)
-    w = torch.randn(outputs, channels, 3, 3)
-    return x, w, torch.randn(outputs), ((1, 1), sides, dilation, 1), points
+    x = torch.randn(batch, channels, *size).to(dtype, memory_format=memory_format)
+    w, b = torch.randn(outputs, channels, 3, 3).to(dtype), torch.randn(outputs).to(dtype)
+    return x, w, b, ((1, 1), sides, dilation, 1), (6, 6) if dtype in HALVES else points
 
 
 def convolve(x, w, b, geometry, points, residual=None, relu=False):
@@ -65,19 +69,26 @@ def convolve(x, w, b, geometry, points, residual=None, relu=False):
     return fused_op(x, w, b, residual, relu, *geometry, False, packed)
 
 
-@pytest.mark.parametrize(("points", "rate"), [((4, 4), 1), ((3, 3), 2)])
-def test_by_hand(points, rate):
-    # Small integers are exact: ones everywhere count the live taps.
-    x, w = torch.ones(1, 8, 4, 3), torch.ones(8, 8, 3, 3)
+@pytest.mark.parametrize(
+    ("points", "rate", "dtype"),
+    [((4, 4), 1, torch.float32), ((3, 3), 2, torch.float32), ((6, 6), 1, torch.bfloat16)],
+)
+def test_by_hand(points, rate, dtype):
+    # Ones everywhere count the live taps.
+    x, w = torch.ones(1, 8, 4, 3, dtype=dtype), torch.ones(8, 8, 3, 3, dtype=dtype)
     result = convolve(x, w, None, ((1, 1), (rate,) * 4, (rate, rate), 1), points)
     live = {1: [[4, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]], 2: [[4, 2, 4]] * 4}
     assert (result[0, 5] / 8).tolist() == live[rate]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("name", CASES)
-def test_against_oracle_on_cpu(name, memory_format):
-    x, w, b, geometry, points = make(name, memory_format)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float32) for name in CASES]
+    + [(name, dtype) for name in HALF_CASES for dtype in HALVES],
+)
+def test_against_oracle_on_cpu(name, dtype, memory_format):
+    x, w, b, geometry, points = make(name, memory_format, dtype)
     _, (top, left, bottom, right), dilation, _ = geometry
     result = convolve(x, w, b, geometry, points)
     theirs = F.conv2d(F.pad(x, (left, right, top, bottom)), w, b, dilation=dilation)
@@ -86,11 +97,18 @@ def test_against_oracle_on_cpu(name, memory_format):
     assert result.is_contiguous(memory_format=memory_format)
 
 
-def problem(case, memory_format):
+# Cases that the CPU chooses, with their dtypes.
+def chosen(cases):
+    return [(case, torch.float32) for case in cases.values()] + [
+        (HALF_CHOSEN, dtype) for dtype in HALVES
+    ]
+
+
+def problem(case, memory_format, dtype):
     points, channels, outputs, size, dilation = case
-    x = torch.randn(2, channels, *size).relu().to(memory_format=memory_format)
-    w = torch.randn(outputs, channels, 3, 3).to(memory_format=memory_format)
-    grad = torch.randn(2, outputs, *size).to(memory_format=memory_format)
+    x = torch.randn(2, channels, *size).relu().to(dtype, memory_format=memory_format)
+    w = torch.randn(outputs, channels, 3, 3).to(dtype, memory_format=memory_format)
+    grad = torch.randn(2, outputs, *size).to(dtype, memory_format=memory_format)
     geometry = ((1, 1), 2 * dilation, dilation, 1)
     return points, x, w, grad, geometry, (1, dilation, dilation)
 
@@ -100,11 +118,11 @@ def theirs_and_exact(convolve, *tensors):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("name", CHOSEN)
-def test_chosen_in_forward_and_grad_input(name, memory_format):
-    points, x, w, grad, geometry, options = problem(CHOSEN[name], memory_format)
-    b = torch.randn(len(w))
-    assert tuple(points_op(x.shape, w.shape, *geometry, False)) == points
+@pytest.mark.parametrize(("case", "dtype"), chosen(CHOSEN))
+def test_chosen_in_forward_and_grad_input(case, dtype, memory_format):
+    points, x, w, grad, geometry, options = problem(case, memory_format, dtype)
+    b = torch.randn(len(w)).to(dtype)
+    assert tuple(points_op(x.shape, w.shape, *geometry, False, dtype)) == points
     assert_as_accurate_as_torch(
         forward_op(x, w, b, *geometry),
         *theirs_and_exact(lambda x, w, b: F.conv2d(x, w, b, *options), x, w, b),
@@ -120,10 +138,10 @@ def test_chosen_in_forward_and_grad_input(name, memory_format):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("name", SUMMED)
-def test_chosen_in_grad_weight(name, memory_format):
-    points, x, w, grad, geometry, options = problem(SUMMED[name], memory_format)
-    assert tuple(points_op(x.shape, w.shape, *geometry, True)) == points
+@pytest.mark.parametrize(("case", "dtype"), chosen(SUMMED))
+def test_chosen_in_grad_weight(case, dtype, memory_format):
+    points, x, w, grad, geometry, options = problem(case, memory_format, dtype)
+    assert tuple(points_op(x.shape, w.shape, *geometry, True, dtype)) == points
     result = backward_weight_op(grad, x, w.shape, *geometry)
     assert_as_accurate_as_torch(
         result,
@@ -154,9 +172,9 @@ def test_same_bits_with_any_threads(name):
     assert_same_bits_with_any_threads(lambda: convolve(*case))
 
 
-@pytest.mark.parametrize("name", CHOSEN)
-def test_gradients_have_the_same_bits_with_any_threads(name):
-    _, x, w, grad, geometry, _ = problem(CHOSEN[name], torch.contiguous_format)
+@pytest.mark.parametrize(("case", "dtype"), chosen(CHOSEN))
+def test_gradients_have_the_same_bits_with_any_threads(case, dtype):
+    _, x, w, grad, geometry, _ = problem(case, torch.contiguous_format, dtype)
     assert_same_bits_with_any_threads(lambda: backward_input_op(grad, w, x.shape, *geometry))
     assert_same_bits_with_any_threads(lambda: backward_weight_op(grad, x, w.shape, *geometry))
 
@@ -171,15 +189,18 @@ def test_empty_batch_and_any_strides():
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_branches_of_several_rates(memory_format):
-    x = torch.randn(2, 20, 13, 9).to(memory_format=memory_format)
-    ws = [torch.randn(17, 20, k, k) for k in (1, 3, 3, 3)]
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_branches_of_several_rates(dtype, memory_format):
+    x = torch.randn(2, 20, 13, 9).to(dtype, memory_format=memory_format)
+    ws = [torch.randn(17, 20, k, k).to(dtype) for k in (1, 3, 3, 3)]
+    half = dtype in HALVES
     packed = [pack_op(w, 1) for w in ws]
-    packed[1] = pack_op(ws[1], 1, (4, 4))
-    packed[3] = pack_op(ws[3], 1, (3, 3))
+    packed[1] = pack_op(ws[1], 1, (6, 6) if half else (4, 4))
+    packed[3] = pack_op(ws[3], 1, (6, 6) if half else (3, 3))
     expected = multi_rate_op(x, ws, None, [1, 2, 4, 8], False, False, [])
     result = multi_rate_op(x, ws, None, [1, 2, 4, 8], False, False, packed)
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    error = 2 * torch.finfo(dtype).eps if half else 1e-4
+    torch.testing.assert_close(result, expected, rtol=error, atol=max(error, 1e-4))
 
 
 def test_what_cannot_be_transformed():
@@ -188,20 +209,25 @@ def test_what_cannot_be_transformed():
         (torch.randn(8, 8, 3, 3), 2),
         (torch.randn(8, 8, 3, 3).double(), 1),
     ):
-        with pytest.raises(RuntimeError, match="only 3x3 filters in float32 without groups"):
+        with pytest.raises(RuntimeError, match="only 3x3 filters in float32 or a half type without groups"):
             pack_op(weight, groups, (4, 4))
-    with pytest.raises(RuntimeError, match="points must be two, each 3 or 4"):
+    with pytest.raises(RuntimeError, match="points must be two, each 3 or 4 in float32"):
         pack_op(torch.randn(8, 8, 3, 3), 1, (4, 5))
+    with pytest.raises(RuntimeError, match="points must be two, each 6 in a half type"):
+        pack_op(torch.randn(8, 8, 3, 3).bfloat16(), 1, (4, 4))
     x, w, b, geometry, points = make("plain, odd")
     strided = ((2, 2), *geometry[1:])
     with pytest.raises(RuntimeError, match="packed is not this weight"):
         convolve(x, w, b, strided, points)
     with pytest.raises(RuntimeError, match="packed for a map of this size"):
         convolve(x, w, b, geometry, (3, 3))
+    halves = [t.bfloat16() for t in (x, w, b)]
+    with pytest.raises(RuntimeError, match="packed for its dtype"):
+        fused_op(*halves, None, False, *geometry, False, pack_op(w, 1, points))
     with pytest.raises(RuntimeError, match="packed is not this weight"):
         fused_op(x, w, b, None, False, *geometry, False, pack_op(w[:, :-1], 1, points))
     torch.library.opcheck(pack_op, (w, 1, points))
-    torch.library.opcheck(points_op, (x.shape, w.shape, *geometry, True))
+    torch.library.opcheck(points_op, (x.shape, w.shape, *geometry, True, torch.float32))
 
 
 def pays(size=33, rate=2, *, backend="native", outputs=64, frozen=True, strides=(1, 1), **options):
@@ -213,12 +239,12 @@ def pays(size=33, rate=2, *, backend="native", outputs=64, frozen=True, strides=
 
 def test_where_it_pays():
     assert pays() == pays(backend="auto") == (4, 4)
+    assert pays(dtype=torch.bfloat16) == pays(dtype=torch.float16) == (6, 6)
     for change in (
         {"backend": "torch"},
         {"strides": (2, 2)},
         {"outputs": 16},
         {"dtype": torch.float64},
-        {"dtype": torch.bfloat16},
         {"device": "meta"},
     ):
         assert pays(**change) == (), change
