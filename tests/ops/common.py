@@ -29,7 +29,8 @@ def assert_as_accurate_as_torch(ours: Tensor, theirs: Tensor, exact: NDArray[np.
     our_error = np.linalg.norm(to_float64(ours) - exact)
     their_error = np.linalg.norm(to_float64(theirs) - exact)
     rounding = 2 * torch.finfo(ours.dtype).eps * np.linalg.norm(exact)
-    assert our_error <= max(2 * their_error, rounding), (
+    # In this order: PyTorch's error may be NaN, as float16's gradients in channels_last were once.
+    assert our_error <= max(rounding, 2 * their_error), (
         f"error {our_error:.3g}, PyTorch's {their_error:.3g}, two roundings {rounding:.3g}"
     )
 
