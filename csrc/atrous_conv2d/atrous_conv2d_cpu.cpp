@@ -13,6 +13,23 @@
 namespace atrousx {
 namespace {
 
+// The weight as `form` has it, [points of rows, of columns, numbers] or flat.
+template <typename T, typename Form>
+Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& strides,
+                 Sizes points) {
+  Sizes size = std::move(points);
+  const int64_t all = form.size();
+  size.push_back(size.empty() ? all : all / (size[0] * size[1]));
+  const bool wide = sizeof(typename Form::A) == sizeof(double);
+  const Tensor packed = torch::stable::empty({size.data(), size.size()},
+                                             wide ? ScalarType::Double : ScalarType::Float,
+                                             std::nullopt, weight.device());
+  auto* to = static_cast<typename Form::A*>(packed.mutable_data_ptr());
+  prefer_huge_pages(to, all * packed.element_size());
+  form.pack(data<T>(weight), strides, to);
+  return packed;
+}
+
 Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes points) {
   const Sizes size = sizes4(weight, "weight");
   STD_TORCH_CHECK(groups > 0 && size[0] % groups == 0, "groups must divide weight's outputs");
@@ -33,14 +50,17 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
     const auto known = [&](int64_t p) {
       return half ? p == kHalfPoints : p == kTilePoints || p == kPairPoints;
     };
-    STD_TORCH_CHECK(points.size() == 2 && known(points[0]) && known(points[1]),
-                    "points must be two, each ", half ? "6 in a half type" : "3 or 4 in float32");
+    STD_TORCH_CHECK(
+        points.size() == 2 && ((known(points[0]) && known(points[1])) ||
+                               (!half && points == Sizes{kTriplePoints, kTriplePoints})),
+        "points must be two, ",
+        half ? "6 and 6 in a half type" : "each 3 or 4, or 5 and 5, in float32");
     const WinogradPoints both{static_cast<int>(points[0]), static_cast<int>(points[1])};
     dispatch_floating(weight.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       if constexpr (!std::is_same_v<T, double>)
         with_register_tile<float>(shape.outer, [&](auto tile) {
-          packed = WinogradWeight<decltype(tile)>(shape, both).pack(data<T>(weight), seen, weight);
+          packed = packed_as<T>(WinogradWeight<decltype(tile)>(shape, both), weight, seen, points);
         });
     });
     return *packed;
@@ -50,7 +70,7 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
     using T = decltype(zero);
     with_pack<T>([&](auto pack) {
       with_register_tile<Accumulate<T>, decltype(pack)::value>(shape.outer, [&](auto tile) {
-        packed = PackedWeight<decltype(tile)>(shape).pack(data<T>(weight), seen, weight);
+        packed = packed_as<T>(PackedWeight<decltype(tile)>(shape), weight, seen, {});
       });
     });
   });
@@ -212,16 +232,11 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
                                   input);
       return grad_weight_planes(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
     }
-    const auto run = [&](auto pack) {
+    with_pack<T>([&](auto pack) {
       with_register_tile<Accumulate<T>, decltype(pack)::value>(g.group_outputs(), [&](auto tile) {
         CpuGradWeight<T, decltype(tile)>(g, grad_output, input).run(to, strides4(grad_weight));
       });
-    };
-    // Transformed numbers are multiplied in float32, never in pairs.
-    if (winograd_points(g.forward(), input.scalar_type(), true).has_value())
-      run(std::integral_constant<int, 1>{});
-    else
-      with_pack<T>(run);
+    });
   });
   return grad_weight;
 }

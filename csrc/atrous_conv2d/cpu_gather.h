@@ -8,12 +8,14 @@
 #pragma once
 
 #include <bit>
+#include <memory>
 
 #include "../tensor.h"
 #include "cpu_finish.h"
 #include "cpu_gather_steps.h"
 #include "cpu_product.h"
 #include "cpu_weight.h"
+#include "cpu_workspace.h"
 #include "plan_cache.h"
 
 namespace atrousx {
@@ -28,18 +30,18 @@ class CpuGather {
 
  public:
   // packed_weight: by PackedWeight<R>(shape).
-  CpuGather(const GatherShape& shape, const Tensor& packed_weight, const Epilogue<T>& epilogue,
-            T* destination, const Strides4& destination_strides)
+  CpuGather(const GatherShape& shape, std::shared_ptr<const A> packed_weight,
+            const Epilogue<T>& epilogue, T* destination, const Strides4& destination_strides)
       : shape_(shape),
         weight_(shape),
-        packed_weight_(packed_weight),
+        packed_weight_(std::move(packed_weight)),
         finished_{epilogue, destination, destination_strides} {}
 
   // The steps of some images come in order, first to last.
   void multiply(const GatherStep& step, const SourceView<A>& source) {
     if (step.first) plan(step);
     const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
-    A* sums = static_cast<A*>(sums_->mutable_data_ptr());
+    A* sums = sums_->data();
     for_each_task(tasks, [&](int64_t task, int64_t worker) {
       const int64_t part = task % parts_, first = part * weight_.blocks() / parts_;
       run_task({groups_[task / parts_ / shape_.groups], task / parts_ % shape_.groups, first,
@@ -94,7 +96,7 @@ class CpuGather {
     for (const Group& group : groups_) most_pixels = std::max(most_pixels, group.pixels);
     task_sums_ = ceil_div(weight_.blocks(), parts_) * most_pixels * R::kColumns;
     const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
-    sums_ = scratch(packed_weight_, (step.last ? cpu_workers(tasks) : tasks) * task_sums_);
+    sums_.emplace((step.last ? cpu_workers(tasks) : tasks) * task_sums_);
   }
 
   struct Task {
@@ -112,7 +114,7 @@ class CpuGather {
         lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides);
     }
     const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
-    const A* weight = static_cast<const A*>(packed_weight_.const_data_ptr()) +
+    const A* weight = packed_weight_.get() +
                       (task.group * weight_.blocks() + task.first_block) * weight_.block_size();
     const A* source = packed.data + task.group * packed.group_size;
     const int64_t chunk = chunk_elements();
@@ -259,12 +261,12 @@ class CpuGather {
 
   const GatherShape shape_;
   const PackedWeight<R> weight_;
-  const Tensor packed_weight_;
+  const std::shared_ptr<const A> packed_weight_;
   const FinishedPixels<T> finished_;
   // Of the images at hand.
   std::vector<Group> groups_;
   int64_t parts_ = 0, task_sums_ = 0;
-  std::optional<Tensor> sums_;
+  std::optional<Workspace<A>> sums_;
 };
 
 }  // namespace atrousx

@@ -4,6 +4,7 @@
 
 #include "cpu_slabs.h"
 #include "cpu_weight.h"
+#include "cpu_workspace.h"
 
 namespace atrousx {
 
@@ -23,7 +24,7 @@ inline GatherStep whole_step(const GatherShape& shape) {
 // step.
 template <typename A, int kPack, typename T, typename F>
 void for_each_gather_step(const GatherShape& shape, const T* source, const Strides4& strides,
-                          bool in_place, int64_t sums, const Tensor& like, F&& f) {
+                          bool in_place, int64_t sums, F&& f) {
   if constexpr (std::is_same_v<T, A> && kPack == 1) {
     if (in_place) return f(whole_step(shape), SourceView<A>{source, strides, kSlab, shape.inner});
   }
@@ -41,7 +42,7 @@ void for_each_gather_step(const GatherShape& shape, const T* source, const Strid
   const int64_t step_slabs = ceil_div(slabs, steps);
   size.batch = images;
   size.channels = std::min(step_slabs * kChannels, shape.inner);
-  const Tensor memory = Packed::memory(size, like);
+  const Workspace<A> memory(Packed::elements(size));
   for (int64_t n = 0; n < shape.batch; n += images)
     for (int64_t slab = 0; slab < slabs; slab += step_slabs) {
       const GatherStep step{n,         std::min(images, shape.batch - n),
@@ -49,9 +50,9 @@ void for_each_gather_step(const GatherShape& shape, const T* source, const Strid
                             slab == 0, slab + step_slabs >= slabs};
       size.batch = step.images;
       size.channels = std::min(step.slabs * kChannels, shape.inner - slab * kChannels);
-      f(step, Packed(size, source + strides.offset(n, slab * kChannels, 0, 0), strides,
-                     static_cast<A*>(memory.mutable_data_ptr()))
-                  .view());
+      f(step,
+        Packed(size, source + strides.offset(n, slab * kChannels, 0, 0), strides, memory.data())
+            .view());
     }
 }
 

@@ -17,6 +17,7 @@
 #include "cpu_turn.h"
 #include "cpu_winograd_grad_weight.h"
 #include "cpu_winograd_weight.h"
+#include "cpu_workspace.h"
 #include "plan.h"
 
 namespace atrousx {
@@ -37,7 +38,6 @@ class CpuGradWeight {
   static constexpr int64_t kDepth = 256 * R::kPack;  // pixels of one product
   static constexpr int64_t kWantedTasks = 64;
   static constexpr int64_t kMost = 4 << 20;  // elements of a map packed at a time
-  using Winograd = WinogradGradWeight<R, !std::is_same_v<T, A>>;
   using Lanes = Slabs<A, kSlab, R::kPack, true>;
   using Columns = Slabs<A, R::kColumns, R::kPack, true>;
 
@@ -69,26 +69,25 @@ class CpuGradWeight {
   void run(T* grad_weight, const Strides4& strides) const {
     const Result result{grad_weight, strides};
     const int64_t places = ends_at_once_ ? cpu_workers(rectangles()) : splits_ * rectangles();
-    const Tensor sums = scratch(input_, places * rectangle_size());
-    const Tensor lane_memory = Lanes::memory(lane_size(chunk_images_, 0), input_);
-    const Tensor column_memory = Columns::memory(column_size(chunk_images_, 0), input_);
+    const Workspace<A> sums(places * rectangle_size());
+    const Workspace<A> lane_memory(Lanes::elements(lane_size(chunk_images_, 0)));
+    const Workspace<A> column_memory(Columns::elements(column_size(chunk_images_, 0)));
     std::optional<Lanes> lanes;
     for (int64_t n = 0; n < g_.batch; n += chunk_images_) {
       const int64_t images = std::min(chunk_images_, g_.batch - n);
       for (int64_t stripe = 0; stripe < stripes_; stripe += chunk_stripes_) {
-        const Columns columns(
-            column_size(images, stripe), at(grad_output_, n, stripe * stripe_blocks_ * R::kColumns),
-            strides4(grad_output_), static_cast<A*>(column_memory.mutable_data_ptr()));
+        const Columns columns(column_size(images, stripe),
+                              at(grad_output_, n, stripe * stripe_blocks_ * R::kColumns),
+                              strides4(grad_output_), column_memory.data());
         for (int64_t slab = 0; slab < slabs_; slab += chunk_slabs_) {
           if (stripe == 0 || chunk_slabs_ < slabs_)
             lanes.emplace(lane_size(images, slab), at(input_, n, slab * kSlab), strides4(input_),
-                          static_cast<A*>(lane_memory.mutable_data_ptr()), g_.stride_w);
-          multiply({n, images, slab, stripe}, *lanes, columns,
-                   static_cast<A*>(sums.mutable_data_ptr()), result);
+                          lane_memory.data(), g_.stride_w);
+          multiply({n, images, slab, stripe}, *lanes, columns, sums.data(), result);
         }
       }
     }
-    if (!ends_at_once_) add_parts(static_cast<A*>(sums.mutable_data_ptr()), result);
+    if (!ends_at_once_) add_parts(sums.data(), result);
   }
 
  private:
@@ -129,7 +128,7 @@ class CpuGradWeight {
   int64_t block_size() const { return int64_t{kSlab} * R::kColumns; }
   int64_t plane() const { return stripe_blocks_ * block_size(); }  // of a tap or a point
   int64_t rectangle_size() const {
-    return (winograd_.has_value() ? std::max(winograd_->points(), taps_) : taps_) * plane();
+    return (winograd_.has_value() ? std::max(winograd_->filters(), taps_) : taps_) * plane();
   }
   int64_t rectangle_number(const Rectangle& r) const {
     return (r.group * slabs_ + r.slab) * stripes_ + r.stripe;
@@ -161,10 +160,10 @@ class CpuGradWeight {
     write(r, sums, result);
   }
 
-  std::optional<Winograd> minimal_filtering() const {
-    if constexpr (std::is_same_v<A, float> && R::kPack == 1) {
-      const auto points = winograd_points(shape_, input_.scalar_type(), true);
-      if (points.has_value()) return Winograd(shape_, *points);
+  std::optional<WinogradGradWeight<R>> minimal_filtering() const {
+    if constexpr (std::is_same_v<T, float>) {
+      const auto points = winograd_points(shape_, ScalarType::Float, true);
+      if (points.has_value()) return WinogradGradWeight<R>(shape_, *points);
     }
     return std::nullopt;
   }
@@ -280,7 +279,7 @@ class CpuGradWeight {
   const Tensor grad_output_;  // [N, K, OH, OW]
   const Tensor input_;        // [N, C, H, W]
   const int64_t taps_;
-  const std::optional<Winograd> winograd_;
+  const std::optional<WinogradGradWeight<R>> winograd_;
   const int64_t slabs_;
   int64_t stripes_, stripe_blocks_, splits_;
   int64_t chunk_slabs_, chunk_stripes_, chunk_images_;

@@ -3,7 +3,6 @@
 // tap reads the same slabs, only further on: a map is packed once for all taps of a pass.
 #pragma once
 
-#include "../huge_pages.h"
 #include "arguments.h"
 #include "cpu_pack.h"
 #include "cpu_product.h"
@@ -62,12 +61,6 @@ class Slabs {
   static int64_t slabs(const MapSize& size) { return ceil_div<int64_t>(size.channels, kChannels); }
   static int64_t elements(const MapSize& size) {
     return size.batch * size.groups * slabs(size) * size.height * size.width * kWidth;
-  }
-  // Memory for a packed map. like: names dtype and device.
-  static Tensor memory(const MapSize& size, const Tensor& like) {
-    const Tensor packed = scratch(like, elements(size));
-    prefer_huge_pages(packed.mutable_data_ptr(), packed.numel() * static_cast<int64_t>(sizeof(A)));
-    return packed;
   }
 
   const A* data() const { return data_; }

@@ -3,7 +3,6 @@
 // together, since they are multiplied together.
 #pragma once
 
-#include "../huge_pages.h"
 #include "arguments.h"
 #include "cpu_pack.h"
 #include "cpu_product.h"
@@ -32,12 +31,9 @@ struct PackedWeight {
   int64_t block_size() const { return taps() * elements() * R::kColumns; }
   int64_t size() const { return groups * blocks() * block_size(); }
 
-  // like: names dtype and device. Any strides.
+  // to: size() of them. Any strides.
   template <typename T>
-  Tensor pack(const T* weight, const WeightStrides& strides, const Tensor& like) const {
-    const Tensor packed = scratch(like, size());
-    A* to = static_cast<A*>(packed.mutable_data_ptr());
-    prefer_huge_pages(to, size() * static_cast<int64_t>(sizeof(A)));
+  void pack(const T* weight, const WeightStrides& strides, A* to) const {
     const int64_t slabs = ceil_div<int64_t>(inner, kChannels);
     for_each_task(groups * blocks() * slabs, [&](int64_t task, int64_t) {
       const int64_t slab = task % slabs, block = task / slabs % blocks();
@@ -46,7 +42,6 @@ struct PackedWeight {
           weight + group * strides.group, strides, block * R::kColumns, slab * kChannels,
           to + (group * blocks() + block) * block_size() + slab * kSlab * taps() * R::kColumns);
     });
-    return packed;
   }
 
   // Outputs from `column` on, source channels from `first` on: [taps, elements, kColumns].

@@ -7,12 +7,14 @@
 // sums stay in the L2 cache; neither is ever whole in memory.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "../tensor.h"
 #include "cpu_finish.h"
 #include "cpu_gather_steps.h"
 #include "cpu_winograd_weight.h"
+#include "cpu_workspace.h"
 
 namespace atrousx {
 
@@ -27,11 +29,12 @@ class CpuWinograd {
 
  public:
   // packed_weight: by WinogradWeight<R>(shape, points).
-  CpuWinograd(const GatherShape& shape, WinogradPoints points, const Tensor& packed_weight,
-              const Epilogue<T>& epilogue, T* destination, const Strides4& destination_strides)
+  CpuWinograd(const GatherShape& shape, WinogradPoints points,
+              std::shared_ptr<const A> packed_weight, const Epilogue<T>& epilogue, T* destination,
+              const Strides4& destination_strides)
       : shape_(shape),
         weight_(shape, points),
-        packed_weight_(packed_weight),
+        packed_weight_(std::move(packed_weight)),
         rows_(without_mirror(shape.rows)),
         columns_(without_mirror(shape.columns)),
         row_tiles_(winograd_tiles(rows_, points[0])),
@@ -41,14 +44,14 @@ class CpuWinograd {
   // The steps of some images come in order, first to last.
   void multiply(const GatherStep& step, const SourceView<T>& source) {
     if (step.first) plan(step);
-    A* const sums = static_cast<A*>(sums_->mutable_data_ptr());
-    A* const scratches = static_cast<A*>(scratch_->mutable_data_ptr());
+    A* const sums = sums_->data();
+    A* const scratches = scratch_->data();
     const bool whole = step.first && step.last;
     for_each_task(static_cast<int64_t>(tasks_.size()), [&](int64_t number, int64_t worker) {
       const Task& task = tasks_[number];
       A* const own = sums + (whole ? worker : number) * task_sums_;
       A* const scratch = scratches + worker * scratch_size_;
-      if (step.first) std::fill_n(own, weight_.count() * plane(task), A(0));
+      if (step.first) std::fill_n(own, points() * plane(task), A(0));
       add(task, step, source, scratch, own);
       if (step.last) store(task, step.first_image, own, scratch);
     });
@@ -72,6 +75,7 @@ class CpuWinograd {
     return {rows_, columns_, *run.rows, *run.columns, run.first, run.tiles};
   }
 
+  int64_t points() const { return int64_t{weight_.points[0]} * weight_.points[1]; }
   // Of a point's sums. A cache line more than is needed: planes a power of two apart would share
   // few cache sets.
   int64_t plane(const Task& task) const {
@@ -94,13 +98,13 @@ class CpuWinograd {
     for (const Task& task : tasks_) {
       int64_t destinations = 0;
       for (const Run& run : task.runs) destinations += run.destinations();
-      task_sums_ = std::max(task_sums_, weight_.count() * plane(task));
-      scratch_size_ = std::max({scratch_size_, weight_.count() * (task.tiles * kSlab + kLine<A>),
-                                destinations * R::kColumns});
+      task_sums_ = std::max(task_sums_, points() * plane(task));
+      scratch_size_ = std::max(
+          {scratch_size_, points() * (task.tiles * kSlab + kLine<A>), destinations * R::kColumns});
     }
     const int64_t tasks = static_cast<int64_t>(tasks_.size()), workers = cpu_workers(tasks);
-    sums_ = scratch(packed_weight_, (step.first && step.last ? workers : tasks) * task_sums_);
-    scratch_ = scratch(packed_weight_, workers * scratch_size_);
+    sums_.emplace((step.first && step.last ? workers : tasks) * task_sums_);
+    scratch_.emplace(workers * scratch_size_);
   }
 
   // Tasks of at most so many destination channels and register tiles; those that share filters come
@@ -110,7 +114,7 @@ class CpuWinograd {
     const std::vector<Run> runs = all_runs(images);
     const int64_t tiles = runs.back().begin + runs.back().tiles, blocks = weight_.blocks();
     const int64_t parts = ceil_div(blocks, std::max<int64_t>(1, columns / R::kColumns));
-    const int64_t most = R::kLanes * std::clamp<int64_t>(lanes / weight_.count(), 1, 32);
+    const int64_t most = R::kLanes * std::clamp<int64_t>(lanes / points(), 1, 32);
     const int64_t chunks = ceil_div(tiles, most);
     for (int64_t part = 0; part < parts; ++part)
       for (int64_t i = 0; i < chunks; ++i) {
@@ -160,7 +164,7 @@ class CpuWinograd {
 
   // Products of transformed numbers are larger than plain ones: longer sums in registers would
   // round more than PyTorch's.
-  int64_t running() const { return weight_.count() == kPairPoints * kPairPoints ? 32 : 64; }
+  int64_t running() const { return points() == kPairPoints * kPairPoints ? 32 : 64; }
 
   // sums += the products of the step's channels; scratch: [points, tiles, width].
   void add(const Task& task, const GatherStep& step, const SourceView<T>& source, A* scratch,
@@ -174,16 +178,15 @@ class CpuWinograd {
       const T* channels = source.data + (slab - step.first_slab) * source.slab_size;
       for (size_t i = 0; i < task.runs.size(); ++i)
         transform(task.runs[i], channels, from[i], channels_of(slab), width, source_plane, scratch);
-      for (int64_t point = 0; point < weight_.count(); ++point) {
+      for (int64_t point = 0; point < points(); ++point) {
         SegmentList segments{running()};
         for (int64_t c = 0; c < channels_of(slab); c += running())
           segments.items.push_back({point * source_plane + c,
                                     filters_at(slab, point) + c * R::kColumns,
                                     std::min(running(), channels_of(slab) - c)});
-        const int64_t after = point + 1 < weight_.count() ? filters_at(slab, point + 1)
-                                                          : filters_at(std::min(slab + 1, last), 0);
-        const int columns = weight_.points[1];
-        for (const auto& [first, end] : tiles_with(task, point / columns, point % columns))
+        const int64_t after = point + 1 < points() ? filters_at(slab, point + 1)
+                                                   : filters_at(std::min(slab + 1, last), 0);
+        for (const auto& [first, end] : tiles_with(task, row_of(point), column_of(point)))
           multiply(task, segments, scratch, width, {first, end - first}, after,
                    sums + point * plane(task));
       }
@@ -192,18 +195,19 @@ class CpuWinograd {
 
   void transform(const Run& run, const T* source, const std::vector<int64_t>& from,
                  int64_t channels, int64_t width, int64_t plane, A* to) const {
-    with_tile<kHalf>(run.rows->tile, [&](auto rows) {
-      with_tile<kHalf>(run.columns->tile, [&](auto columns) {
-        run_with_lanes<TransformSources<decltype(rows), decltype(columns)>::template Loop>(
-            source, from.data(), run.tiles, channels, width, planes(plane), to + run.begin * width);
-      });
+    with_tiles<kHalf>(run.rows->tile, run.columns->tile, [&](auto rows, auto columns) {
+      run_with_lanes<TransformSources<decltype(rows), decltype(columns)>::template Loop>(
+          source, from.data(), run.tiles, channels, width, planes(plane), to + run.begin * width);
     });
   }
 
   // Where a block's filters of a slab begin, of a point.
   int64_t filters_at(int64_t slab, int64_t point) const {
-    return (slab * kSlab * weight_.count() + point * channels_of(slab)) * R::kColumns;
+    const int64_t number = winograd_filter(row_of(point), column_of(point), weight_.points);
+    return (slab * kSlab * weight_.count() + number * channels_of(slab)) * R::kColumns;
   }
+  int row_of(int64_t point) const { return static_cast<int>(point / weight_.points[1]); }
+  int column_of(int64_t point) const { return static_cast<int>(point % weight_.points[1]); }
 
   int64_t channels_of(int64_t slab) const {
     return std::min<int64_t>(kSlab, shape_.inner - slab * kSlab);
@@ -221,8 +225,7 @@ class CpuWinograd {
     // Lines as far apart as a slab's rows prefetch of each.
     constexpr auto& kLines = kEquallySpaced<kNextLanes<R>, kSlab>;
     const LanePieces pieces(tiles.count, R::kLanes);
-    const A* const all = static_cast<const A*>(packed_weight_.const_data_ptr()) +
-                         task.first_block * weight_.block_size();
+    const A* const all = packed_weight_.get() + task.first_block * weight_.block_size();
     for (int64_t b = 0; b < task.blocks; ++b) {
       const A* filters = all + b * weight_.block_size();
       const A* next = b + 1 < task.blocks
@@ -287,24 +290,22 @@ class CpuWinograd {
 
   void transform_back(const Run& run, const A* sums, int64_t plane, const int64_t* rows,
                       A* finished) const {
-    with_tile<kHalf>(run.rows->tile, [&](auto row_tile) {
-      with_tile<kHalf>(run.columns->tile, [&](auto column_tile) {
-        run_with_lanes<TransformSums<decltype(row_tile), decltype(column_tile)>::template Loop>(
-            sums, planes(plane), run.tiles, int64_t{R::kColumns}, rows, finished);
-      });
+    with_tiles<kHalf>(run.rows->tile, run.columns->tile, [&](auto row_tile, auto column_tile) {
+      run_with_lanes<TransformSums<decltype(row_tile), decltype(column_tile)>::template Loop>(
+          sums, planes(plane), run.tiles, int64_t{R::kColumns}, rows, finished);
     });
   }
 
   const GatherShape shape_;
   const WinogradWeight<R> weight_;
-  const Tensor packed_weight_;
+  const std::shared_ptr<const A> packed_weight_;
   const TapAxis rows_, columns_;
   const std::vector<WinogradTiles> row_tiles_, column_tiles_;
   const FinishedPixels<T> finished_;
   // Of the images at hand.
   std::vector<Task> tasks_;
   int64_t task_sums_ = 0, scratch_size_ = 0;
-  std::optional<Tensor> sums_, scratch_;
+  std::optional<Workspace<A>> sums_, scratch_;
 };
 
 }  // namespace atrousx

@@ -17,8 +17,7 @@ namespace atrousx {
 template <typename R>
 constexpr int kGradWeightSlab = 8 * R::kLanes;
 
-// kHalf: whether the maps were of a half type.
-template <typename R, bool kHalf>
+template <typename R>
 class WinogradGradWeight {
   using A = typename R::A;
   static constexpr int64_t kTaskPoints = 768;  // tiles transformed at a time times their points
@@ -32,7 +31,7 @@ class WinogradGradWeight {
       for (const WinogradTiles& c : column_tiles) groups_.push_back({r, c});
   }
 
-  int64_t points() const { return int64_t{points_[0]} * points_[1]; }
+  int64_t filters() const { return winograd_filters(points_); }
   int64_t tiles() const {  // of an image
     int64_t count = 0;
     for (const Group& group : groups_) count += group.tiles();
@@ -44,7 +43,7 @@ class WinogradGradWeight {
     SourceView<A> lanes, columns;  // from its first channel and its first output on
     int64_t width;                 // of a pixel of the slab
     int64_t channels, blocks;
-    int64_t point_sums, block_sums;  // from one to the next
+    int64_t filter_sums, block_sums;  // from one to the next
   };
 
   // sums += the products of every point over tiles [first, last) of the images, which are numbered
@@ -61,12 +60,10 @@ class WinogradGradWeight {
     }
   }
 
-  // Sums of points become those of taps: the first nine of them, `plane` numbers each.
+  // Sums of filters become those of taps: the first nine of them, `plane` numbers each.
   void transform_back(A* sums, int64_t plane) const {
-    with_filter_points<kHalf>(points_[0], [&](auto rows) {
-      with_filter_points<kHalf>(points_[1], [&](auto columns) {
-        run_with_lanes<TransformFilterGradients<rows, columns>::template Loop>(sums, plane);
-      });
+    with_forms<false>(points_, [&](auto rows, auto columns) {
+      run_with_lanes<TransformFilterGradients<rows, columns>::template Loop>(sums, plane);
     });
   }
 
@@ -92,24 +89,22 @@ class WinogradGradWeight {
     const auto at_gradient = from.destinations(part.columns.strides);
     const int columns = group.columns.tile.points();
     const auto planes = [&](int64_t plane) { return TilePlanes{columns * plane, plane}; };
-    with_tile<kHalf>(group.rows.tile, [&](auto r) {
-      with_tile<kHalf>(group.columns.tile, [&](auto c) {
-        run_with_lanes<TransformSources<decltype(r), decltype(c)>::template Loop>(
-            part.lanes.data, at_source.data(), tiles, part.channels, part.width,
-            planes(source_plane), sources.data());
-        for (int64_t b = 0; b < part.blocks; ++b)
-          run_with_lanes<TransformGradients<decltype(r), decltype(c)>::template Loop>(
-              part.columns.data + b * part.columns.slab_size, at_gradient.data(), tiles,
-              int64_t{R::kColumns}, int64_t{R::kColumns}, planes(plane),
-              gradients.data() + b * points * plane);
-      });
+    with_tiles<false>(group.rows.tile, group.columns.tile, [&](auto r, auto c) {
+      run_with_lanes<TransformSources<decltype(r), decltype(c)>::template Loop>(
+          part.lanes.data, at_source.data(), tiles, part.channels, part.width, planes(source_plane),
+          sources.data());
+      for (int64_t b = 0; b < part.blocks; ++b)
+        run_with_lanes<TransformGradients<decltype(r), decltype(c)>::template Loop>(
+            part.columns.data + b * part.columns.slab_size, at_gradient.data(), tiles,
+            int64_t{R::kColumns}, int64_t{R::kColumns}, planes(plane),
+            gradients.data() + b * points * plane);
     });
     for (int64_t own = 0; own < points; ++own) {
-      const int64_t point = own / columns * points_[1] + own % columns;  // of the filter
+      const int64_t filter = winograd_filter(own / columns, own % columns, points_);
       for (int64_t b = 0; b < part.blocks; ++b)
         multiply(part, sources.data() + own * source_plane,
                  gradients.data() + (b * points + own) * plane, tiles,
-                 sums + point * part.point_sums + b * part.block_sums);
+                 sums + filter * part.filter_sums + b * part.block_sums);
     }
   }
 

@@ -9,41 +9,53 @@
 namespace atrousx {
 
 // A tile along an axis, as a type.
-template <int kFilterPoints, int kTilePixels>
+template <int kTileForm, int kTilePixels>
 struct TileOf {
-  static constexpr WinogradTile kTile{kFilterPoints, kTilePixels};
-  static constexpr int kFilter = kFilterPoints, kPixels = kTilePixels;
+  static constexpr WinogradTile kTile{kTileForm, kTilePixels};
+  static constexpr int kForm = kTileForm, kPixels = kTilePixels;
   static constexpr int kPoints = kTile.points(), kSources = kTile.sources();
 };
+
+constexpr float kRootOfTwo = 1.41421356f;
 
 // The transforms along an axis, of numbers or vectors.
 //
 // What six points' filters are divided by, sources are multiplied by.
 template <typename Tile, typename V>
 ATROUSX_ALWAYS_INLINE void transform_axis(const V* x, V* points) {
-  constexpr bool kHalf = Tile::kFilter == kHalfPoints;
+  constexpr bool kHalf = Tile::kForm == kHalfPoints;
   constexpr float kZero = kHalf ? 4 : 1, kOne = kHalf ? -3 : 1;
-  if constexpr (Tile::kFilter == kPairPoints && Tile::kPixels == 2) {
+  constexpr int kPixels = Tile::kPixels;
+  if constexpr (Tile::kForm == kPairPoints && kPixels == 2) {
     points[0] = x[0] - x[1];
     points[1] = x[1];
     points[2] = x[0];
-  } else if constexpr (Tile::kFilter == kPairPoints) {
+  } else if constexpr (Tile::kForm == kPairPoints) {
     points[0] = x[0];
-  } else if constexpr (Tile::kPixels == 1 && kHalf) {
+  } else if constexpr (Tile::kForm == kTriplePoints) {
+    const V ends = kPixels == 3 ? x[0] + x[kPixels - 1] : x[0];
+    points[0] = kPixels == 3 ? x[0] - x[kPixels - 1] : kPixels == 2 ? x[0] : x[0] * 2.f;
+    if constexpr (kPixels > 1) {
+      points[1] = ends + x[1] * kRootOfTwo;
+      points[2] = ends - x[1] * kRootOfTwo;
+      points[3] = x[0];
+    }
+    if constexpr (kPixels > 2) points[4] = x[1];
+  } else if constexpr (kPixels == 1 && kHalf) {
     points[0] = (x[0] - x[1]) * 4.f;
     points[1] = x[2] - x[1];
     points[2] = x[1] * -6.f;
-  } else if constexpr (Tile::kPixels == 1) {
+  } else if constexpr (kPixels == 1) {
     points[0] = x[0];
     points[1] = x[2];
     points[2] = x[1];
     points[3] = -x[1];
-  } else if constexpr (Tile::kPixels == 2) {
+  } else if constexpr (kPixels == 2) {
     points[0] = (x[0] - x[2]) * kZero;
     points[1] = x[3] - x[1];
     points[2] = (x[1] + x[2]) * kOne;
     points[3] = (x[2] - x[1]) * kOne;
-  } else if constexpr (Tile::kPixels == 3) {
+  } else if constexpr (kPixels == 3) {
     const V odd = x[3] - x[1];
     points[0] = (x[0] - x[2]) * 4.f + odd * 2.f;
     points[1] = x[4] - x[2] - odd * 2.f;
@@ -64,11 +76,18 @@ ATROUSX_ALWAYS_INLINE void transform_axis(const V* x, V* points) {
 
 template <typename Tile, typename V>
 ATROUSX_ALWAYS_INLINE void transform_axis_back(const V* m, V* y) {
-  if constexpr (Tile::kFilter == kPairPoints && Tile::kPixels == 2) {
+  if constexpr (Tile::kForm == kPairPoints && Tile::kPixels == 2) {
     y[0] = m[1] + m[0];
     y[1] = m[2] - m[0];
-  } else if constexpr (Tile::kFilter == kPairPoints) {
+  } else if constexpr (Tile::kForm == kPairPoints) {
     y[0] = m[0];
+  } else if constexpr (Tile::kForm == kTriplePoints) {
+    y[0] = m[0];
+    if constexpr (Tile::kPixels > 1) {
+      y[0] = m[0] + (m[1] + m[2]);
+      y[1] = (m[1] - m[2]) * kRootOfTwo + m[3];
+    }
+    if constexpr (Tile::kPixels > 2) y[2] = (m[1] + m[2]) - m[0] + m[4];
   } else if constexpr (Tile::kPoints == 3) {
     y[0] = m[0] + m[1] + m[2];
   } else if constexpr (Tile::kPixels == 1) {
@@ -92,12 +111,22 @@ ATROUSX_ALWAYS_INLINE void transform_axis_back(const V* m, V* y) {
 // The transpose of transform_axis_back.
 template <typename Tile, typename V>
 ATROUSX_ALWAYS_INLINE void transform_gradient_axis(const V* y, V* m) {
-  if constexpr (Tile::kFilter == kPairPoints && Tile::kPixels == 2) {
+  if constexpr (Tile::kForm == kPairPoints && Tile::kPixels == 2) {
     m[0] = y[0] - y[1];
     m[1] = y[0];
     m[2] = y[1];
-  } else if constexpr (Tile::kFilter == kPairPoints) {
+  } else if constexpr (Tile::kForm == kPairPoints) {
     m[0] = y[0];
+  } else if constexpr (Tile::kForm == kTriplePoints) {
+    constexpr int kPixels = Tile::kPixels;
+    m[0] = kPixels == 3 ? y[0] - y[kPixels - 1] : y[0];
+    if constexpr (kPixels > 1) {
+      const V ends = kPixels == 3 ? y[0] + y[kPixels - 1] : y[0];
+      m[1] = ends + y[1] * kRootOfTwo;
+      m[2] = ends - y[1] * kRootOfTwo;
+      m[3] = y[1];
+    }
+    if constexpr (kPixels > 2) m[4] = y[2];
   } else {
     constexpr int kPixels = Tile::kPixels;
     m[0] = y[0];
@@ -120,13 +149,18 @@ ATROUSX_ALWAYS_INLINE void transform_gradient_axis(const V* y, V* m) {
   }
 }
 
-template <int kPoints, typename V>
+template <int kForm, typename V>
 ATROUSX_ALWAYS_INLINE void transform_filter_axis(const V* g, V* points) {
-  if constexpr (kPoints == kPairPoints) {
+  if constexpr (kForm == kPairPoints) {
     points[0] = g[1];
     points[1] = g[2] + g[1];
     points[2] = g[0] + g[1];
-  } else if constexpr (kPoints == kTilePoints) {
+  } else if constexpr (kForm == kTriplePoints) {
+    points[0] = g[1] * 0.5f;
+    points[1] = (g[1] + g[2] * kRootOfTwo) * 0.25f;
+    points[2] = (g[1] - g[2] * kRootOfTwo) * 0.25f;
+    points[3] = g[0] - g[2];
+  } else if constexpr (kForm == kTilePoints) {
     points[0] = g[0];
     points[1] = g[2];
     points[2] = (g[0] + g[1] + g[2]) * 0.5f;
@@ -144,13 +178,17 @@ ATROUSX_ALWAYS_INLINE void transform_filter_axis(const V* g, V* points) {
 }
 
 // Its transpose.
-template <int kPoints, typename V>
+template <int kForm, typename V>
 ATROUSX_ALWAYS_INLINE void transform_filter_gradient_axis(const V* points, V* g) {
-  if constexpr (kPoints == kPairPoints) {
+  if constexpr (kForm == kPairPoints) {
     g[0] = points[2];
     g[1] = points[0] + points[1] + points[2];
     g[2] = points[1];
-  } else if constexpr (kPoints == kTilePoints) {
+  } else if constexpr (kForm == kTriplePoints) {
+    g[0] = points[3];
+    g[1] = points[0] * 0.5f + (points[1] + points[2]) * 0.25f;
+    g[2] = (points[1] - points[2]) * (0.25f * kRootOfTwo) - points[3];
+  } else if constexpr (kForm == kTilePoints) {
     const V even = (points[2] + points[3]) * 0.5f;
     g[0] = points[0] + even;
     g[1] = (points[2] - points[3]) * 0.5f;
@@ -166,28 +204,44 @@ ATROUSX_ALWAYS_INLINE void transform_filter_gradient_axis(const V* points, V* g)
   }
 }
 
-// Calls f with a filter's points along an axis as integral constants, or those of a half type's.
+// Calls f with the forms of both axes as integral constants: of a half type's, or of float32's.
 template <bool kHalf, typename F>
-void with_filter_points(int points, F&& f) {
+void with_forms(const WinogradPoints& points, F&& f) {
+  const auto constant = [&]<int kRows, int kColumns>(std::integer_sequence<int, kRows, kColumns>) {
+    f(std::integral_constant<int, kRows>{}, std::integral_constant<int, kColumns>{});
+  };
+  const auto with_columns = [&](auto rows) {
+    if (points[1] == kTilePoints) return constant(std::integer_sequence<int, rows, kTilePoints>{});
+    constant(std::integer_sequence<int, rows, kPairPoints>{});
+  };
   if constexpr (kHalf)
-    f(std::integral_constant<int, kHalfPoints>{});
-  else if (points == kTilePoints)
-    f(std::integral_constant<int, kTilePoints>{});
+    constant(std::integer_sequence<int, kHalfPoints, kHalfPoints>{});
+  else if (points[0] == kTriplePoints)  // along both axes
+    constant(std::integer_sequence<int, kTriplePoints, kTriplePoints>{});
+  else if (points[0] == kTilePoints)
+    with_columns(std::integral_constant<int, kTilePoints>{});
   else
-    f(std::integral_constant<int, kPairPoints>{});
+    with_columns(std::integral_constant<int, kPairPoints>{});
 }
 
-// Calls f with an axis's tile, of a filter for half types or for float32, as a TileOf.
+template <int kForm, typename F>
+void with_pixels(int pixels, F&& f) {
+  [&]<int... kLess>(std::integer_sequence<int, kLess...>) {
+    (void)((pixels == kLess + 1 && (f(TileOf<kForm, kLess + 1>{}), true)) || ...);
+  }(std::make_integer_sequence<int, winograd_most_pixels(kForm)>{});
+}
+
+// Calls f with the tiles of both axes as TileOfs.
 template <bool kHalf, typename F>
-void with_tile(const WinogradTile& tile, F&& f) {
-  with_filter_points<kHalf>(tile.filter, [&](auto filter) {
-    [&]<int... kLess>(std::integer_sequence<int, kLess...>) {
-      (void)((tile.pixels == kLess + 1 && (f(TileOf<filter, kLess + 1>{}), true)) || ...);
-    }(std::make_integer_sequence<int, winograd_most_pixels(filter)>{});
+void with_tiles(const WinogradTile& rows, const WinogradTile& columns, F&& f) {
+  with_forms<kHalf>({rows.form, columns.form}, [&](auto row_form, auto column_form) {
+    with_pixels<row_form>(rows.pixels, [&](auto r) {
+      with_pixels<column_form>(columns.pixels, [&](auto c) { f(r, c); });
+    });
   });
 }
 
-// Where a filter's points lie, rows first; a tile has the first of either axis.
+// Where a form's points lie, rows first; a tile has the first of either axis.
 struct TilePlanes {
   int64_t row, column;  // from one point to the next
 
@@ -319,8 +373,11 @@ struct TransformSums {
 };
 
 // Filters [9 taps, channels, columns] become [points, channels, columns]; columns as above.
-template <int kRows, int kColumns>
+template <int kRowForm, int kColumnForm>
 struct TransformFilters {
+  static constexpr int kRows = winograd_filters(kRowForm);
+  static constexpr int kColumns = winograd_filters(kColumnForm);
+
   template <int kBytes>
   struct Loop {
     template <typename A>
@@ -344,12 +401,12 @@ struct TransformFilters {
         for (int i = 0; i < 3; ++i)
           g[i] = load_lanes<kLanes>(
               taps + ((mirror_rows ? 2 - i : i) * 3 + (mirror_columns ? 2 - j : j)) * step);
-        transform_filter_axis<kRows>(g, columns[j]);
+        transform_filter_axis<kRowForm>(g, columns[j]);
       }
       for (int i = 0; i < kRows; ++i) {
         Vector g[3], points[kColumns];
         for (int j = 0; j < 3; ++j) g[j] = columns[j][i];
-        transform_filter_axis<kColumns>(g, points);
+        transform_filter_axis<kColumnForm>(g, points);
         for (int j = 0; j < kColumns; ++j)
           store_lanes<kLanes>(to + (i * kColumns + j) * step, points[j]);
       }
@@ -358,8 +415,11 @@ struct TransformFilters {
 };
 
 // In place, planes of points' gradients become those of the nine taps, the first nine.
-template <int kRows, int kColumns>
+template <int kRowForm, int kColumnForm>
 struct TransformFilterGradients {
+  static constexpr int kRows = winograd_filters(kRowForm);
+  static constexpr int kColumns = winograd_filters(kColumnForm);
+
   template <int kBytes>
   struct Loop {
     template <typename A>
@@ -379,12 +439,12 @@ struct TransformFilterGradients {
         Vector points[kRows];
         for (int i = 0; i < kRows; ++i)
           points[i] = load_lanes<kLanes>(sums + (i * kColumns + j) * plane);
-        transform_filter_gradient_axis<kRows>(points, columns[j]);
+        transform_filter_gradient_axis<kRowForm>(points, columns[j]);
       }
       for (int i = 0; i < 3; ++i) {
         Vector points[kColumns], g[3];
         for (int j = 0; j < kColumns; ++j) points[j] = columns[j][i];
-        transform_filter_gradient_axis<kColumns>(points, g);
+        transform_filter_gradient_axis<kColumnForm>(points, g);
         for (int j = 0; j < 3; ++j) store_lanes<kLanes>(sums + (i * 3 + j) * plane, g[j]);
       }
     }

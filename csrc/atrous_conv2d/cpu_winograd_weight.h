@@ -30,19 +30,17 @@ struct WinogradWeight {
         mirror_rows(shape.rows.step < 0),
         mirror_columns(shape.columns.step < 0) {}
 
-  int64_t count() const { return int64_t{points[0]} * points[1]; }
+  int64_t count() const { return winograd_filters(points); }
   int64_t blocks() const { return filters.blocks(); }
   int64_t block_size() const { return count() * filters.inner * R::kColumns; }
-  int64_t size() const { return blocks() * block_size(); }
+  int64_t size() const {  // up to a multiple of the points
+    const int64_t points_of = int64_t{points[0]} * points[1];
+    return ceil_div(blocks() * block_size(), points_of) * points_of;
+  }
 
-  // like: names dtype and device. Any strides. [points of rows, of columns, numbers].
+  // to: size() of them, [points of rows, of columns, numbers]. Any strides.
   template <typename T>
-  Tensor pack(const T* weight, const WeightStrides& strides, const Tensor& like) const {
-    const std::array<int64_t, 3> sizes{points[0], points[1], size() / count()};
-    const Tensor packed = torch::stable::empty({sizes.data(), sizes.size()}, ScalarType::Float,
-                                               std::nullopt, like.device());
-    A* to = static_cast<A*>(packed.mutable_data_ptr());
-    prefer_huge_pages(to, size() * static_cast<int64_t>(sizeof(A)));
+  void pack(const T* weight, const WeightStrides& strides, A* to) const {
     const int64_t slabs = ceil_div<int64_t>(filters.inner, kSlab);
     for_each_task(blocks() * slabs, [&](int64_t task, int64_t) {
       const int64_t slab = task % slabs, block = task / slabs;
@@ -50,15 +48,12 @@ struct WinogradWeight {
       std::vector<A> taps(9 * depth * R::kColumns);
       filters.pack_slab(weight, strides, block * R::kColumns, slab * kSlab, taps.data());
       A* panel = to + block * block_size() + slab * kSlab * count() * R::kColumns;
-      with_filter_points<!std::is_same_v<T, A>>(points[0], [&](auto rows) {
-        with_filter_points<!std::is_same_v<T, A>>(points[1], [&](auto columns) {
-          run_with_lanes<TransformFilters<rows, columns>::template Loop>(
-              static_cast<const A*>(taps.data()), mirror_rows, mirror_columns, depth * R::kColumns,
-              panel);
-        });
+      with_forms<!std::is_same_v<T, A>>(points, [&](auto rows, auto columns) {
+        run_with_lanes<TransformFilters<rows, columns>::template Loop>(
+            static_cast<const A*>(taps.data()), mirror_rows, mirror_columns, depth * R::kColumns,
+            panel);
       });
     });
-    return packed;
   }
 };
 

@@ -12,14 +12,20 @@ namespace {
 
 // The weight of a pass as `weight`, of tile type R, has it: as the caller packed it, or packed now.
 template <typename T, typename Weight>
-Tensor packed_weight(const GatherCall& call, const Weight& weight) {
-  if (!call.packed.has_value() || call.packed->numel() == 0)
-    return weight.pack(data<T>(call.weight), call.weight_strides, call.weight);
+std::shared_ptr<const typename Weight::A> packed_weight(const GatherCall& call,
+                                                        const Weight& weight) {
+  using A = typename Weight::A;
+  if (!call.packed.has_value() || call.packed->numel() == 0) {
+    const auto own = std::make_shared<Workspace<A>>(weight.size());
+    weight.pack(data<T>(call.weight), call.weight_strides, own->data());
+    return {own, own->data()};
+  }
   STD_TORCH_CHECK(call.packed->numel() == weight.size() && call.packed->is_contiguous() &&
                       call.packed->device() == call.weight.device() &&
-                      call.packed->element_size() == sizeof(typename Weight::A),
+                      call.packed->element_size() == sizeof(A),
                   "packed is not this weight, packed on this CPU");
-  return *call.packed;
+  const auto given = std::make_shared<Tensor>(*call.packed);
+  return {given, static_cast<const A*>(given->const_data_ptr())};
 }
 
 // What a call does at each step of the source.
@@ -116,8 +122,7 @@ void gather_together(const Tensor& source, const std::vector<GatherCall>& calls,
       int64_t sums = 0;
       for (const GatherCall& call : calls) sums += sums_of_image(call);
       for_each_gather_step<A, kPack>(calls[0].shape, data<T>(source), strides4(source), in_place,
-                                     sums, source,
-                                     [&](const GatherStep& step, const SourceView<A>& view) {
+                                     sums, [&](const GatherStep& step, const SourceView<A>& view) {
                                        for (const auto& work : works) work(step, view);
                                      });
     });

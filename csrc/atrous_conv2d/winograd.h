@@ -15,12 +15,18 @@
 //     (x0 - x1) g1,  x1 (g1 + g2),  x0 (g0 + g1)
 //     y0 = m1 + m0,  y1 = m2 - m0                                      3 products for 4
 //     (x0 + x1, g2 - g1 and g0 - g1 would do, too, and round more where no x is negative)
+//   triples, 5 points       phases of three: y = (g1 + g2 S + (g0 - g2) L) x, where L x = (0, x0,
+//   x1)
+//     and S = L + its transpose has the eigenvalues 0, q, -q with q^2 = 2
+//     (x0 - x2) g1 / 2,  (x0 + q x1 + x2) (g1 + q g2) / 4,  (x0 - q x1 + x2) (g1 - q g2) / 4,
+//     x0 (g0 - g2),  x1 (g0 - g2)
+//     y0 = m0 + m1 + m2,  y1 = q (m1 - m2) + m3,  y2 = m1 + m2 - m0 + m4       5 products for 7
 //
-// A phase of a single pixel has the first point of the second form alone. In two dimensions points
-// multiply: a tile is a pair of tiles of the axes.
+// A phase of fewer pixels has the first points of the last two forms alone. In two dimensions
+// points multiply: a tile is a pair of tiles of the axes.
 //
-// In float32 tiles have up to two pixels, with coefficients 0, 1, -1, 2 and 1/2: more pixels, with
-// larger ones, would lose accuracy. Maps of a half type lose nothing by them where numbers are
+// In float32 tiles of F(m, 3) have up to two pixels: more, with larger coefficients, would lose
+// accuracy. Maps of a half type lose nothing by them where numbers are
 // transformed and multiplied in float32: tiles have up to four.
 #pragma once
 
@@ -34,22 +40,30 @@
 
 namespace atrousx {
 
-constexpr int kPairPoints = 3, kTilePoints = 4, kHalfPoints = 6;  // the forms, by a filter's points
+// The forms, by their points: F(2, 3) and, of half types, F(4, 3); pairs and triples.
+constexpr int kTilePoints = 4, kHalfPoints = 6, kPairPoints = 3, kTriplePoints = 5;
+// Whether a tile is a whole phase.
+constexpr bool is_whole_phase(int form) { return form == kPairPoints || form == kTriplePoints; }
+constexpr int winograd_most_pixels(int form) {
+  return is_whole_phase(form) ? (form + 1) / 2 : form - 2;
+}
+// A filter's numbers: the last two points of a triple share one.
+constexpr int winograd_filters(int form) { return form == kTriplePoints ? 4 : form; }
 
-// A tile along an axis: which filters serve it, by their points, and its pixels.
+// A tile along an axis: its form and its pixels.
 struct WinogradTile {
-  int filter, pixels;
+  int form, pixels;
 
   constexpr int points() const {
-    if (filter == kTilePoints) return filter;  // of one pixel, too: three would round more
-    return filter == kPairPoints ? 2 * pixels - 1 : pixels + 2;
+    if (form == kTilePoints) return form;  // of one pixel, too: three would round more
+    if (form == kPairPoints) return 2 * pixels - 1;
+    return form == kTriplePoints && pixels == 1 ? 1 : pixels + 2;
   }
-  constexpr int sources() const { return filter == kPairPoints ? pixels : pixels + 2; }
+  constexpr int sources() const { return is_whole_phase(form) ? pixels : pixels + 2; }
 };
-constexpr int winograd_most_pixels(int filter) { return filter == kPairPoints ? 2 : filter - 2; }
 
 // Equal tiles along an axis, each by its first destination; the others lie a step apart, and
-// sources begin `offset` before it or, of pairs, at it.
+// sources begin `offset` before it or, of whole phases, at it.
 struct WinogradTiles {
   WinogradTile tile;
   std::vector<int64_t> firsts;
@@ -64,18 +78,27 @@ inline TapAxis without_mirror(TapAxis axis) {
   return axis;
 }
 
-// Whether a filter of so many points serves the axis.
-inline bool winograd_serves(const TapAxis& any, int points) {
+// Whether a form serves the axis.
+inline bool winograd_serves(const TapAxis& any, int form) {
   const TapAxis axis = without_mirror(any);
   const bool plain = axis.taps == 3 && axis.scale == 1 && axis.divisor == 1 && axis.step > 0;
-  const bool pairs = axis.destinations == axis.sources && axis.offset == -axis.step &&
-                     axis.destinations <= 2 * axis.step;
-  return plain &&
-         (points == kTilePoints || points == kHalfPoints || (points == kPairPoints && pairs));
+  const bool whole = axis.destinations == axis.sources && axis.offset == -axis.step &&
+                     axis.destinations <= winograd_most_pixels(form) * axis.step;
+  const bool known = form == kTilePoints || form == kHalfPoints || is_whole_phase(form);
+  return known && plain && (whole || !is_whole_phase(form));
 }
 
-// A filter's points along both axes, rows first.
+// The forms of both axes, rows first.
 using WinogradPoints = std::array<int, 2>;
+
+inline int64_t winograd_filters(const WinogradPoints& points) {
+  return int64_t{winograd_filters(points[0])} * winograd_filters(points[1]);
+}
+// Which of them a tile's point takes.
+inline int64_t winograd_filter(int64_t row, int64_t column, const WinogradPoints& points) {
+  const int64_t rows = winograd_filters(points[0]), columns = winograd_filters(points[1]);
+  return std::min(row, rows - 1) * columns + std::min(column, columns - 1);
+}
 
 inline bool winograd_serves(const GatherShape& shape, const WinogradPoints& points) {
   return shape.groups == 1 && winograd_serves(shape.rows, points[0]) &&
@@ -84,11 +107,11 @@ inline bool winograd_serves(const GatherShape& shape, const WinogradPoints& poin
 
 // The tiles of an axis without mirror, the largest first: a phase has as many of those as fit, and
 // one for the rest.
-inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, int filter) {
-  const int64_t size = axis.destinations, step = axis.step, most = winograd_most_pixels(filter);
+inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, int form) {
+  const int64_t size = axis.destinations, step = axis.step, most = winograd_most_pixels(form);
   std::vector<WinogradTiles> all;
   for (int64_t pixels = most; pixels > 0; --pixels) {
-    WinogradTiles tiles{{filter, static_cast<int>(pixels)}, {}};
+    WinogradTiles tiles{{form, static_cast<int>(pixels)}, {}};
     for (int64_t phase = 0; phase < std::min(step, size); ++phase) {
       const int64_t count = ceil_div(size - phase, step), rest = count % most;
       for (int64_t first = 0; pixels == most && first < count - rest; first += most)
@@ -112,7 +135,7 @@ class WinogradOffsets {
   std::vector<int64_t> sources(const Strides4& strides) const {
     return offsets(strides, rows_.tiles.tile.sources(), columns_.tiles.tile.sources(),
                    [](const Axis& axis, int64_t first) {
-                     if (axis.tiles.tile.filter != kPairPoints) first += axis.axis.offset;
+                     if (!is_whole_phase(axis.tiles.tile.form)) first += axis.axis.offset;
                      return [&axis, first](int i) {
                        const int64_t at = first + i * axis.axis.step;
                        return at < axis.axis.sources ? at : -1;
@@ -181,11 +204,12 @@ inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
                                                    const WinogradCosts& costs) {
   // Fewer channels, or outputs, do not outweigh the transforms of sources and sums.
   constexpr int64_t kLeastWidth = 32, kLeastFilters = 32 * 64;
-  // So few are summed in one piece: pairs would round more than twice as much as PyTorch does.
-  constexpr int64_t kLeastPairs = 64;
+  // Fewer are summed in one piece: whole phases would round almost twice as much as PyTorch does.
+  constexpr int64_t kLeastPairs = 64, kLeastTriples = 256;
   constexpr double kMostShare = 0.75;  // of the live products' cost
-  // What packing a filter costs, in products for each number of it, transformed or not.
-  constexpr double kPointCost = 90, kTapCost = 60;
+  // Of a number of a filter, transformed or not, in products: there are more in half types, where
+  // products are fewer, too.
+  const double pack_cost = costs.half ? 60 : 40;
   const int plain = costs.half ? kHalfPoints : kTilePoints;
   if (std::min(shape.outer, shape.inner) < kLeastWidth ||
       shape.outer * shape.inner < kLeastFilters || !winograd_serves(shape, {plain, plain}))
@@ -195,15 +219,22 @@ inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
     const bool pairs = shape.inner >= kLeastPairs && winograd_serves(axis, kPairPoints);
     return pairs && !costs.half ? kPairPoints : plain;
   };
-  const WinogradPoints points{best(rows), best(columns)};
+  const auto cost = [&](const WinogradPoints& points) {
+    const int64_t products =
+        winograd_products(rows, points[0]) * winograd_products(columns, points[1]);
+    const double packing =
+        costs.frozen ? 0 : pack_cost * static_cast<double>(winograd_filters(points));
+    return static_cast<double>(shape.batch * products) + packing;
+  };
+  WinogradPoints points{best(rows), best(columns)};
+  const WinogradPoints triples{kTriplePoints, kTriplePoints};
+  if (!costs.half && shape.inner >= kLeastTriples && winograd_serves(shape, triples) &&
+      cost(triples) < cost(points))
+    points = triples;
   const int64_t live = live_products(rows) * live_products(columns);
-  const int64_t minimal =
-      winograd_products(rows, points[0]) * winograd_products(columns, points[1]);
-  const double before = costs.frozen ? 0 : kPointCost * points[0] * points[1];
-  const double otherwise = costs.frozen ? 0 : kTapCost * static_cast<double>(shape.taps());
-  if (static_cast<double>(shape.batch * minimal) + before >
-      kMostShare * (costs.live * static_cast<double>(shape.batch * live) + otherwise))
-    return std::nullopt;
+  const double otherwise = costs.live * static_cast<double>(shape.batch * live) +
+                           (costs.frozen ? 0 : pack_cost * static_cast<double>(shape.taps()));
+  if (cost(points) > kMostShare * otherwise) return std::nullopt;
   return points;
 }
 

@@ -39,6 +39,9 @@ CASES = {
     "pairs and singles": ((3, 3), 1, 9, 40, (7, 4), (4, 5, 4, 5), (4, 5)),
     "pairs of rows": ((3, 4), 1, 70, 33, (9, 7), (5, 1, 5, 1), (5, 1)),
     "pairs of columns": ((4, 3), 1, 33, 70, (9, 7), (1, 5, 1, 5), (1, 5)),
+    "triples": ((5, 5), 2, 131, 70, (9, 8), (3, 3, 3, 3), (3, 3)),
+    "triples, pairs and singles": ((5, 5), 1, 9, 40, (7, 4), (3, 3, 3, 3), (3, 3)),
+    "triples, half vectors": ((5, 5), 1, 9, 42, (12, 9), (4, 5, 4, 5), (4, 5)),
     "many pairs": ((3, 3), 2, 33, 21, (33, 25), (18, 18, 18, 18), (18, 18)),
 }
 HALVES = (torch.bfloat16, torch.float16)
@@ -48,6 +51,7 @@ HALF_CASES = [name for name, case in CASES.items() if case[0] == (4, 4)]
 CHOSEN = {
     "tiles": ((4, 4), 70, 130, (30, 31), (2, 2)),
     "pairs": ((3, 3), 70, 130, (33, 32), (18, 17)),
+    "triples": ((5, 5), 260, 66, (33, 31), (12, 11)),
     "both": ((3, 4), 70, 66, (33, 29), (18, 2)),
     "in steps": ((3, 3), 1000, 64, (33, 33), (18, 18)),
 }
@@ -71,14 +75,20 @@ def convolve(x, w, b, geometry, points, residual=None, relu=False):
 
 @pytest.mark.parametrize(
     ("points", "rate", "dtype"),
-    [((4, 4), 1, torch.float32), ((3, 3), 2, torch.float32), ((6, 6), 1, torch.bfloat16)],
+    [
+        ((4, 4), 1, torch.float32),
+        ((3, 3), 2, torch.float32),
+        ((5, 5), 2, torch.float32),
+        ((6, 6), 1, torch.bfloat16),
+    ],
 )
 def test_by_hand(points, rate, dtype):
-    # Ones everywhere count the live taps.
+    # Ones everywhere count the live taps: to a rounding, where transforms are not of integers.
     x, w = torch.ones(1, 8, 4, 3, dtype=dtype), torch.ones(8, 8, 3, 3, dtype=dtype)
     result = convolve(x, w, None, ((1, 1), (rate,) * 4, (rate, rate), 1), points)
     live = {1: [[4, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]], 2: [[4, 2, 4]] * 4}
-    assert (result[0, 5] / 8).tolist() == live[rate]
+    counted = (result[0, 5].double() / 8).round(decimals=3)
+    assert counted.tolist() == live[rate]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -211,9 +221,9 @@ def test_what_cannot_be_transformed():
     ):
         with pytest.raises(RuntimeError, match="only 3x3 filters in float32 or a half type without groups"):
             pack_op(weight, groups, (4, 4))
-    with pytest.raises(RuntimeError, match="points must be two, each 3 or 4 in float32"):
+    with pytest.raises(RuntimeError, match="points must be two, each 3 or 4, or 5 and 5, in float32"):
         pack_op(torch.randn(8, 8, 3, 3), 1, (4, 5))
-    with pytest.raises(RuntimeError, match="points must be two, each 6 in a half type"):
+    with pytest.raises(RuntimeError, match="points must be two, 6 and 6 in a half type"):
         pack_op(torch.randn(8, 8, 3, 3).bfloat16(), 1, (4, 4))
     x, w, b, geometry, points = make("plain, odd")
     strided = ((2, 2), *geometry[1:])
@@ -230,9 +240,19 @@ def test_what_cannot_be_transformed():
     torch.library.opcheck(points_op, (x.shape, w.shape, *geometry, True, torch.float32))
 
 
-def pays(size=33, rate=2, *, backend="native", outputs=64, frozen=True, strides=(1, 1), **options):
-    x = torch.empty(1, 64, size, size, **options)
-    w = torch.empty(outputs, 64, 3, 3, **options)
+def pays(
+    size=33,
+    rate=2,
+    *,
+    backend="native",
+    channels=64,
+    outputs=64,
+    frozen=True,
+    strides=(1, 1),
+    **options,
+):
+    x = torch.empty(1, channels, size, size, **options)
+    w = torch.empty(outputs, channels, 3, 3, **options)
     geometry = (strides, (rate,) * 4, (rate, rate))
     return winograd_points(backend, x, w, *geometry, frozen=frozen)
 
@@ -251,6 +271,7 @@ def test_where_it_pays():
     # Few pixels of each phase: hardly less to multiply than the taps that touch data. Two: pairs.
     assert pays(65, 12) == (4, 4)
     assert pays(65, 24) == ()
+    assert pays(65, 24, channels=256) == (5, 5)
     assert pays(65, 36) == (3, 3)
     # Few pixels do not pay for transforming the filters.
     assert pays(17, 1, frozen=True) == (4, 4)
