@@ -205,7 +205,7 @@ inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
   // Fewer channels, or outputs, do not outweigh the transforms of sources and sums.
   constexpr int64_t kLeastWidth = 32, kLeastFilters = 32 * 64;
   // Fewer are summed in one piece: whole phases would round almost twice as much as PyTorch does.
-  constexpr int64_t kLeastPairs = 64, kLeastTriples = 256;
+  constexpr int64_t kLeastPairs = 64, kLeastTriples = 512;
   constexpr double kMostShare = 0.75;  // of the live products' cost
   // Of a number of a filter, transformed or not, in products: there are more in half types, where
   // products are fewer, too.
