@@ -49,10 +49,10 @@ def atrous_conv2d(
     switch for convolutions says so, ``torch.backends.cudnn.conv.fp32_precision`` (or its older
     name, ``torch.backends.cudnn.allow_tf32``); it does by default. On the CPU wide 3x3 filters
     without stride take fewer products than live taps where that pays, by minimal filtering
-    (Winograd): in float32 16 for 36 on 2x2 outputs the dilation apart, 9 for 16 or 25 for 49 where
-    a rate leaves no more than two or three pixels in a row; in half types 36 for 144 on 4x4
-    outputs. Rounding errors stay below twice PyTorch's, but an infinity or NaN spreads to the
-    other outputs of its tile. All this is said of atrousx's kernels: where another
+    (Winograd): in float32 16 for 36 on 2x2 outputs the dilation apart, 9 for 16, 25 for 49 or 49
+    for 100 where a rate leaves no more than two, three or four pixels in a row; in half types 36
+    for 144 on 4x4 outputs. Rounding errors stay below twice PyTorch's, but an infinity or NaN
+    spreads to the other outputs of its tile. All this is said of atrousx's kernels: where another
     ``backend`` is chosen, PyTorch's convolution computes, and multiplies padding by the weights.
 
     Args:

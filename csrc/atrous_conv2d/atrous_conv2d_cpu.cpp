@@ -47,14 +47,14 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
                         weight.scalar_type() != ScalarType::Double,
                     "only 3x3 filters in float32 or a half type without groups are transformed");
     const bool half = weight.scalar_type() != ScalarType::Float;
-    const auto known = [&](int64_t p) {
-      return half ? p == kHalfPoints : p == kTilePoints || p == kPairPoints;
-    };
+    const auto mixes = [](int64_t p) { return p == kTilePoints || p == kPairPoints; };
+    const auto twice = [&](int64_t p) { return points[0] == p && points[1] == p; };
     STD_TORCH_CHECK(
-        points.size() == 2 && ((known(points[0]) && known(points[1])) ||
-                               (!half && points == Sizes{kTriplePoints, kTriplePoints})),
+        points.size() == 2 && (half ? twice(kHalfPoints)
+                                    : (mixes(points[0]) && mixes(points[1])) ||
+                                          twice(kTriplePoints) || twice(kQuadPoints)),
         "points must be two, ",
-        half ? "6 and 6 in a half type" : "each 3 or 4, or 5 and 5, in float32");
+        half ? "6 and 6 in a half type" : "each 3 or 4, or both 5, or both 7, in float32");
     const WinogradPoints both{static_cast<int>(points[0]), static_cast<int>(points[1])};
     dispatch_floating(weight.scalar_type(), [&](auto zero) {
       using T = decltype(zero);

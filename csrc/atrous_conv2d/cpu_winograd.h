@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../tensor.h"
@@ -23,9 +24,10 @@ template <typename T, typename R>
 class CpuWinograd {
   using A = typename R::A;
   static constexpr bool kHalf = !std::is_same_v<T, A>;
-  static constexpr int64_t kTaskLanes = 144;    // register tiles of a task, over all points
+  static constexpr int64_t kTaskLanes = 150;    // register tiles of a task, over all points
   static constexpr int64_t kLeastLanes = 14;    // the same where tasks are few
   static constexpr int64_t kTaskColumns = 256;  // channels of a task, at most
+  static constexpr int64_t kFewChannels = 512;
 
  public:
   // packed_weight: by WinogradWeight<R>(shape, points).
@@ -39,7 +41,12 @@ class CpuWinograd {
         columns_(without_mirror(shape.columns)),
         row_tiles_(winograd_tiles(rows_, points[0])),
         column_tiles_(winograd_tiles(columns_, points[1])),
-        finished_{epilogue, destination, destination_strides} {}
+        finished_{epilogue, destination, destination_strides},
+        order_(this->points()) {
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t a, int64_t b) { return filters_at(0, a) < filters_at(0, b); });
+  }
 
   // The steps of some images come in order, first to last.
   void multiply(const GatherStep& step, const SourceView<T>& source) {
@@ -163,8 +170,12 @@ class CpuWinograd {
   }
 
   // Products of transformed numbers are larger than plain ones: longer sums in registers would
-  // round more than PyTorch's.
-  int64_t running() const { return points() == kPairPoints * kPairPoints ? 32 : 64; }
+  // round more than PyTorch's. Of whole phases more so, where few sums are added.
+  int64_t running() const {
+    const bool pairs = points() == kPairPoints * kPairPoints;
+    const bool few = is_whole_phase(weight_.points[0]) && shape_.inner < kFewChannels;
+    return pairs || few ? 32 : 64;
+  }
 
   // sums += the products of the step's channels; scratch: [points, tiles, width].
   void add(const Task& task, const GatherStep& step, const SourceView<T>& source, A* scratch,
@@ -178,14 +189,16 @@ class CpuWinograd {
       const T* channels = source.data + (slab - step.first_slab) * source.slab_size;
       for (size_t i = 0; i < task.runs.size(); ++i)
         transform(task.runs[i], channels, from[i], channels_of(slab), width, source_plane, scratch);
-      for (int64_t point = 0; point < points(); ++point) {
+      for (size_t i = 0; i < order_.size(); ++i) {
+        const int64_t point = order_[i];
         SegmentList segments{running()};
         for (int64_t c = 0; c < channels_of(slab); c += running())
           segments.items.push_back({point * source_plane + c,
                                     filters_at(slab, point) + c * R::kColumns,
                                     std::min(running(), channels_of(slab) - c)});
-        const int64_t after = point + 1 < points() ? filters_at(slab, point + 1)
-                                                   : filters_at(std::min(slab + 1, last), 0);
+        const int64_t after = i + 1 < order_.size()
+                                  ? filters_at(slab, order_[i + 1])
+                                  : filters_at(std::min(slab + 1, last), order_[0]);
         for (const auto& [first, end] : tiles_with(task, row_of(point), column_of(point)))
           multiply(task, segments, scratch, width, {first, end - first}, after,
                    sums + point * plane(task));
@@ -302,6 +315,7 @@ class CpuWinograd {
   const TapAxis rows_, columns_;
   const std::vector<WinogradTiles> row_tiles_, column_tiles_;
   const FinishedPixels<T> finished_;
+  std::vector<int64_t> order_;  // of the points: those that share a filter come together
   // Of the images at hand.
   std::vector<Task> tasks_;
   int64_t task_sums_ = 0, scratch_size_ = 0;

@@ -16,7 +16,21 @@ struct TileOf {
   static constexpr int kPoints = kTile.points(), kSources = kTile.sources();
 };
 
-constexpr float kRootOfTwo = 1.41421356f;
+constexpr float kRootOfTwo = 1.41421356f, kGolden = 1.61803399f;
+
+// What turning twice multiplies by, inverted.
+constexpr float kQuadScale = 0.138196601f;
+
+// Four numbers by the eigenvectors of quads, unnormalised; it is its own transpose and, but for a
+// factor, its own inverse.
+template <typename V>
+ATROUSX_ALWAYS_INLINE void turn_quad(const V& x0, const V& x1, const V& x2, const V& x3, V* to) {
+  const V even0 = x0 + x3, even1 = x1 + x2, odd0 = x0 - x3, odd1 = x1 - x2;
+  to[0] = even0 + even1 * kGolden;
+  to[1] = odd0 * kGolden + odd1;
+  to[2] = even0 * kGolden - even1;
+  to[3] = odd0 - odd1 * kGolden;
+}
 
 // The transforms along an axis, of numbers or vectors.
 //
@@ -41,6 +55,9 @@ ATROUSX_ALWAYS_INLINE void transform_axis(const V* x, V* points) {
       points[3] = x[0];
     }
     if constexpr (kPixels > 2) points[4] = x[1];
+  } else if constexpr (Tile::kForm == kQuadPoints) {
+    turn_quad(x[0], x[1], x[2], kPixels == 4 ? x[kPixels - 1] : V{}, points);
+    for (int i = 0; i + 1 < kPixels; ++i) points[4 + i] = x[i];
   } else if constexpr (kPixels == 1 && kHalf) {
     points[0] = (x[0] - x[1]) * 4.f;
     points[1] = x[2] - x[1];
@@ -88,6 +105,13 @@ ATROUSX_ALWAYS_INLINE void transform_axis_back(const V* m, V* y) {
       y[1] = (m[1] - m[2]) * kRootOfTwo + m[3];
     }
     if constexpr (Tile::kPixels > 2) y[2] = (m[1] + m[2]) - m[0] + m[4];
+  } else if constexpr (Tile::kForm == kQuadPoints) {
+    const V even0 = m[0] + m[2] * kGolden, even1 = m[0] * kGolden - m[2];
+    const V odd0 = m[1] * kGolden + m[3], odd1 = m[1] - m[3] * kGolden;
+    y[0] = even0 + odd0;
+    y[1] = even1 + odd1 + m[4];
+    y[2] = even1 - odd1 + m[5];
+    if constexpr (Tile::kPixels > 3) y[3] = even0 - odd0 + m[6];
   } else if constexpr (Tile::kPoints == 3) {
     y[0] = m[0] + m[1] + m[2];
   } else if constexpr (Tile::kPixels == 1) {
@@ -127,6 +151,10 @@ ATROUSX_ALWAYS_INLINE void transform_gradient_axis(const V* y, V* m) {
       m[3] = y[1];
     }
     if constexpr (kPixels > 2) m[4] = y[2];
+  } else if constexpr (Tile::kForm == kQuadPoints) {
+    constexpr int kPixels = Tile::kPixels;
+    turn_quad(y[0], y[1], y[2], kPixels == 4 ? y[kPixels - 1] : V{}, m);
+    for (int i = 0; i + 1 < kPixels; ++i) m[4 + i] = y[i + 1];
   } else {
     constexpr int kPixels = Tile::kPixels;
     m[0] = y[0];
@@ -160,6 +188,14 @@ ATROUSX_ALWAYS_INLINE void transform_filter_axis(const V* g, V* points) {
     points[1] = (g[1] + g[2] * kRootOfTwo) * 0.25f;
     points[2] = (g[1] - g[2] * kRootOfTwo) * 0.25f;
     points[3] = g[0] - g[2];
+  } else if constexpr (kForm == kQuadPoints) {
+    const V own = g[1] * kQuadScale, large = g[2] * (kQuadScale * kGolden);
+    const V small = g[2] * (kQuadScale * (kGolden - 1));
+    points[0] = own + large;
+    points[1] = own + small;
+    points[2] = own - small;
+    points[3] = own - large;
+    points[4] = g[0] - g[2];
   } else if constexpr (kForm == kTilePoints) {
     points[0] = g[0];
     points[1] = g[2];
@@ -188,6 +224,11 @@ ATROUSX_ALWAYS_INLINE void transform_filter_gradient_axis(const V* points, V* g)
     g[0] = points[3];
     g[1] = points[0] * 0.5f + (points[1] + points[2]) * 0.25f;
     g[2] = (points[1] - points[2]) * (0.25f * kRootOfTwo) - points[3];
+  } else if constexpr (kForm == kQuadPoints) {
+    g[0] = points[4];
+    g[1] = (points[0] + points[1] + points[2] + points[3]) * kQuadScale;
+    g[2] = (points[0] - points[3]) * (kQuadScale * kGolden) +
+           (points[1] - points[2]) * (kQuadScale * (kGolden - 1)) - points[4];
   } else if constexpr (kForm == kTilePoints) {
     const V even = (points[2] + points[3]) * 0.5f;
     g[0] = points[0] + even;
@@ -216,8 +257,10 @@ void with_forms(const WinogradPoints& points, F&& f) {
   };
   if constexpr (kHalf)
     constant(std::integer_sequence<int, kHalfPoints, kHalfPoints>{});
-  else if (points[0] == kTriplePoints)  // along both axes
+  else if (points[0] == kTriplePoints)  // along both axes, and so are quads
     constant(std::integer_sequence<int, kTriplePoints, kTriplePoints>{});
+  else if (points[0] == kQuadPoints)
+    constant(std::integer_sequence<int, kQuadPoints, kQuadPoints>{});
   else if (points[0] == kTilePoints)
     with_columns(std::integral_constant<int, kTilePoints>{});
   else
@@ -226,9 +269,10 @@ void with_forms(const WinogradPoints& points, F&& f) {
 
 template <int kForm, typename F>
 void with_pixels(int pixels, F&& f) {
-  [&]<int... kLess>(std::integer_sequence<int, kLess...>) {
-    (void)((pixels == kLess + 1 && (f(TileOf<kForm, kLess + 1>{}), true)) || ...);
-  }(std::make_integer_sequence<int, winograd_most_pixels(kForm)>{});
+  constexpr int kLeast = winograd_least_pixels(kForm);
+  [&]<int... kMore>(std::integer_sequence<int, kMore...>) {
+    (void)((pixels == kLeast + kMore && (f(TileOf<kForm, kLeast + kMore>{}), true)) || ...);
+  }(std::make_integer_sequence<int, winograd_most_pixels(kForm) - kLeast + 1>{});
 }
 
 // Calls f with the tiles of both axes as TileOfs.

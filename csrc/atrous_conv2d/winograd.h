@@ -21,8 +21,10 @@
 //     (x0 - x2) g1 / 2,  (x0 + q x1 + x2) (g1 + q g2) / 4,  (x0 - q x1 + x2) (g1 - q g2) / 4,
 //     x0 (g0 - g2),  x1 (g0 - g2)
 //     y0 = m0 + m1 + m2,  y1 = q (m1 - m2) + m3,  y2 = m1 + m2 - m0 + m4       5 products for 7
+//   quads, 7 points         phases of four, or of three and a zero, likewise: S has the eigenvalues
+//     f, f - 1, 1 - f, -f with f^2 = f + 1, and three points take g0 - g2     7 products for 10
 //
-// A phase of fewer pixels has the first points of the last two forms alone. In two dimensions
+// A phase of fewer pixels has the first points of pairs and triples alone. In two dimensions
 // points multiply: a tile is a pair of tiles of the axes.
 //
 // In float32 tiles of F(m, 3) have up to two pixels: more, with larger coefficients, would lose
@@ -40,15 +42,18 @@
 
 namespace atrousx {
 
-// The forms, by their points: F(2, 3) and, of half types, F(4, 3); pairs and triples.
-constexpr int kTilePoints = 4, kHalfPoints = 6, kPairPoints = 3, kTriplePoints = 5;
+// The forms, by their points: F(2, 3) and, of half types, F(4, 3); pairs, triples and quads.
+constexpr int kTilePoints = 4, kHalfPoints = 6, kPairPoints = 3, kTriplePoints = 5, kQuadPoints = 7;
 // Whether a tile is a whole phase.
-constexpr bool is_whole_phase(int form) { return form == kPairPoints || form == kTriplePoints; }
+constexpr bool is_whole_phase(int form) { return form % 2 == 1; }
 constexpr int winograd_most_pixels(int form) {
   return is_whole_phase(form) ? (form + 1) / 2 : form - 2;
 }
-// A filter's numbers: the last two points of a triple share one.
-constexpr int winograd_filters(int form) { return form == kTriplePoints ? 4 : form; }
+constexpr int winograd_least_pixels(int form) { return form == kQuadPoints ? 3 : 1; }
+// A filter's numbers: the last points of triples and quads share one.
+constexpr int winograd_filters(int form) {
+  return form == kTriplePoints ? 4 : form == kQuadPoints ? 5 : form;
+}
 
 // A tile along an axis: its form and its pixels.
 struct WinogradTile {
@@ -57,6 +62,7 @@ struct WinogradTile {
   constexpr int points() const {
     if (form == kTilePoints) return form;  // of one pixel, too: three would round more
     if (form == kPairPoints) return 2 * pixels - 1;
+    if (form == kQuadPoints) return pixels + 3;
     return form == kTriplePoints && pixels == 1 ? 1 : pixels + 2;
   }
   constexpr int sources() const { return is_whole_phase(form) ? pixels : pixels + 2; }
@@ -82,9 +88,11 @@ inline TapAxis without_mirror(TapAxis axis) {
 inline bool winograd_serves(const TapAxis& any, int form) {
   const TapAxis axis = without_mirror(any);
   const bool plain = axis.taps == 3 && axis.scale == 1 && axis.divisor == 1 && axis.step > 0;
-  const bool whole = axis.destinations == axis.sources && axis.offset == -axis.step &&
-                     axis.destinations <= winograd_most_pixels(form) * axis.step;
-  const bool known = form == kTilePoints || form == kHalfPoints || is_whole_phase(form);
+  const bool whole =
+      axis.destinations == axis.sources && axis.offset == -axis.step &&
+      axis.destinations <= winograd_most_pixels(form) * axis.step &&
+      (form != kQuadPoints || axis.destinations >= winograd_least_pixels(form) * axis.step);
+  const bool known = form >= kPairPoints && form <= kQuadPoints;
   return known && plain && (whole || !is_whole_phase(form));
 }
 
@@ -204,8 +212,8 @@ inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
                                                    const WinogradCosts& costs) {
   // Fewer channels, or outputs, do not outweigh the transforms of sources and sums.
   constexpr int64_t kLeastWidth = 32, kLeastFilters = 32 * 64;
-  // Fewer are summed in one piece: whole phases would round almost twice as much as PyTorch does.
-  constexpr int64_t kLeastPairs = 64, kLeastTriples = 512;
+  // Fewer are summed in too few pieces: whole phases would round almost twice as much as PyTorch.
+  constexpr int64_t kLeastPairs = 64, kLeastTriples = 256;
   constexpr double kMostShare = 0.75;  // of the live products' cost
   // Of a number of a filter, transformed or not, in products: there are more in half types, where
   // products are fewer, too.
@@ -227,10 +235,10 @@ inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
     return static_cast<double>(shape.batch * products) + packing;
   };
   WinogradPoints points{best(rows), best(columns)};
-  const WinogradPoints triples{kTriplePoints, kTriplePoints};
-  if (!costs.half && shape.inner >= kLeastTriples && winograd_serves(shape, triples) &&
-      cost(triples) < cost(points))
-    points = triples;
+  for (int form : {kTriplePoints, kQuadPoints})
+    if (!costs.half && shape.inner >= kLeastTriples && winograd_serves(shape, {form, form}) &&
+        cost({form, form}) < cost(points))
+      points = {form, form};
   const int64_t live = live_products(rows) * live_products(columns);
   const double otherwise = costs.live * static_cast<double>(shape.batch * live) +
                            (costs.frozen ? 0 : pack_cost * static_cast<double>(shape.taps()));

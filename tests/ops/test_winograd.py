@@ -42,6 +42,8 @@ CASES = {
     "triples": ((5, 5), 2, 131, 70, (9, 8), (3, 3, 3, 3), (3, 3)),
     "triples, pairs and singles": ((5, 5), 1, 9, 40, (7, 4), (3, 3, 3, 3), (3, 3)),
     "triples, half vectors": ((5, 5), 1, 9, 42, (12, 9), (4, 5, 4, 5), (4, 5)),
+    "quads": ((7, 7), 2, 131, 70, (16, 15), (4, 4, 4, 4), (4, 4)),
+    "quads of three pixels": ((7, 7), 1, 9, 40, (9, 13), (3, 4, 3, 4), (3, 4)),
     "many pairs": ((3, 3), 2, 33, 21, (33, 25), (18, 18, 18, 18), (18, 18)),
 }
 HALVES = (torch.bfloat16, torch.float16)
@@ -52,6 +54,7 @@ CHOSEN = {
     "tiles": ((4, 4), 70, 130, (30, 31), (2, 2)),
     "pairs": ((3, 3), 70, 130, (33, 32), (18, 17)),
     "triples": ((5, 5), 520, 66, (33, 31), (12, 11)),
+    "quads": ((7, 7), 520, 66, (41, 38), (12, 11)),
     "both": ((3, 4), 70, 66, (33, 29), (18, 2)),
     "in steps": ((3, 3), 1000, 64, (33, 33), (18, 18)),
 }
@@ -221,7 +224,7 @@ def test_what_cannot_be_transformed():
     ):
         with pytest.raises(RuntimeError, match="only 3x3 filters in float32 or a half"):
             pack_op(weight, groups, (4, 4))
-    with pytest.raises(RuntimeError, match="each 3 or 4, or 5 and 5, in float32"):
+    with pytest.raises(RuntimeError, match="each 3 or 4, or both 5, or both 7, in float32"):
         pack_op(torch.randn(8, 8, 3, 3), 1, (4, 5))
     with pytest.raises(RuntimeError, match="6 and 6 in a half type"):
         pack_op(torch.randn(8, 8, 3, 3).bfloat16(), 1, (4, 4))
@@ -271,7 +274,7 @@ def test_where_it_pays():
     # Few pixels of each phase: hardly less to multiply than the taps that touch data. Two: pairs.
     assert pays(65, 12) == (4, 4)
     assert pays(65, 24) == ()
-    assert pays(65, 24, channels=512) == (5, 5)
+    assert pays(65, 24, channels=256) == (5, 5)
     assert pays(65, 36) == (3, 3)
     # Few pixels do not pay for transforming the filters.
     assert pays(9, 1, frozen=True) == (4, 4)
