@@ -4,7 +4,7 @@
 // One task owns some tiles and a few blocks of destination channels. It walks through the source
 // channels: it transforms a slab of them, multiplies these point by point, an indirect matrix
 // product each (cpu_product.h), and transforms the sums back at the end. Transformed sources and
-// sums stay in the L2 cache; neither is ever whole in memory.
+// sums are about as large as the L2 cache; neither is ever whole in memory.
 #pragma once
 
 #include <memory>
