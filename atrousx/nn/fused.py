@@ -39,9 +39,10 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
-def frozen(tensor: Tensor) -> nn.Parameter:
-    """A copy that nothing trains; filters in channels_last."""
-    memory_format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+def frozen(tensor: Tensor, memory_format: torch.memory_format | None = None) -> nn.Parameter:
+    """A copy that nothing trains; filters in channels_last unless said otherwise."""
+    if memory_format is None:
+        memory_format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
     return nn.Parameter(tensor.detach().clone(memory_format=memory_format), requires_grad=False)
 
 
@@ -62,7 +63,10 @@ class FusedConv2d(AtrousConv2d):
     ) -> FusedConv2d:
         layer = cls.from_conv(conv)
         weight, bias = (conv.weight, conv.bias) if norm is None else fold(conv, norm)
-        layer.weight = frozen(weight)
+        # A filter in channels_last would turn the map to it, which costs more than a depthwise
+        # convolution.
+        depthwise = conv.groups > 1 and conv.groups == conv.in_channels
+        layer.weight = frozen(weight, torch.contiguous_format if depthwise else None)
         layer.bias = None if bias is None else frozen(bias)
         layer.relu = relu
         layer.packed = PackedWeight()

@@ -33,7 +33,7 @@ def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     - :class:`atrousx.ASPP`'s and torchvision's branches become one
       :func:`atrousx.ops.multi_rate_conv2d`.
     - Every ``nn.Conv2d`` becomes an ``AtrousConv2d``, its filters in channels_last; the model's
-      inputs are brought to channels_last.
+      inputs are brought to channels_last. Depthwise layers leave a map's format as it is.
     - On the CPU a layer that atrousx's kernels compute keeps its filters as they read them, too,
       from its first call on: as much memory again, and a tenth of a wide layer's time.
     - There 3x3 filters in float32 whose kernels take fewer products than live taps (see

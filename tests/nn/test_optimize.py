@@ -132,6 +132,19 @@ def test_inputs_are_brought_to_channels_last():
     assert fast(torch.randn(1, 3, 9, 9)).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_depthwise_layers_leave_the_format_alone(memory_format, multiplier):
+    conv = nn.Conv2d(6, 6 * multiplier, 3, padding=2, dilation=2, groups=6)
+    model = prepared(nn.Sequential(conv, nn.BatchNorm2d(6 * multiplier), nn.ReLU()))
+    model = model.to(memory_format=torch.channels_last)
+    layer = atrousx.optimize(model)[0]
+    input = torch.randn(2, 6, 9, 8).contiguous(memory_format=memory_format)
+    result = layer(input)
+    assert result.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(result, model(input))
+
+
 def test_hooked_layers_are_not_folded():
     model = prepared(chain())
     seen = []
