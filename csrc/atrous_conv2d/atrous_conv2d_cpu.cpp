@@ -104,7 +104,7 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
     T* to = static_cast<T*>(destination.mutable_data_ptr());
     if (by_pixel)
       gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, added, to, source);
-    else if (depthwise && shape.columns.divisor == 1)
+    else if (depthwise)
       gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
     else
       gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);

@@ -1,12 +1,17 @@
 // Depthwise forward and grad-input on the CPU in NCHW: a strip of a plane is packed with zeros
 // beside its rows (cpu_padded_plane.h), then each row of the destination is summed in registers
-// over its live rows of taps, a few vectors at a time, and written once. What follows a strip in
+// over its live rows of taps, a few vectors at a time, and written once. In the grad-input of a
+// strided convolution columns of different remainders by the stride have different taps: each
+// remainder is summed by itself, and they are zipped as they are written. What follows a strip in
 // memory is prefetched meanwhile. One task owns a strip.
 #pragma once
+
+#include <array>
 
 #include "cpu_direct.h"
 #include "cpu_padded_plane.h"
 #include "cpu_product.h"
+#include "cpu_zip.h"
 
 namespace atrousx {
 
@@ -29,7 +34,8 @@ struct PlaneSums {
   PaddedColumns<A> columns;
   std::vector<AxisClass> classes;
   std::vector<Row> rows;
-  int64_t strip;  // rows of a plane that a task owns
+  std::vector<int64_t> before;  // [residues + 1], the live taps of lesser residues
+  int64_t strip;                // rows of a plane that a task owns
   PaddedPlane source;
 
   explicit PlaneSums(const GatherShape& s)
@@ -43,6 +49,9 @@ struct PlaneSums {
         rows[classes[c].destinations.at(i)] = {
             static_cast<int64_t>(c),
             classes[c].source_first + i * classes[c].source_per_destination};
+    for (int64_t r = 0; r <= residues(); ++r)
+      before.push_back(std::count_if(columns.taps.begin(), columns.taps.end(),
+                                     [&](const ColumnTap& tap) { return tap.residue < r; }));
   }
 
   // The first line of the source that rows [first, end) read, and the one after the last.
@@ -55,7 +64,14 @@ struct PlaneSums {
     return {begin, high < 0 ? begin : std::min(axis.sources, high / axis.divisor + 1)};
   }
   int64_t tap_lists() const { return static_cast<int64_t>(classes.size()) * shape.taps(); }
+  int64_t residues() const { return std::min(shape.columns.divisor, shape.columns.destinations); }
+  // Elements of rows of single residues, where more than two are put together.
+  int64_t apart() const { return residues() > 2 ? residues() * columns.pitch : 0; }
 };
+
+// The taps of a row for each residue, the last one's end after them.
+template <typename A, int kResidues>
+using RowTaps = std::array<const RowTap<A>*, kResidues + 1>;
 
 // Some rows of a plane.
 template <typename T, typename A>
@@ -72,7 +88,8 @@ struct SumPlaneTaps {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const PlaneSums<A>* plan, PlaneStrip<T, A> strip,
                                         A* memory,         // zeros beside rows
-                                        RowTap<A>* lists)  // [plan->tap_lists()]
+                                        RowTap<A>* lists,  // [plan->tap_lists()]
+                                        T* apart)          // [plan->apart()]
   {
     const GatherShape& shape = plan->shape;
     const auto [begin, end] = plan->lines(strip.first, strip.end);
@@ -80,16 +97,23 @@ struct SumPlaneTaps {
     PackPlane<kBytes>::run(plan->source, strip.source + begin * shape.columns.sources,
                            std::max<int64_t>(0, end - begin), source);
     list_taps(*plan, strip.weight, lists);
-    const int64_t width = shape.columns.destinations, pitch = plan->columns.pitch;
-    const int64_t taps = shape.taps();
-    const int64_t live = static_cast<int64_t>(plan->columns.taps.size());
-    for (int64_t row = strip.first; row < strip.end; ++row) {
+    const int64_t width = shape.columns.destinations, taps = shape.taps();
+    const int64_t ahead = shape.columns.sources * shape.rows.scale / shape.rows.divisor;
+    const T* next = strip.source + end * shape.columns.sources;
+    T* last = strip.destination + strip.end * width;
+    for (int64_t row = strip.first; row < strip.end; ++row, next += ahead) {
       const auto [of, line] = plan->rows[row];
-      prefetch_next(strip.source + (end + row - strip.first) * shape.columns.sources,
-                    shape.columns.sources);
-      sum_row(source + (line - begin) * pitch, lists + of * taps,
-              plan->classes[of].taps.count * live, strip.bias, width,
-              strip.destination + row * width, strip.destination + strip.end * width);
+      const int64_t lines = plan->classes[of].taps.count;
+      const A* from = source + (line - begin) * plan->columns.pitch;
+      T* to = strip.destination + row * width;
+      prefetch_next(next, ahead);
+      if (plan->residues() == 1)
+        sum_row<1>(from, row_taps<1>(*plan, lists + of * taps, lines), strip.bias, width, to, last);
+      else if (plan->residues() == 2)
+        sum_row<2>(from, row_taps<2>(*plan, lists + of * taps, lines), strip.bias,
+                   ceil_div<int64_t>(width, 2), to, last);
+      else
+        sum_residues(*plan, from, lists + of * taps, lines, strip.bias, apart, to);
     }
   }
 
@@ -99,58 +123,96 @@ struct SumPlaneTaps {
                                               RowTap<A>* lists) {
     for (const AxisClass& rows : plan.classes) {
       RowTap<A>* next = lists;
-      for (int64_t i = 0; i < rows.taps.count; ++i)
-        for (const ColumnTap& tap : plan.columns.taps)
-          *next++ = {i * rows.source_per_tap * plan.columns.pitch +
-                         tap.phase * plan.source.phase() + tap.shift,
-                     weight[rows.taps.at(i) * plan.shape.columns.taps + tap.tap]};
+      for (int64_t r = 0; r < plan.residues(); ++r)
+        for (int64_t i = 0; i < rows.taps.count; ++i)
+          for (int64_t k = plan.before[r]; k < plan.before[r + 1]; ++k) {
+            const ColumnTap& tap = plan.columns.taps[k];
+            *next++ = {i * rows.source_per_tap * plan.columns.pitch +
+                           tap.phase * plan.source.phase() + tap.shift,
+                       weight[rows.taps.at(i) * plan.shape.columns.taps + tap.tap]};
+          }
       lists += plan.shape.taps();
     }
   }
 
-  // Vectors may run past the row: what they write there is written again by the next row's, and
-  // nothing is written from `end` on.
+  template <int kResidues, typename A>
+  static ATROUSX_ALWAYS_INLINE RowTaps<A, kResidues> row_taps(const PlaneSums<A>& plan,
+                                                              const RowTap<A>* list, int64_t lines,
+                                                              int64_t first = 0) {
+    RowTaps<A, kResidues> taps;
+    for (int r = 0; r <= kResidues; ++r) taps[r] = list + lines * plan.before[first + r];
+    return taps;
+  }
+
+  // A row whose residues are summed one after the other, then put together.
   template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void sum_row(const A* source, const RowTap<A>* taps, int64_t count,
-                                            A bias, int64_t width, T* to, T* end) {
-    constexpr int kLanes = kLanesIn<kBytes, A>;
-    int64_t j = 0;
-    for (; j + 5 * kLanes < width; j += 4 * kLanes) block<4>(source, taps, count, bias, j, to, end);
-    switch (ceil_div<int64_t>(width - j, kLanes)) {
-      case 5:
-        block<3>(source, taps, count, bias, j, to, end);
-        return block<2>(source, taps, count, bias, j + 3 * kLanes, to, end);
-      case 4:
-        return block<4>(source, taps, count, bias, j, to, end);
-      case 3:
-        return block<3>(source, taps, count, bias, j, to, end);
-      case 2:
-        return block<2>(source, taps, count, bias, j, to, end);
-      default:
-        return block<1>(source, taps, count, bias, j, to, end);
+  static ATROUSX_ALWAYS_INLINE void sum_residues(const PlaneSums<A>& plan, const A* source,
+                                                 const RowTap<A>* list, int64_t lines, A bias,
+                                                 T* apart, T* to) {
+    const int64_t width = plan.shape.columns.destinations, step = plan.shape.columns.divisor;
+    for (int64_t r = 0; r < plan.residues(); ++r) {
+      const int64_t count = ceil_div(width - r, step);
+      T* sums = apart + r * plan.columns.pitch;
+      sum_row<1>(source, row_taps<1>(plan, list, lines, r), bias, count, sums,
+                 sums + plan.columns.pitch);
+      for (int64_t i = 0; i < count; ++i) to[i * step + r] = sums[i];
     }
   }
 
-  template <int kVectors, typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void block(const A* source, const RowTap<A>* taps, int64_t count,
+  // `width` columns of each residue. Vectors may run past the row: what they write there is written
+  // again by the next row's, and nothing is written from `end` on.
+  template <int kResidues, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void sum_row(const A* source, const RowTaps<A, kResidues>& taps,
+                                            A bias, int64_t width, T* to, T* end) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    int64_t j = 0;
+    for (; j + 5 * kLanes < width; j += 4 * kLanes)
+      block<kResidues, 4>(source, taps, bias, j, to, end);
+    switch (ceil_div<int64_t>(width - j, kLanes)) {
+      case 5:
+        block<kResidues, 3>(source, taps, bias, j, to, end);
+        return block<kResidues, 2>(source, taps, bias, j + 3 * kLanes, to, end);
+      case 4:
+        return block<kResidues, 4>(source, taps, bias, j, to, end);
+      case 3:
+        return block<kResidues, 3>(source, taps, bias, j, to, end);
+      case 2:
+        return block<kResidues, 2>(source, taps, bias, j, to, end);
+      default:
+        return block<kResidues, 1>(source, taps, bias, j, to, end);
+    }
+  }
+
+  template <int kResidues, int kVectors, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void block(const A* source, const RowTaps<A, kResidues>& taps,
                                           A bias, int64_t j, T* to, T* end) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     using Vector = Lanes<A, kLanes>;
-    Vector sums[kVectors];
-    for (int v = 0; v < kVectors; ++v) sums[v] = Vector{} + bias;
-    for (int64_t t = 0; t < count; ++t)
-      for (int v = 0; v < kVectors; ++v)
-        sums[v] += taps[t].weight * load_lanes<kLanes>(source + taps[t].offset + j + v * kLanes);
+    Vector sums[kResidues][kVectors];
+    for (int r = 0; r < kResidues; ++r) {
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Vector{} + bias;
+      for (const RowTap<A>* tap = taps[r]; tap < taps[r + 1]; ++tap)
+        for (int v = 0; v < kVectors; ++v)
+          sums[r][v] += tap->weight * load_lanes<kLanes>(source + tap->offset + j + v * kLanes);
+    }
     for (int v = 0; v < kVectors; ++v) {
-      T* at = to + j + v * kLanes;
-      if (at + kLanes <= end) {
-        store_lanes<kLanes>(at, sums[v]);
+      T* at = to + kResidues * (j + v * kLanes);
+      if constexpr (kResidues == 1) {
+        store_until(at, sums[0][v], end);
       } else {
-        T last[kLanes];
-        store_lanes<kLanes>(last, sums[v]);
-        std::copy(last, last + std::max<int64_t>(0, end - at), at);
+        store_until(at, zip_lanes<kLanes, false>(sums[0][v], sums[1][v]), end);
+        store_until(at + kLanes, zip_lanes<kLanes, true>(sums[0][v], sums[1][v]), end);
       }
     }
+  }
+
+  template <typename T, typename Vector>
+  static ATROUSX_ALWAYS_INLINE void store_until(T* at, Vector sums, T* end) {
+    constexpr int kLanes = kLanesIn<kBytes, Accumulate<T>>;
+    if (at + kLanes <= end) return store_lanes<kLanes>(at, sums);
+    T last[kLanes];
+    store_lanes<kLanes>(last, sums);
+    std::copy(last, last + std::max<int64_t>(0, end - at), at);
   }
 };
 
@@ -170,14 +232,14 @@ void sum_rows(const GatherShape& shape, const std::vector<TapSpan>& spans,
 }
 
 // What a thread has for itself.
-template <typename A>
+template <typename T, typename A>
 struct PlaneWorker {
   PaddedMemory<A> memory;
   std::vector<RowTap<A>> taps;
+  std::vector<T> apart;
   std::vector<A> weight;  // [KH, KW]
 
   // Whether all of a filter is finite.
-  template <typename T>
   bool widen(const GatherShape& shape, const T* filter, const WeightStrides& ws) {
     weight.clear();
     A zero = 0;
@@ -190,7 +252,7 @@ struct PlaneWorker {
   }
 };
 
-// Depthwise (inner = outer = 1), divisor of the columns 1.
+// Depthwise (inner = outer = 1).
 template <typename T>
 void gather_depthwise_planes(const GatherShape& shape,
                              const T* source,  // [N, groups, source rows, source columns]
@@ -204,9 +266,9 @@ void gather_depthwise_planes(const GatherShape& shape,
   const int64_t height = shape.rows.destinations, width = shape.columns.destinations;
   const int64_t strip = std::max<int64_t>(1, plan.strip), strips = ceil_div(height, strip);
   const int64_t tasks = shape.batch * shape.groups * strips;
-  std::vector<PlaneWorker<A>> workers(cpu_workers(tasks));
+  std::vector<PlaneWorker<T, A>> workers(cpu_workers(tasks));
   for_each_plane(tasks, [&](int64_t task, int64_t number) {
-    PlaneWorker<A>& worker = workers[number];
+    PlaneWorker<T, A>& worker = workers[number];
     const int64_t plane = task / strips, channel = plane % shape.groups;
     const bool is_finite = worker.widen(shape, weight + channel * ws.group, ws);
     const int64_t first = task % strips * strip;
@@ -218,8 +280,9 @@ void gather_depthwise_planes(const GatherShape& shape,
                                destination + plane * height * width};
     if (plan.strip == 0 || !is_finite) return sum_rows(shape, spans, own);
     worker.taps.resize(plan.tap_lists());
+    worker.apart.resize(plan.apart());
     run_with_lanes<SumPlaneTaps>(&plan, own, worker.memory.get(plan.columns.space(plan.source)),
-                                 worker.taps.data());
+                                 worker.taps.data(), worker.apart.data());
   });
 }
 

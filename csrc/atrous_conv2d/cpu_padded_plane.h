@@ -2,7 +2,7 @@
 // type, rows a pitch apart with zeros between them. A tap is then one distance for all columns of
 // all rows: beside the map it reads a zero, so rows have no borders and vectors run from one row
 // into the next. A map read with a stride is packed by phases, its pixels a stride apart, each a
-// map of its own.
+// map of its own; one that is written with a stride has such phases in the result.
 //
 // Zeros are multiplied this way. That changes no finite sum; what is not finite is summed again by
 // cpu_direct.h, which reads no padding.
@@ -13,6 +13,7 @@
 
 #include "../cpu_lanes.h"
 #include "cpu_product.h"
+#include "cpu_zip.h"
 #include "plan.h"
 
 namespace atrousx {
@@ -31,31 +32,37 @@ struct PaddedPlane {
   }
 };
 
-// A tap that is live at some column: column w reads column w + shift of a phase.
+// A tap that is live at some column: of the columns whose remainder by the divisor is `residue`,
+// number w reads column w + shift of a phase.
 struct ColumnTap {
-  int64_t tap, phase, shift;
+  int64_t tap, residue, phase, shift;
 };
 
-// How a pass reads the columns of padded planes (divisor 1).
+// How a pass reads the columns of padded planes.
 template <typename A>
 struct PaddedColumns {
-  std::vector<ColumnTap> taps;
+  std::vector<ColumnTap> taps;  // by residues
   int64_t least = 0, most = 0;  // shifts, 0 among them
   int64_t pitch;
 
   explicit PaddedColumns(const TapAxis& axis) {
     for (int64_t k = 0; k < axis.taps; ++k) {
-      if (axis.span(k).destinations.count == 0) continue;
-      const int64_t first = axis.numerator(0, k);
+      const Progression live = axis.span(k).destinations;
+      if (live.count == 0) continue;
+      const int64_t residue = live.first % axis.divisor;
+      const int64_t first = axis.numerator(residue, k) / axis.divisor;  // exact
       const int64_t phase = (first % axis.scale + axis.scale) % axis.scale;
       const int64_t shift = (first - phase) / axis.scale;
-      taps.push_back({k, phase, shift});
+      taps.push_back({k, residue, phase, shift});
       least = std::min(least, shift);
       most = std::max(most, shift);
     }
+    std::stable_sort(taps.begin(), taps.end(),
+                     [](const ColumnTap& a, const ColumnTap& b) { return a.residue < b.residue; });
     // A row's zeros lie between it and the next: to the right of the one, to the left of the other.
     const int64_t columns = ceil_div(axis.sources, axis.scale);
-    const int64_t wanted = std::max(columns - least, axis.destinations + most);
+    const int64_t wanted =
+        std::max(columns - least, ceil_div(axis.destinations, axis.divisor) + most);
     pitch = ceil_div(wanted, kPitchUnit<A>) * kPitchUnit<A>;
   }
 
@@ -136,9 +143,28 @@ struct PackPlane {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void pack_row(const PaddedPlane& plane, const T* from, A* to) {
     if (plane.column_stride == 1) return widen<kLanesIn<kBytes, A>>(from, plane.columns, to);
+    if (plane.column_stride == 2)
+      return unzip<kLanesIn<kBytes, A>>(from, plane.columns, to, to + plane.phase());
     for (int64_t phase = 0; phase < plane.column_stride; ++phase, to += plane.phase())
       for (int64_t w = phase, i = 0; w < plane.columns; w += plane.column_stride)
         to[i++] = static_cast<A>(from[w]);
+  }
+
+  template <int kLanes, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void unzip(const T* from, int64_t count, A* even, A* odd) {
+    if constexpr (kLanes > 1) {
+      for (; count >= 2 * kLanes; count -= 2 * kLanes) {
+        const auto a = load_lanes<kLanes>(from), b = load_lanes<kLanes>(from + kLanes);
+        store_lanes<kLanes>(even, unzip_lanes<kLanes, false>(a, b));
+        store_lanes<kLanes>(odd, unzip_lanes<kLanes, true>(a, b));
+        from += 2 * kLanes, even += kLanes, odd += kLanes;
+      }
+      unzip<kLanes / 2>(from, count, even, odd);
+    } else {
+      if (count > 0) *even++ = static_cast<A>(*from++);
+      if (count > 1) *odd++ = static_cast<A>(*from++);
+      if (count > 2) *even++ = static_cast<A>(*from++);
+    }
   }
 
   // The last vector overlaps the one before it; rows shorter than one have shorter ones.

@@ -23,6 +23,8 @@ CASES = {
     "depthwise": (2, 19, 19, 19, (9, 8), (3, 3), (1, 1), (2, 2), (2, 2)),
     "depthwise, many channels": (1, 83, 83, 83, (4, 5), (3, 3), (1, 1), (3, 2), (3, 2)),
     "depthwise, strided": (2, 5, 5, 5, (21, 38), (3, 4), (2, 3), (4, 7), (3, 2)),
+    "depthwise, stride 2": (2, 5, 5, 5, (9, 38), (3, 3), (2, 2), (1, 1), (1, 1)),
+    "depthwise, narrower than its stride": (2, 3, 3, 3, (3, 2), (3, 3), (5, 5), (1, 1), (1, 1)),
     "depthwise, taps wholly dead": (2, 6, 6, 6, (5, 7), (3, 3), (1, 1), (9, 4), (9, 4)),
     "depthwise, multiplied": (1, 3, 9, 3, (6, 7), (3, 3), (1, 2), (1, 1), (1, 1)),
     "one output": (1, 30, 1, 1, (5, 5), (3, 3), (1, 1), (2, 2), (2, 2)),
@@ -44,6 +46,28 @@ WIDE = {
 # In the default layout alone: of gradients in channels_last and half types PyTorch 2.13 gives NaN.
 CONTIGUOUS = {
     "depthwise, rows of some vectors": (1, 3, 3, 3, (20, 85), (5, 3), (1, 1), (8, 20), (4, 20)),
+    "depthwise, rows of some vectors, stride 2": (
+        1,
+        2,
+        2,
+        2,
+        (9, 171),
+        (3, 5),
+        (2, 2),
+        (2, 2),
+        (2, 1),
+    ),
+    "depthwise, rows of some vectors, stride 4": (
+        1,
+        2,
+        2,
+        2,
+        (9, 150),
+        (3, 3),
+        (4, 4),
+        (1, 1),
+        (1, 1),
+    ),
 }
 
 

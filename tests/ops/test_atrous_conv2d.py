@@ -84,6 +84,25 @@ def test_depthwise_padding_is_never_multiplied(device, memory_format):
     assert grad[~touched].isfinite().all()
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("stride", [2, 3])
+def test_strided_depthwise_padding_is_never_multiplied(device, memory_format, stride):
+    x = torch.ones(1, 2, 6, 40, device=device).to(memory_format=memory_format).requires_grad_()
+    w = torch.ones(2, 1, 3, 3, device=device)
+    w[0, 0, 0, 0] = torch.inf  # reads a pixel up and to the left
+    y = atrous_conv2d(x, w, stride=stride, padding=1, groups=2)
+    touched = torch.zeros_like(y, dtype=torch.bool)
+    touched[:, 0, 1:, 1:] = True
+    assert torch.equal(y == torch.inf, touched)
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    touched = torch.zeros_like(x, dtype=torch.bool)
+    touched[:, 0, stride - 1 :: stride, stride - 1 :: stride] = True
+    read = (y.shape[2] - 1) * stride, (y.shape[3] - 1) * stride
+    touched[:, :, read[0] :] = touched[:, :, :, read[1] :] = False
+    assert torch.equal(grad == torch.inf, touched)
+    assert grad[~touched].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", WIDE)
@@ -155,7 +174,10 @@ def test_any_geometry_as_conv2d(problem):
     torch.testing.assert_close(our_grads, torch.autograd.grad(theirs, (x, w), grad))
 
 
-@pytest.mark.parametrize("options", [(1, (40, 2), (40, 2)), ((2, 3), (6, 3), (5, 3)), (3, 9, 1)])
+OPTIONS = [(1, (40, 2), (40, 2)), ((2, 3), (6, 3), (5, 3)), (3, 9, 1), (2, (80, 2), (40, 1))]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_large_depthwise_planes_as_conv2d(device, options):
     # Larger than what the CPU packs at a time.
     x = torch.randn(1, 2, 303, 521, dtype=torch.float64, device=device)
@@ -242,14 +264,17 @@ def test_empty_batch_and_no_channels(device):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize(("groups", "outputs"), [(1, 120), (60, 120), (60, 60)])
-def test_deterministic(memory_format, groups, outputs):
+@pytest.mark.parametrize(
+    ("groups", "outputs", "stride"), [(1, 120, 1), (60, 120, 1), (60, 60, 1), (60, 60, 2)]
+)
+def test_deterministic(memory_format, groups, outputs, stride):
     x = torch.randn(2, 60, 33, 31).to(memory_format=memory_format).requires_grad_()
     w = torch.randn(outputs, 60 // groups, 3, 3, requires_grad=True)
-    grad = torch.randn(2, outputs, 33, 31)
 
     def run():
-        return atrous_conv2d(x, w, None, 1, 6, 6, groups)
+        return atrous_conv2d(x, w, None, stride, 6, 6, groups)
+
+    grad = torch.randn_like(run())
 
     assert_same_bits_with_any_threads(run)
     for leaf in (x, w):
