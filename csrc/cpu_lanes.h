@@ -38,6 +38,19 @@ ATROUSX_ALWAYS_INLINE Vector load_raw(const void* from) {
   return *static_cast<const Vector*>(from);
 }
 
+// The compiler does not see through this. A product stays one, rounded by itself, and is not fused
+// with a sum; a vector that serves several products is loaded once, not once for each as an operand
+// in memory, which costs two loads where it spans two cache lines.
+template <typename Vector>
+ATROUSX_ALWAYS_INLINE Vector in_register(Vector v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // The bits where `mask` is all ones, else those of `otherwise`.
 template <typename Bits, typename Mask>
 ATROUSX_ALWAYS_INLINE Bits select_bits(const Mask& mask, const Bits& bits, const Bits& otherwise) {

@@ -72,18 +72,6 @@ struct PaddedColumns {
   int64_t space(const PaddedPlane& plane) const { return before() + plane.size() + after(); }
 };
 
-// The compiler does not see through this: a vector that serves several products is loaded once, not
-// once for each as an operand in memory, which costs two loads where it spans two cache lines.
-template <typename Vector>
-ATROUSX_ALWAYS_INLINE Vector in_register(Vector v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#endif
-  return v;
-}
-
 // Rows of a strip, for packed planes to stay in a core's L2 cache: the whole map if it may be, and
 // no fewer than a strip reads beyond its own. 0 where even that would be large.
 inline int64_t strip_rows(int64_t rows, int64_t halo, int64_t pitch) {

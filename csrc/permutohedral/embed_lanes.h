@@ -31,17 +31,6 @@ template <typename T>
   }
 }
 
-// The compiler does not see through this: a product stays one, and is not fused with a sum.
-template <typename Vector>
-ATROUSX_ALWAYS_INLINE Vector rounded(Vector v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#endif
-  return v;
-}
-
 // D is kDims where that is not 0: its loops are then unrolled and its arrays are registers.
 template <typename T, int kLanes, int kDims>
 struct LaneSimplex {
@@ -58,8 +47,8 @@ struct LaneSimplex {
   ATROUSX_ALWAYS_INLINE bool elevate(const Elevation<T>& e, const T* features, int64_t stride) {
     Vector sum{};
     for (int j = dims; j > 0; --j) {
-      const Vector c = rounded(load_raw<Vector>(features + (j - 1) * stride) * e.factor[j - 1]);
-      elevated[j] = sum - rounded(static_cast<T>(j) * c);
+      const Vector c = in_register(load_raw<Vector>(features + (j - 1) * stride) * e.factor[j - 1]);
+      elevated[j] = sum - in_register(static_cast<T>(j) * c);
       sum += c;
     }
     elevated[0] = sum;
@@ -82,7 +71,7 @@ struct LaneSimplex {
     const T down = T(1) / static_cast<T>(dims + 1);
     Vector total{};
     for (int i = 0; i <= dims; ++i) {
-      multiple[i] = (rounded(elevated[i] * down) + kRound) - kRound;
+      multiple[i] = (in_register(elevated[i] * down) + kRound) - kRound;
       total += multiple[i];
       rank[i] = Ints{};
     }
@@ -107,7 +96,7 @@ struct LaneSimplex {
     Vector sorted[kCoordinates];  // parts of the coordinates, by rank
     for (int r = 0; r <= dims; ++r) sorted[r] = Vector{};
     for (int i = 0; i <= dims; ++i) {
-      const Vector part = rounded(residual(i) * down);
+      const Vector part = in_register(residual(i) * down);
       for (int r = 0; r <= dims; ++r)
         sorted[r] = (Vector)((Ints)sorted[r] | ((Ints)(rank[i] == r) & (Ints)part));
     }
