@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -30,14 +31,35 @@ struct PanelRows {
   }
 };
 
-// Lanes past `count` become zero.
+// A source whose elements are pairs of bfloat16, the bits of a float (see RegisterTile): the number
+// at an offset and the one `distance` behind it, or zero where it has no partner.
+struct PairsApart {
+  const BFloat16* data;
+  int64_t distance;
+  bool has_partner = true;
+
+  PairsApart operator+(int64_t offset) const { return {data + offset, distance, has_partner}; }
+  float operator[](int64_t offset) const {
+    const uint32_t high = has_partner ? data[offset + distance].x : 0;
+    return std::bit_cast<float>(data[offset].x | high << 16);
+  }
+};
+// The same where pairs are neighbours: offsets count pairs.
+struct PairsTogether {
+  const BFloat16* data;
+
+  PairsTogether operator+(int64_t offset) const { return {data + 2 * offset}; }
+  float operator[](int64_t offset) const { return PairsApart{data, 1}[2 * offset]; }
+};
+
+// Lanes past `count` become zero. Source: a `const T*` or pairs.
 template <int kWidth>
 struct PackPanel {
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* source, PanelRows rows,
-                                        const int64_t* lane_offsets, int64_t count, A* panel) {
+  template <typename Source, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(Source source, PanelRows rows, const int64_t* lane_offsets,
+                                        int64_t count, A* panel) {
     for (int64_t d = 0; d < rows.depth; ++d) {
-      const T* from = source + rows.from[d];
+      const Source from = source + rows.from[d];
       A* to = panel + rows.row(d, kWidth);
       for (int64_t l = 0; l < count; ++l) to[l] = static_cast<A>(from[lane_offsets[l]]);
       for (int64_t l = count; l < kWidth; ++l) to[l] = A(0);
@@ -59,12 +81,37 @@ namespace avx512 {
 ATROUSX_AVX512 inline __m512 load(const float* from, __mmask16 mask) {
   return _mm512_maskz_loadu_ps(mask, from);
 }
+ATROUSX_AVX512 inline __m512i low_bits(const BFloat16* from, __mmask16 mask) {
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+}
+ATROUSX_AVX512 inline __m512i high_bits(const BFloat16* from, __mmask16 mask) {
+  return _mm512_slli_epi32(low_bits(from, mask), 16);
+}
 ATROUSX_AVX512 inline __m512 load(const BFloat16* from, __mmask16 mask) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  return _mm512_castsi512_ps(high_bits(from, mask));
 }
 ATROUSX_AVX512 inline __m512 load(const Half* from, __mmask16 mask) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
+}
+
+ATROUSX_AVX512 inline __m512 load(PairsApart from, __mmask16 mask) {
+  __m512i pairs = low_bits(from.data, mask);
+  if (from.has_partner) pairs = _mm512_or_si512(pairs, high_bits(from.data + from.distance, mask));
+  return _mm512_castsi512_ps(pairs);
+}
+ATROUSX_AVX512 inline __m512 load(PairsTogether from, __mmask16 mask) {
+  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi32(mask, from.data));
+}
+
+// Asks for the line of an element.
+template <typename T>
+ATROUSX_AVX512 inline void prefetch(const T* at) {
+  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+}
+ATROUSX_AVX512 inline void prefetch(PairsTogether at) { prefetch(at.data); }
+ATROUSX_AVX512 inline void prefetch(PairsApart at) {
+  prefetch(at.data);
+  if (at.has_partner) prefetch(at.data + at.distance);
 }
 
 // The first `count` of 16 lanes, for any count.
@@ -132,11 +179,11 @@ inline int64_t depth_run(const PanelRows& rows, int64_t d) {
 }
 
 // Lanes that are neighbours in memory; those past `count` become zero.
-template <int kWidth, typename T>
-ATROUSX_AVX512 void pack_neighbours(const T* source, PanelRows rows, int64_t first_lane,
+template <int kWidth, typename Source>
+ATROUSX_AVX512 void pack_neighbours(Source source, PanelRows rows, int64_t first_lane,
                                     int64_t count, float* panel) {
   for (int64_t d = 0; d < rows.depth; ++d) {
-    const T* from = source + rows.from[d] + first_lane;
+    const Source from = source + rows.from[d] + first_lane;
     float* to = panel + rows.row(d, kWidth);
     for (int64_t l = 0; l < kWidth; l += 16)
       _mm512_mask_storeu_ps(to + l, first_lanes(kWidth - l),
@@ -145,8 +192,8 @@ ATROUSX_AVX512 void pack_neighbours(const T* source, PanelRows rows, int64_t fir
 }
 
 // At most 16 lanes of a panel kWidth wide; `stored` of them are written.
-template <int kWidth, typename T>
-ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* lane_offsets,
+template <int kWidth, typename Source>
+ATROUSX_AVX512 void pack_lanes(Source source, PanelRows rows, const int64_t* lane_offsets,
                                int64_t count, int64_t stored, float* panel) {
   const __mmask16 written = first_lanes(stored);
   constexpr int kFewRuns = 4;       // cheaper to load one by one than to transpose
@@ -158,7 +205,7 @@ ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* l
     if (depth >= kLeastRun) {
       __m512 r[16];
       const __mmask16 mask = first_lanes(depth);
-      const T* from = source + rows.from[d];
+      const Source from = source + rows.from[d];
       for (int64_t l = 0; l < 16; ++l)
         r[l] = l < count ? load(from + lane_offsets[l], mask) : _mm512_setzero_ps();
       transpose(r);
@@ -166,13 +213,11 @@ ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* l
         if (i < depth) _mm512_mask_storeu_ps(panel + rows.row(d + i, kWidth), written, r[i]);
       d += depth;
     } else {
-      const T* from = source + rows.from[d];
+      const Source from = source + rows.from[d];
       // Rows far apart are nothing a hardware prefetcher foresees.
-      const T* ahead = source + rows.from[std::min(d + kAhead, rows.depth - 1)];
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + runs.offsets[0]), _MM_HINT_T0);
-      if (runs.count > 1)
-        _mm_prefetch(reinterpret_cast<const char*>(ahead + runs.offsets[runs.count - 1] + count),
-                     _MM_HINT_T0);
+      const Source ahead = source + rows.from[std::min(d + kAhead, rows.depth - 1)];
+      prefetch(ahead + runs.offsets[0]);
+      if (runs.count > 1) prefetch(ahead + (runs.offsets[runs.count - 1] + count));
       __m512 v = load(from + runs.offsets[0], runs.masks[0]);
       for (int r = 1; r < runs.count; ++r)
         v = _mm512_or_ps(v, load(from + runs.offsets[r], runs.masks[r]));
@@ -182,8 +227,8 @@ ATROUSX_AVX512 void pack_lanes(const T* source, PanelRows rows, const int64_t* l
 }
 
 // `count` lanes, kWidth of them written.
-template <int kWidth, typename T>
-void pack_panel(const T* source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
+template <int kWidth, typename Source>
+void pack_panel(Source source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
                 float* panel) {
   int64_t neighbours = 1;
   while (neighbours < count && lane_offsets[neighbours] == lane_offsets[0] + neighbours)
@@ -199,8 +244,8 @@ void pack_panel(const T* source, PanelRows rows, const int64_t* lane_offsets, in
 #pragma GCC diagnostic pop
 #endif
 
-template <int kWidth, typename T, typename A>
-void pack_panel(const T* source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
+template <int kWidth, typename Source, typename A>
+void pack_panel(Source source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
                 A* panel) {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<A, float>) {
@@ -210,26 +255,5 @@ void pack_panel(const T* source, PanelRows rows, const int64_t* lane_offsets, in
 #endif
   run_best<PackPanel<kWidth>>(source, rows, lane_offsets, count, panel);
 }
-
-// bfloat16 pairs from numbers that were bfloat16 before they were widened.
-// Neighbours in a row, [2 * count] -> [count] pairs.
-struct PairNeighbours {
-  static ATROUSX_ALWAYS_INLINE void run(const float* from, int64_t count, float* to) {
-    const uint32_t* bits = reinterpret_cast<const uint32_t*>(from);
-    uint16_t* halves = reinterpret_cast<uint16_t*>(to);
-    for (int64_t i = 0; i < 2 * count; ++i) halves[i] = static_cast<uint16_t>(bits[i] >> 16);
-  }
-};
-// Elements of two rows, the second of which may be missing.
-struct PairRows {
-  static ATROUSX_ALWAYS_INLINE void run(const float* even, const float* odd, int64_t count,
-                                        float* to) {
-    const uint32_t *low = reinterpret_cast<const uint32_t*>(even),
-                   *high = reinterpret_cast<const uint32_t*>(odd);
-    uint32_t* pairs = reinterpret_cast<uint32_t*>(to);
-    for (int64_t i = 0; i < count; ++i)
-      pairs[i] = (low[i] >> 16) | (odd == nullptr ? 0u : high[i] & 0xffff0000u);
-  }
-};
 
 }  // namespace atrousx

@@ -3,6 +3,8 @@
 // tap reads the same slabs, only further on: a map is packed once for all taps of a pass.
 #pragma once
 
+#include <array>
+
 #include "arguments.h"
 #include "cpu_pack.h"
 #include "cpu_product.h"
@@ -43,18 +45,18 @@ class Slabs {
       const int64_t slab = plane % slabs_, group = plane / slabs_ % size.groups;
       const int64_t n = plane / slabs_ / size.groups, depth = std::min(kPixels, pixels - first);
       const int64_t channels = std::min<int64_t>(kChannels, size.channels - slab * kChannels);
-      int64_t from[kPixels], lanes[kChannels];
+      const T* const slab_map = map + (group * size.group_channels + slab * kChannels) * strides.c;
+      int64_t from[kPixels];
       for (int64_t d = 0; d < depth; ++d)
         from[d] = strides.offset(n, 0, (first + d) / size.width, (first + d) % size.width);
-      for (int64_t l = 0; l < channels; ++l)
-        lanes[l] = (group * size.group_channels + slab * kChannels + l) * strides.c;
       A* to = data_ + plane * slab_size() + first * kWidth;
       if constexpr (kPack == 1)
-        pack_panel<kWidth>(map, {from, depth}, lanes, channels, to);
+        pack_panel<kWidth>(slab_map, PanelRows{from, depth}, lanes_apart(strides.c).data(),
+                           channels, to);
       else if constexpr (kPairsPixels)
-        pair_pixels(map, {from, depth}, first, distance, strides.w, lanes, channels, to);
+        pair_pixels(slab_map, {from, depth}, first, distance, strides, channels, to);
       else
-        pair_channels(map, {from, depth}, lanes, channels, to);
+        pair_channels(slab_map, {from, depth}, strides, channels, to);
     });
   }
 
@@ -72,31 +74,43 @@ class Slabs {
   }
 
  private:
-  template <typename T>
-  static void pair_channels(const T* map, PanelRows rows, const int64_t* lanes, int64_t channels,
-                            A* to) {
-    A wide[kPixels * kChannels];
-    pack_panel<kChannels>(map, rows, lanes, channels, wide);
-    run_best<PairNeighbours>(static_cast<const A*>(wide), rows.depth * kWidth, to);
+  static std::array<int64_t, kWidth> lanes_apart(int64_t step) {
+    std::array<int64_t, kWidth> lanes;
+    for (int64_t l = 0; l < kWidth; ++l) lanes[l] = l * step;
+    return lanes;
   }
 
-  // The rows of the panel are pixels from `first` on.
-  template <typename T>
-  void pair_pixels(const T* map, PanelRows rows, int64_t first, int64_t distance, int64_t step,
-                   const int64_t* lanes, int64_t channels, A* to) const {
-    A near[kPixels * kWidth], far[kPixels * kWidth];
-    int64_t behind[kPixels];
-    const auto in_row = [&](int64_t d) {
-      return (first + d) % size_.width + distance < size_.width;
-    };
-    for (int64_t d = 0; d < rows.depth; ++d)
-      behind[d] = rows.from[d] + (in_row(d) ? distance * step : 0);
-    pack_panel<kWidth>(map, rows, lanes, channels, near);
-    pack_panel<kWidth>(map, {behind, rows.depth}, lanes, channels, far);
-    for (int64_t d = 0; d < rows.depth; ++d)
-      run_best<PairRows>(static_cast<const A*>(near + d * kWidth),
-                         in_row(d) ? static_cast<const A*>(far + d * kWidth) : nullptr,
-                         int64_t{kWidth}, to + d * kWidth);
+  static void pair_channels(const BFloat16* map, PanelRows rows, const Strides4& strides,
+                            int64_t channels, A* to) {
+    const bool even = (strides.n | strides.h | strides.w) % 2 == 0;
+    if (strides.c == 1 && even) {
+      int64_t halved[kPixels];
+      for (int64_t d = 0; d < rows.depth; ++d) halved[d] = rows.from[d] / 2;
+      pack_panel<kWidth>(PairsTogether{map}, PanelRows{halved, rows.depth}, lanes_apart(1).data(),
+                         channels / 2, to);
+    } else {
+      pack_panel<kWidth>(PairsApart{map, strides.c}, rows, lanes_apart(2 * strides.c).data(),
+                         channels / 2, to);
+    }
+    if (channels % 2 == 0) return;
+    const PairsApart last{map + (channels - 1) * strides.c, 0, false};
+    for (int64_t d = 0; d < rows.depth; ++d) to[d * kWidth + channels / 2] = last[rows.from[d]];
+  }
+
+  // The rows of the panel are pixels from `first` on; those at a row's end have no partner.
+  void pair_pixels(const BFloat16* map, PanelRows rows, int64_t first, int64_t distance,
+                   const Strides4& strides, int64_t channels, A* to) const {
+    int64_t from[2][kPixels], places[2][kPixels], depth[2] = {0, 0};
+    for (int64_t d = 0; d < rows.depth; ++d) {
+      const bool pairs = (first + d) % size_.width + distance < size_.width;
+      from[pairs][depth[pairs]] = rows.from[d];
+      places[pairs][depth[pairs]++] = d * kWidth;
+    }
+    const auto lanes = lanes_apart(strides.c);
+    for (int pairs = 0; pairs < 2; ++pairs)
+      pack_panel<kWidth>(PairsApart{map, distance * strides.w, pairs == 1},
+                         PanelRows{from[pairs], depth[pairs], places[pairs]}, lanes.data(),
+                         channels, to);
   }
 
   const MapSize size_;

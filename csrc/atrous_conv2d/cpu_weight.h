@@ -50,31 +50,49 @@ struct PackedWeight {
                  A* panel) const {
     const int64_t depth = std::min<int64_t>(kChannels, inner - first);
     const int64_t columns = std::min<int64_t>(R::kColumns, outer - column);
+    const T* source = weight + column * strides.outer + first * strides.inner;
+    if constexpr (R::kPack == 1) {
+      pack_elements(source, strides, columns, {0, depth, depth}, panel);
+    } else {
+      const int64_t pairs = depth / 2, elements = ceil_div<int64_t>(depth, 2);
+      WeightStrides steps = strides;
+      if (strides.inner == 1 && (strides.outer | strides.h | strides.w) % 2 == 0) {
+        for (int64_t* step : {&steps.outer, &steps.h, &steps.w}) *step /= 2;
+        pack_elements(PairsTogether{source}, steps, columns, {0, pairs, elements}, panel);
+      } else {
+        steps.inner *= 2;
+        pack_elements(PairsApart{source, strides.inner}, steps, columns, {0, pairs, elements},
+                      panel);
+      }
+      if (pairs < elements)
+        pack_elements(PairsApart{source + (depth - 1) * strides.inner, 0, false}, strides, columns,
+                      {pairs, 1, elements}, panel);
+    }
+  }
+
+ private:
+  // Elements [first, first + count) of a slab that has `all`.
+  struct Elements {
+    int64_t first, count, all;
+  };
+
+  template <typename Source>
+  void pack_elements(Source source, const WeightStrides& strides, int64_t columns,
+                     const Elements& elements, A* panel) const {
     // In the order of memory, so that rows of the panel come from runs of the weight.
     const bool channel_fastest = strides.inner < strides.w;
-    std::vector<int64_t> from(depth * taps()), to(depth * taps());
+    const int64_t rows = elements.count * taps();
+    std::vector<int64_t> from(rows), to(rows);
     for (int64_t tap = 0; tap < taps(); ++tap)
-      for (int64_t d = 0; d < depth; ++d) {
-        const int64_t i = channel_fastest ? tap * depth + d : d * taps() + tap;
-        from[i] = d * strides.inner + tap / kernel_w * strides.h + tap % kernel_w * strides.w;
-        to[i] = (tap * depth + d) * R::kColumns;
+      for (int64_t e = 0; e < elements.count; ++e) {
+        const int64_t i = channel_fastest ? tap * elements.count + e : e * taps() + tap;
+        from[i] = e * strides.inner + tap / kernel_w * strides.h + tap % kernel_w * strides.w;
+        to[i] = (tap * elements.all + elements.first + e) * R::kColumns;
       }
     int64_t column_offsets[R::kColumns];
     for (int64_t c = 0; c < columns; ++c) column_offsets[c] = c * strides.outer;
-    const T* source = weight + column * strides.outer + first * strides.inner;
-    const PanelRows rows{from.data(), depth * taps(), to.data()};
-    if constexpr (R::kPack == 1) {
-      pack_panel<R::kColumns>(source, rows, column_offsets, columns, panel);
-    } else {
-      std::vector<A> wide(depth * taps() * R::kColumns);
-      pack_panel<R::kColumns>(source, rows, column_offsets, columns, wide.data());
-      for (int64_t tap = 0; tap < taps(); ++tap)
-        for (int64_t d = 0; d < depth; d += 2, panel += R::kColumns) {
-          const A* even = wide.data() + (tap * depth + d) * R::kColumns;
-          run_best<PairRows>(even, d + 1 < depth ? even + R::kColumns : nullptr, R::kColumns,
-                             panel);
-        }
-    }
+    pack_panel<R::kColumns>(source, PanelRows{from.data(), rows, to.data()}, column_offsets,
+                            columns, panel);
   }
 };
 

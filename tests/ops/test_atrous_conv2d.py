@@ -237,6 +237,28 @@ def test_any_strides(device, name):
     torch.testing.assert_close(expected, [t.grad for t in leaves])
 
 
+@pytest.mark.parametrize("channels", [5, 8, 131])
+def test_any_strides_in_bfloat16(device, channels):
+    # Small integers: every sum is exact, whatever pairs of numbers it is made of.
+    def integers(*size):
+        return torch.randint(-2, 3, size, device=device).to(torch.bfloat16)
+
+    w = integers(36, channels, 2, 3)
+    x = integers(2, channels + 1, 7, 9)
+    maps = [*strided_views(x[:, 1:]), x[:, 1:], x[:, :1].expand(-1, channels, -1, -1)]
+    maps.append(x[:, 1:, :, :1].expand(-1, -1, -1, 9))
+    filters = [*strided_views(w), w.transpose(0, 1).contiguous().transpose(0, 1)]
+    filters.append(w[:, :1].expand(-1, channels, -1, -1))
+    for a, b in [*((a, w) for a in maps), *((x[:, 1:], b) for b in filters)]:
+        results = []
+        for convolve, dtype in ((atrous_conv2d, torch.bfloat16), (F.conv2d, torch.float64)):
+            leaves = [t.to(dtype).detach().requires_grad_() for t in (a, b)]
+            y = convolve(*leaves, None, 1, (1, 2), 2)
+            grads = torch.autograd.grad(y, leaves, torch.ones_like(y))
+            results.append([t.to(torch.bfloat16) for t in (y, *grads)])
+        torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_memory_format_of_either_operand(device, memory_format):
     x, w = torch.randn(1, 8, 5, 6, device=device), torch.randn(9, 8, 3, 3, device=device)
