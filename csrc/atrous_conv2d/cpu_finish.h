@@ -1,5 +1,5 @@
 // Finished sums on their way to memory on the CPU: an Epilogue applied to pixels' channels, by
-// vectors where channels are neighbours there.
+// vectors of channels where these are neighbours there, else by vectors of pixels.
 #pragma once
 
 #include "../cpu_lanes.h"
@@ -7,7 +7,8 @@
 
 namespace atrousx {
 
-// What is added to a pixel's channels; the residual's channels lie `residual_step` apart.
+// What is added to a pixel's channels, or to a few pixels'; a residual's channels lie
+// `residual_step` apart.
 template <typename T>
 struct PixelTail {
   const T *bias, *residual;  // [channels] or null
@@ -15,7 +16,18 @@ struct PixelTail {
   bool relu;
 };
 
-// to[c] = max(0, sums[c] + bias[c] + residual[c]), as Epilogue::finish has it.
+// to[l] = max(0, sums[l] + bias[l] + residual[l]), as Epilogue::finish has it.
+template <int kLanes, typename T, typename A>
+ATROUSX_ALWAYS_INLINE void finish_lanes(const A* sums, Lanes<A, kLanes> bias, const T* residual,
+                                        bool relu, T* to) {
+  using Vector = Lanes<A, kLanes>;
+  Vector v = load_lanes<kLanes>(sums) + bias;
+  if (residual != nullptr) v += load_lanes<kLanes>(residual);
+  if (relu) v = v < Vector{} ? Vector{} : v;  // NaN stays
+  store_lanes<kLanes>(to, v);
+}
+
+// The channels of a pixel, neighbours.
 template <int kBytes>
 struct FinishPixel {
   template <typename T, typename A>
@@ -31,12 +43,77 @@ struct FinishPixel {
   template <int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void finish(const A* sums, int64_t c, int64_t residual,
                                            const PixelTail<T>& tail, T* to) {
+    Lanes<A, kLanes> bias = -Lanes<A, kLanes>{};  // added, -0 changes nothing
+    if (tail.bias != nullptr) bias = load_lanes<kLanes>(tail.bias + c);
+    finish_lanes<kLanes>(sums + c, bias,
+                         tail.residual == nullptr ? nullptr : tail.residual + residual, tail.relu,
+                         to + c);
+  }
+};
+
+// Pixels that are neighbours in a row of the destination, and of the residual: which ones, and
+// where the first one's channel 0 lies there.
+struct PixelRun {
+  int64_t first, count, to, residual;
+};
+
+// A few pixels of planes of channels, run by run: their sums are transposed first.
+template <int kBytes>
+struct FinishPlanes {
+  static constexpr int64_t kPixels = 64;  // at most
+  static constexpr int64_t kAhead = 12;   // channels
+
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* sums,  // [pixels, step]
+                                        int64_t step, int64_t pixels, const PixelRun* runs,
+                                        int64_t count, int64_t channels, PixelTail<T> tail, T* to,
+                                        int64_t plane) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    A turned[kLanes * kPixels];
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t first = std::min(c, step - kLanes);  // the last square overlaps the one before
+      turn<kLanes>(sums + first, step, pixels, turned);
+      for (int64_t k = c; k < std::min(c + kLanes, channels); ++k) {
+        const A bias = tail.bias == nullptr ? -A(0) : static_cast<A>(tail.bias[k]);
+        const T* residual =
+            tail.residual == nullptr ? nullptr : tail.residual + k * tail.residual_step;
+        // Rows of planes are far apart: stores would wait for their lines one by one.
+        for (int64_t r = 0; r < count; ++r)
+          __builtin_prefetch(to + (k + kAhead) * plane + runs[r].to, 1);
+        for (int64_t r = 0; r < count; ++r)
+          finish<kLanes>(turned + (k - first) * kPixels + runs[r].first, runs[r].count, bias,
+                         residual == nullptr ? nullptr : residual + runs[r].residual, tail.relu,
+                         to + k * plane + runs[r].to);
+      }
+    }
+  }
+
+ private:
+  template <int kLanes, typename A>
+  static ATROUSX_ALWAYS_INLINE void turn(const A* sums, int64_t step, int64_t pixels,
+                                         A* turned) {  // [kLanes, kPixels]
     using Vector = Lanes<A, kLanes>;
-    Vector v = load_lanes<kLanes>(sums + c);
-    if (tail.bias != nullptr) v += load_lanes<kLanes>(tail.bias + c);
-    if (tail.residual != nullptr) v += load_lanes<kLanes>(tail.residual + residual);
-    if (tail.relu) v = v < Vector{} ? Vector{} : v;  // NaN stays
-    store_lanes<kLanes>(to + c, v);
+    for (int64_t p = 0; p < pixels; p += kLanes) {
+      Vector rows[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        rows[i] = p + i < pixels ? load_lanes<kLanes>(sums + (p + i) * step) : Vector{};
+      transpose_lanes(rows);
+      for (int k = 0; k < kLanes; ++k) store_lanes<kLanes>(turned + k * kPixels + p, rows[k]);
+    }
+  }
+
+  // By ever shorter vectors.
+  template <int kLanes, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void finish(const A* sums, int64_t count, A bias, const T* residual,
+                                           bool relu, T* to) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+      finish_lanes<kLanes>(sums + i, bias - Lanes<A, kLanes>{},
+                           residual == nullptr ? nullptr : residual + i, relu, to + i);
+    if constexpr (kLanes > 1)
+      if (i < count)
+        finish<kLanes / 2>(sums + i, count - i, bias, residual == nullptr ? nullptr : residual + i,
+                           relu, to + i);
   }
 };
 
@@ -55,14 +132,18 @@ struct FinishedPixels {
   Epilogue<T> epilogue;
   T* destination;  // [N, channels, rows, columns]
   Strides4 strides;
+  static constexpr int64_t kTurned = FinishPlanes<64>::kPixels;
+
+  // How many pixels should be stored at a time: planes want long runs.
+  int64_t pixels_at_once(int64_t least) const { return strides.c == 1 ? least : kTurned; }
 
   template <typename A>
   void store(const PixelPlaces& pixels, const ChannelRange& channels, const A* sums) const {
     const int64_t residual_step = epilogue.residual_strides.c, first = channels.first;
+    const auto from = [](const T* data, int64_t offset) {
+      return data == nullptr ? nullptr : data + offset;
+    };
     if (strides.c == 1) {
-      const auto from = [](const T* data, int64_t offset) {
-        return data == nullptr ? nullptr : data + offset;
-      };
       for (int64_t p = 0; p < pixels.count; ++p)
         run_with_lanes<FinishPixel>(
             sums + p * channels.step, channels.count,
@@ -72,10 +153,17 @@ struct FinishedPixels {
             destination + pixels.to[p] + first);
       return;
     }
-    for (int64_t c = first; c < first + channels.count; ++c)
-      for (int64_t p = 0; p < pixels.count; ++p)
-        destination[pixels.to[p] + c * strides.c] = epilogue.finish(
-            sums[p * channels.step + c - first], c, pixels.residual[p] + c * residual_step);
+    const PixelTail<T> tail{from(epilogue.bias, first),
+                            from(epilogue.residual, first * residual_step), residual_step,
+                            epilogue.relu};
+    for (int64_t p = 0; p < pixels.count; p += kTurned) {
+      PixelRun runs[kTurned];
+      const int64_t some = std::min(kTurned, pixels.count - p);
+      const int64_t count = find_runs(pixels, p, some, runs);
+      run_with_lanes<FinishPlanes>(sums + p * channels.step, channels.step, some,
+                                   static_cast<const PixelRun*>(runs), count, channels.count, tail,
+                                   destination + first * strides.c, strides.c);
+    }
   }
 
   // Asks for the lines that will be stored to, and for the residual's.
@@ -88,6 +176,25 @@ struct FinishedPixels {
         if (residual != nullptr) __builtin_prefetch(residual + pixels.residual[p] + c, 0, 2);
         __builtin_prefetch(destination + pixels.to[p] + c, 1, 2);
       }
+  }
+
+ private:
+  // The runs among `count` pixels from p on.
+  int64_t find_runs(const PixelPlaces& pixels, int64_t p, int64_t count, PixelRun* runs) const {
+    const int64_t step = epilogue.residual == nullptr ? 0 : 1;
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t to = pixels.to[p + i], residual = pixels.residual[p + i];
+      if (found > 0) {
+        PixelRun& last = runs[found - 1];
+        if (to == last.to + last.count && residual * step == last.residual + last.count * step) {
+          ++last.count;
+          continue;
+        }
+      }
+      runs[found++] = {i, 1, to, residual * step};
+    }
+    return found;
   }
 };
 

@@ -199,22 +199,28 @@ class CpuGather {
     }
   }
 
-  // The same where one product holds the whole depth: sums are stored while the L1 cache has them.
+  // The same where one product holds the whole depth: sums are stored, some pieces' at a time,
+  // while the inner caches have them.
   void multiply_and_store(const Task& task, int64_t first_image, const Tile& tile,
                           const SegmentList& segments, const A* source, const int64_t* lanes,
-                          const A* weight, A* sums) const {  // [kLanes, kColumns]
+                          const A* weight, A* sums) const {  // [pixels, kColumns]
     const Places places = places_of(tile, first_image);
     const LanePieces pieces(tile.pixels, R::kLanes);
-    for (int64_t s = 0; s < pieces.count; ++s) {
-      const Piece piece(pieces, s, lanes);
+    const int64_t some = finished_.pixels_at_once(R::kLanes) / R::kLanes;
+    for (int64_t first = 0; first < pieces.count; first += some) {
+      const int64_t end = std::min(first + some, pieces.count), from = pieces.first(first);
+      const int64_t pixels = pieces.first(end) - from;
       for (int64_t b = 0; b < task.blocks; ++b) {
-        prefetch(task, places, b, piece);
-        std::fill_n(sums, piece.pixels * R::kColumns, A(0));
-        if (!segments.items.empty())
-          multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
-                               weight + b * weight_.block_size(), segments, {nullptr, piece.next},
-                               sums);
-        store(task, places, b, piece.first, piece.pixels, sums);
+        std::fill_n(sums, pixels * R::kColumns, A(0));
+        for (int64_t s = first; s < end; ++s) {
+          const Piece piece(pieces, s, lanes);
+          prefetch(task, places, b, piece);
+          if (!segments.items.empty())
+            multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
+                                 weight + b * weight_.block_size(), segments, {nullptr, piece.next},
+                                 sums + (piece.first - from) * R::kColumns);
+        }
+        store(task, places, b, from, pixels, sums);
       }
     }
   }
