@@ -89,7 +89,7 @@ Sizes atrous_conv2d_points(Sizes input, Sizes weight, Sizes stride, Sizes paddin
 
 // Narrow groups. Returns the destination, in the memory format asked for.
 Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                       const WeightStrides& weight_strides, const std::optional<Tensor>& bias,
+                       const WeightStrides& weight_strides, const Tail& tail,
                        const std::array<int64_t, 4>& size, bool channels_last) {
   // Pixels hold many channels side by side only when every group is one channel wide.
   const bool depthwise = shape.outer == 1 && shape.inner == 1,
@@ -100,21 +100,22 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
                     destination.numel() * destination.element_size());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const T* added = bias.has_value() ? data<T>(*bias) : nullptr;
+    const DirectEnd<T> ending{tail.bias.has_value() ? data<T>(*tail.bias) : nullptr,
+                              tail.relu && !tail.residual.has_value()};
     T* to = static_cast<T*>(destination.mutable_data_ptr());
     if (by_pixel)
-      gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, added, to, source);
+      gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, ending, to, source);
     else if (depthwise)
-      gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
+      gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, ending, to);
     else
-      gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, added, to);
+      gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, ending, to);
   });
   return torch::stable::contiguous(destination, memory_format(channels_last));
 }
 
-// Rows added to rows leave the residual and ReLU to a pass of their own.
+// Direct sums leave a residual, and the ReLU behind it, to a pass of their own.
 void finish_directly(const Tail& tail, const Tensor& destination) {
-  if (!tail.residual.has_value() && !tail.relu) return;
+  if (!tail.residual.has_value()) return;
   dispatch_floating(destination.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     Epilogue<T> epilogue = tail.epilogue<T>();
@@ -170,7 +171,7 @@ Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weig
   if (size[0] * size[1] * size[2] * size[3] == 0) return empty4(source, size, channels_last);
   if (gathers_directly(shape)) {
     const Tensor destination =
-        gather_directly(shape, source, weight, weight_strides, tail.bias, size, channels_last);
+        gather_directly(shape, source, weight, weight_strides, tail, size, channels_last);
     finish_directly(tail, destination);
     return destination;
   }

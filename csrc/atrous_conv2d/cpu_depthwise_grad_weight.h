@@ -18,52 +18,53 @@ struct TapProduct {
 };
 
 // taps[t].sums[c] += sum over pixels p of grad[p][c] * taps[t].source[p][c], for c < channels.
+template <int kBytes>
 struct SumTapProducts {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const T* grad, const TapProduct<T, A>* taps, int64_t count,
                                         int64_t channels, PixelRun pixels) {
-    constexpr int64_t kLanes = Wide<A>::kLanes;
+    constexpr int kLanes = kLanesIn<kBytes, A>;
     int64_t c = 0;
     for (; c + 2 * kLanes <= channels; c += 2 * kLanes)
-      all_taps<2>(grad + c, taps, count, c, pixels);
-    for (; c + kLanes <= channels; c += kLanes) all_taps<1>(grad + c, taps, count, c, pixels);
-    for (; c < channels; ++c)
-      for (int64_t t = 0; t < count; ++t) {
-        A sum = 0;
-        for (int64_t p = 0; p < pixels.count; ++p)
-          sum += static_cast<A>(grad[p * pixels.step + c]) *
-                 static_cast<A>(taps[t].source[p * pixels.source_step + c]);
-        taps[t].sums[c] += sum;
-      }
+      all_taps<2, kLanes>(grad + c, taps, count, c, pixels);
+    rest<kLanes>(grad, taps, count, c, channels, pixels);
   }
 
  private:
-  template <int kVectors, typename T, typename A>
+  // Channels from c on, by vectors of ever fewer lanes.
+  template <int kLanes, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void rest(const T* grad, const TapProduct<T, A>* taps, int64_t count,
+                                         int64_t c, int64_t channels, PixelRun pixels) {
+    for (; c + kLanes <= channels; c += kLanes)
+      all_taps<1, kLanes>(grad + c, taps, count, c, pixels);
+    if constexpr (kLanes > 1)
+      if (c < channels) rest<kLanes / 2>(grad, taps, count, c, channels, pixels);
+  }
+
+  template <int kVectors, int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void all_taps(const T* grad, const TapProduct<T, A>* taps,
                                              int64_t count, int64_t c, PixelRun pixels) {
     int64_t t = 0;
-    for (; t + 3 <= count; t += 3) few_taps<3, kVectors>(grad, taps + t, c, pixels);
-    for (; t < count; ++t) few_taps<1, kVectors>(grad, taps + t, c, pixels);
+    for (; t + 3 <= count; t += 3) few_taps<3, kVectors, kLanes>(grad, taps + t, c, pixels);
+    for (; t < count; ++t) few_taps<1, kVectors, kLanes>(grad, taps + t, c, pixels);
   }
 
-  template <int kTaps, int kVectors, typename T, typename A>
+  template <int kTaps, int kVectors, int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void few_taps(const T* grad, const TapProduct<T, A>* taps, int64_t c,
                                              PixelRun pixels) {
-    using W = Wide<A>;
-    typename W::Vector sums[kTaps][kVectors] = {}, g, value;
+    using Vector = Lanes<A, kLanes>;
+    Vector sums[kTaps][kVectors] = {};
     for (int64_t p = 0; p < pixels.count; ++p)
       for (int v = 0; v < kVectors; ++v) {
-        W::load(grad + p * pixels.step + v * W::kLanes, g);
-        for (int t = 0; t < kTaps; ++t) {
-          W::load(taps[t].source + p * pixels.source_step + c + v * W::kLanes, value);
-          sums[t][v] += g * value;
-        }
+        const Vector g = load_lanes<kLanes>(grad + p * pixels.step + v * kLanes);
+        for (int t = 0; t < kTaps; ++t)
+          sums[t][v] +=
+              g * load_lanes<kLanes>(taps[t].source + p * pixels.source_step + c + v * kLanes);
       }
     for (int t = 0; t < kTaps; ++t)
       for (int v = 0; v < kVectors; ++v) {
-        A* to = taps[t].sums + c + v * W::kLanes;
-        W::load(to, value);
-        W::store(value + sums[t][v], to);
+        A* to = taps[t].sums + c + v * kLanes;
+        store_lanes<kLanes>(to, load_lanes<kLanes>(to) + sums[t][v]);
       }
   }
 };
@@ -87,7 +88,7 @@ void add_row_products(const ConvGeometry& g, const GatherShape& shape,
         live.push_back({input + (pixel + i * c.source_per_tap) * g.channels + first,
                         sums + (kh * g.kernel_w + c.taps.at(i)) * g.channels + first});
     }
-    run_best<SumTapProducts>(
+    run_with_lanes<SumTapProducts>(
         grad_output + (row * g.out_w + c.destinations.first) * g.channels + first,
         static_cast<const TapProduct<T, A>*>(live.data()), static_cast<int64_t>(live.size()),
         channels,

@@ -78,7 +78,7 @@ template <typename T, typename A>
 struct PlaneStrip {
   const T* source;  // [source rows, source columns]
   const A* weight;  // [KH, KW]
-  A bias;
+  A bias, least;
   int64_t first, end;
   T* destination;  // [rows, columns]
 };
@@ -108,12 +108,12 @@ struct SumPlaneTaps {
       T* to = strip.destination + row * width;
       prefetch_next(next, ahead);
       if (plan->residues() == 1)
-        sum_row<1>(from, row_taps<1>(*plan, lists + of * taps, lines), strip.bias, width, to, last);
+        sum_row<1>(from, row_taps<1>(*plan, lists + of * taps, lines), strip, width, to, last);
       else if (plan->residues() == 2)
-        sum_row<2>(from, row_taps<2>(*plan, lists + of * taps, lines), strip.bias,
+        sum_row<2>(from, row_taps<2>(*plan, lists + of * taps, lines), strip,
                    ceil_div<int64_t>(width, 2), to, last);
       else
-        sum_residues(*plan, from, lists + of * taps, lines, strip.bias, apart, to);
+        sum_residues(*plan, from, lists + of * taps, lines, strip, apart, to);
     }
   }
 
@@ -147,13 +147,13 @@ struct SumPlaneTaps {
   // A row whose residues are summed one after the other, then put together.
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void sum_residues(const PlaneSums<A>& plan, const A* source,
-                                                 const RowTap<A>* list, int64_t lines, A bias,
-                                                 T* apart, T* to) {
+                                                 const RowTap<A>* list, int64_t lines,
+                                                 const PlaneStrip<T, A>& strip, T* apart, T* to) {
     const int64_t width = plan.shape.columns.destinations, step = plan.shape.columns.divisor;
     for (int64_t r = 0; r < plan.residues(); ++r) {
       const int64_t count = ceil_div(width - r, step);
       T* sums = apart + r * plan.columns.pitch;
-      sum_row<1>(source, row_taps<1>(plan, list, lines, r), bias, count, sums,
+      sum_row<1>(source, row_taps<1>(plan, list, lines, r), strip, count, sums,
                  sums + plan.columns.pitch);
       for (int64_t i = 0; i < count; ++i) to[i * step + r] = sums[i];
     }
@@ -163,38 +163,42 @@ struct SumPlaneTaps {
   // again by the next row's, and nothing is written from `end` on.
   template <int kResidues, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void sum_row(const A* source, const RowTaps<A, kResidues>& taps,
-                                            A bias, int64_t width, T* to, T* end) {
+                                            const PlaneStrip<T, A>& strip, int64_t width, T* to,
+                                            T* end) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     int64_t j = 0;
     for (; j + 5 * kLanes < width; j += 4 * kLanes)
-      block<kResidues, 4>(source, taps, bias, j, to, end);
+      block<kResidues, 4>(source, taps, strip, j, to, end);
     switch (ceil_div<int64_t>(width - j, kLanes)) {
       case 5:
-        block<kResidues, 3>(source, taps, bias, j, to, end);
-        return block<kResidues, 2>(source, taps, bias, j + 3 * kLanes, to, end);
+        block<kResidues, 3>(source, taps, strip, j, to, end);
+        return block<kResidues, 2>(source, taps, strip, j + 3 * kLanes, to, end);
       case 4:
-        return block<kResidues, 4>(source, taps, bias, j, to, end);
+        return block<kResidues, 4>(source, taps, strip, j, to, end);
       case 3:
-        return block<kResidues, 3>(source, taps, bias, j, to, end);
+        return block<kResidues, 3>(source, taps, strip, j, to, end);
       case 2:
-        return block<kResidues, 2>(source, taps, bias, j, to, end);
+        return block<kResidues, 2>(source, taps, strip, j, to, end);
       default:
-        return block<kResidues, 1>(source, taps, bias, j, to, end);
+        return block<kResidues, 1>(source, taps, strip, j, to, end);
     }
   }
 
   template <int kResidues, int kVectors, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void block(const A* source, const RowTaps<A, kResidues>& taps,
-                                          A bias, int64_t j, T* to, T* end) {
+                                          const PlaneStrip<T, A>& strip, int64_t j, T* to, T* end) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     using Vector = Lanes<A, kLanes>;
     Vector sums[kResidues][kVectors];
     for (int r = 0; r < kResidues; ++r) {
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = Vector{} + bias;
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Vector{} + strip.bias;
       for (const RowTap<A>* tap = taps[r]; tap < taps[r + 1]; ++tap)
         for (int v = 0; v < kVectors; ++v)
           sums[r][v] += tap->weight * load_lanes<kLanes>(source + tap->offset + j + v * kLanes);
     }
+    const Vector least = Vector{} + strip.least;
+    for (int r = 0; r < kResidues; ++r)
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = at_least(sums[r][v], least);
     for (int v = 0; v < kVectors; ++v) {
       T* at = to + kResidues * (j + v * kLanes);
       if constexpr (kResidues == 1) {
@@ -227,7 +231,7 @@ void sum_rows(const GatherShape& shape, const std::vector<TapSpan>& spans,
     std::fill(sums.begin(), sums.end(), strip.bias);
     add_taps(shape, row, spans, strip.source, strip.weight, dense, sums.data());
     for (int64_t j = 0; j < width; ++j)
-      strip.destination[row * width + j] = static_cast<T>(sums[j]);
+      strip.destination[row * width + j] = static_cast<T>(at_least(sums[j], strip.least));
   }
 }
 
@@ -256,8 +260,7 @@ struct PlaneWorker {
 template <typename T>
 void gather_depthwise_planes(const GatherShape& shape,
                              const T* source,  // [N, groups, source rows, source columns]
-                             const T* weight, const WeightStrides& ws,
-                             const T* bias,   // [groups] or null
+                             const T* weight, const WeightStrides& ws, DirectEnd<T> ending,
                              T* destination)  // [N, groups, rows, columns]
 {
   using A = Accumulate<T>;
@@ -274,7 +277,8 @@ void gather_depthwise_planes(const GatherShape& shape,
     const int64_t first = task % strips * strip;
     const PlaneStrip<T, A> own{source + plane * shape.rows.sources * shape.columns.sources,
                                worker.weight.data(),
-                               bias == nullptr ? A(0) : static_cast<A>(bias[channel]),
+                               ending.first(channel),
+                               ending.least(),
                                first,
                                std::min(first + strip, height),
                                destination + plane * height * width};

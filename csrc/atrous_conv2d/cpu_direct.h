@@ -69,8 +69,7 @@ void add_taps(const GatherShape& shape, int64_t row, const std::vector<TapSpan>&
 template <typename T>
 void gather_planes(const GatherShape& shape,
                    const T* source,  // [N, groups * inner, source rows, source columns]
-                   const T* weight, const WeightStrides& ws,
-                   const T* bias,   // [groups * outer] or null
+                   const T* weight, const WeightStrides& ws, DirectEnd<T> ending,
                    T* destination)  // [N, groups * outer, rows, columns]
 {
   using A = Accumulate<T>;
@@ -85,10 +84,11 @@ void gather_planes(const GatherShape& shape,
         constexpr int64_t kRunning = 144;
         const int64_t block = max_of<int64_t>(1, kRunning / (shape.rows.taps * shape.columns.taps));
         std::vector<A> sums(width), part(width);
+        const A least = ending.least();
         for (int64_t r = begin; r < end; ++r) {
           const int64_t row = r % height, channel = r / height % channels;
           const int64_t n = r / height / channels, group = channel / shape.outer;
-          std::fill(sums.begin(), sums.end(), bias == nullptr ? A(0) : A(bias[channel]));
+          std::fill(sums.begin(), sums.end(), ending.first(channel));
           const T* planes = source + (n * shape.groups + group) * shape.inner * source_plane;
           const T* filter = weight + group * ws.group + channel % shape.outer * ws.outer;
           for (int64_t first = 0; first < shape.inner; first += block) {
@@ -99,7 +99,7 @@ void gather_planes(const GatherShape& shape,
             for (int64_t j = 0; j < width; ++j) sums[j] += part[j];
           }
           T* out = destination + r * width;
-          for (int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(sums[j]);
+          for (int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(at_least(sums[j], least));
         }
       });
 }

@@ -41,6 +41,19 @@ def test_fused_epilogue(device, name, memory_format, dtype):
         fused_op(x, w, b, full[:, :-1], False, *geometry)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", ["groups", "narrow groups", "depthwise, stride 2"])
+def test_relu_keeps_nan_and_ends_infinities(device, name, memory_format):
+    x, w, b, (stride, padding, dilation, groups) = make(name, torch.float32, device, memory_format)
+    x[0, 0, 0, 0] = torch.nan
+    x[-1, -1, -1, -1] = torch.inf
+    result = fused_op(x, w, b, None, True, stride, (*padding, *padding), dilation, groups)
+    expected = F.conv2d(x, w, b, stride, padding, dilation, groups).relu()
+    assert torch.equal(result.isnan(), expected.isnan())
+    assert torch.equal(result.isinf(), expected.isinf())
+    assert (result[~result.isnan()] >= 0).all()
+
+
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", ["groups", "narrow groups", "21 outputs"])
