@@ -82,6 +82,8 @@ class FusedConv2d(AtrousConv2d):
             and not isinstance(padding, str)
             and self.padding_mode == "zeros"
             and input.dim() == 4
+            # Kernels of narrow groups add it in a pass of their own, slower than PyTorch's.
+            and (residual is None or self.out_channels >= 8 * self.groups)
         ):
             sides = (padding[0], padding[1], padding[0], padding[1])
             output = self._stored(input, residual, sides)
@@ -119,7 +121,8 @@ class FusedConv2d(AtrousConv2d):
         packed = self.packed.of(self.weight, points=points) if points else None
         if packed is None:
             rule = "native" if backend == "auto" and self._widens(input.dtype) else backend
-            if torch_computes(rule, input, self.weight, None, *geometry, packed=True):
+            clips = self.relu and residual is None
+            if torch_computes(rule, input, self.weight, None, *geometry, packed=True, clips=clips):
                 return None
             packed = self.packed.of(self.weight, self.groups)
         options = (*geometry, self.groups, allows_tf32(input), packed)

@@ -83,6 +83,11 @@ class Problem(NamedTuple):
     outputs: int
     trains: bool  # whether gradients will be wanted
     packed: bool = False  # whether atrousx's kernels have the weight packed (optimize)
+    # These matter to depthwise convolutions.
+    dilated: bool = True
+    strided: bool = False
+    taps: int = 9
+    clips: bool = False  # whether a ReLU follows, which atrousx's kernels apply as they store
 
 
 # The least live fraction from which PyTorch's convolution is the faster one, by memory format
@@ -94,28 +99,42 @@ _BFLOAT16_LIMIT = 0.9  # without gradients, in both memory formats
 # Under so many outputs only dilated filters are worth packing a map for.
 _FEW_OUTPUTS = 64
 _FEW_OUTPUTS_LIMIT = 0.9
-# In channels_last, without gradients. PyTorch computes dilated depthwise gradients on a slow path.
-_DEPTHWISE_LIMIT = 0.97
+# Depthwise, of dilated filters in channels_last without gradients.
+_DEPTHWISE_LIMITS = {torch.float32: 0.97, torch.bfloat16: 0.95}
+# From how many taps on a depthwise convolution is bound by multiply-adds, not by bytes.
+_MANY_TAPS = 10
 
 
 def torch_is_faster(problem: Problem) -> bool:
     """The rule of "auto" on the CPU, measured: see benchmarks/NOTES.md.
 
-    Of the types other than float32 only inference in bfloat16 has been measured: the rest stays
-    with atrousx's kernels.
+    Of the types other than float32 only bfloat16 has been measured, its training in depthwise
+    layers alone: the rest stays with atrousx's kernels.
     """
-    if problem.dtype == torch.bfloat16:
-        return not (problem.depthwise or problem.trains) and problem.live >= _BFLOAT16_LIMIT
-    if problem.dtype != torch.float32:
+    if problem.dtype not in (torch.float32, torch.bfloat16):
         return False
     if problem.depthwise:
-        inference = problem.channels_last and not problem.trains
-        return inference and problem.live >= _DEPTHWISE_LIMIT
+        return problem.channels_last and _torch_is_faster_depthwise(problem)
+    if problem.dtype == torch.bfloat16:
+        return not problem.trains and problem.live >= _BFLOAT16_LIMIT
     if problem.outputs < _FEW_OUTPUTS:
         return problem.live >= _FEW_OUTPUTS_LIMIT
     if problem.packed:
         return problem.live >= _PACKED_LIMIT
     return problem.live >= _LIMITS[problem.channels_last, problem.trains]
+
+
+def _torch_is_faster_depthwise(problem: Problem) -> bool:
+    """The rule of depthwise convolutions in channels_last."""
+    few = problem.taps < _MANY_TAPS
+    if problem.strided:
+        return False
+    if problem.trains:
+        # PyTorch leaves its fast path for the gradients of all others.
+        return problem.dtype == torch.bfloat16 and few and not problem.dilated
+    if problem.clips and few:
+        return False
+    return not problem.dilated or problem.live >= _DEPTHWISE_LIMITS[problem.dtype]
 
 
 def _undecidable(input: Tensor, weight: Tensor) -> bool:
@@ -144,6 +163,7 @@ def torch_computes(
     sides: tuple[int, int, int, int],
     dilation: tuple[int, int],
     packed: bool = False,
+    clips: bool = False,
 ) -> bool:
     """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
     if backend != "auto":
@@ -159,17 +179,55 @@ def torch_computes(
     geometry = (stride, sides, dilation)
     if not mixed and winograd_points(backend, input, weight, *geometry, packed or trains):
         return False
-    outputs = output_size(input.shape[-2:], weight.shape[2:], stride, sides, dilation)
-    formats = [torch._prims_common.suggest_memory_format(t) for t in operands if t.dim() == 4]
+    return _rule(
+        torch.get_autocast_dtype("cpu") if mixed else input.dtype,
+        any(_is_channels_last(t) for t in operands),
+        input.shape[-2:],
+        weight.shape,
+        *geometry,
+        trains,
+        packed,
+        clips,
+    )
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    if tensor.dim() != 4:
+        return False
+    # PyTorch's own answer takes as long as a small convolution.
+    if tensor.stride(3) < tensor.stride(1) * max(1, tensor.shape[1]):
+        return False
+    return torch._prims_common.suggest_memory_format(tensor) is torch.channels_last
+
+
+@functools.lru_cache(maxsize=1024)
+def _rule(
+    dtype: torch.dtype,
+    channels_last: bool,
+    size: torch.Size,
+    weight: torch.Size,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    trains: bool,
+    packed: bool,
+    clips: bool,
+) -> bool:
+    taps = weight[2:]
+    outputs = output_size(size, taps, stride, sides, dilation)
     return torch_is_faster(
         Problem(
-            dtype=torch.get_autocast_dtype("cpu") if mixed else input.dtype,
-            channels_last=torch.channels_last in formats,
-            live=live_share(input.shape[-2:], weight.shape[2:], outputs, stride, sides, dilation),
-            depthwise=weight.shape[1] == 1,
-            outputs=weight.shape[0],
+            dtype=dtype,
+            channels_last=channels_last,
+            live=live_share(size, taps, outputs, stride, sides, dilation),
+            depthwise=weight[1] == 1,
+            outputs=weight[0],
             trains=trains,
             packed=packed,
+            dilated=any(d > 1 and k > 1 for d, k in zip(dilation, taps, strict=True)),
+            strided=max(stride) > 1,
+            taps=taps.numel(),
+            clips=clips,
         )
     )
 
@@ -190,6 +248,7 @@ def winograd_points(
     """
     if (
         backend == "torch"
+        or weight.shape[1] == 1
         or weight.shape[2:] != (3, 3)
         or _knows_torch_only()
         or _undecidable(input, weight)

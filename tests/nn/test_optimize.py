@@ -145,6 +145,15 @@ def test_depthwise_layers_leave_the_format_alone(memory_format, multiplier):
     torch.testing.assert_close(result, model(input))
 
 
+@pytest.mark.parametrize("groups", [2, 6])
+def test_narrow_groups_add_a_residual(groups):
+    conv = nn.Conv2d(6, 6, 3, padding=1, groups=groups)
+    layer = FusedConv2d.make(conv, relu=True)
+    input, residual = torch.randn(2, 6, 9, 8), torch.randn(2, 6, 9, 8)
+    result = layer(input, residual)
+    torch.testing.assert_close(result, (conv(input) + residual).relu())
+
+
 def test_hooked_layers_are_not_folded():
     model = prepared(chain())
     seen = []

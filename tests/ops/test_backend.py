@@ -89,11 +89,70 @@ def test_auto_goes_by_the_share_of_live_taps():
         ({"dtype": torch.bfloat16, "live": 0.89}, False),
         ({"dtype": torch.bfloat16, "trains": True}, False),
         ({"dtype": torch.bfloat16, "depthwise": True}, False),
+        ({"dtype": torch.bfloat16, "depthwise": True, "channels_last": True}, False),
+        ({"dtype": torch.bfloat16, "depthwise": True, "channels_last": True, "live": 0.4}, False),
+        ({"dtype": torch.float16, "depthwise": True, "channels_last": True}, False),
         ({"dtype": torch.float64}, False),
     ],
 )
 def test_the_rule(change, expected):
     assert torch_is_faster(problem(**change)) is expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        # Undilated, of whatever share: 33 and 65 pixels, five and seven taps a row.
+        ({"live": 0.96}, True),
+        ({"live": 0.95, "taps": 49}, True),
+        ({"live": 0.98, "strided": True}, False),
+        ({"live": 0.98, "channels_last": False}, False),
+        # A ReLU at the store is worth more, but for many taps.
+        ({"live": 0.96, "clips": True}, False),
+        ({"live": 0.98, "clips": True, "strided": True}, False),
+        ({"live": 0.96, "clips": True, "taps": 25}, True),
+        ({"live": 0.98, "trains": True, "strided": True}, False),
+        ({"live": 0.96, "trains": True, "taps": 25}, False),
+        ({"live": 0.96, "trains": True, "dilated": True}, False),
+        ({"live": 0.96, "trains": True, "channels_last": False}, False),
+    ],
+)
+def test_the_rule_of_undilated_depthwise_layers(dtype, change, expected):
+    usual = {"dtype": dtype, "depthwise": True, "channels_last": True, "dilated": False}
+    assert torch_is_faster(problem(**{**usual, **change})) is expected
+
+
+def test_the_rule_of_depthwise_layers_by_type():
+    usual = {"depthwise": True, "channels_last": True, "live": 0.96}
+    # Of the gradients PyTorch computes those of plain small filters fast, in bfloat16 faster.
+    assert torch_is_faster(problem(**usual, dtype=torch.bfloat16, dilated=False, trains=True))
+    assert not torch_is_faster(problem(**usual, dilated=False, trains=True))
+    # Rate 2 on 65x65, rate 4.
+    assert torch_is_faster(problem(**usual, dtype=torch.bfloat16))
+    assert not torch_is_faster(problem(**usual))
+    assert not torch_is_faster(problem(**{**usual, "live": 0.92}, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("options", "trains", "expected"),
+    [
+        ((1, 1, 1), False, "torch"),
+        ((1, 1, 1), True, "native"),
+        ((2, 1, 1), False, "native"),
+        ((2, 1, 1), True, "native"),
+        ((1, 2, 2), True, "native"),
+        ((1, 18, 18), False, "native"),
+    ],
+)
+def test_auto_of_a_depthwise_layer(options, trains, expected):
+    stride, padding, dilation = options
+    geometry = ((stride, stride), (padding,) * 4, (dilation, dilation))
+    w = torch.empty(6, 1, 3, 3, requires_grad=trains)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        x = torch.empty(1, 6, 33, 33).to(memory_format=memory_format)
+        theirs = expected == "torch" and memory_format == torch.channels_last
+        assert torch_computes("auto", x, w, None, *geometry) is theirs
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
