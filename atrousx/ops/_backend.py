@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ._geometry import live_share, output_size
 
-# The rule depends on sizes alone, and a network has few of them.
-_points = functools.lru_cache(maxsize=256)(torch.ops.atrousx._atrous_conv2d_points.default)
+_points = torch.ops.atrousx._atrous_conv2d_points.default
 
 Backend = Literal["auto", "native", "torch"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -95,7 +94,7 @@ class Problem(NamedTuple):
 # skip, the less skipping it gains. 0: always, 2: never.
 _LIMITS = {(False, False): 0.77, (False, True): 0.77, (True, False): 0, (True, True): 0.97}
 _PACKED_LIMIT = 0.9  # in both memory formats
-_BFLOAT16_LIMIT = 0.9  # without gradients, in both memory formats
+_BFLOAT16_LIMIT = 0.9  # in both memory formats, with gradients and without
 # Under so many outputs only dilated filters are worth packing a map for.
 _FEW_OUTPUTS = 64
 _FEW_OUTPUTS_LIMIT = 0.9
@@ -108,15 +107,15 @@ _MANY_TAPS = 10
 def torch_is_faster(problem: Problem) -> bool:
     """The rule of "auto" on the CPU, measured: see benchmarks/NOTES.md.
 
-    Of the types other than float32 only bfloat16 has been measured, its training in depthwise
-    layers alone: the rest stays with atrousx's kernels.
+    float64 was not measured and stays with atrousx's kernels, as does float16, in which these were
+    1.8 to 180 times as fast wherever they were measured.
     """
     if problem.dtype not in (torch.float32, torch.bfloat16):
         return False
     if problem.depthwise:
         return problem.channels_last and _torch_is_faster_depthwise(problem)
     if problem.dtype == torch.bfloat16:
-        return not problem.trains and problem.live >= _BFLOAT16_LIMIT
+        return problem.live >= _BFLOAT16_LIMIT
     if problem.outputs < _FEW_OUTPUTS:
         return problem.live >= _FEW_OUTPUTS_LIMIT
     if problem.packed:
@@ -174,35 +173,35 @@ def torch_computes(
         return False
     operands = [t for t in (input, weight, bias) if t is not None]
     mixed = torch.is_autocast_enabled("cpu")
-    trains = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
-    # Grad-weight takes fewer products wherever frozen filters do.
-    geometry = (stride, sides, dilation)
-    if not mixed and winograd_points(backend, input, weight, *geometry, packed or trains):
-        return False
     return _rule(
         torch.get_autocast_dtype("cpu") if mixed else input.dtype,
+        mixed,
         any(_is_channels_last(t) for t in operands),
-        input.shape[-2:],
+        input.shape,
         weight.shape,
-        *geometry,
-        trains,
+        stride,
+        sides,
+        dilation,
+        torch.is_grad_enabled() and any(t.requires_grad for t in operands),
         packed,
         clips,
     )
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
+    """As PyTorch's suggest_memory_format, which takes as long as a small convolution."""
     if tensor.dim() != 4:
         return False
-    # PyTorch's own answer takes as long as a small convolution.
-    if tensor.stride(3) < tensor.stride(1) * max(1, tensor.shape[1]):
-        return False
-    return torch._prims_common.suggest_memory_format(tensor) is torch.channels_last
+    _, channels, height, width = tensor.shape
+    n, c, h, w = tensor.stride()
+    return c > 0 and c * channels <= w and w * width <= h and h * height <= n != c
 
 
+# Networks have few sizes, and to decide takes as long as a small convolution.
 @functools.lru_cache(maxsize=1024)
 def _rule(
     dtype: torch.dtype,
+    mixed: bool,
     channels_last: bool,
     size: torch.Size,
     weight: torch.Size,
@@ -213,13 +212,17 @@ def _rule(
     packed: bool,
     clips: bool,
 ) -> bool:
-    taps = weight[2:]
-    outputs = output_size(size, taps, stride, sides, dilation)
+    # Grad-weight takes fewer products wherever frozen filters do.
+    frozen = packed or trains
+    if not mixed and _sizes_points(size, weight, stride, sides, dilation, frozen, dtype):
+        return False
+    map_size, taps = size[-2:], weight[2:]
+    outputs = output_size(map_size, taps, stride, sides, dilation)
     return torch_is_faster(
         Problem(
             dtype=dtype,
             channels_last=channels_last,
-            live=live_share(size, taps, outputs, stride, sides, dilation),
+            live=live_share(map_size, taps, outputs, stride, sides, dilation),
             depthwise=weight[1] == 1,
             outputs=weight[0],
             trains=trains,
@@ -246,17 +249,26 @@ def winograd_points(
     The points of a transformed filter, rows and columns, as ``csrc/atrous_conv2d/winograd.h`` has
     them; empty elsewhere. ``frozen``: filters are transformed once, not at every call.
     """
-    if (
-        backend == "torch"
-        or weight.shape[1] == 1
-        or weight.shape[2:] != (3, 3)
-        or _knows_torch_only()
-        or _undecidable(input, weight)
-    ):
+    if backend == "torch" or _knows_torch_only() or _undecidable(input, weight):
         return ()
-    size = input.shape if input.dim() == 4 else (1, *input.shape)
-    groups = size[1] // weight.shape[1]
-    return tuple(_points(size, weight.shape, stride, sides, dilation, groups, frozen, input.dtype))
+    return _sizes_points(input.shape, weight.shape, stride, sides, dilation, frozen, input.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sizes_points(
+    size: torch.Size,
+    weight: torch.Size,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    frozen: bool,
+    dtype: torch.dtype,
+) -> tuple[int, ...]:
+    if weight[1] <= 1 or weight[2:] != (3, 3):
+        return ()
+    batched = size if len(size) == 4 else (1, *size)
+    groups = batched[1] // weight[1]
+    return tuple(_points(batched, weight, stride, sides, dilation, groups, frozen, dtype))
 
 
 def convolve_by_torch(

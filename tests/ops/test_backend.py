@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 import atrousx
 from atrousx.ops import atrous_conv2d
-from atrousx.ops._backend import Problem, torch_computes, torch_is_faster
+from atrousx.ops._backend import Problem, _is_channels_last, torch_computes, torch_is_faster
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,9 @@ def test_auto_goes_by_the_share_of_live_taps():
         ({"depthwise": True, "trains": True, "channels_last": True}, False),
         ({"dtype": torch.bfloat16}, True),
         ({"dtype": torch.bfloat16, "live": 0.89}, False),
-        ({"dtype": torch.bfloat16, "trains": True}, False),
+        ({"dtype": torch.bfloat16, "trains": True}, True),
+        ({"dtype": torch.bfloat16, "trains": True, "live": 0.89}, False),
+        ({"dtype": torch.float16, "live": 1.0}, False),
         ({"dtype": torch.bfloat16, "depthwise": True}, False),
         ({"dtype": torch.bfloat16, "depthwise": True, "channels_last": True}, False),
         ({"dtype": torch.bfloat16, "depthwise": True, "channels_last": True, "live": 0.4}, False),
@@ -97,6 +100,26 @@ def test_auto_goes_by_the_share_of_live_taps():
 )
 def test_the_rule(change, expected):
     assert torch_is_faster(problem(**change)) is expected
+
+
+def test_memory_formats_are_told_apart_as_pytorch_does():
+    for size in itertools.product((1, 2, 3), (1, 2), (1, 2), (1, 3)):
+        for order in itertools.permutations(range(4)):
+            inverse = [order.index(axis) for axis in range(4)]
+            dense = torch.empty([size[axis] for axis in order]).permute(inverse)
+            wide = torch.empty([2 * size[axis] for axis in order]).permute(inverse)
+            corner = wide[: size[0], : size[1], : size[2], : size[3]]
+            for tensor in (dense, corner, dense[:1].expand(size), dense[:, :1].expand(size)):
+                expected = torch._prims_common.suggest_memory_format(tensor)
+                assert _is_channels_last(tensor) is (expected is torch.channels_last), (
+                    tensor.stride()
+                )
+    assert not _is_channels_last(torch.empty(2, 3, 4))
+
+
+def test_auto_without_channels():
+    x, w = torch.empty(1, 0, 5, 5), torch.empty(9, 0, 3, 3)
+    assert atrous_conv2d(x, w, torch.ones(9), backend="auto").eq(1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
