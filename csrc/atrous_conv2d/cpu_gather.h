@@ -154,19 +154,19 @@ class CpuGather {
   // begin with the first one packed.
   SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, int64_t first_slab,
                       int64_t first, int64_t end) const {
-    SegmentList segments{kRunning<A>};
+    SegmentList segments{kRunning<A>, packed.step};
     for (int64_t at = first; at < end;) {
       const int64_t slab = at / kSlab, within = at % kSlab;
       const int64_t width = std::min<int64_t>(kSlab, weight_.elements() - slab * kSlab);
       const int64_t depth = std::min(width - within, end - at);
-      const int64_t source = (slab - first_slab) * packed.slab_size + within;
+      const int64_t source = (slab - first_slab) * packed.slab_size + within * packed.step;
       for (int64_t i = 0; i < tile.rows.taps.count; ++i)
         for (int64_t j = 0; j < tile.columns.taps.count; ++j) {
           const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
           segments.add(
               {source + tile.tap_offset(i, j, packed.strides),
                (slab * kSlab * weight_.taps() + tap * width + within) * R::kColumns, depth},
-              1, R::kColumns);
+              packed.step, R::kColumns);
         }
       at += depth;
     }
@@ -185,6 +185,18 @@ class CpuGather {
     }
   };
 
+  static void multiply(const SegmentList& segments, const A* source, const int64_t* lanes,
+                       const Piece& piece, const A* weight, A* sums) {  // [pixels, kColumns]
+    const Prefetch<A> next{nullptr, piece.next};
+    if (segments.step == 1)
+      return multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first, weight, segments, next,
+                                  sums);
+    // Only maps in float32 are read in place.
+    if constexpr (std::is_same_v<A, float> && R::kPack == 1)
+      multiply_lanes<R, kPlanes>(piece.pixels, source, lanes + piece.first, weight, segments, next,
+                                 sums);
+  }
+
   // The lanes of a piece stay in the L1 cache while the weight streams by.
   void multiply(const SegmentList& segments, const A* source, const int64_t* lanes, int64_t pixels,
                 const A* weight, int64_t blocks,
@@ -193,9 +205,8 @@ class CpuGather {
     for (int64_t s = 0; s < pieces.count; ++s) {
       const Piece piece(pieces, s, lanes);
       for (int64_t b = 0; b < blocks; ++b)
-        multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
-                             weight + b * weight_.block_size(), segments, {nullptr, piece.next},
-                             sums + (b * pixels + piece.first) * R::kColumns);
+        multiply(segments, source, lanes, piece, weight + b * weight_.block_size(),
+                 sums + (b * pixels + piece.first) * R::kColumns);
     }
   }
 
@@ -216,9 +227,8 @@ class CpuGather {
           const Piece piece(pieces, s, lanes);
           prefetch(task, places, b, piece);
           if (!segments.items.empty())
-            multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first,
-                                 weight + b * weight_.block_size(), segments, {nullptr, piece.next},
-                                 sums + (piece.first - from) * R::kColumns);
+            multiply(segments, source, lanes, piece, weight + b * weight_.block_size(),
+                     sums + (piece.first - from) * R::kColumns);
         }
         store(task, places, b, from, pixels, sums);
       }

@@ -20,13 +20,15 @@ inline GatherStep whole_step(const GatherShape& shape) {
 }
 
 // Calls f(step, view) for every step of a source, [N, groups * inner, rows, columns]. in_place: it
-// is read as it is, its channels being neighbours. sums: how many are kept of an image from step to
-// step.
+// is read as it is, its channels being neighbours or planes. sums: how many are kept of an image
+// from step to step.
 template <typename A, int kPack, typename T, typename F>
 void for_each_gather_step(const GatherShape& shape, const T* source, const Strides4& strides,
                           bool in_place, int64_t sums, F&& f) {
-  if constexpr (std::is_same_v<T, A> && kPack == 1) {
-    if (in_place) return f(whole_step(shape), SourceView<A>{source, strides, kSlab, shape.inner});
+  constexpr bool kAsItIs = std::is_same_v<T, A> && kPack == 1;
+  if constexpr (kAsItIs) {
+    if (in_place && strides.c == 1)
+      return f(whole_step(shape), SourceView<A>{source, strides, kSlab, shape.inner});
   }
   using Packed = Slabs<A, kSlab, kPack>;
   constexpr int64_t kChannels = kSlab * kPack;
@@ -42,17 +44,23 @@ void for_each_gather_step(const GatherShape& shape, const T* source, const Strid
   const int64_t step_slabs = ceil_div(slabs, steps);
   size.batch = images;
   size.channels = std::min(step_slabs * kChannels, shape.inner);
-  const Workspace<A> memory(Packed::elements(size));
+  const Workspace<A> memory(in_place ? 0 : Packed::elements(size));
   for (int64_t n = 0; n < shape.batch; n += images)
     for (int64_t slab = 0; slab < slabs; slab += step_slabs) {
       const GatherStep step{n,         std::min(images, shape.batch - n),
                             slab,      std::min(step_slabs, slabs - slab),
                             slab == 0, slab + step_slabs >= slabs};
+      const T* from = source + strides.offset(n, slab * kChannels, 0, 0);
+      if constexpr (kAsItIs) {
+        if (in_place) {
+          f(step,
+            SourceView<A>{from, strides, kSlab * strides.c, shape.inner * strides.c, strides.c});
+          continue;
+        }
+      }
       size.batch = step.images;
       size.channels = std::min(step.slabs * kChannels, shape.inner - slab * kChannels);
-      f(step,
-        Packed(size, source + strides.offset(n, slab * kChannels, 0, 0), strides, memory.data())
-            .view());
+      f(step, Packed(size, from, strides, memory.data()).view());
     }
 }
 

@@ -80,9 +80,10 @@ template <typename A>
 constexpr int64_t kRunning = 512 / sizeof(A);
 
 // Segments of one product; neighbours in both factors become one. After `running` rows or so sums
-// go from registers to memory: sums by blocks round less than one running sum.
+// go from registers to memory: sums by blocks round less than one running sum. `step`: from a row
+// of the lanes to the next, where the loop does not know it.
 struct SegmentList {
-  int64_t running;
+  int64_t running, step = 1;
   std::vector<Segment> items{};
   int64_t depth = 0;
 
@@ -108,6 +109,9 @@ struct SegmentList {
 template <typename A>
 constexpr int kLine = 64 / static_cast<int>(sizeof(A));
 
+constexpr int kSlab = 64;  // elements of a pixel or of a column: of one channel or, packed, of two
+constexpr int64_t kPlanes = 0;  // a depth step known only when it runs
+
 // How many addresses a product prefetches from: whole lines of rows.
 template <typename R>
 constexpr int kNextLanes =
@@ -124,7 +128,8 @@ struct Prefetch {
 // sums[lane][column] += the product over the segments, for lanes < kLanesUsed.
 // Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source. Where that step is one
 // element, what `next` says is prefetched meanwhile. Where it is more, depth are pixels: of pairs,
-// every second element is one that begins there (cpu_slabs.h).
+// every second element is one that begins there (cpu_slabs.h). Where it is kPlanes, depth are
+// channels that lie `step` apart, and the same rows of the next slab are prefetched.
 template <typename R, int kLanesUsed, int64_t kDepthStep>
 struct MultiplyLanes {
   using A = typename R::A;
@@ -135,11 +140,13 @@ struct MultiplyLanes {
   static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* lanes,
                                         const A* columns,  // [.., kColumns], at segments' offsets
                                         const Segment* segments, int64_t count, int64_t running,
-                                        Prefetch<A> next,
+                                        int64_t step, Prefetch<A> next,
                                         A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
     constexpr int kAhead = 8;  // rows: columns stream from the outer caches
-    constexpr int64_t kNextColumns = kDepthStep == 1 ? R::kColumns : R::kPack * R::kColumns;
+    constexpr bool kChannels = kDepthStep == 1 || kDepthStep == kPlanes;
+    constexpr int64_t kNextColumns = kChannels ? R::kColumns : R::kPack * R::kColumns;
+    const int64_t depth_step = kDepthStep == kPlanes ? step : kDepthStep;
     for (int64_t s = 0; s < count;) {
       Vector acc[kLanesUsed][R::kVectors] = {};
       for (int64_t rows = 0; s < count && rows < running; ++s) {
@@ -152,9 +159,10 @@ struct MultiplyLanes {
           Vector w[R::kVectors];
           for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
             __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * kNextColumns) + byte);
-          if constexpr (kDepthStep != 1)
-            __builtin_prefetch(a + lanes[0] + kAhead * kDepthStep);
-          else
+          if constexpr (kDepthStep != 1) __builtin_prefetch(a + lanes[0] + kAhead * depth_step);
+          if constexpr (kDepthStep == kPlanes)
+            __builtin_prefetch(a + lanes[0] + kSlab * depth_step, 0, 2);
+          if constexpr (kDepthStep == 1)
             for (int l = 0; l < R::kLanes; l += kLine<A>)
               __builtin_prefetch(soon + next.offsets[l + d % kLine<A>] + d / kLine<A> * kLine<A>, 0,
                                  2);
@@ -177,7 +185,7 @@ struct MultiplyLanes {
               }
             }
           }
-          a += kDepthStep;
+          a += depth_step;
           b += kNextColumns;
         }
       }
@@ -196,14 +204,16 @@ void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64
                     Prefetch<typename R::A> next, typename R::A* sums) {
   using A = typename R::A;
   using Loop = void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, int64_t,
-                        Prefetch<A>, A*);
+                        int64_t, Prefetch<A>, A*);
   static constexpr auto loops = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
     return std::array<Loop, R::kLanes>{
         run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, const A*,
-               const int64_t*, const A*, const Segment*, int64_t, int64_t, Prefetch<A>, A*>...};
+               const int64_t*, const A*, const Segment*, int64_t, int64_t, int64_t, Prefetch<A>,
+               A*>...};
   }(std::make_index_sequence<R::kLanes>{});
   loops[lanes_used - 1](source, lanes, columns, segments.items.data(),
-                        static_cast<int64_t>(segments.items.size()), segments.running, next, sums);
+                        static_cast<int64_t>(segments.items.size()), segments.running,
+                        segments.step, next, sums);
 }
 
 // 0, step, 2 step, ...: lanes, or what is prefetched, that lie at equal distances.

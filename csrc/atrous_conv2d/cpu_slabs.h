@@ -16,12 +16,13 @@ struct MapSize {
   int64_t batch, groups, channels, height, width, group_channels;
 };
 
-// Where a product reads its lanes: a pixel's channels of a slab are neighbours.
+// Where a product reads its lanes: a pixel's channels of a slab are neighbours, or lie `step`
+// apart.
 template <typename A>
 struct SourceView {
   const A* data;
   Strides4 strides;  // of a pixel; `c` is meaningless
-  int64_t slab_size, group_size;
+  int64_t slab_size, group_size, step = 1;
 };
 
 // kWidth elements of type A a pixel, each of kPack numbers (see RegisterTile). A pair are two

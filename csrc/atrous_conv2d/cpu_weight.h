@@ -9,8 +9,6 @@
 
 namespace atrousx {
 
-constexpr int kSlab = 64;  // elements of a pixel or of a column: of one channel or, packed, of two
-
 template <typename R>
 struct PackedWeight {
   using A = typename R::A;

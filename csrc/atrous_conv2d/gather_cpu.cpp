@@ -110,6 +110,16 @@ bool reads_in_place(const Tensor& source, const GatherCall& call) {
          (call.shape.taps() == 1 || points_of(call).has_value());
 }
 
+// Whether the only call on a source of planes has too few outputs for packing it to pay. Where a
+// plane is a multiple of half a page, a pixel's channels would share few sets of the caches.
+bool reads_planes(const Tensor& source, const std::vector<GatherCall>& calls) {
+  constexpr int64_t kFewOutputs = 32, kHalfPage = 2048 / sizeof(float);
+  const auto& call = calls[0];
+  return calls.size() == 1 && source.scalar_type() == ScalarType::Float && source.stride(3) == 1 &&
+         source.stride(1) > 1 && source.stride(1) % kHalfPage != 0 && call.shape.groups == 1 &&
+         call.shape.outer <= kFewOutputs && !points_of(call).has_value();
+}
+
 // Passes over one source, all in place or all over what is packed of it.
 void gather_together(const Tensor& source, const std::vector<GatherCall>& calls, bool in_place) {
   dispatch_floating(source.scalar_type(), [&](auto zero) {
@@ -146,7 +156,8 @@ void gather_cpu(const Tensor& source, const std::vector<GatherCall>& all) {
     const bool in_place = reads_in_place(source, calls[first]);
     end = first + 1;
     while (end < calls.size() && reads_in_place(source, calls[end]) == in_place) ++end;
-    gather_together(source, {calls.begin() + first, calls.begin() + end}, in_place);
+    const std::vector<GatherCall> together(calls.begin() + first, calls.begin() + end);
+    gather_together(source, together, in_place || reads_planes(source, together));
   }
 }
 

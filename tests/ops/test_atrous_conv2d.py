@@ -237,6 +237,19 @@ def test_any_strides(device, name):
     torch.testing.assert_close(expected, [t.grad for t in leaves])
 
 
+@pytest.mark.parametrize("outputs", [2, 21, 32])
+@pytest.mark.parametrize("size", [(23, 37), (32, 32)])
+def test_planes_are_read_where_they_lie(device, outputs, size):
+    # The CPU packs no map in NCHW for few outputs, but where planes are multiples of half a page.
+    whole = torch.randn(2, 140, *size, device=device)
+    for x in (whole, whole[:, 3:138], whole[..., 2:20, 1:30], whole[:1].expand(3, -1, -1, -1)):
+        w = torch.randn(outputs, x.shape[1], 3, 2, device=device)
+        options = (torch.randn(outputs, device=device), (1, 2), (6, 3), (6, 5))
+        ours, theirs = (f(x, w, *options) for f in (atrous_conv2d, F.conv2d))
+        exact = F.conv2d(x.double(), w.double(), options[0].double(), *options[1:])
+        assert_as_accurate_as_torch(ours, theirs, to_float64(exact))
+
+
 @pytest.mark.parametrize("channels", [5, 8, 131])
 def test_any_strides_in_bfloat16(device, channels):
     # Small integers: every sum is exact, whatever pairs of numbers it is made of.
