@@ -11,9 +11,10 @@ typedef float Vector __attribute__((vector_size(kBytes)));
 extern "C" double fma_peak(long rounds, float* result) {
   constexpr int kSums = 12, kLanes = kBytes / 4;
   Vector sums[kSums];
-  // Each begins elsewhere: equal ones would be computed once.
+  // Each begins elsewhere, and nobody knows where before it runs: the compiler would compute equal
+  // ones once, and one that begins at 1, where this sequence stays, not at all.
 #pragma GCC unroll 12
-  for (int i = 0; i < kSums; ++i) sums[i] = Vector{} + static_cast<float>(i);
+  for (int i = 0; i < kSums; ++i) sums[i] = Vector{} + (*result + static_cast<float>(i));
   Vector factor = Vector{} + 0.999f, term = Vector{} + 0.001f;
   // Rounding keeps the compiler from leaping over rounds.
   for (long round = 0; round < rounds; ++round)

@@ -189,6 +189,9 @@ struct MultiplyLanes {
           b += kNextColumns;
         }
       }
+      // The compiler would keep these sums on the stack until the last segment, which costs a copy
+      // there, at addresses that span cache lines, for every sum and stretch of rows.
+      asm("" : "+r"(sums));
       for (int l = 0; l < kLanesUsed; ++l)
         for (int v = 0; v < R::kVectors; ++v)
           *reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep) += acc[l][v];
