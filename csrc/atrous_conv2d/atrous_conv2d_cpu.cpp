@@ -136,34 +136,6 @@ void finish_directly(const Tail& tail, const Tensor& destination) {
   });
 }
 
-// A large weight is packed and multiplied by some outputs at a time: what was packed then still
-// lies in the outer cache when it is multiplied, in memory that is used again. Every step packs the
-// source anew, so that must be small beside the weight.
-void gather_by_outputs(const Tensor& source, const GatherCall& call) {
-  constexpr int64_t kStep = 4 << 20;  // elements of weight
-  const GatherShape& shape = call.shape;
-  const int64_t weights = shape.outer * shape.inner * shape.taps(), steps = weights / kStep;
-  const bool is_packed = call.packed.has_value() && call.packed->numel() > 0;
-  if (shape.groups > 1 || is_packed || steps < 2 || steps * source.numel() > weights / 2)
-    return gather_cpu(source, {call});
-  constexpr int64_t kColumns = 128;  // whole tiles, of any width
-  const int64_t outputs = ceil_div(ceil_div(shape.outer, steps), kColumns) * kColumns;
-  const int64_t dim = call.weight_strides.outer == call.weight.stride(0) ? 0 : 1;
-  for (int64_t first = 0; first < shape.outer; first += outputs) {
-    const int64_t count = std::min(outputs, shape.outer - first);
-    const auto part = [&](Tensor t, int64_t of) {
-      return torch::stable::narrow(t, of, first, count);
-    };
-    GatherCall step = call;
-    step.shape.outer = count;
-    step.weight = part(call.weight, dim);
-    step.destination = part(call.destination, 1);
-    if (call.tail.bias.has_value()) step.tail.bias = part(*call.tail.bias, 0);
-    if (call.tail.residual.has_value()) step.tail.residual = part(*call.tail.residual, 1);
-    gather_cpu(source, {step});
-  }
-}
-
 Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
               const WeightStrides& weight_strides, const Tail& tail,
               const std::array<int64_t, 4>& size, bool channels_last,
@@ -178,7 +150,7 @@ Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weig
   const Tensor destination = empty4(source, size, channels_last);
   prefer_huge_pages(destination.mutable_data_ptr(),
                     destination.numel() * destination.element_size());
-  gather_by_outputs(source, {shape, weight, weight_strides, tail, destination, packed});
+  gather_cpu(source, {{shape, weight, weight_strides, tail, destination, packed}});
   return destination;
 }
 

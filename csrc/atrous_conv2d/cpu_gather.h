@@ -26,15 +26,15 @@ class CpuGather {
   static constexpr int kDepth = 9 * kSlab;  // of one product: all taps of a 3x3 kernel
   static constexpr int64_t kTilePixels = 256;
   static constexpr int64_t kTaskPixels = 576;
-  static constexpr int64_t kTaskColumns = 128;  // channels of a task, at most
+  static constexpr int64_t kTaskColumns = 128;     // channels of a task, at most
+  static constexpr int64_t kPackingPixels = 4608;  // of a task that packs its weights, at most
 
  public:
-  // packed_weight: by PackedWeight<R>(shape).
-  CpuGather(const GatherShape& shape, std::shared_ptr<const A> packed_weight,
-            const Epilogue<T>& epilogue, T* destination, const Strides4& destination_strides)
+  CpuGather(const GatherShape& shape, GatherWeight<T, R> weight, const Epilogue<T>& epilogue,
+            T* destination, const Strides4& destination_strides)
       : shape_(shape),
-        weight_(shape),
-        packed_weight_(std::move(packed_weight)),
+        weights_(std::move(weight)),
+        weight_(weights_.form()),
         finished_{epilogue, destination, destination_strides} {}
 
   // The steps of some images come in order, first to last.
@@ -42,10 +42,11 @@ class CpuGather {
     if (step.first) plan(step);
     const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
     A* sums = sums_->data();
+    A* chunks = chunks_->data();
     for_each_task(tasks, [&](int64_t task, int64_t worker) {
       const int64_t part = task % parts_, first = part * weight_.blocks() / parts_;
       run_task({groups_[task / parts_ / shape_.groups], task / parts_ % shape_.groups, first,
-                (part + 1) * weight_.blocks() / parts_ - first},
+                (part + 1) * weight_.blocks() / parts_ - first, chunks + worker * task_chunk_},
                step, source, sums + (step.first && step.last ? worker : task) * task_sums_);
     });
   }
@@ -87,21 +88,26 @@ class CpuGather {
     // Few pixels are divided by channels and by tile, so that every thread has work.
     const int64_t wanted = ceil_div<int64_t>(2 * torch::stable::get_num_threads(), shape_.groups);
     const int64_t pixels = step.images * shape_.rows.destinations * shape_.columns.destinations;
-    const int64_t rows = ceil_div(pixels, kTaskPixels);
+    const bool packs = weights_.packs_chunks();
+    const int64_t rows = ceil_div(pixels, packs ? kPackingPixels : kTaskPixels);
     parts_ = std::min(weight_.blocks(),
                       std::max(ceil_div(wanted, rows),
-                               ceil_div<int64_t>(weight_.blocks() * R::kColumns, kTaskColumns)));
+                               ceil_div<int64_t>(weight_.blocks() * R::kColumns,
+                                                 packs ? kPackingColumns : kTaskColumns)));
     groups_ = group_tiles(step.images, std::max(rows, ceil_div(wanted, parts_)));
     int64_t most_pixels = 0;
     for (const Group& group : groups_) most_pixels = std::max(most_pixels, group.pixels);
     task_sums_ = ceil_div(weight_.blocks(), parts_) * most_pixels * R::kColumns;
     const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
     sums_.emplace((step.last ? cpu_workers(tasks) : tasks) * task_sums_);
+    task_chunk_ = weights_.chunk_size(chunk_elements(), ceil_div(weight_.blocks(), parts_));
+    chunks_.emplace(cpu_workers(tasks) * task_chunk_);
   }
 
   struct Task {
     const Group& tiles;
     int64_t group, first_block, blocks;
+    A* chunk;  // memory for weights, if it packs them
   };
 
   void run_task(const Task& task, const GatherStep& step, const SourceView<A>& packed,
@@ -114,28 +120,32 @@ class CpuGather {
         lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides);
     }
     const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
-    const A* weight = packed_weight_.get() +
-                      (task.group * weight_.blocks() + task.first_block) * weight_.block_size();
     const A* source = packed.data + task.group * packed.group_size;
     const int64_t chunk = chunk_elements();
     const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
+    const auto weight = [&](int64_t from, int64_t to) {
+      return weights_.chunk(task.group, task.first_block, task.blocks, from, to, task.chunk);
+    };
     if (step.first && step.last && end <= chunk) {
+      const WeightChunk<A> all = weight(0, end);
       for (size_t t = 0; t < group.tiles.size(); ++t)
         multiply_and_store(task, step.first_image, group.tiles[t],
-                           lay_out(group.tiles[t], packed, 0, 0, end), source,
-                           lanes.data() + group.first[t], weight, sums);
+                           lay_out(group.tiles[t], packed, 0, 0, end, all), source,
+                           lanes.data() + group.first[t], all, sums);
       return;
     }
     if (step.first) std::fill_n(sums, group.pixels * tile_step, A(0));
-    for (int64_t first = step.first_slab * kSlab; first < end; first += chunk)
+    for (int64_t first = step.first_slab * kSlab; first < end; first += chunk) {
+      const int64_t until = std::min(first + chunk, end);
+      const WeightChunk<A> some = weight(first, until);
       for (size_t t = 0; t < group.tiles.size(); ++t) {
         const Tile& tile = group.tiles[t];
-        const SegmentList segments =
-            lay_out(tile, packed, step.first_slab, first, std::min(first + chunk, end));
+        const SegmentList segments = lay_out(tile, packed, step.first_slab, first, until, some);
         if (!segments.items.empty())
-          multiply(segments, source, lanes.data() + group.first[t], tile.pixels, weight,
-                   task.blocks, sums + group.first[t] * tile_step);
+          multiply(segments, source, lanes.data() + group.first[t], tile.pixels, some, task.blocks,
+                   sums + group.first[t] * tile_step);
       }
+    }
     if (!step.last) return;
     for (size_t t = 0; t < group.tiles.size(); ++t)
       store(task, step.first_image, group.tiles[t], sums + group.first[t] * tile_step);
@@ -153,20 +163,23 @@ class CpuGather {
   // The live taps of source elements [first, end), as segments of the weight and of slabs that
   // begin with the first one packed.
   SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, int64_t first_slab,
-                      int64_t first, int64_t end) const {
+                      int64_t first, int64_t end, const WeightChunk<A>& weight) const {
     SegmentList segments{kRunning<A>, packed.step};
     for (int64_t at = first; at < end;) {
       const int64_t slab = at / kSlab, within = at % kSlab;
-      const int64_t width = std::min<int64_t>(kSlab, weight_.elements() - slab * kSlab);
-      const int64_t depth = std::min(width - within, end - at);
+      const int64_t all = std::min<int64_t>(kSlab, weight_.elements() - slab * kSlab);
+      const int64_t depth = std::min(all - within, end - at);
+      const auto& own = weight.first_packed;
+      const int64_t width = own.has_value() ? depth : all;
+      const int64_t begin =
+          own.has_value() ? (at - *own) * weight_.taps() : slab * kSlab * weight_.taps() + within;
       const int64_t source = (slab - first_slab) * packed.slab_size + within * packed.step;
       for (int64_t i = 0; i < tile.rows.taps.count; ++i)
         for (int64_t j = 0; j < tile.columns.taps.count; ++j) {
           const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
-          segments.add(
-              {source + tile.tap_offset(i, j, packed.strides),
-               (slab * kSlab * weight_.taps() + tap * width + within) * R::kColumns, depth},
-              packed.step, R::kColumns);
+          segments.add({source + tile.tap_offset(i, j, packed.strides),
+                        (begin + tap * width) * R::kColumns, depth},
+                       packed.step, R::kColumns);
         }
       at += depth;
     }
@@ -199,13 +212,13 @@ class CpuGather {
 
   // The lanes of a piece stay in the L1 cache while the weight streams by.
   void multiply(const SegmentList& segments, const A* source, const int64_t* lanes, int64_t pixels,
-                const A* weight, int64_t blocks,
+                const WeightChunk<A>& weight, int64_t blocks,
                 A* sums) const {  // [blocks, pixels, kColumns]
     const LanePieces pieces(pixels, R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s) {
       const Piece piece(pieces, s, lanes);
       for (int64_t b = 0; b < blocks; ++b)
-        multiply(segments, source, lanes, piece, weight + b * weight_.block_size(),
+        multiply(segments, source, lanes, piece, weight.data + b * weight.block_size,
                  sums + (b * pixels + piece.first) * R::kColumns);
     }
   }
@@ -214,7 +227,8 @@ class CpuGather {
   // while the inner caches have them.
   void multiply_and_store(const Task& task, int64_t first_image, const Tile& tile,
                           const SegmentList& segments, const A* source, const int64_t* lanes,
-                          const A* weight, A* sums) const {  // [pixels, kColumns]
+                          const WeightChunk<A>& weight,
+                          A* sums) const {  // [pixels, kColumns]
     const Places places = places_of(tile, first_image);
     const LanePieces pieces(tile.pixels, R::kLanes);
     const int64_t some = finished_.pixels_at_once(R::kLanes) / R::kLanes;
@@ -227,7 +241,7 @@ class CpuGather {
           const Piece piece(pieces, s, lanes);
           prefetch(task, places, b, piece);
           if (!segments.items.empty())
-            multiply(segments, source, lanes, piece, weight + b * weight_.block_size(),
+            multiply(segments, source, lanes, piece, weight.data + b * weight.block_size,
                      sums + (piece.first - from) * R::kColumns);
         }
         store(task, places, b, from, pixels, sums);
@@ -276,13 +290,13 @@ class CpuGather {
   }
 
   const GatherShape shape_;
+  const GatherWeight<T, R> weights_;
   const PackedWeight<R> weight_;
-  const std::shared_ptr<const A> packed_weight_;
   const FinishedPixels<T> finished_;
   // Of the images at hand.
   std::vector<Group> groups_;
-  int64_t parts_ = 0, task_sums_ = 0;
-  std::optional<Workspace<A>> sums_;
+  int64_t parts_ = 0, task_sums_ = 0, task_chunk_ = 0;
+  std::optional<Workspace<A>> sums_, chunks_;
 };
 
 }  // namespace atrousx

@@ -3,6 +3,9 @@
 // together, since they are multiplied together.
 #pragma once
 
+#include <memory>
+#include <optional>
+
 #include "arguments.h"
 #include "cpu_pack.h"
 #include "cpu_product.h"
@@ -37,16 +40,17 @@ struct PackedWeight {
       const int64_t slab = task % slabs, block = task / slabs % blocks();
       const int64_t group = task / slabs / blocks();
       pack_slab(
-          weight + group * strides.group, strides, block * R::kColumns, slab * kChannels,
+          weight + group * strides.group, strides, block * R::kColumns, slab * kChannels, kChannels,
           to + (group * blocks() + block) * block_size() + slab * kSlab * taps() * R::kColumns);
     });
   }
 
-  // Outputs from `column` on, source channels from `first` on: [taps, elements, kColumns].
+  // Outputs from `column` on, at most so many source channels from `first` on: [taps, elements,
+  // kColumns].
   template <typename T>
   void pack_slab(const T* weight, const WeightStrides& strides, int64_t column, int64_t first,
-                 A* panel) const {
-    const int64_t depth = std::min<int64_t>(kChannels, inner - first);
+                 int64_t channels, A* panel) const {
+    const int64_t depth = std::min<int64_t>(channels, inner - first);
     const int64_t columns = std::min<int64_t>(R::kColumns, outer - column);
     const T* source = weight + column * strides.outer + first * strides.inner;
     if constexpr (R::kPack == 1) {
@@ -92,6 +96,61 @@ struct PackedWeight {
     pack_panel<R::kColumns>(source, PanelRows{from.data(), rows, to.data()}, column_offsets,
                             columns, panel);
   }
+};
+
+constexpr int64_t kPackingColumns = 64;  // channels of a task that packs its weights, at most
+
+// Where a product finds the weights of some source elements: a slab's lie together or, packed by
+// themselves, only those from `first_packed` on.
+template <typename A>
+struct WeightChunk {
+  const A* data;       // of the first block
+  int64_t block_size;  // from one block to the next
+  std::optional<int64_t> first_packed = std::nullopt;
+};
+
+// The weight of a pass: packed as a whole or, where that would go to memory and back, a chunk at a
+// time by the task that multiplies it.
+template <typename T, typename R>
+class GatherWeight {
+  using A = typename R::A;
+
+ public:
+  GatherWeight(const GatherShape& shape, const T* weight, const WeightStrides& strides,
+               std::shared_ptr<const A> packed)
+      : form_(shape), weight_(weight), strides_(strides), packed_(std::move(packed)) {}
+
+  const PackedWeight<R>& form() const { return form_; }
+  bool packs_chunks() const { return packed_ == nullptr; }
+  // Elements that a task needs for a chunk of some blocks.
+  int64_t chunk_size(int64_t elements, int64_t blocks) const {
+    return packs_chunks() ? blocks * elements * form_.taps() * R::kColumns : 0;
+  }
+
+  // The weights of source elements [first, end) and some blocks of a group's outputs. memory:
+  // chunk_size() of them.
+  WeightChunk<A> chunk(int64_t group, int64_t first_block, int64_t blocks, int64_t first,
+                       int64_t end, A* memory) const {
+    if (!packs_chunks())
+      return {packed_.get() + (group * form_.blocks() + first_block) * form_.block_size(),
+              form_.block_size()};
+    const int64_t row = form_.taps() * R::kColumns, block_size = (end - first) * row;
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t at = first; at < end;) {
+        const int64_t depth = std::min(kSlab - at % kSlab, end - at);
+        form_.pack_slab(weight_ + group * strides_.group, strides_, (first_block + b) * R::kColumns,
+                        at * R::kPack, depth * R::kPack,
+                        memory + b * block_size + (at - first) * row);
+        at += depth;
+      }
+    return {memory, block_size, first};
+  }
+
+ private:
+  const PackedWeight<R> form_;
+  const T* const weight_;
+  const WeightStrides strides_;
+  const std::shared_ptr<const A> packed_;
 };
 
 }  // namespace atrousx

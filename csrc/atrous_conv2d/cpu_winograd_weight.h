@@ -46,7 +46,7 @@ struct WinogradWeight {
       const int64_t slab = task % slabs, block = task / slabs;
       const int64_t depth = std::min<int64_t>(kSlab, filters.inner - slab * kSlab);
       std::vector<A> taps(9 * depth * R::kColumns);
-      filters.pack_slab(weight, strides, block * R::kColumns, slab * kSlab, taps.data());
+      filters.pack_slab(weight, strides, block * R::kColumns, slab * kSlab, kSlab, taps.data());
       A* panel = to + block * block_size() + slab * kSlab * count() * R::kColumns;
       with_forms<!std::is_same_v<T, A>>(points, [&](auto rows, auto columns) {
         run_with_lanes<TransformFilters<rows, columns>::template Loop>(

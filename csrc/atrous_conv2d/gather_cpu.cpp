@@ -48,6 +48,20 @@ std::optional<WinogradPoints> points_of(const GatherCall& call) {
   return points;
 }
 
+// Whether tasks pack their weights themselves: packed at once, a large weight would go to memory
+// and back, and one that is large beside its pixels would be waited for. The sums are the same.
+bool packs_chunks(const GatherCall& call) {
+  constexpr int64_t kLarge = 8 << 20, kLargeBeside = 1024;  // elements, and those of a pixel
+  const GatherShape& shape = call.shape;
+  const int64_t weights = shape.groups * shape.outer * shape.inner * shape.taps();
+  const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
+  const int64_t tasks = shape.groups * ceil_div(shape.outer, kPackingColumns);
+  // Where these are too few, several tasks would pack the same weights.
+  const bool divides = tasks >= 2 * torch::stable::get_num_threads();
+  const bool packed = call.packed.has_value() && call.packed->numel() > 0;
+  return !packed && (weights >= kLarge || (divides && weights >= kLargeBeside * pixels));
+}
+
 template <typename T, typename A, int kPack>
 StepWork<A> step_work(const GatherCall& call) {
   T* const to = static_cast<T*>(call.destination.mutable_data_ptr());
@@ -66,8 +80,11 @@ StepWork<A> step_work(const GatherCall& call) {
             call.tail.epilogue<T>(), to, strides4(call.destination)));
     }
     keep(std::make_shared<CpuGather<T, R>>(
-        call.shape, packed_weight<T>(call, PackedWeight<R>(call.shape)), call.tail.epilogue<T>(),
-        to, strides4(call.destination)));
+        call.shape,
+        GatherWeight<T, R>(
+            call.shape, data<T>(call.weight), call.weight_strides,
+            packs_chunks(call) ? nullptr : packed_weight<T>(call, PackedWeight<R>(call.shape))),
+        call.tail.epilogue<T>(), to, strides4(call.destination)));
   });
   return work;
 }
