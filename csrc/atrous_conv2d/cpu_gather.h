@@ -128,22 +128,27 @@ class CpuGather {
     };
     if (step.first && step.last && end <= chunk) {
       const WeightChunk<A> all = weight(0, end);
-      for (size_t t = 0; t < group.tiles.size(); ++t)
-        multiply_and_store(task, step.first_image, group.tiles[t],
-                           lay_out(group.tiles[t], packed, 0, 0, end, all), source,
+      for (size_t t = 0; t < group.tiles.size(); ++t) {
+        SegmentList segments = lay_out(group.tiles[t], packed, 0, 0, end, all);
+        segments.begins = true;
+        multiply_and_store(task, step.first_image, group.tiles[t], segments, source,
                            lanes.data() + group.first[t], all, sums);
+      }
       return;
     }
-    if (step.first) std::fill_n(sums, group.pixels * tile_step, A(0));
     for (int64_t first = step.first_slab * kSlab; first < end; first += chunk) {
       const int64_t until = std::min(first + chunk, end);
       const WeightChunk<A> some = weight(first, until);
       for (size_t t = 0; t < group.tiles.size(); ++t) {
         const Tile& tile = group.tiles[t];
-        const SegmentList segments = lay_out(tile, packed, step.first_slab, first, until, some);
+        A* const own = sums + group.first[t] * tile_step;
+        SegmentList segments = lay_out(tile, packed, step.first_slab, first, until, some);
+        segments.begins = first == 0;
         if (!segments.items.empty())
           multiply(segments, source, lanes.data() + group.first[t], tile.pixels, some, task.blocks,
-                   sums + group.first[t] * tile_step);
+                   own);
+        else if (segments.begins)
+          std::fill_n(own, tile.pixels * tile_step, A(0));
       }
     }
     if (!step.last) return;
@@ -236,7 +241,7 @@ class CpuGather {
       const int64_t end = std::min(first + some, pieces.count), from = pieces.first(first);
       const int64_t pixels = pieces.first(end) - from;
       for (int64_t b = 0; b < task.blocks; ++b) {
-        std::fill_n(sums, pixels * R::kColumns, A(0));
+        if (segments.items.empty()) std::fill_n(sums, pixels * R::kColumns, A(0));
         for (int64_t s = first; s < end; ++s) {
           const Piece piece(pieces, s, lanes);
           prefetch(task, places, b, piece);

@@ -81,9 +81,11 @@ constexpr int64_t kRunning = 512 / sizeof(A);
 
 // Segments of one product; neighbours in both factors become one. After `running` rows or so sums
 // go from registers to memory: sums by blocks round less than one running sum. `step`: from a row
-// of the lanes to the next, where the loop does not know it.
+// of the lanes to the next, where the loop does not know it. `begins`: there are no sums in memory
+// yet to add to.
 struct SegmentList {
   int64_t running, step = 1;
+  bool begins = false;
   std::vector<Segment> items{};
   int64_t depth = 0;
 
@@ -125,7 +127,8 @@ struct Prefetch {
   const int64_t* offsets;  // [kNextLanes], each of a line for every kLine rows
 };
 
-// sums[lane][column] += the product over the segments, for lanes < kLanesUsed.
+// sums[lane][column] += the product over the segments, or = where that `begins` them, for lanes <
+// kLanesUsed.
 // Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source. Where that step is one
 // element, what `next` says is prefetched meanwhile. Where it is more, depth are pixels: of pairs,
 // every second element is one that begins there (cpu_slabs.h). Where it is kPlanes, depth are
@@ -140,7 +143,7 @@ struct MultiplyLanes {
   static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* lanes,
                                         const A* columns,  // [.., kColumns], at segments' offsets
                                         const Segment* segments, int64_t count, int64_t running,
-                                        int64_t step, Prefetch<A> next,
+                                        int64_t step, bool begins, Prefetch<A> next,
                                         A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
     constexpr int kAhead = 8;  // rows: columns stream from the outer caches
@@ -193,8 +196,11 @@ struct MultiplyLanes {
       // there, at addresses that span cache lines, for every sum and stretch of rows.
       asm("" : "+r"(sums));
       for (int l = 0; l < kLanesUsed; ++l)
-        for (int v = 0; v < R::kVectors; ++v)
-          *reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep) += acc[l][v];
+        for (int v = 0; v < R::kVectors; ++v) {
+          Vector* const sum = reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep);
+          *sum = begins ? acc[l][v] : *sum + acc[l][v];
+        }
+      begins = false;
     }
   }
 };
@@ -207,16 +213,16 @@ void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64
                     Prefetch<typename R::A> next, typename R::A* sums) {
   using A = typename R::A;
   using Loop = void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, int64_t,
-                        int64_t, Prefetch<A>, A*);
+                        int64_t, bool, Prefetch<A>, A*);
   static constexpr auto loops = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
     return std::array<Loop, R::kLanes>{
         run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, const A*,
-               const int64_t*, const A*, const Segment*, int64_t, int64_t, int64_t, Prefetch<A>,
-               A*>...};
+               const int64_t*, const A*, const Segment*, int64_t, int64_t, int64_t, bool,
+               Prefetch<A>, A*>...};
   }(std::make_index_sequence<R::kLanes>{});
   loops[lanes_used - 1](source, lanes, columns, segments.items.data(),
                         static_cast<int64_t>(segments.items.size()), segments.running,
-                        segments.step, next, sums);
+                        segments.step, segments.begins, next, sums);
 }
 
 // 0, step, 2 step, ...: lanes, or what is prefetched, that lie at equal distances.

@@ -58,7 +58,6 @@ class CpuWinograd {
       const Task& task = tasks_[number];
       A* const own = sums + (whole ? worker : number) * task_sums_;
       A* const scratch = scratches + worker * scratch_size_;
-      if (step.first) std::fill_n(own, points() * plane(task), A(0));
       add(task, step, source, scratch, own);
       if (step.last) store(task, step.first_image, own, scratch);
     });
@@ -191,7 +190,7 @@ class CpuWinograd {
         transform(task.runs[i], channels, from[i], channels_of(slab), width, source_plane, scratch);
       for (size_t i = 0; i < order_.size(); ++i) {
         const int64_t point = order_[i];
-        SegmentList segments{running()};
+        SegmentList segments{running(), 1, slab == 0};
         for (int64_t c = 0; c < channels_of(slab); c += running())
           segments.items.push_back({point * source_plane + c,
                                     filters_at(slab, point) + c * R::kColumns,
