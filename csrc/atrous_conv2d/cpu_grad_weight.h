@@ -4,8 +4,9 @@
 // chunk, one task owns a slab of input channels times a few blocks of outputs, for all taps and a
 // part of the rows: its sums are kept while tap after tap passes over these, and leave for the
 // result at once where they are whole. Where they are not - the rows are divided among tasks, or
-// more images follow - they are kept and added up in order. Chunks and parts depend on sizes alone:
-// the same bits come out under any number of threads.
+// more images follow - they are kept and added up in order. Where all outputs are one task's, it
+// packs its slab itself, so that the input is never whole in memory a second time. Chunks and parts
+// depend on sizes alone: the same bits come out under any number of threads.
 #pragma once
 
 #include <optional>
@@ -36,8 +37,9 @@ class CpuGradWeight {
   static constexpr int kSlab = kGradWeightSlab<R>;   // input channels of a task
   static constexpr int64_t kStripe = 128;            // outputs of a task, at most
   static constexpr int64_t kDepth = 256 * R::kPack;  // pixels of one product
-  static constexpr int64_t kWantedTasks = 64;
-  static constexpr int64_t kMost = 4 << 20;  // elements of a map packed at a time
+  static constexpr int64_t kWantedTasks = 64, kFewTasks = 16;
+  static constexpr int64_t kMost = 4 << 20;     // elements of a map packed at a time
+  static constexpr int64_t kMostOwn = 1 << 19;  // of those that a task packs itself
   using Lanes = Slabs<A, kSlab, R::kPack, true>;
   using Columns = Slabs<A, R::kColumns, R::kPack, true>;
 
@@ -55,9 +57,11 @@ class CpuGradWeight {
     const auto tasks = [&] { return g_.groups * slabs_ * ceil_div(blocks, stripe_blocks_); };
     while (stripe_blocks_ > 1 && tasks() < kWantedTasks) stripe_blocks_ /= 2;
     stripes_ = ceil_div(blocks, stripe_blocks_);
-    splits_ = grad_weight_splits(tasks(), g_.batch * g_.out_h * g_.out_w, kWantedTasks);
-
     const int64_t slab = g_.height * g_.width * kSlab;
+    by_slabs_ = !winograd_.has_value() && stripes_ == 1 && tasks() >= kFewTasks &&
+                slab <= kMostOwn && Columns::elements(all_outputs()) <= kMost;
+    if (by_slabs_) return;
+    splits_ = grad_weight_splits(tasks(), g_.batch * g_.out_h * g_.out_w, kWantedTasks);
     const int64_t stripe = g_.out_h * g_.out_w * stripe_blocks_ * R::kColumns;
     chunk_slabs_ = chunk(slabs_, slab);
     chunk_stripes_ = chunk(stripes_, stripe);
@@ -68,6 +72,7 @@ class CpuGradWeight {
 
   void run(T* grad_weight, const Strides4& strides) const {
     const Result result{grad_weight, strides};
+    if (by_slabs_) return run_by_slabs(result);
     const int64_t places = ends_at_once_ ? cpu_workers(rectangles()) : splits_ * rectangles();
     const Workspace<A> sums(places * rectangle_size());
     const Workspace<A> lane_memory(Lanes::elements(lane_size(chunk_images_, 0)));
@@ -110,6 +115,10 @@ class CpuGradWeight {
     const int64_t most = std::clamp<int64_t>(kMost / elements, 1, count);
     return ceil_div(count, ceil_div(count, most));
   }
+  MapSize all_outputs() const {
+    const int64_t outputs = g_.group_outputs();
+    return {g_.batch, g_.groups, outputs, g_.out_h, g_.out_w, outputs};
+  }
   MapSize lane_size(int64_t images, int64_t slab) const {
     const int64_t channels = g_.group_channels();
     return {images,    g_.groups, std::min(chunk_slabs_ * kSlab, channels - slab * kSlab),
@@ -150,7 +159,8 @@ class CpuGradWeight {
         add_points(chunk, r, split, lanes, columns, own);
       else
         for (int64_t tap = 0; tap < taps_; ++tap)
-          add_tap(chunk, r, tap, split, lanes, columns, own + tap * plane());
+          add_tap(operands(chunk, r, lanes, columns), r, tap, chunk.images, {split, splits_},
+                  own + tap * plane());
       if (ends_at_once_) finish(r, own, result);
     });
   }
@@ -180,29 +190,71 @@ class CpuGradWeight {
                    first, std::min(tiles, first + part), sums);
   }
 
-  // The products of one tap over a part of the rows at which it is live.
-  void add_tap(const Chunk& chunk, const Rectangle& r, int64_t tap, int64_t split,
-               const Lanes& lanes, const Columns& columns,
-               A* sums) const {  // [blocks, channels, kColumns]
+  // What a task multiplies: its slab of packed input, and the outputs' gradients.
+  struct Operands {
+    const A *from, *grad;
+    Strides4 from_strides, grad_strides;
+    int64_t grad_block;  // from one block to the next
+  };
+
+  Operands operands(const Chunk& chunk, const Rectangle& r, const Lanes& lanes,
+                    const Columns& columns) const {
     const int64_t slab = r.slab - chunk.first_slab;
     const int64_t block = (r.stripe - chunk.first_stripe) * stripe_blocks_;
-    const A* from = lanes.data() + r.group * lanes.group_size() + slab * lanes.slab_size();
-    const A* grad = columns.data() + r.group * columns.group_size() + block * columns.slab_size();
+    return {lanes.data() + r.group * lanes.group_size() + slab * lanes.slab_size(),
+            columns.data() + r.group * columns.group_size() + block * columns.slab_size(),
+            lanes.strides(), columns.strides(), columns.slab_size()};
+  }
+
+  // All outputs at once, image after image, of which a task packs its slab itself.
+  void run_by_slabs(const Result& result) const {
+    const Workspace<A> column_memory(Columns::elements(all_outputs()));
+    const Columns columns(all_outputs(), at(grad_output_, 0, 0), strides4(grad_output_),
+                          column_memory.data());
+    const int64_t tasks = g_.groups * slabs_, workers = cpu_workers(tasks);
+    const int64_t own_lanes = g_.height * g_.width * kSlab;
+    const Workspace<A> lane_memory(workers * own_lanes), sums(workers * rectangle_size());
+    for_each_task(tasks, [&](int64_t task, int64_t worker) {
+      const Rectangle r{task / slabs_, task % slabs_, 0};
+      const int64_t all = g_.group_channels();
+      const MapSize size{1, 1, channels(r), g_.height, g_.width, all};
+      A* const own = sums.data() + worker * rectangle_size();
+      std::fill_n(own, rectangle_size(), A(0));
+      for (int64_t n = 0; n < g_.batch; ++n) {
+        const Lanes lanes(size, at(input_, n, r.group * all + r.slab * kSlab), strides4(input_),
+                          lane_memory.data() + worker * own_lanes, g_.stride_w);
+        const A* grad = columns.data() + r.group * columns.group_size() + n * columns.strides().n;
+        for (int64_t tap = 0; tap < taps_; ++tap)
+          add_tap({lanes.data(), grad, lanes.strides(), columns.strides(), columns.slab_size()}, r,
+                  tap, 1, {0, 1}, own + tap * plane());
+      }
+      finish(r, own, result);
+    });
+  }
+
+  struct Split {
+    int64_t number, count;
+  };
+
+  // The products of one tap over a part of the rows at which it is live.
+  void add_tap(const Operands& in, const Rectangle& r, int64_t tap, int64_t images,
+               const Split& split,
+               A* sums) const {  // [blocks, channels, kColumns]
     const TapSpan rows = shape_.rows.span(tap / g_.kernel_w);
     const TapSpan span = shape_.columns.span(tap % g_.kernel_w);
-    const int64_t lines = chunk.images * rows.destinations.count;
-    const int64_t part = ceil_div(lines, splits_), end = std::min(lines, (split + 1) * part);
+    const int64_t lines = images * rows.destinations.count, part = ceil_div(lines, split.count);
+    const int64_t end = std::min(lines, (split.number + 1) * part);
     SegmentList segments{kRunning<A>};
     const auto multiply = [&] {
-      multiply_blocks(r, segments, from, grad, columns.slab_size(), sums);
+      multiply_blocks(r, segments, in, sums);
       segments.clear();
     };
-    for (int64_t line = split * part; line < end; ++line) {
+    for (int64_t line = split.number * part; line < end; ++line) {
       const int64_t n = line / rows.destinations.count, row = line % rows.destinations.count;
-      const int64_t source = lanes.strides().offset(
+      const int64_t source = in.from_strides.offset(
           n, 0, rows.source_first + row * rows.source_step, span.source_first);
       const int64_t destination =
-          columns.strides().offset(n, 0, rows.destinations.at(row), span.destinations.first);
+          in.grad_strides.offset(n, 0, rows.destinations.at(row), span.destinations.first);
       for (int64_t column = 0; column < span.destinations.count;) {
         const int64_t room = span.source_step == 1 ? kDepth / R::kPack - segments.depth : 1;
         const int64_t pixels = std::min(span.destinations.count - column, room * R::kPack);
@@ -217,14 +269,14 @@ class CpuGradWeight {
   }
 
   // A slab's channels times the blocks of a stripe.
-  void multiply_blocks(const Rectangle& r, const SegmentList& segments, const A* lanes,
-                       const A* columns, int64_t columns_size, A* sums) const {
+  void multiply_blocks(const Rectangle& r, const SegmentList& segments, const Operands& in,
+                       A* sums) const {
     const LanePieces pieces(channels(r), R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s)
       for (int64_t b = 0; b < blocks(r); ++b)
         multiply_lanes<R, int64_t{kSlab} * R::kPack>(
-            pieces.size(s), lanes + pieces.first(s), kEquallySpaced<R::kLanes, 1>.data(),
-            columns + b * columns_size, segments, {},
+            pieces.size(s), in.from + pieces.first(s), kEquallySpaced<R::kLanes, 1>.data(),
+            in.grad + b * in.grad_block, segments, {},
             sums + b * block_size() + pieces.first(s) * R::kColumns);
   }
 
@@ -281,9 +333,10 @@ class CpuGradWeight {
   const int64_t taps_;
   const std::optional<WinogradGradWeight<R>> winograd_;
   const int64_t slabs_;
-  int64_t stripes_, stripe_blocks_, splits_;
-  int64_t chunk_slabs_, chunk_stripes_, chunk_images_;
-  bool ends_at_once_;  // a task's sums are whole
+  int64_t stripes_, stripe_blocks_, splits_ = 1;
+  bool by_slabs_;  // a task packs its own
+  int64_t chunk_slabs_ = 0, chunk_stripes_ = 0, chunk_images_ = 0;
+  bool ends_at_once_ = true;  // a task's sums are whole
 };
 
 }  // namespace atrousx
