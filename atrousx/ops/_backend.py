@@ -82,6 +82,8 @@ class Problem(NamedTuple):
     outputs: int
     trains: bool  # whether gradients will be wanted
     packed: bool = False  # whether atrousx's kernels have the weight packed (optimize)
+    channels: int = 512  # of the input, that an output sums over
+    grouped: bool = False  # into groups of more than one channel
     # These matter to depthwise convolutions.
     dilated: bool = True
     strided: bool = False
@@ -89,15 +91,20 @@ class Problem(NamedTuple):
     clips: bool = False  # whether a ReLU follows, which atrousx's kernels apply as they store
 
 
-# The least live fraction from which PyTorch's convolution is the faster one, by memory format
-# (channels_last or not) and by purpose (with gradients or without): the less padding there is to
-# skip, the less skipping it gains. 0: always, 2: never.
-_LIMITS = {(False, False): 0.77, (False, True): 0.77, (True, False): 0, (True, True): 0.97}
+# The least live fraction from which PyTorch's convolution is the faster one: the less padding there
+# is to skip, the less skipping it gains. In the default layout; in channels_last, with gradients
+# and without.
+_CONTIGUOUS_LIMIT = 0.85
+_CHANNELS_LAST_TRAINS_LIMIT, _CHANNELS_LAST_LIMIT = 0.97, 0.8
 _PACKED_LIMIT = 0.9  # in both memory formats
 _BFLOAT16_LIMIT = 0.9  # in both memory formats, with gradients and without
 # Under so many outputs only dilated filters are worth packing a map for.
 _FEW_OUTPUTS = 64
 _FEW_OUTPUTS_LIMIT = 0.9
+# Sums over fewer channels are too short for atrousx's products: in channels_last, where PyTorch has
+# kernels for them; in channels_last without gradients; in groups.
+_FEW_CHANNELS, _FEW_TO_READ, _FEW_OF_A_GROUP = 64, 512, 128
+_GROUPED_LIMIT = 0.5
 # Depthwise, of dilated filters in channels_last without gradients.
 _DEPTHWISE_LIMITS = {torch.float32: 0.97, torch.bfloat16: 0.95}
 # From how many taps on a depthwise convolution is bound by multiply-adds, not by bytes.
@@ -114,13 +121,27 @@ def torch_is_faster(problem: Problem) -> bool:
         return False
     if problem.depthwise:
         return problem.channels_last and _torch_is_faster_depthwise(problem)
-    if problem.dtype == torch.bfloat16:
-        return problem.live >= _BFLOAT16_LIMIT
+    if problem.channels_last and problem.channels < _FEW_CHANNELS:
+        return True
+    return problem.live >= _limit(problem)
+
+
+def _limit(problem: Problem) -> float:
+    """The least live fraction from which PyTorch's convolution is the faster one."""
+    reduced = problem.dtype == torch.bfloat16
+    if problem.grouped and (reduced or problem.channels_last or problem.channels < _FEW_OF_A_GROUP):
+        return _GROUPED_LIMIT
+    if reduced:
+        return _BFLOAT16_LIMIT
     if problem.outputs < _FEW_OUTPUTS:
-        return problem.live >= _FEW_OUTPUTS_LIMIT
+        return _FEW_OUTPUTS_LIMIT
     if problem.packed:
-        return problem.live >= _PACKED_LIMIT
-    return problem.live >= _LIMITS[problem.channels_last, problem.trains]
+        return _PACKED_LIMIT
+    if not problem.channels_last:
+        return _CONTIGUOUS_LIMIT
+    if problem.trains:
+        return _CHANNELS_LAST_TRAINS_LIMIT
+    return _CHANNELS_LAST_LIMIT if problem.channels >= _FEW_TO_READ else 0
 
 
 def _torch_is_faster_depthwise(problem: Problem) -> bool:
@@ -227,6 +248,8 @@ def _rule(
             outputs=weight[0],
             trains=trains,
             packed=packed,
+            channels=weight[1],
+            grouped=1 < weight[1] < size[-3],
             dilated=any(d > 1 and k > 1 for d, k in zip(dilation, taps, strict=True)),
             strided=max(stride) > 1,
             taps=taps.numel(),

@@ -56,14 +56,32 @@ def test_auto_goes_by_the_share_of_live_taps():
 
 
 @pytest.mark.parametrize(
+    ("groups", "memory_format", "expected"),
+    [
+        (1, torch.contiguous_format, "native"),
+        (4, torch.contiguous_format, "torch"),
+        (1, torch.channels_last, "torch"),
+        (32, torch.contiguous_format, "native"),  # depthwise
+    ],
+)
+def test_auto_knows_groups_and_few_channels(groups, memory_format, expected):
+    x = torch.ones(1, 32, 33, 33).to(memory_format=memory_format)
+    w = torch.ones(32, 32 // groups, 5, 5)
+    by_torch = torch_computes("auto", x, w, None, (1, 1), (12, 12, 12, 12), (6, 6))
+    assert ("torch" if by_torch else "native") == expected
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
-        # Live fractions: r6 0.772, r12 0.57, r18 0.40 on 33x33; r12 0.769 on 65x65.
-        ({"live": 0.772}, True),
-        ({"live": 0.769}, False),
-        ({"live": 0.772, "trains": True}, True),
-        ({"live": 0.769, "trains": True}, False),
-        ({"live": 0.40, "channels_last": True}, True),
+        # Live fractions of kernels other than 3x3: 4x4 r4 0.814 on 41x41, 5x5 r2 0.86 on 33x33.
+        ({"live": 0.86}, True),
+        ({"live": 0.814}, False),
+        ({"live": 0.86, "trains": True}, True),
+        ({"live": 0.814, "trains": True}, False),
+        ({"live": 0.65, "channels_last": True}, False),
+        ({"live": 0.814, "channels_last": True}, True),
+        ({"live": 0.40, "channels_last": True, "channels": 256}, True),
         ({"live": 0.96, "channels_last": True, "trains": True}, False),
         ({"live": 0.98, "channels_last": True, "trains": True}, True),
         # DeepLab v2's branches to 21 classes.
@@ -75,6 +93,17 @@ def test_auto_goes_by_the_share_of_live_taps():
         ({"live": 1.0, "outputs": 21, "channels_last": True, "trains": True}, True),
         ({"live": 0.40, "outputs": 21, "trains": True}, False),
         ({"live": 0.80, "outputs": 21, "trains": True, "channels_last": True}, False),
+        # Few channels; ResNeXt's groups.
+        ({"live": 0.77, "channels": 24, "outputs": 48}, False),
+        ({"live": 0.77, "channels": 24, "outputs": 48, "channels_last": True}, True),
+        ({"live": 0.66, "channels": 8, "channels_last": True, "trains": True}, True),
+        ({"live": 0.4, "channels": 8, "channels_last": True, "dtype": torch.bfloat16}, True),
+        ({"live": 0.77, "channels": 16, "grouped": True, "trains": True}, True),
+        ({"live": 0.4, "channels": 32, "grouped": True, "trains": True}, False),
+        ({"live": 0.57, "channels": 128, "grouped": True}, False),
+        ({"live": 0.57, "channels": 128, "grouped": True, "channels_last": True}, True),
+        ({"live": 0.57, "channels": 128, "grouped": True, "dtype": torch.bfloat16}, True),
+        ({"live": 0.4, "channels": 128, "grouped": True, "dtype": torch.bfloat16}, False),
         ({"depthwise": True, "live": 0.96}, False),
         ({"depthwise": True, "live": 0.92, "channels_last": True}, False),
         ({"depthwise": True, "live": 0.96, "channels_last": True}, False),
