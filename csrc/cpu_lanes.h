@@ -86,7 +86,9 @@ struct HalfBits {
   // A half's exponent and fraction, moved to a float's place, are 2^112 too small; subnormal halves
   // are then subnormal floats, which the multiplication puts right, too.
   static ATROUSX_ALWAYS_INLINE Float widen(const Half* from) {
-    const Wide bits = widen(load_raw<Narrow>(from));
+    return widen(widen(load_raw<Narrow>(from)), Half{});
+  }
+  static ATROUSX_ALWAYS_INLINE Float widen(Wide bits, Half) {
     const Wide magnitude = (Wide)((Float)((bits & 0x7fff) << 13) * 0x1p112f);
     const Wide special = (Wide)((bits & 0x7c00) == 0x7c00) & 0x7f800000;
     return (Float)(magnitude | special | (bits & 0x8000) << 16);
@@ -100,6 +102,31 @@ struct HalfBits {
     rounded = select_bits(magnitude >= 0x47800000, Wide{} + 0x7c00, rounded);
     rounded = select_bits(magnitude > 0x7f800000, Wide{} + 0x7e00, rounded);
     return rounded | ((Wide)v >> 16 & 0x8000);
+  }
+
+  // A lane holds two neighbours, the even one in its low half: no element has to move.
+  static ATROUSX_ALWAYS_INLINE Float widen_even(Wide pairs, BFloat16) {
+    return (Float)(pairs << 16);
+  }
+  static ATROUSX_ALWAYS_INLINE Float widen_odd(Wide pairs, BFloat16) {
+    return (Float)(pairs & 0xffff0000);
+  }
+  static ATROUSX_ALWAYS_INLINE Float widen_even(Wide pairs, Half) {
+    return widen(pairs & 0xffff, Half{});
+  }
+  static ATROUSX_ALWAYS_INLINE Float widen_odd(Wide pairs, Half) {
+    return widen(pairs >> 16, Half{});
+  }
+  // Of sums of bfloat16: a NaN among them has its low half empty, and rounding cannot carry it
+  // away.
+  static ATROUSX_ALWAYS_INLINE Wide round_pairs(Float even, Float odd, BFloat16) {
+    return half_up((Wide)even) >> 16 | (half_up((Wide)odd) & 0xffff0000);
+  }
+  static ATROUSX_ALWAYS_INLINE Wide half_up(Wide bits) {
+    return bits + 0x7fff + ((bits >> 16) & 1);
+  }
+  static ATROUSX_ALWAYS_INLINE Wide round_pairs(Float even, Float odd, Half) {
+    return round(even, Half{}) | round(odd, Half{}) << 16;
   }
 };
 

@@ -5,6 +5,7 @@
 #include "cpu_depthwise_grad_weight.h"
 #include "cpu_depthwise_planes.h"
 #include "cpu_depthwise_planes_grad_weight.h"
+#include "cpu_depthwise_walk.h"
 #include "cpu_direct.h"
 #include "cpu_grad_weight.h"
 #include "cpu_winograd_weight.h"
@@ -103,7 +104,9 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
     const DirectEnd<T> ending{tail.bias.has_value() ? data<T>(*tail.bias) : nullptr,
                               tail.relu && !tail.residual.has_value()};
     T* to = static_cast<T*>(destination.mutable_data_ptr());
-    if (by_pixel)
+    if (by_pixel && PixelWalks<T>::fit(shape))
+      PixelWalks<T>(shape, data<T>(from), data<T>(weight), weight_strides, ending, to).run();
+    else if (by_pixel)
       gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, ending, to, source);
     else if (depthwise)
       gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, ending, to);
