@@ -5,7 +5,7 @@
 #include "cpu_depthwise_grad_weight.h"
 #include "cpu_depthwise_planes.h"
 #include "cpu_depthwise_planes_grad_weight.h"
-#include "cpu_depthwise_walk.h"
+#include "cpu_depthwise_walks.h"
 #include "cpu_direct.h"
 #include "cpu_grad_weight.h"
 #include "cpu_winograd_weight.h"

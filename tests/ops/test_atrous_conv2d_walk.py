@@ -30,6 +30,12 @@ GEOMETRIES = {
     "more padding than dilation": ((3, 4), (3, 3), (4, 9), (1, 2)),
     "a row of taps": ((4, 6), (1, 3), (0, 2), (3, 2)),
     "two rows of taps": ((5, 6), (2, 3), (2, 1), (4, 1)),
+    # Long enough for float32 and float64, too.
+    "phases of six and five": ((9, 16), (3, 3), (3, 3), (3, 3)),
+    "long, unequal dilations": ((6, 21), (3, 3), (2, 4), (2, 4)),
+    "long, no padding": ((9, 16), (3, 3), (0, 0), (3, 2)),
+    "long, less padding than dilation": ((8, 20), (3, 3), (1, 1), (3, 3)),
+    "long, rows wholly dead": ((2, 9), (3, 3), (9, 1), (7, 1)),
     "five rows of taps": ((6, 6), (5, 3), (2, 1), (1, 1)),
 }
 # Less than a vector, whole ones, some and a rest, several tasks' worth.
