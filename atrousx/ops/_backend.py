@@ -88,6 +88,7 @@ class Problem(NamedTuple):
     dilated: bool = True
     strided: bool = False
     taps: int = 9
+    walks: bool = False  # whether csrc's cpu_depthwise_walks.h may serve it: by taps and channels
     clips: bool = False  # whether a ReLU follows, which atrousx's kernels apply as they store
 
 
@@ -107,6 +108,8 @@ _FEW_CHANNELS, _FEW_TO_READ, _FEW_OF_A_GROUP = 64, 512, 128
 _GROUPED_LIMIT = 0.5
 # Depthwise, of dilated filters in channels_last without gradients.
 _DEPTHWISE_LIMITS = {torch.float32: 0.97, torch.bfloat16: 0.95}
+# What a walk takes at a time of float32 or bfloat16, with AVX-512: fewer channels go another way.
+_WALK_CHANNELS = 32
 # From how many taps on a depthwise convolution is bound by multiply-adds, not by bytes.
 _MANY_TAPS = 10
 
@@ -147,7 +150,7 @@ def _limit(problem: Problem) -> float:
 def _torch_is_faster_depthwise(problem: Problem) -> bool:
     """The rule of depthwise convolutions in channels_last."""
     few = problem.taps < _MANY_TAPS
-    if problem.strided:
+    if problem.strided or problem.walks:
         return False
     if problem.trains:
         # PyTorch leaves its fast path for the gradients of all others.
@@ -253,6 +256,7 @@ def _rule(
             dilated=any(d > 1 and k > 1 for d, k in zip(dilation, taps, strict=True)),
             strided=max(stride) > 1,
             taps=taps.numel(),
+            walks=taps[0] <= 3 and taps[1] == 3 and weight[0] >= _WALK_CHANNELS,
             clips=clips,
         )
     )

@@ -186,6 +186,33 @@ def test_the_rule_of_depthwise_layers_by_type():
     assert not torch_is_faster(problem(**{**usual, "live": 0.92}, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("dilated", [False, True])
+def test_three_taps_a_row_of_many_channels_are_ours(dtype, trains, dilated):
+    walk = {"depthwise": True, "channels_last": True, "live": 0.98, "walks": True}
+    assert not torch_is_faster(problem(**walk, dtype=dtype, trains=trains, dilated=dilated))
+
+
+@pytest.mark.parametrize(
+    ("channels", "taps", "expected"),
+    [
+        (32, (3, 3), "native"),
+        (31, (3, 3), "torch"),
+        (32, (1, 3), "native"),
+        (32, (3, 1), "torch"),
+        (32, (5, 3), "torch"),
+        (32, (3, 5), "torch"),
+    ],
+)
+def test_auto_of_undilated_depthwise_layers_by_taps_and_channels(channels, taps, expected):
+    x = torch.empty(1, channels, 33, 33).to(memory_format=torch.channels_last)
+    sides = (taps[0] // 2, taps[1] // 2) * 2
+    geometry = ((1, 1), sides, (1, 1))
+    theirs = torch_computes("auto", x, torch.empty(channels, 1, *taps), None, *geometry)
+    assert theirs is (expected == "torch")
+
+
 @pytest.mark.parametrize(
     ("options", "trains", "expected"),
     [
