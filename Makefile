@@ -32,7 +32,7 @@ demo: install
 	$(BIN)/python benchmarks/demo/demo.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 CPP_FILES = $(shell git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
 

@@ -87,6 +87,7 @@ class Problem(NamedTuple):
     # These matter to depthwise convolutions.
     dilated: bool = True
     strided: bool = False
+    multiplied: bool = False  # whether a channel has several outputs
     taps: int = 9
     walks: bool = False  # whether csrc's cpu_depthwise_walks.h may serve it: by taps and channels
     clips: bool = False  # whether a ReLU follows, which atrousx's kernels apply as they store
@@ -122,6 +123,9 @@ def torch_is_faster(problem: Problem) -> bool:
     """
     if problem.dtype not in (torch.float32, torch.bfloat16):
         return False
+    if problem.multiplied:
+        reduced = problem.dtype == torch.bfloat16
+        return not problem.trains or (problem.channels_last and not reduced)
     if problem.depthwise:
         return problem.channels_last and _torch_is_faster_depthwise(problem)
     if problem.channels_last and problem.channels < _FEW_CHANNELS:
@@ -255,8 +259,9 @@ def _rule(
             grouped=1 < weight[1] < size[-3],
             dilated=any(d > 1 and k > 1 for d, k in zip(dilation, taps, strict=True)),
             strided=max(stride) > 1,
+            multiplied=weight[1] == 1 and weight[0] > size[-3] > 1,
             taps=taps.numel(),
-            walks=taps[0] <= 3 and taps[1] == 3 and weight[0] >= _WALK_CHANNELS,
+            walks=taps[0] <= 3 and taps[1] == 3 and weight[0] == size[-3] >= _WALK_CHANNELS,
             clips=clips,
         )
     )

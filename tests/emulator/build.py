@@ -6,6 +6,7 @@ Python started with :func:`sanitizer_environment`. No torch is imported: only it
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -54,9 +55,12 @@ def build(variant: str) -> Path:
         *(f"build {s.stem}.o: cxx {s}" for s in sources),
         f"build {output.name}: link {objects}",
     ]
-    (directory / "build.ninja").write_text("\n".join(lines) + "\n")
     command = ["ninja", "-C", str(directory), "--quiet"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    # Test processes may come here at once: the first one builds.
+    with open(directory / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (directory / "build.ninja").write_text("\n".join(lines) + "\n")
+        result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"the host executor does not compile:\n{result.stdout[-6000:]}")
     return output

@@ -62,11 +62,13 @@ def test_auto_goes_by_the_share_of_live_taps():
         (4, torch.contiguous_format, "torch"),
         (1, torch.channels_last, "torch"),
         (32, torch.contiguous_format, "native"),  # depthwise
+        (16, torch.contiguous_format, "torch"),  # two outputs a channel
     ],
 )
 def test_auto_knows_groups_and_few_channels(groups, memory_format, expected):
-    x = torch.ones(1, 32, 33, 33).to(memory_format=memory_format)
-    w = torch.ones(32, 32 // groups, 5, 5)
+    channels = groups if groups == 16 else 32
+    x = torch.ones(1, channels, 33, 33).to(memory_format=memory_format)
+    w = torch.ones(32, channels // groups, 5, 5)
     by_torch = torch_computes("auto", x, w, None, (1, 1), (12, 12, 12, 12), (6, 6))
     assert ("torch" if by_torch else "native") == expected
 
@@ -104,6 +106,9 @@ def test_auto_knows_groups_and_few_channels(groups, memory_format, expected):
         ({"live": 0.57, "channels": 128, "grouped": True, "channels_last": True}, True),
         ({"live": 0.57, "channels": 128, "grouped": True, "dtype": torch.bfloat16}, True),
         ({"live": 0.4, "channels": 128, "grouped": True, "dtype": torch.bfloat16}, False),
+        ({"depthwise": True, "multiplied": True}, True),
+        ({"depthwise": True, "multiplied": True, "trains": True}, False),
+        ({"depthwise": True, "multiplied": True, "trains": True, "channels_last": True}, True),
         ({"depthwise": True, "live": 0.96}, False),
         ({"depthwise": True, "live": 0.92, "channels_last": True}, False),
         ({"depthwise": True, "live": 0.96, "channels_last": True}, False),
