@@ -14,6 +14,12 @@
 namespace atrousx {
 namespace {
 
+// A result that was just allocated: clearing its pages is a part of the call's time.
+Tensor in_huge_pages(const Tensor& result) {
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
 // The weight as `form` has it, [points of rows, of columns, numbers] or flat.
 template <typename T, typename Form>
 Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& strides,
@@ -25,9 +31,8 @@ Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& st
   const Tensor packed = torch::stable::empty({size.data(), size.size()},
                                              wide ? ScalarType::Double : ScalarType::Float,
                                              std::nullopt, weight.device());
-  auto* to = static_cast<typename Form::A*>(packed.mutable_data_ptr());
-  prefer_huge_pages(to, all * packed.element_size());
-  form.pack(data<T>(weight), strides, to);
+  in_huge_pages(packed);
+  form.pack(data<T>(weight), strides, static_cast<typename Form::A*>(packed.mutable_data_ptr()));
   return packed;
 }
 
@@ -96,9 +101,7 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
   const bool depthwise = shape.outer == 1 && shape.inner == 1,
              by_pixel = channels_last && depthwise;
   const Tensor from = torch::stable::contiguous(source, memory_format(by_pixel));
-  const Tensor destination = empty4(source, size, by_pixel);
-  prefer_huge_pages(destination.mutable_data_ptr(),
-                    destination.numel() * destination.element_size());
+  const Tensor destination = in_huge_pages(empty4(source, size, by_pixel));
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const DirectEnd<T> ending{tail.bias.has_value() ? data<T>(*tail.bias) : nullptr,
@@ -150,9 +153,7 @@ Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weig
     finish_directly(tail, destination);
     return destination;
   }
-  const Tensor destination = empty4(source, size, channels_last);
-  prefer_huge_pages(destination.mutable_data_ptr(),
-                    destination.numel() * destination.element_size());
+  const Tensor destination = in_huge_pages(empty4(source, size, channels_last));
   gather_cpu(source, {{shape, weight, weight_strides, tail, destination, packed}});
   return destination;
 }
@@ -193,7 +194,7 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
   const ConvCall call =
       grad_weight_call(grad_output, input, weight_size, stride, padding, dilation, groups);
   const ConvGeometry& g = call.g;
-  const Tensor grad_weight = empty4(input, call.size, call.channels_last);
+  const Tensor grad_weight = in_huge_pages(empty4(input, call.size, call.channels_last));
   if (grad_weight.numel() == 0) return grad_weight;
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
