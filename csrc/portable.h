@@ -42,6 +42,7 @@ ATROUSX_HOST_DEVICE constexpr T max_of(T a, T b) {
 // Element strides of a 4-D tensor. Every offset is computed in 64 bits: a batch of logits passes
 // 2^31 elements long before it passes the memory of a GPU.
 struct Strides4 {
+  using HoldsNoAddress = void;
   int64_t n, c, h, w;
 
   ATROUSX_HOST_DEVICE constexpr int64_t offset(int64_t in, int64_t ic, int64_t ih,

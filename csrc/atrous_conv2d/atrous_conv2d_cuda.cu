@@ -1,15 +1,14 @@
 // CUDA launchers and registration of atrous_conv2d and its two backward operators.
-#include "../cuda_launch.h"
+#include "../cuda/launch.h"
 #include "arguments.h"
 #include "atrous_conv2d_direct_kernels.cuh"
 #include "atrous_conv2d_kernels.cuh"
 #include "depthwise_cuda.h"
-#include "gather.h"
+#include "held_epilogue.h"
 #include "plan_cache.h"
 #include "tensorcore.h"
 
 namespace atrousx {
-namespace {}  // namespace
 
 // source -> destination, one launch for each plan (nearly always one).
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
@@ -21,22 +20,20 @@ void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) 
   const LaunchContext context(source.get_device_index());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Epilogue<T> epilogue = tail.epilogue<T>();
-    T* to = static_cast<T*>(destination.mutable_data_ptr());
-    if (gathers_directly(shape)) {
-      atrous_conv2d_gather_direct_kernel<T>
-          <<<grid_for(destination.numel()), kThreads, 0, context.stream()>>>(
-              data<T>(source), data<T>(weight), epilogue, to, shape, strides4(source),
-              weight_strides, strides4(destination));
-      return check_cuda(cudaGetLastError(), "atrous_conv2d, narrow groups");
-    }
+    const auto epilogue = held_epilogue<T>(tail);
+    if (gathers_directly(shape))
+      return launch({"atrous_conv2d, narrow groups", grid_for(destination.numel()), kThreads,
+                     context.stream()},
+                    atrous_conv2d_gather_direct_kernel<T>, reads<T>(source), reads<T>(weight),
+                    epilogue, writes<T>(destination), shape, strides4(source), weight_strides,
+                    strides4(destination));
     const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kTile);
     for (const TapPlan& plan : *plans) {
       const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kTile);
-      atrous_conv2d_gather_kernel<T><<<job_grid(jobs), kProductThreads, 0, context.stream()>>>(
-          data<T>(source), data<T>(weight), epilogue, to, plan, shape, strides4(source),
-          weight_strides, strides4(destination));
-      check_cuda(cudaGetLastError(), "atrous_conv2d");
+      launch({"atrous_conv2d", job_grid(jobs), kProductThreads, context.stream()},
+             atrous_conv2d_gather_kernel<T>, reads<T>(source), reads<T>(weight), epilogue,
+             writes<T>(destination), plan, shape, strides4(source), weight_strides,
+             strides4(destination));
     }
   });
 }
@@ -91,27 +88,23 @@ void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor&
                  const Tensor& result, cudaStream_t stream) {
   constexpr int64_t kWantedBlocks = 512;  // a few for each multiprocessor of a large GPU
   const GatherShape shape = g.forward();
-  T* to = static_cast<T*>(result.mutable_data_ptr());
-  if (grad_weight_directly(g)) {
-    atrous_conv2d_grad_weight_direct_kernel<T>
-        <<<job_grid(result.numel()), kDirectThreads, 0, stream>>>(
-            data<T>(grad_output), data<T>(input), to, shape, strides4(grad_output), strides4(input),
-            strides4(result));
-    return check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, narrow groups");
-  }
+  if (grad_weight_directly(g))
+    return launch({"_atrous_conv2d_backward_weight, narrow groups", job_grid(result.numel()),
+                   kDirectThreads, stream},
+                  atrous_conv2d_grad_weight_direct_kernel<T>, reads<T>(grad_output),
+                  reads<T>(input), writes<T>(result), shape, strides4(grad_output), strides4(input),
+                  strides4(result));
   const int64_t tasks = g.groups * g.kernel_h * g.kernel_w * ceil_div<int64_t>(shape.inner, kTile) *
                         ceil_div<int64_t>(shape.outer, kTile);
   const int64_t splits = grad_weight_splits(tasks, g.batch * g.out_h * g.out_w, kWantedBlocks);
   const Tensor parts = scratch(input, splits * result.numel());
-  auto* part_data = static_cast<Accumulate<T>*>(parts.mutable_data_ptr());
-  atrous_conv2d_grad_weight_kernel<T><<<job_grid(splits * tasks), kProductThreads, 0, stream>>>(
-      data<T>(grad_output), data<T>(input), part_data, splits, shape, strides4(grad_output),
-      strides4(input));
-  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight");
-  atrous_conv2d_sum_parts_kernel<T>
-      <<<grid_for(result.size(0) * result.size(1)), kThreads, 0, stream>>>(part_data, to, splits,
-                                                                           shape, strides4(result));
-  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, sum of parts");
+  launch({"_atrous_conv2d_backward_weight", job_grid(splits * tasks), kProductThreads, stream},
+         atrous_conv2d_grad_weight_kernel<T>, reads<T>(grad_output), reads<T>(input),
+         writes<Accumulate<T>>(parts), splits, shape, strides4(grad_output), strides4(input));
+  launch({"_atrous_conv2d_backward_weight, sum of parts", grid_for(result.size(0) * result.size(1)),
+          kThreads, stream},
+         atrous_conv2d_sum_parts_kernel<T>, reads<Accumulate<T>>(parts), writes<T>(result), splits,
+         shape, strides4(result));
 }
 
 Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,
@@ -137,7 +130,7 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
 }  // namespace
 }  // namespace atrousx
 
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cuda));
   m.impl("_atrous_conv2d_pack_weight", TORCH_BOX(&atrousx::atrous_conv2d_pack_weight_cuda));
   m.impl("_atrous_conv2d_fused", TORCH_BOX(&atrousx::atrous_conv2d_fused_cuda));

@@ -1,5 +1,5 @@
 // CUDA launchers of atrous_conv2d's depthwise kernels.
-#include "../cuda_launch.h"
+#include "../cuda/launch.h"
 #include "atrous_conv2d_depthwise_grad_weight_kernels.cuh"
 #include "atrous_conv2d_depthwise_kernels.cuh"
 #include "atrous_conv2d_kernels.cuh"
@@ -29,13 +29,10 @@ bool gather_vectors(const GatherShape& shape, const Tensor& source, const Tensor
       shape.batch * ceil_div<int64_t>(shape.groups, kChunkVectors * kDepthwiseVector<T>);
   const int64_t parts =
       min_of(ceil_div(kWantedBlocks, chunks), ceil_div<int64_t>(pixels, kPixelsAtOnce));
-  const auto kernel = atrous_conv2d_depthwise_kernel<T>;
-  allow_shared_memory(kernel, bytes);
-  kernel<<<job_grid(chunks * parts), kDepthwiseThreads, bytes, stream>>>(
-      data<T>(source), data<T>(weight), tail.epilogue<T>(),
-      static_cast<T*>(destination.mutable_data_ptr()), parts, shape, strides4(source),
-      weight_strides, strides4(destination));
-  check_cuda(cudaGetLastError(), "atrous_conv2d, depthwise");
+  launch({"atrous_conv2d, depthwise", job_grid(chunks * parts), kDepthwiseThreads, stream, bytes},
+         atrous_conv2d_depthwise_kernel<T>, reads<T>(source), reads<T>(weight),
+         held_epilogue<T>(tail), writes<T>(destination), parts, shape, strides4(source),
+         weight_strides, strides4(destination));
   return true;
 }
 
@@ -45,26 +42,22 @@ bool gather_planes(const GatherShape& shape, const Tensor& source, const Tensor&
                    cudaStream_t stream) {
   const int64_t bytes = planes_shared_bytes<T>(shape, kPlanes);
   if (bytes > most_shared_memory(source)) return false;
-  const auto kernel = atrous_conv2d_depthwise_planes_kernel<T, kPlanes>;
-  allow_shared_memory(kernel, bytes);
-  kernel<<<job_grid(ceil_div<int64_t>(shape.batch * shape.groups, kPlanes)), kPlaneThreads, bytes,
-           stream>>>(data<T>(source), data<T>(weight), tail.epilogue<T>(),
-                     static_cast<T*>(destination.mutable_data_ptr()), shape, weight_strides);
-  check_cuda(cudaGetLastError(), "atrous_conv2d, depthwise planes");
+  const int64_t jobs = ceil_div<int64_t>(shape.batch * shape.groups, kPlanes);
+  launch({"atrous_conv2d, depthwise planes", job_grid(jobs), kPlaneThreads, stream, bytes},
+         atrous_conv2d_depthwise_planes_kernel<T, kPlanes>, reads<T>(source), reads<T>(weight),
+         held_epilogue<T>(tail), writes<T>(destination), shape, weight_strides);
   return true;
 }
 
 // Parts of a grad-weight, to be summed into `result`.
-template <typename T, typename Launch>
+template <typename T, typename Make>
 void sum_parts(const GatherShape& shape, int64_t splits, const Tensor& result, const Tensor& like,
-               cudaStream_t stream, const Launch& launch) {
+               cudaStream_t stream, const Make& make) {
   const Tensor parts = scratch(like, splits * result.numel());
-  auto* part_data = static_cast<Accumulate<T>*>(parts.mutable_data_ptr());
-  launch(part_data);
-  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, depthwise");
-  atrous_conv2d_sum_parts_kernel<T><<<grid_for(shape.groups), kThreads, 0, stream>>>(
-      part_data, static_cast<T*>(result.mutable_data_ptr()), splits, shape, strides4(result));
-  check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, sum of parts");
+  make(writes<Accumulate<T>>(parts));
+  launch({"_atrous_conv2d_backward_weight, sum of parts", grid_for(shape.groups), kThreads, stream},
+         atrous_conv2d_sum_parts_kernel<T>, reads<Accumulate<T>>(parts), writes<T>(result), splits,
+         shape, strides4(result));
 }
 
 template <typename T>
@@ -75,12 +68,11 @@ bool grad_weight_vectors(const GatherShape& shape, const Tensor& grad_output, co
   const int64_t chunks = ceil_div<int64_t>(shape.groups, kChunkVectors * kDepthwiseVector<T>);
   const int64_t splits = grad_weight_splits(
       chunks, shape.batch * shape.rows.destinations * shape.columns.destinations, kWantedBlocks);
-  const auto kernel = atrous_conv2d_depthwise_grad_weight_kernel<T>;
-  allow_shared_memory(kernel, bytes);
-  sum_parts<T>(shape, splits, result, input, stream, [&](Accumulate<T>* parts) {
-    kernel<<<job_grid(chunks * splits), kPlaneThreads, bytes, stream>>>(
-        data<T>(grad_output), data<T>(input), parts, splits, shape, strides4(grad_output),
-        strides4(input));
+  sum_parts<T>(shape, splits, result, input, stream, [&](const auto& parts) {
+    launch({"_atrous_conv2d_backward_weight, depthwise", job_grid(chunks * splits), kPlaneThreads,
+            stream, bytes},
+           atrous_conv2d_depthwise_grad_weight_kernel<T>, reads<T>(grad_output), reads<T>(input),
+           parts, splits, shape, strides4(grad_output), strides4(input));
   });
   return true;
 }
@@ -92,11 +84,11 @@ bool grad_weight_planes(const GatherShape& shape, const Tensor& grad_output, con
   if (bytes + kPlanesStaticBytes > most_shared_memory(input)) return false;
   const int64_t blocks = ceil_div<int64_t>(shape.groups, kPlanes);
   const int64_t splits = plane_splits(shape.batch, blocks, kWantedBlocks);
-  const auto kernel = atrous_conv2d_depthwise_planes_grad_weight_kernel<T, kPlanes>;
-  allow_shared_memory(kernel, bytes);
-  sum_parts<T>(shape, splits, result, input, stream, [&](Accumulate<T>* parts) {
-    kernel<<<job_grid(blocks * splits), kPlaneThreads, bytes, stream>>>(
-        data<T>(grad_output), data<T>(input), parts, splits, shape);
+  sum_parts<T>(shape, splits, result, input, stream, [&](const auto& parts) {
+    launch({"_atrous_conv2d_backward_weight, depthwise planes", job_grid(blocks * splits),
+            kPlaneThreads, stream, bytes},
+           atrous_conv2d_depthwise_planes_grad_weight_kernel<T, kPlanes>, reads<T>(grad_output),
+           reads<T>(input), parts, splits, shape);
   });
   return true;
 }

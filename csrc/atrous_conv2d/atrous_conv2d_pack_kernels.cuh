@@ -10,6 +10,7 @@ namespace atrousx {
 // Row (a, b) of matrix (m, g): element `column` comes from
 // m * from_m + g * from_g + a * from_a + b * from_b + column * from_column.
 struct PackShape {
+  using HoldsNoAddress = void;
   int64_t count_m, count_g, count_a, count_b, columns;
   int64_t from_m, from_g, from_a, from_b, from_column;
   int64_t to_m, to_g, to_a, to_b;
@@ -69,6 +70,7 @@ __global__ void __launch_bounds__(kPackThreads, 4)
 // A map whose planes are dense: [images, groups, channels, pixels] with pixels side by side, to
 // [images, pixels, groups, padded_channels].
 struct TransposeShape {
+  using HoldsNoAddress = void;
   int64_t images, groups, channels, pixels;
   int64_t from_image, from_group, from_channel;
   int64_t padded_channels;

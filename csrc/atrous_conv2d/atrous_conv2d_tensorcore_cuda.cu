@@ -9,17 +9,16 @@ namespace atrousx {
 namespace {
 
 template <typename T, int kColumns>
-void launch_gather(const GatherShape& shape, const T* source, const T* weight,
-                   const Epilogue<T>& epilogue, T* destination, const TensorGatherStrides& strides,
-                   cudaStream_t stream) {
-  const auto kernel = atrous_conv2d_gather_tensorcore_kernel<T, kColumns>;
-  allow_shared_memory(kernel, kTensorSharedBytes<kColumns>);
+void launch_gather(const GatherShape& shape, const Held<const T*>& source,
+                   const Held<const T*>& weight, const Tail& tail, const Tensor& destination,
+                   const TensorGatherStrides& strides, cudaStream_t stream) {
   const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kTensorLanes);
   for (const TapPlan& plan : *plans) {
     const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kColumns);
-    kernel<<<job_grid(jobs), kTensorThreads, kTensorSharedBytes<kColumns>, stream>>>(
-        source, weight, epilogue, destination, plan, shape, strides);
-    check_cuda(cudaGetLastError(), "atrous_conv2d on tensor cores");
+    launch({"atrous_conv2d on tensor cores", job_grid(jobs), kTensorThreads, stream,
+            kTensorSharedBytes<kColumns>},
+           atrous_conv2d_gather_tensorcore_kernel<T, kColumns>, source, weight,
+           held_epilogue<T>(tail), writes<T>(destination), plan, shape, strides);
   }
 }
 
@@ -53,10 +52,10 @@ Tensor map_for_tensorcores(const Tensor& t) {
   dispatch_tensorcore(t.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto map = dense_operand<T>(t, 1);
-    if (map_has_vectors(map.size, map.strides, map.data, kVector<T>)) return;
+    if (map_has_vectors(map.size, map.strides, map.memory.value, kVector<T>)) return;
     if (map.size.channels % kVector<T> != 0) return;  // padded: no tensor of these sizes
     packed = empty4(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, true);
-    pack_map(map, static_cast<T*>(packed->mutable_data_ptr()), context.stream());
+    pack_map(map, *packed, context.stream());
   });
   return packed.value_or(t);
 }
@@ -82,11 +81,10 @@ void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const
     GatherShape whole = shape;
     whole.inner = whole_vectors(shape.inner, kVector<T>);
     const TensorGatherStrides strides{from.strides, whole.inner, by.strides, strides4(destination)};
-    const auto launch = shape.outer <= 32 ? launch_gather<T, 32>
+    const auto gather = shape.outer <= 32 ? launch_gather<T, 32>
                         : wide            ? launch_gather<T, 128>
                                           : launch_gather<T, 64>;
-    launch(whole, from.data, by.data, tail.template epilogue<T>(),
-           static_cast<T*>(destination.mutable_data_ptr()), strides, context.stream());
+    gather(whole, from.memory, by.memory, tail, destination, strides, context.stream());
   });
 }
 
@@ -100,7 +98,6 @@ void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output
                         ceil_div<int64_t>(shape.outer, kTensorLanes);
   const int64_t splits = grad_weight_splits(tasks, g.batch * g.out_h * g.out_w, kWantedBlocks);
   const Tensor parts = scratch(input, splits * result.numel());
-  float* part_data = static_cast<float*>(parts.mutable_data_ptr());
   dispatch_tensorcore(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto grad = map_operand<T>(grad_output, g.groups, context.stream());
@@ -108,15 +105,14 @@ void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output
     const TensorGradWeightStrides strides{grad.strides, from.strides,
                                           whole_vectors(shape.outer, kVector<T>),
                                           whole_vectors(shape.inner, kVector<T>)};
-    const auto kernel = atrous_conv2d_grad_weight_tensorcore_kernel<T>;
-    allow_shared_memory(kernel, kTensorSharedBytes<kTensorLanes>);
-    kernel<<<job_grid(splits * tasks), kTensorThreads, kTensorSharedBytes<kTensorLanes>,
-             context.stream()>>>(grad.data, from.data, part_data, splits, shape, strides);
-    check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight on tensor cores");
-    atrous_conv2d_sum_parts_kernel<T>
-        <<<grid_for(result.size(0) * result.size(1)), kThreads, 0, context.stream()>>>(
-            part_data, static_cast<T*>(result.mutable_data_ptr()), splits, shape, strides4(result));
-    check_cuda(cudaGetLastError(), "_atrous_conv2d_backward_weight, sum of parts");
+    launch({"_atrous_conv2d_backward_weight on tensor cores", job_grid(splits * tasks),
+            kTensorThreads, context.stream(), kTensorSharedBytes<kTensorLanes>},
+           atrous_conv2d_grad_weight_tensorcore_kernel<T>, grad.memory, from.memory,
+           writes<float>(parts), splits, shape, strides);
+    launch({"_atrous_conv2d_backward_weight, sum of parts",
+            grid_for(result.size(0) * result.size(1)), kThreads, context.stream()},
+           atrous_conv2d_sum_parts_kernel<T>, reads<float>(parts), writes<T>(result), splits, shape,
+           strides4(result));
   });
 }
 

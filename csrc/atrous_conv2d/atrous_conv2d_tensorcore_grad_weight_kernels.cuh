@@ -10,6 +10,7 @@ namespace atrousx {
 
 // Element strides of the maps of a grad-weight and of their groups; channels lie side by side.
 struct TensorGradWeightStrides {
+  using HoldsNoAddress = void;
   Strides4 grad_output, input;
   int64_t grad_output_group, input_group;
 };

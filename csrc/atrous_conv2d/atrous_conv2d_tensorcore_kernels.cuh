@@ -12,6 +12,7 @@ namespace atrousx {
 // Element strides of the tensors of a gathering pass. Channels of a source, and source channels of
 // a weight, lie side by side; everything else is a multiple of kVector.
 struct TensorGatherStrides {
+  using HoldsNoAddress = void;
   Strides4 source;
   int64_t source_group;
   WeightStrides weight;

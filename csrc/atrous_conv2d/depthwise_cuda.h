@@ -1,7 +1,7 @@
 // The depthwise kernels of atrous_conv2d on CUDA, as atrous_conv2d_cuda.cu sees them.
 #pragma once
 
-#include "gather.h"
+#include "held_epilogue.h"
 
 namespace atrousx {
 

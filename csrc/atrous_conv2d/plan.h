@@ -154,6 +154,7 @@ struct Tile {
 // A list of tiles small enough to be a kernel's argument: no copy to the device, so a launch can be
 // captured in a CUDA graph. Axes with more classes are served by several plans (tap_plans).
 struct TapPlan {
+  using HoldsNoAddress = void;
   static constexpr int kMaxClasses = 12;
 
   int row_count, column_count;
@@ -204,6 +205,7 @@ inline std::vector<TapPlan> tap_plans(const TapAxis& row_axis, const TapAxis& co
 // Sizes of a gathering pass. Within a group, destination channel `outer` sums over source channels
 // `inner`: forward, outer counts outputs and inner input channels; grad-input, the reverse.
 struct GatherShape {
+  using HoldsNoAddress = void;
   TapAxis rows, columns;
   int64_t batch, groups, outer, inner;
 
@@ -212,6 +214,7 @@ struct GatherShape {
 
 // Element strides of a weight seen from a pass.
 struct WeightStrides {
+  using HoldsNoAddress = void;
   int64_t group, outer, inner, h, w;
 };
 

@@ -1,5 +1,5 @@
 // CUDA allocation, launches and registration of mean-field inference.
-#include "../cuda_launch.h"
+#include "../cuda/launch.h"
 #include "sequence.h"
 #include "terms.h"
 
@@ -8,48 +8,59 @@ namespace {
 
 using torch::stable::contiguous;
 
-struct StreamLaunch {
-  cudaStream_t stream;
-
-  template <typename... Parameters, typename... Arguments>
-  void operator()(void (*kernel)(Parameters...), int64_t threads, Arguments... arguments) const {
-    kernel<<<grid_for(threads), kThreads, 0, stream>>>(arguments...);
-  }
-};
-
-static_assert(kThreads == kRowThreads);
-
-// Working memory; the tensors live as long as it does.
+// Everything that the launches read and write, as plain addresses: what it names lives as long as
+// it does.
 class Workspace {
  public:
   explicit Workspace(const Tensor& like) : like_(like) {}
 
   template <typename T>
+  const T* keep(const std::optional<Tensor>& t) {
+    if (!t.has_value()) return nullptr;
+    kept_.push_back(*t);
+    return data<T>(*t);
+  }
+
+  // New memory, uninitialised.
+  template <typename T>
   T* take(int64_t count) {
     const int64_t bytes = max_of<int64_t>(1, count) * static_cast<int64_t>(sizeof(T));
-    taken_.push_back(empty_like_of(like_, {bytes}, ScalarType::Byte));
-    return static_cast<T*>(taken_.back().mutable_data_ptr());
+    kept_.push_back(empty_like_of(like_, {bytes}, ScalarType::Byte));
+    return static_cast<T*>(kept_.back().mutable_data_ptr());
   }
 
  private:
-  const Tensor& like_;
-  std::vector<Tensor> taken_;
+  const Tensor like_;
+  std::vector<Tensor> kept_;
 };
+
+struct StreamLaunch {
+  cudaStream_t stream;
+  const Workspace& workspace;
+
+  template <typename... Parameters, typename... Arguments>
+  void operator()(void (*kernel)(Parameters...), int64_t threads, Arguments... arguments) const {
+    launch({"_mean_field", grid_for(threads), kThreads, stream}, kernel,
+           Held<Arguments, const Workspace&>{arguments, workspace}...);
+  }
+};
+
+static_assert(kThreads == kRowThreads);
 
 template <typename T, typename Index>
 MeanFieldTerm<T, Index> make_term(const MeanFieldTensors& tensors, double weight, RowShape shape,
                                   Workspace& workspace) {
   const Lattice& l = tensors.lattice;
   MeanFieldTerm<T, Index> term{};
-  term.corner_weights = data<T>(l.corner_weights);
-  term.corner_vertices = data<Index>(l.corner_vertices);
-  term.starts = data<Index>(l.starts);
-  term.entry_points = data<Index>(l.entry_points);
-  term.entry_weights = data<T>(l.entry_weights);
-  term.neighbours = data<Index>(l.neighbours);
-  term.splat_scale = data<T>(tensors.splat_scale);
-  term.slice_scale = data<T>(tensors.slice_scale);
-  term.compatibility = data<T>(tensors.compatibility);
+  term.corner_weights = workspace.keep<T>(l.corner_weights);
+  term.corner_vertices = workspace.keep<Index>(l.corner_vertices);
+  term.starts = workspace.keep<Index>(l.starts);
+  term.entry_points = workspace.keep<Index>(l.entry_points);
+  term.entry_weights = workspace.keep<T>(l.entry_weights);
+  term.neighbours = workspace.keep<Index>(l.neighbours);
+  term.splat_scale = workspace.keep<T>(tensors.splat_scale);
+  term.slice_scale = workspace.keep<T>(tensors.slice_scale);
+  term.compatibility = workspace.keep<T>(tensors.compatibility);
   term.diagonal = tensors.diagonal();
   term.weight = static_cast<T>(weight);
   term.vertices = l.vertices();
@@ -83,8 +94,9 @@ void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& tensors,
   rows.q = workspace.take<LabelPack<T>>(packs);
   if (matrix) rows.filtered = workspace.take<LabelPack<T>>(packs);
   rows.spare = workspace.take<LabelPack<T>>(most_vertices * shape.packs);
-  run_mean_field(StreamLaunch{context.stream()}, data<T>(logits), mutable_data<T>(output), terms,
-                 rows, images, points, iterations, shape);
+  workspace.keep<T>(output);
+  run_mean_field(StreamLaunch{context.stream(), workspace}, workspace.keep<T>(logits),
+                 mutable_data<T>(output), terms, rows, images, points, iterations, shape);
 }
 
 Tensor mean_field_cuda(const Tensor& logits, std::vector<Tensor> tensors,
@@ -98,13 +110,12 @@ Tensor mean_field_cuda(const Tensor& logits, std::vector<Tensor> tensors,
   dispatch_lattice(logits.scalar_type(), index, [&](auto zero, auto i) {
     infer<decltype(zero), decltype(i)>(source, terms, weights, iterations, output);
   });
-  check_cuda(cudaGetLastError(), "_mean_field");
   return output;
 }
 
 }  // namespace
 }  // namespace atrousx
 
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("_mean_field", TORCH_BOX(&atrousx::mean_field_cuda));
 }

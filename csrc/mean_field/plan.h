@@ -19,6 +19,7 @@ struct alignas(16) LabelPack {
 // float32 touches 3 sectors, without padding mostly 4. `lanes` lanes of a warp, a power of two, own
 // a row and take its packs in turn.
 struct RowShape {
+  using HoldsNoAddress = void;
   int64_t labels;
   int packs;  // int, so that a row's offset is one multiplication of 32-bit numbers
   int shift;  // lanes = 1 << shift

@@ -10,25 +10,24 @@ namespace atrousx {
 namespace {
 
 // One pass for each branch's taps but the centre, and one for the centres, over weights that the
-// kernel can read; `packed` keeps these alive until the launch.
+// kernel can read.
 template <typename T>
 struct UnionOperands {
   std::vector<RatePass> passes;
-  UnionWeights<T> weights;
-  std::vector<Tensor> packed;
+  Held<UnionWeights<T>, std::vector<std::optional<Tensor>>> weights;
 
   // False where there are too many.
   bool add(const Tensor& weight, const ConvGeometry& g, bool centre, cudaStream_t stream) {
     const auto operand = weight_operand<T>(weight, weight_size(g.forward()),
                                            g.forward_weight(strides4(weight)), stream);
-    if (operand.packed.has_value()) packed.push_back(*operand.packed);
+    weights.owners.push_back(operand.memory.owners);
     const Strides4 strides{operand.strides.outer, 1, operand.strides.h, operand.strides.w};
     const auto added = centre ? std::vector{rate_pass(g, strides, {0, 1, 1}, {0, 1, 1})}
                               : off_centre_passes(g, strides);
     for (const RatePass& pass : added) {
       if (passes.size() == UnionPlan::kMaxPasses) return false;
-      weights.passes[passes.size()] = {
-          operand.data + strides.offset(0, 0, pass.first_row, pass.first_column), strides.n,
+      weights.value.passes[passes.size()] = {
+          operand.memory.value + strides.offset(0, 0, pass.first_row, pass.first_column), strides.n,
           pass.weight_strides.h, pass.weight_strides.w};
       passes.push_back(pass);
     }
@@ -48,14 +47,12 @@ bool launch_union(const MultiRate& call, const Tensor& input, const std::vector<
   const std::optional<UnionPlan>& plan = *kept;
   if (!plan.has_value()) return false;
   const auto map = map_operand<T>(input, 1, stream);
-  const auto kernel = multi_rate_sum_tensorcore_kernel<T, kColumns>;
-  allow_shared_memory(kernel, kTensorSharedBytes<kColumns>);
   const int64_t jobs = plan->tiles() * ceil_div<int64_t>(g.outputs, kColumns);
-  kernel<<<job_grid(jobs), kTensorThreads, kTensorSharedBytes<kColumns>, stream>>>(
-      map.data, operands.weights, call.tail.epilogue<T>(),
-      static_cast<T*>(call.output.mutable_data_ptr()), *plan, g.batch, g.outputs,
-      whole_vectors(g.channels, kVector<T>), map.strides, strides4(call.output));
-  check_cuda(cudaGetLastError(), "multi_rate_conv2d, sum on tensor cores");
+  launch({"multi_rate_conv2d, sum on tensor cores", job_grid(jobs), kTensorThreads, stream,
+          kTensorSharedBytes<kColumns>},
+         multi_rate_sum_tensorcore_kernel<T, kColumns>, map.memory, operands.weights,
+         held_epilogue<T>(call.tail), writes<T>(call.output), *plan, g.batch, g.outputs,
+         whole_vectors(g.channels, kVector<T>), map.strides, strides4(call.output));
   return true;
 }
 
@@ -65,9 +62,8 @@ bool add_at_once(const MultiRate& call, const Tensor& input, const std::vector<T
   bool served = false;
   dispatch_tensorcore(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto launch =
-        call.geometries[0].outputs <= 32 ? launch_union<T, 32> : launch_union<T, 64>;
-    served = launch(call, input, weights, context.stream());
+    const auto sum = call.geometries[0].outputs <= 32 ? launch_union<T, 32> : launch_union<T, 64>;
+    served = sum(call, input, weights, context.stream());
   });
   return served;
 }
@@ -101,7 +97,7 @@ Tensor multi_rate_conv2d_relu_cuda(const Tensor& input, std::vector<Tensor> weig
 }  // namespace
 }  // namespace atrousx
 
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("multi_rate_conv2d", TORCH_BOX(&atrousx::multi_rate_conv2d_cuda));
   m.impl("_multi_rate_conv2d_relu", TORCH_BOX(&atrousx::multi_rate_conv2d_relu_cuda));
 }

@@ -31,6 +31,7 @@ struct UnionTaps {
 
 // Small enough, beside the weights' addresses, to be a kernel's argument.
 struct UnionPlan {
+  using HoldsNoAddress = void;
   static constexpr int kMaxPasses = 16, kMaxClasses = 20;
 
   int height, width, passes, row_classes, column_classes;

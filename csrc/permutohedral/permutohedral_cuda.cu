@@ -1,5 +1,5 @@
 // CUDA launchers and registration of the permutohedral lattice.
-#include "../cuda_launch.h"
+#include "../cuda/launch.h"
 #include "lattice.h"
 #include "permutohedral_kernels.cuh"
 
@@ -19,11 +19,11 @@ std::tuple<Tensor, Tensor, Tensor> embed_cuda(const Tensor& features) {
   const LaunchContext context(features.get_device_index());
   dispatch_lattice_value(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    permutohedral_embed_kernel<T><<<grid_for(images * points), kThreads, 0, context.stream()>>>(
-        data<T>(source), mutable_data<int32_t>(base), mutable_data<uint8_t>(rank),
-        mutable_data<T>(weights), images, points, EmbeddingPlan<T>::make(static_cast<int>(dims)));
+    launch({"_permutohedral_embed", grid_for(images * points), kThreads, context.stream()},
+           permutohedral_embed_kernel<T>, reads<T>(source), writes<int32_t>(base),
+           writes<uint8_t>(rank), writes<T>(weights), images, points,
+           EmbeddingPlan<T>::make(static_cast<int>(dims)));
   });
-  check_cuda(cudaGetLastError(), "_permutohedral_embed");
   return {base, rank, weights};
 }
 
@@ -36,12 +36,10 @@ Tensor embed_backward_cuda(const Tensor& grad_weights, const Tensor& rank) {
   const LaunchContext context(grad.get_device_index());
   dispatch_lattice_value(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    permutohedral_embed_backward_kernel<T>
-        <<<grid_for(images * points), kThreads, 0, context.stream()>>>(
-            data<T>(grad), data<uint8_t>(ranks), mutable_data<T>(grad_features), images, points,
-            Elevation<T>::make(static_cast<int>(dims)));
+    launch({"_permutohedral_embed_backward", grid_for(images * points), kThreads, context.stream()},
+           permutohedral_embed_backward_kernel<T>, reads<T>(grad), reads<uint8_t>(ranks),
+           writes<T>(grad_features), images, points, Elevation<T>::make(static_cast<int>(dims)));
   });
-  check_cuda(cudaGetLastError(), "_permutohedral_embed_backward");
   return grad_features;
 }
 
@@ -55,43 +53,43 @@ Tensor pack_cuda(const Tensor& base, const Tensor& rank, std::vector<int64_t> wo
   const Tensor keys = empty_like_of(base, {layout.words, corners}, ScalarType::Long);
   if (corners == 0) return keys;
   const LaunchContext context(base.get_device_index());
-  permutohedral_pack_kernel<<<grid_for(corners), kThreads, 0, context.stream()>>>(
-      data<int32_t>(bases), data<uint8_t>(ranks), mutable_data<int64_t>(keys), corners,
-      base.size(1), layout);
-  check_cuda(cudaGetLastError(), "_permutohedral_pack");
+  launch({"_permutohedral_pack", grid_for(corners), kThreads, context.stream()},
+         permutohedral_pack_kernel, reads<int32_t>(bases), reads<uint8_t>(ranks),
+         writes<int64_t>(keys), corners, base.size(1), layout);
   return keys;
 }
 
 Tensor neighbours_cuda(const Tensor& keys, const Tensor& steps) {
   check_keys(keys, steps);
   const Tensor source = contiguous(keys), offsets = contiguous(steps);
-  const SortedKeys sorted{data<int64_t>(source), keys.size(1), static_cast<int>(keys.size(0))};
+  const Held<SortedKeys> sorted{
+      {data<int64_t>(source), keys.size(1), static_cast<int>(keys.size(0))}, source};
   const int64_t axes = steps.size(0);
-  const Tensor neighbours = empty_like_of(keys, {axes, 2, sorted.count}, ScalarType::Long);
+  const Tensor neighbours = empty_like_of(keys, {axes, 2, keys.size(1)}, ScalarType::Long);
   if (neighbours.numel() == 0) return neighbours;
   const LaunchContext context(keys.get_device_index());
-  permutohedral_neighbours_kernel<<<grid_for(neighbours.numel()), kThreads, 0, context.stream()>>>(
-      sorted, data<int64_t>(offsets), mutable_data<int64_t>(neighbours), axes);
-  check_cuda(cudaGetLastError(), "_permutohedral_neighbours");
+  launch({"_permutohedral_neighbours", grid_for(neighbours.numel()), kThreads, context.stream()},
+         permutohedral_neighbours_kernel, sorted, reads<int64_t>(offsets),
+         writes<int64_t>(neighbours), axes);
   return neighbours;
 }
 
 // Splat, then blur axis by axis, in reverse when transposed -> [M, C]
 template <typename T, typename Index>
-Tensor lift(const Lattice& l, const Tensor& values, const T* splat_scale, bool transpose,
-            cudaStream_t stream) {
+Tensor lift(const Lattice& l, const Tensor& values, const std::optional<Tensor>& splat_scale,
+            bool transpose, cudaStream_t stream) {
   const int64_t vertices = l.vertices(), channels = values.size(1);
   Tensor lattice = empty_like_of(values, {vertices, channels});
   Tensor blurred = empty_like_of(values, {vertices, channels});
   const unsigned int grid = grid_for(vertices * channels);
-  permutohedral_splat_kernel<T, Index><<<grid, kThreads, 0, stream>>>(
-      data<T>(values), data<Index>(l.starts), data<Index>(l.entry_points), data<T>(l.entry_weights),
-      splat_scale, mutable_data<T>(lattice), vertices, channels);
+  launch({"the lattice's splat", grid, kThreads, stream}, permutohedral_splat_kernel<T, Index>,
+         reads<T>(values), reads<Index>(l.starts), reads<Index>(l.entry_points),
+         reads<T>(l.entry_weights), reads<T>(splat_scale), writes<T>(lattice), vertices, channels);
   for (int axis = 0; axis <= l.dims(); ++axis) {
     const int64_t line = transpose ? l.dims() - axis : axis;
-    permutohedral_blur_kernel<T, Index><<<grid, kThreads, 0, stream>>>(
-        data<T>(lattice), data<Index>(l.neighbours) + line * 2 * vertices, mutable_data<T>(blurred),
-        vertices, channels);
+    launch({"the lattice's blur", grid, kThreads, stream}, permutohedral_blur_kernel<T, Index>,
+           reads<T>(lattice), reads<Index>(l.neighbours) + line * 2 * vertices, writes<T>(blurred),
+           vertices, channels);
     std::swap(lattice, blurred);
   }
   return lattice;
@@ -112,14 +110,12 @@ Tensor apply_cuda(const Tensor& values, const Tensor& corner_weights, const Tens
   dispatch_lattice(values.scalar_type(), l.index_type(), [&](auto zero, auto index) {
     using T = decltype(zero);
     using Index = decltype(index);
-    const Tensor lattice =
-        lift<T, Index>(l, source, data<T>(splat_scale), transpose, context.stream());
-    permutohedral_slice_kernel<T, Index>
-        <<<grid_for(output.numel()), kThreads, 0, context.stream()>>>(
-            data<T>(lattice), data<Index>(corner_vertices), data<T>(corner_weights),
-            data<T>(slice_scale), mutable_data<T>(output), l.points(), channels, l.dims());
+    const Tensor lattice = lift<T, Index>(l, source, splat_scale, transpose, context.stream());
+    launch({"_permutohedral_apply", grid_for(output.numel()), kThreads, context.stream()},
+           permutohedral_slice_kernel<T, Index>, reads<T>(lattice), reads<Index>(corner_vertices),
+           reads<T>(corner_weights), reads<T>(slice_scale), writes<T>(output), l.points(), channels,
+           l.dims());
   });
-  check_cuda(cudaGetLastError(), "_permutohedral_apply");
   return output;
 }
 
@@ -138,21 +134,18 @@ Tensor corner_product_cuda(const Tensor& rows, const Tensor& values, const Tenso
   dispatch_lattice(values.scalar_type(), l.index_type(), [&](auto zero, auto index) {
     using T = decltype(zero);
     using Index = decltype(index);
-    const T* no_scale = nullptr;
-    const Tensor lattice = lift<T, Index>(l, source, no_scale, transpose, context.stream());
-    permutohedral_corner_product_kernel<T, Index>
-        <<<grid_for(product.numel()), kThreads, 0, context.stream()>>>(
-            data<T>(left), data<T>(lattice), data<Index>(corner_vertices), mutable_data<T>(product),
-            product.numel(), channels, l.dims());
+    const Tensor lattice = lift<T, Index>(l, source, std::nullopt, transpose, context.stream());
+    launch({"_permutohedral_corner_product", grid_for(product.numel()), kThreads, context.stream()},
+           permutohedral_corner_product_kernel<T, Index>, reads<T>(left), reads<T>(lattice),
+           reads<Index>(corner_vertices), writes<T>(product), product.numel(), channels, l.dims());
   });
-  check_cuda(cudaGetLastError(), "_permutohedral_corner_product");
   return product;
 }
 
 }  // namespace
 }  // namespace atrousx
 
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("_permutohedral_embed", TORCH_BOX(&atrousx::embed_cuda));
   m.impl("_permutohedral_embed_backward", TORCH_BOX(&atrousx::embed_backward_cuda));
   m.impl("_permutohedral_pack", TORCH_BOX(&atrousx::pack_cuda));

@@ -33,6 +33,7 @@ ATROUSX_HOST_DEVICE double rounded_product(double a, double b) {
 // splat, blur and slice together a Gaussian of variance 1 in the features.
 template <typename A>
 struct Elevation {
+  using HoldsNoAddress = void;
   int dims;
   A factor[kMaxFeatures];
 
@@ -135,6 +136,7 @@ constexpr double kWideCoordinate = 32768.0;
 
 template <typename T>
 struct EmbeddingPlan {
+  using HoldsNoAddress = void;
   Elevation<T> own;
   Elevation<double> wide;
 
@@ -188,6 +190,7 @@ ATROUSX_HOST_DEVICE void embed_point_backward(const Elevation<T>& elevation, con
 // digits of one or more 64-bit words. Digits have room for every neighbour, so a neighbour's key is
 // the key plus a constant, and sorted keys stay sorted when stepped.
 struct KeyLayout {
+  using HoldsNoAddress = void;
   int dims, words;
   int64_t image_stride;  // in word 0
   int32_t word[kMaxFeatures];

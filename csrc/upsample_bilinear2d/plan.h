@@ -84,6 +84,7 @@ struct BilinearAxis {
 
 template <typename A>
 struct BilinearPlan {
+  using HoldsNoAddress = void;
   BilinearAxis<A> rows, columns;
 };
 

@@ -22,6 +22,7 @@ constexpr int kGatherBlocks = kCount > 2 || sizeof(T) == 8 ? 2 : 3;
 // How a backward is cut up: a block takes `rows` input rows of `columns` input columns, `slice`
 // numbers of every pixel, so few that the gradients that reach a row of them fill its threads.
 struct GatherJobs {
+  using HoldsNoAddress = void;
   int64_t maps, chunks, tiles, slices;
   int64_t rows, columns, slice;
 

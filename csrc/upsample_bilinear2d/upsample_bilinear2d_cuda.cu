@@ -1,5 +1,5 @@
 // CUDA launchers and registration of upsample_bilinear2d and its backward.
-#include "../cuda_launch.h"
+#include "../cuda/launch.h"
 #include "arguments.h"
 #include "upsample_bilinear2d_backward_kernels.cuh"
 
@@ -24,50 +24,51 @@ bool moves_vectors(const void* memory, int64_t numbers, int vector) {
 }
 
 template <typename T>
-void forward(const T* input, T* output, const Resampling& r, const Layout& layout,
-             cudaStream_t stream) {
+void forward(const Held<const T*>& input, const Held<T*>& output, const Resampling& r,
+             const Layout& layout, cudaStream_t stream) {
   const int64_t row = r.out_width * layout.pixel;
-  const bool vectors = moves_vectors(output, row, kFullVector<T>);
+  const bool vectors = moves_vectors(output.value, row, kFullVector<T>);
   const auto jobs = ForwardJobs::make(layout.maps, r.out_height, row, vectors ? kFullVector<T> : 1);
   const auto kernel = vectors ? upsample_bilinear2d_forward_kernel<T, kFullVector<T>>
                               : upsample_bilinear2d_forward_kernel<T, 1>;
-  kernel<<<job_grid(jobs.count()), kForwardThreads, 0, stream>>>(input, output, jobs, layout.pixel,
-                                                                 r.plan<T>());
+  launch({"upsample_bilinear2d", job_grid(jobs.count()), kForwardThreads, stream}, kernel, input,
+         output, jobs, layout.pixel, r.plan<T>());
 }
 
 template <typename T, bool kShort, int kVector>
-bool gather(const T* grad_output, T* grad_input, const Resampling& r, const Layout& layout,
-            cudaStream_t stream) {
+bool gather(const Held<const T*>& grad_output, const Held<T*>& grad_input, const Resampling& r,
+            const Layout& layout, cudaStream_t stream) {
   constexpr int kNumbers = kGatherNumbers<T, kShort, kVector>;
   const auto plan = r.plan<T>();
   const auto jobs = GatherJobs::make(layout.maps, layout.pixel, plan, kVector, kNumbers);
   // Pieces of pixels must be vectors, too.
   if (jobs.columns == 0 || (jobs.slices > 1 && layout.pixel % kVector != 0)) return false;
-  upsample_bilinear2d_backward_kernel<T, kVector, kNumbers>
-      <<<job_grid(jobs.count()), kGatherThreads, 0, stream>>>(grad_output, grad_input, jobs,
-                                                              layout.pixel, plan);
+  launch({"_upsample_bilinear2d_backward", job_grid(jobs.count()), kGatherThreads, stream},
+         upsample_bilinear2d_backward_kernel<T, kVector, kNumbers>, grad_output, grad_input, jobs,
+         layout.pixel, plan);
   return true;
 }
 
 template <typename T, bool kShort>
-bool gather(const T* grad_output, T* grad_input, const Resampling& r, const Layout& layout,
-            cudaStream_t stream) {
+bool gather(const Held<const T*>& grad_output, const Held<T*>& grad_input, const Resampling& r,
+            const Layout& layout, cudaStream_t stream) {
   constexpr int kFull = kFullVector<T>;
-  if (moves_vectors(grad_output, r.out_width * layout.pixel, kFull) &&
+  if (moves_vectors(grad_output.value, r.out_width * layout.pixel, kFull) &&
       gather<T, kShort, kFull>(grad_output, grad_input, r, layout, stream))
     return true;
   return gather<T, kShort, 1>(grad_output, grad_input, r, layout, stream);
 }
 
 template <typename T>
-void backward(const T* grad_output, T* grad_input, const Resampling& r, const Layout& layout,
-              cudaStream_t stream) {
+void backward(const Held<const T*>& grad_output, const Held<T*>& grad_input, const Resampling& r,
+              const Layout& layout, cudaStream_t stream) {
   if (layout.pixel < kShortPixel ? gather<T, true>(grad_output, grad_input, r, layout, stream)
                                  : gather<T, false>(grad_output, grad_input, r, layout, stream))
     return;
   const int64_t count = layout.maps * r.height * r.width * layout.pixel;
-  upsample_bilinear2d_backward_far_kernel<T><<<grid_for(count), kThreads, 0, stream>>>(
-      grad_output, grad_input, layout.maps, layout.pixel, r.plan<T>());
+  launch({"_upsample_bilinear2d_backward, far", grid_for(count), kThreads, stream},
+         upsample_bilinear2d_backward_far_kernel<T>, grad_output, grad_input, layout.maps,
+         layout.pixel, r.plan<T>());
 }
 
 Tensor upsample_bilinear2d_cuda(const Tensor& input, std::vector<int64_t> output_size,
@@ -81,11 +82,8 @@ Tensor upsample_bilinear2d_cuda(const Tensor& input, std::vector<int64_t> output
   const Tensor source = dense4(input, channels_last);
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    forward(static_cast<const T*>(source.const_data_ptr()),
-            static_cast<T*>(output.mutable_data_ptr()), r, Layout(r, channels_last),
-            context.stream());
+    forward(reads<T>(source), writes<T>(output), r, Layout(r, channels_last), context.stream());
   });
-  check_cuda(cudaGetLastError(), "upsample_bilinear2d");
   return output;
 }
 
@@ -100,18 +98,16 @@ Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output, int64_t heig
   const Tensor source = dense4(grad_output, channels_last);
   dispatch_floating(grad_output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    backward(static_cast<const T*>(source.const_data_ptr()),
-             static_cast<T*>(grad_input.mutable_data_ptr()), r, Layout(r, channels_last),
+    backward(reads<T>(source), writes<T>(grad_input), r, Layout(r, channels_last),
              context.stream());
   });
-  check_cuda(cudaGetLastError(), "_upsample_bilinear2d_backward");
   return grad_input;
 }
 
 }  // namespace
 }  // namespace atrousx
 
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("upsample_bilinear2d", TORCH_BOX(&atrousx::upsample_bilinear2d_cuda));
   m.impl("_upsample_bilinear2d_backward", TORCH_BOX(&atrousx::upsample_bilinear2d_backward_cuda));
 }

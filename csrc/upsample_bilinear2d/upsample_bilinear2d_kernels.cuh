@@ -44,6 +44,7 @@ constexpr int kForwardVectors = kVector == 1 ? 4 : 1;
 // How a forward is cut up: a block takes `rows` rows of the vectors of all maps, side by side, so
 // that no lane is left over where a row ends.
 struct ForwardJobs {
+  using HoldsNoAddress = void;
   int64_t vectors, row_vectors, tiles, rows, chunks;
 
   static ForwardJobs make(int64_t maps, int64_t rows, int64_t row_numbers, int vector) {

@@ -23,6 +23,7 @@ struct PixelGradient {
 // How the backward is cut up: a block takes `columns` logits of a row, so few that the pixels which
 // they reach are one a thread, or a single column.
 struct SlopeJobs {
+  using HoldsNoAddress = void;
   int64_t batch, rows, tiles, columns;
 
   template <typename A>

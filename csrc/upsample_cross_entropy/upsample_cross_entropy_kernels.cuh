@@ -51,6 +51,7 @@ struct ColumnWalk {
 
 // How the forward is cut up: a block takes kLossRows pixels of kLossThreads columns.
 struct LossJobs {
+  using HoldsNoAddress = void;
   int64_t batch, chunks, tiles;
 
   static LossJobs make(int64_t batch, int64_t rows, int64_t columns) {

@@ -1,5 +1,5 @@
 // CUDA launcher and registration of upsample_softmax_add.
-#include "../cuda_launch.h"
+#include "../cuda/launch.h"
 #include "arguments.h"
 #include "upsample_softmax_add_kernels.cuh"
 
@@ -14,18 +14,16 @@ void upsample_softmax_add_cuda(Tensor sum, const Tensor& logits, double alpha, b
   dispatch_floating(logits.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    upsample_softmax_add_kernel<T>
-        <<<grid_for(r.batch * r.out_height * r.out_width), kThreads, 0, context.stream()>>>(
-            static_cast<const T*>(logits.const_data_ptr()), static_cast<A*>(sum.mutable_data_ptr()),
-            r.batch, r.channels, r.plan<T>(), static_cast<A>(alpha), flip, strides4(logits),
-            strides4(sum));
+    launch({"_upsample_softmax_add_", grid_for(r.batch * r.out_height * r.out_width), kThreads,
+            context.stream()},
+           upsample_softmax_add_kernel<T>, reads<T>(logits), writes<A>(sum), r.batch, r.channels,
+           r.plan<T>(), static_cast<A>(alpha), flip, strides4(logits), strides4(sum));
   });
-  check_cuda(cudaGetLastError(), "_upsample_softmax_add_");
 }
 
 }  // namespace
 }  // namespace atrousx
 
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("_upsample_softmax_add_", TORCH_BOX(&atrousx::upsample_softmax_add_cuda));
 }

@@ -1,0 +1,14 @@
+// A convolution's epilogue as a launch takes it.
+#pragma once
+
+#include "../cuda/launch.h"
+#include "gather.h"
+
+namespace atrousx {
+
+template <typename T>
+Held<Epilogue<T>, std::array<std::optional<Tensor>, 2>> held_epilogue(const Tail& tail) {
+  return {tail.epilogue<T>(), {tail.bias, tail.residual}};
+}
+
+}  // namespace atrousx
