@@ -32,6 +32,35 @@ def _load() -> tuple[ModuleType, ModuleType | None]:
 core, cuda = _load()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
+# The types of device that run the CUDA kernels, and what Python has registered for them.
+_gpu_types = ["cuda"]
+_gpu_kernels: list[tuple[str, Callable[..., Any]]] = []
+_autocast_rules: list[tuple[torch._ops.OpOverload, bool]] = []
+
+
+def is_gpu(tensor: torch.Tensor) -> bool:
+    """Whether the CUDA kernels compute what is asked of this tensor."""
+    return tensor.is_cuda or tensor.device.type in _gpu_types
+
+
+def register_gpu_kernel(name: str, kernel: Callable[..., Any]) -> None:
+    """Gives an operator a kernel in Python for the devices that run the CUDA kernels."""
+    _gpu_kernels.append((name, kernel))
+    _library.impl(name, kernel, "CUDA")
+
+
+def add_gpu_type(device_type: str, key: str) -> None:
+    """Makes another type of device, of that dispatch key, one that runs the CUDA kernels.
+
+    Its compiled kernels are registered for it elsewhere. The tests have such a device in host
+    memory.
+    """
+    _gpu_types.append(device_type)
+    for name, kernel in _gpu_kernels:
+        _library.impl(name, kernel, key)
+    for op, to_lower_precision in _autocast_rules:
+        _register_autocast(op, to_lower_precision, device_type, f"Autocast{key}")
+
 
 def register_gradient(
     op: torch._ops.OpOverload,
@@ -80,10 +109,18 @@ def register_autocast(op: torch._ops.OpOverload, to_lower_precision: bool) -> No
     With ``to_lower_precision`` floating tensors are cast to autocast's own dtype, as PyTorch does
     for convolutions; without, half tensors are cast to float32, as it does for sensitive operators.
     """
-    name = op._schema.name.removeprefix(f"{NAMESPACE}::")
+    _autocast_rules.append((op, to_lower_precision))
     for device_type in ("cpu", "cuda"):
-        rule = functools.partial(_autocast, op, device_type, to_lower_precision)
-        _library.impl(name, rule, f"Autocast{device_type.upper()}")
+        key = f"Autocast{device_type.upper()}"
+        _register_autocast(op, to_lower_precision, device_type, key)
+
+
+def _register_autocast(
+    op: torch._ops.OpOverload, to_lower_precision: bool, device_type: str, key: str
+) -> None:
+    name = op._schema.name.removeprefix(f"{NAMESPACE}::")
+    rule = functools.partial(_autocast, op, device_type, to_lower_precision)
+    _library.impl(name, rule, key)
 
 
 def _autocast(
@@ -102,8 +139,8 @@ def _autocast(
         )
         return value.to(dtype) if castable else value
 
-    excluded = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
-        torch._C.DispatchKey.AutocastCUDA
-    )
+    excluded = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+    for key in (torch._C.DispatchKey.AutocastCUDA, torch._C.DispatchKey.AutocastPrivateUse1):
+        excluded = excluded.add(key)
     with torch._C._ExcludeDispatchKeyGuard(excluded):
         return op(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._library import is_gpu
 from ._geometry import live_share, output_size
 
 _points = torch.ops.atrousx._atrous_conv2d_points.default
@@ -320,7 +321,7 @@ def convolve_by_torch(
 
 def allows_tf32(input: Tensor) -> bool:
     """Whether float32 may be rounded to TF32: on CUDA, by PyTorch's own switch for convolutions."""
-    return input.dtype == torch.float32 and input.is_cuda and tf32_switch()
+    return input.dtype == torch.float32 and is_gpu(input) and tf32_switch()
 
 
 # A constant to torch.compile, which cannot look into PyTorch's switches.

@@ -8,6 +8,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from .._library import is_gpu
+
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -26,7 +28,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 def check_device(name: str, tensor: Tensor) -> None:
     # The usual cases first: the name of a device takes a third of a microsecond.
-    if not (tensor.is_cpu or tensor.is_cuda or tensor.is_meta):
+    if not (tensor.is_cpu or is_gpu(tensor) or tensor.is_meta):
         raise RuntimeError(f"{name} must be on the CPU or a CUDA device, got {tensor.device}")
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._library import register_gpu_kernel
+
 _apply = torch.ops.atrousx._permutohedral_apply.default
 _corner_product = torch.ops.atrousx._permutohedral_corner_product.default
 _TENSORS = 9
@@ -121,8 +123,8 @@ def _add_corners(term: _Term, q: Tensor, slopes: Tensor, corners: Tensor, scales
     corners += sliced if term.after is None else sliced * term.after
 
 
-torch.library.impl("atrousx::_mean_field_states", "cuda")(states_of_rows)
-torch.library.impl("atrousx::_mean_field_backward", "cuda")(gradients_of_rows)
+register_gpu_kernel("_mean_field_states", states_of_rows)
+register_gpu_kernel("_mean_field_backward", gradients_of_rows)
 
 
 @torch.library.register_fake("atrousx::_mean_field_states")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._library import register_autocast
+from .._library import register_autocast, register_gpu_kernel
 
 _build = torch.ops.atrousx._permutohedral_build.default
 _assemble = torch.ops.atrousx._permutohedral_assemble.default
@@ -59,11 +59,14 @@ def drop_points(lattice: Lattice, points: int) -> Lattice:
 
 # Checks, then the lattice, as one operator: the number of vertices and the checks depend on data,
 # and a compiler that traces a caller sees one opaque call.
-@torch.library.impl("atrousx::_permutohedral_build", ("cpu", "cuda"))
-def _(features: Tensor) -> tuple[Tensor, ...]:
+def _build_checked(features: Tensor) -> tuple[Tensor, ...]:
     _check_magnitude(features)
     result: tuple[Tensor, ...] = _assemble(features)
     return result
+
+
+torch.library.impl("atrousx::_permutohedral_build", "cpu")(_build_checked)
+register_gpu_kernel("_permutohedral_build", _build_checked)
 
 
 def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
@@ -94,7 +97,7 @@ def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-torch.library.impl("atrousx::_permutohedral_assemble", "cuda")(assemble_by_sorting)
+register_gpu_kernel("_permutohedral_assemble", assemble_by_sorting)
 
 
 def _check_magnitude(features: Tensor) -> None:

@@ -1,7 +1,9 @@
-"""Compiles the CUDA kernels, with ordinary g++, into a Python module that runs them on the host.
+"""Compiles CUDA code with ordinary g++, to run on the host.
 
-Two builds: "plain", and "sanitized" with AddressSanitizer and UBSan, which must be loaded into a
-Python started with :func:`sanitizer_environment`. No torch is imported: only its headers are used.
+Two things are built. :func:`load` gives a Python module of the executor itself, "plain" or
+"sanitized", the latter with AddressSanitizer and UBSan; no torch is imported, only its headers are
+used. :func:`build_device` gives the library that ``device.py`` loads into PyTorch: the launchers and
+kernels of ``csrc`` for a device in host memory.
 """
 
 from __future__ import annotations
@@ -15,47 +17,46 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-import pybind11
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NAME = "atrousx_emulated"
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 FLAGS = {
     "plain": "-O2",
     # -g1: lines and names are all that a report needs, and compile in two thirds of the time.
-    "sanitized": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
+    "sanitized": f"-O1 -g1 {SANITIZERS}",
+}
+MODULE_SOURCES = ["bindings", "emulator", "memory", "planted_bindings", "ptx_bindings"]
+# Each load and store calls access.cpp, which stands for the flag's own runtime.
+CHECKED = "-fsanitize=thread"
+DEVICE_FLAGS = {
+    "plain": "-O1",
+    "coverage": "-O0 --coverage -fprofile-update=single",
+    "undefined": "-O1 -g1 -fsanitize=undefined",
 }
 
 
-def build(variant: str) -> Path:
-    """The module's path, compiled as far as anything has changed."""
-    directory = ROOT / "build" / f"emulator-{variant}"
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def quoted(path: Path | str) -> str:
+    """As a shell takes it; ninja's own escape is the dollar."""
+    return "'" + str(path).replace("$", "$$") + "'"
+
+
+def target(path: Path | str) -> str:
+    """As ninja takes a path."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def run_ninja(directory: Path, lines: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    torch_spec = importlib.util.find_spec("torch")
-    assert torch_spec is not None
-    assert torch_spec.origin is not None
-    includes = [
-        f"-I{HERE}",
-        f"-I{ROOT / 'csrc'}",
-        f"-isystem {Path(torch_spec.origin).parent / 'include'}",
-        f"-isystem {pybind11.get_include()}",
-        f"-isystem {sysconfig.get_path('include')}",
-    ]
-    flags = f"-std=c++20 -fPIC -Wall -Wextra {FLAGS[variant]} {' '.join(includes)}"
-    output = directory / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    sources = sorted(HERE.glob("*.cpp"))
-    objects = " ".join(f"{s.stem}.o" for s in sources)
-    lines = [
-        "rule cxx",
-        f"  command = g++ -MMD -MF $out.d {flags} -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = g++ -shared {FLAGS[variant]} $in -o $out",
-        *(f"build {s.stem}.o: cxx {s}" for s in sources),
-        f"build {output.name}: link {objects}",
-    ]
-    command = ["ninja", "-C", str(directory), "--quiet"]
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    command = ["ninja", "-C", str(directory), "--quiet", "-j", jobs]
     # Test processes may come here at once: the first one builds.
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -63,16 +64,82 @@ def build(variant: str) -> Path:
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"the host executor does not compile:\n{result.stdout[-6000:]}")
-    return output
+
+
+def compile_rule(name: str, flags: str) -> list[str]:
+    return [
+        f"rule {name}",
+        f"  command = g++ -MMD -MF $out.d -std=c++20 -fPIC {flags} -c -x c++ $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+
+
+def build_module(variant: str) -> Path:
+    """The Python module's path, compiled as far as anything has changed."""
+    import pybind11
+
+    directory = ROOT / "build" / f"emulator-{variant}"
+    includes = [
+        f"-I{quoted(HERE)}",
+        f"-I{quoted(ROOT / 'csrc')}",
+        f"-isystem {quoted(torch_folder() / 'include')}",
+        f"-isystem {quoted(pybind11.get_include())}",
+        f"-isystem {quoted(sysconfig.get_path('include'))}",
+    ]
+    output = f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    lines = [
+        *compile_rule("cxx", f"-Wall -Wextra {FLAGS[variant]} {' '.join(includes)}"),
+        "rule link",
+        f"  command = g++ -shared {FLAGS[variant]} $in -o $out",
+        *(f"build {name}.o: cxx {target(HERE / name)}.cpp" for name in MODULE_SOURCES),
+        f"build {output}: link {' '.join(f'{name}.o' for name in MODULE_SOURCES)}",
+    ]
+    run_ninja(directory, lines)
+    return directory / output
 
 
 def load(variant: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(NAME, build(variant))
+    spec = importlib.util.spec_from_file_location(NAME, build_module(variant))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def build_device(variant: str) -> Path:
+    """The library's path, compiled as far as anything has changed."""
+    directory = ROOT / "build" / f"emulated-device-{variant}"
+    torch = torch_folder()
+    # The stable interface for the launchers, as setup.py compiles them; PyTorch's whole one for the
+    # device. Kernels take what the grid leaves in turn: a small largest grid makes them do it.
+    stable = (
+        "-DTORCH_TARGET_VERSION=0x020b000000000000 -DATROUSX_CUDA_KEY=PrivateUse1 "
+        "-DATROUSX_MOST_BLOCKS=3"
+    )
+    includes = (
+        f"-I{quoted(HERE)} -I{quoted(ROOT / 'csrc')} -isystem {quoted(torch / 'include')} "
+        f"-isystem {quoted(torch / 'include/torch/csrc/api/include')}"
+    )
+    flags = DEVICE_FLAGS[variant]
+    plain = ["access", "emulator", "memory", "runtime", "device"]
+    launchers = sorted((ROOT / "csrc").rglob("*_cuda.cu"))
+    objects = [f"{name}.o" for name in [*plain, "planted", *(s.stem for s in launchers)]]
+    libraries = f"-L{quoted(torch / 'lib')} -ltorch_cpu -ltorch -lc10 -ldl"
+    lines = [
+        *compile_rule("host", f"-O2 -Wall -Wextra {includes}"),
+        *compile_rule("launcher", f"-Wall -Wextra {flags} {CHECKED} {stable} {includes}"),
+        "rule link",
+        # Not with CHECKED: its runtime is what access.cpp stands for.
+        f"  command = g++ -shared {flags} $in -o $out {libraries}",
+        *(f"build {name}.o: host {target(HERE / name)}.cpp" for name in plain),
+        f"build planted.o: launcher {target(HERE / 'planted.cpp')}",
+        *(f"build {s.stem}.o: launcher {target(s)}" for s in launchers),
+        f"build libemulated_device.so: link {' '.join(objects)}",
+    ]
+    run_ninja(directory, lines)
+    return directory / "libemulated_device.so"
 
 
 def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:

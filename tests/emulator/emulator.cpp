@@ -3,6 +3,9 @@
 
 #include <ucontext.h>
 
+#include "access.h"
+
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <deque>
@@ -23,9 +26,8 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr unsigned int kWarpSize = 32;
-constexpr size_t kStaticSharedLimit = 48 * 1024;    // what nvcc allows a kernel to declare
-constexpr size_t kDynamicSharedLimit = 227 * 1024;  // what a Hopper block may ask for
-constexpr int kPoison = 0xff;                       // NaN as a float, -1 as an integer
+constexpr size_t kStaticSharedLimit = 48 * 1024;  // what nvcc allows a kernel to declare
+constexpr int kPoison = 0xff;                     // NaN as a float, -1 as an integer
 
 enum class State { kReady, kAtBarrier, kAtExchange, kDone };
 
@@ -65,7 +67,8 @@ Fiber* running = nullptr;
 unsigned int running_index = 0;
 const std::function<void()>* kernel_body = nullptr;
 std::vector<SharedArray> shared_arrays;
-void* dynamic_shared = nullptr;
+Range dynamic_shared{};
+Range parameters{};
 std::exception_ptr failure;  // thrown by a kernel; it cannot unwind into the scheduler's stack
 
 // Tells AddressSanitizer which stack is next; without it every fiber looks like a wild stack
@@ -118,6 +121,7 @@ void resume(unsigned int index) {
   announce_switch(&scheduler_fake_stack, running->stack.get(), kStackBytes);
   swapcontext(&scheduler, &running->context);
   complete_switch(scheduler_fake_stack, false);
+  running = nullptr;
   if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
 }
 
@@ -233,12 +237,14 @@ void perform(const AsyncCopy& copy) {
 class BlockMemory {
  public:
   explicit BlockMemory(size_t dynamic_bytes) {
-    dynamic_shared = dynamic_bytes > 0 ? allocate_poisoned(dynamic_bytes) : nullptr;
+    dynamic_shared = {dynamic_bytes > 0 ? allocate_poisoned(dynamic_bytes) : nullptr,
+                      dynamic_bytes};
   }
   ~BlockMemory() {
     for (const SharedArray& array : shared_arrays) std::free(array.memory);
     shared_arrays.clear();
-    std::free(dynamic_shared);
+    std::free(const_cast<void*>(dynamic_shared.start));
+    dynamic_shared = {};
   }
 };
 
@@ -253,6 +259,13 @@ unsigned int lane() { return running_index % kWarpSize; }
 void block_barrier(const char* site) { wait(State::kAtBarrier, site); }
 
 const Contribution* warp_exchange(uint32_t mask, const Contribution& value, const char* site) {
+  const auto threads = static_cast<unsigned int>(current.block_size.count());
+  const unsigned int lanes = std::min(kWarpSize, threads - running_index / kWarpSize * kWarpSize);
+  if (lanes < kWarpSize && mask >> lanes != 0)
+    throw std::runtime_error(std::string("a mask names lanes that the warp does not have at ") +
+                             site);
+  if ((mask >> lane() & 1) == 0)
+    throw std::runtime_error(std::string("a mask leaves out the lane that calls at ") + site);
   running->mask = mask;
   running->contributed = value;
   wait(State::kAtExchange, site);
@@ -262,6 +275,8 @@ const Contribution* warp_exchange(uint32_t mask, const Contribution& value, cons
 void async_copy(void* to, const void* from, bool present) {
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   if (!aligned(to) || !aligned(from)) throw std::runtime_error("misaligned asynchronous copy");
+  if (present) check_access(from, 16, false, true);
+  check_access(to, 16, true, true);
   const AsyncCopy copy{to, from, present};
   eager_copies ? perform(copy) : running->copies.back().push_back(copy);
 }
@@ -281,15 +296,34 @@ void* shared_memory(const char* site, size_t bytes) {
   return shared_arrays.back().memory;
 }
 
-void* dynamic_shared_memory() { return dynamic_shared; }
+void* dynamic_shared_memory() { return const_cast<void*>(dynamic_shared.start); }
 
-void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+void abandon_launch(std::exception_ptr error) {
+  failure = std::move(error);
+  running->state = State::kDone;
+  to_scheduler();
+  std::abort();  // the scheduler does not come back
+}
+
+bool in_kernel() { return running != nullptr; }
+
+bool belongs_to_thread(const void* address, size_t bytes, bool writes) {
+  if (Range{running->stack.get(), kStackBytes}.contains(address, bytes)) return true;
+  if (dynamic_shared.contains(address, bytes)) return true;
+  for (const SharedArray& array : shared_arrays)
+    if (Range{array.memory, array.bytes}.contains(address, bytes)) return true;
+  // What the executor hands to a lane in an exchange lies in its fiber.
+  return !writes && (parameters.contains(address, bytes) ||
+                     Range{running, sizeof(Fiber)}.contains(address, bytes));
+}
+
+void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
+         const SharedLimits& limits, const Range& readable) {
   if (grid.count() == 0 || block.count() == 0 || block.count() > 1024 || grid.y > 65535 ||
       grid.z > 65535)
     throw std::runtime_error("invalid launch configuration");
-  if (dynamic_shared_bytes > kDynamicSharedLimit)
-    throw std::runtime_error("too much dynamic shared memory");
   kernel_body = &body;
+  parameters = readable;
   for (uint64_t k = 0; k < grid.count(); ++k) {
     const uint64_t i = reverse_order ? grid.count() - 1 - k : k;
     const BlockMemory memory(dynamic_shared_bytes);
@@ -301,6 +335,10 @@ void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function
     for (const SharedArray& array : shared_arrays) static_shared += array.bytes;
     if (static_shared > kStaticSharedLimit)
       throw std::runtime_error("more than 48 KiB of static shared memory");
+    if (static_cast<int64_t>(static_shared + dynamic_shared_bytes) > limits.bytes)
+      throw std::runtime_error(std::to_string(static_shared + dynamic_shared_bytes) +
+                               " bytes of shared memory, where a block may have " +
+                               std::to_string(limits.bytes));
   }
 }
 

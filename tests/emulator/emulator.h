@@ -18,6 +18,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "memory.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -38,8 +40,15 @@ struct Coordinates {
 };
 extern Coordinates current;
 
-// Runs `body` as every thread of the grid. Throws std::runtime_error where CUDA would fail or hang.
-void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body);
+// How much shared memory a block may have, static and dynamic together.
+struct SharedLimits {
+  int64_t bytes = 227 * 1024;
+};
+
+// Runs `body` as every thread of the grid; it may read `parameters`. Throws std::runtime_error
+// where CUDA would fail or hang.
+void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
+         const SharedLimits& limits = {}, const Range& parameters = {});
 
 // Blocks, and threads within a block, run last to first when true.
 void set_reverse(bool reverse);
@@ -150,10 +159,11 @@ inline uint32_t ballot(uint32_t mask, bool predicate, const char* site) {
 #define ATROUSX_TEXT(x) ATROUSX_TEXT_(x)
 #define ATROUSX_SITE __FILE__ ":" ATROUSX_TEXT(__LINE__)
 
-#define threadIdx (emulator::current.thread)
-#define blockIdx (emulator::current.block)
-#define blockDim (emulator::current.block_size)
-#define gridDim (emulator::current.grid_size)
+// Variables, not macros: CUDA's own structs have members of these names.
+inline const dim3& threadIdx = emulator::current.thread;
+inline const dim3& blockIdx = emulator::current.block;
+inline const dim3& blockDim = emulator::current.block_size;
+inline const dim3& gridDim = emulator::current.grid_size;
 
 #define ATROUSX_SHARED(type, name, count) \
   type* const name = static_cast<type*>(  \

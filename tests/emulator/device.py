@@ -1,0 +1,89 @@
+"""The device "emulated": the CUDA operators of ``csrc``, launchers included, on host memory.
+
+:func:`add_device` compiles them with g++ and gives PyTorch a device that runs them, as ``cuda``
+would: its kernels are registered, autocast and the Python kernels for CUDA included. ``GPU`` says
+which GPU's limits hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import types
+from pathlib import Path
+
+import torch
+
+import atrousx
+from atrousx import _library
+from tests.emulator.build import ROOT, build_device
+
+NAME = "emulated"
+
+
+class EmulatedDevice:
+    """The loaded library: the order of its threads, the GPU it stands for."""
+
+    def __init__(self, path: Path) -> None:
+        # Global, so that the launchers find the current stream in it by name.
+        self._library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        self._library.emulator_gpu.restype = ctypes.c_char_p
+
+    def set_order(self, reverse: bool) -> None:
+        """Warps and lanes first to last, copies as late as may be; or reverse, and at once."""
+        self._library.emulator_set_order(ctypes.c_bool(reverse), ctypes.c_bool(reverse))
+
+    @property
+    def gpu(self) -> str:
+        return self._library.emulator_gpu().decode()
+
+    @gpu.setter
+    def gpu(self, name: str) -> None:
+        if not self._library.emulator_set_gpu(name.encode()):
+            raise ValueError(f"no such GPU: {name}")
+
+    def set_registers(self, kernel: str, count: int) -> None:
+        self._library.emulator_set_registers(kernel.encode(), count)
+
+
+def _module() -> types.ModuleType:
+    """What PyTorch asks of ``torch.<device type>``."""
+    module = types.ModuleType(f"torch.{NAME}")
+    module.is_available = lambda: True
+    module.device_count = lambda: 1
+    module.current_device = lambda: 0
+    module.set_device = lambda device: None
+    module.synchronize = lambda device=None: None
+    module.is_initialized = lambda: True
+    module._is_in_bad_fork = lambda: False
+    module.manual_seed_all = lambda seed: None
+    module.get_rng_state = lambda device=None: torch.get_rng_state()
+    module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
+    return module
+
+
+def registers_of_kernels() -> dict[str, int]:
+    """What ptxas has said of each kernel, by its mangled name: the most of all architectures."""
+    counts: dict[str, int] = {}
+    pattern = r"Compiling entry function '(\S+)'.*?Used (\d+) registers"
+    for report in (ROOT / "build" / "ninja" / "_cuda").rglob("*.ptxas"):
+        for name, count in re.findall(pattern, report.read_text(), re.DOTALL):
+            counts[name] = max(counts.get(name, 0), int(count))
+    return counts
+
+
+@functools.cache
+def add_device() -> EmulatedDevice:
+    """Makes the device, once in a process."""
+    assert atrousx.ops  # every operator is registered
+    torch.utils.rename_privateuse1_backend(NAME)
+    torch._register_device_module(NAME, _module())
+    device = EmulatedDevice(build_device(os.environ.get("ATROUSX_EMULATED_DEVICE", "plain")))
+    torch.utils.generate_methods_for_privateuse1_backend(unsupported_dtype=[])
+    _library.add_gpu_type(NAME, "PrivateUse1")
+    for kernel, count in registers_of_kernels().items():
+        device.set_registers(kernel, count)
+    return device

@@ -1,0 +1,112 @@
+// Launches with planted faults, on the device in host memory, to show that each is caught; and
+// sound ones beside them. They use csrc/cuda/launch.h as the operators do, or go around it where it
+// would not let the fault pass.
+#include "cuda/launch.h"
+#include "device.cuh"
+
+namespace atrousx {
+namespace {
+
+// to[i] = from[i + shift]
+__global__ void copy_kernel(const float* from, float* to, int64_t count, int64_t shift) {
+  for (int64_t i = global_thread(); i < count; i += global_threads()) to[i] = from[i + shift];
+}
+
+// Shared memory of a size known at the launch, and 2,560 bytes of static.
+__global__ void shared_kernel(float* to) {
+  ATROUSX_SHARED(float, fixed, 640);
+  ATROUSX_DYNAMIC_SHARED(float, dynamic);
+  fixed[threadIdx.x] = dynamic[threadIdx.x] = 1;
+  to[threadIdx.x] = fixed[threadIdx.x] + dynamic[threadIdx.x];
+}
+
+struct alignas(16) Four {
+  float v[4];
+};
+
+__global__ void vector_kernel(const float* from, Four* to) {
+  *to = *reinterpret_cast<const Four*>(from);
+}
+
+// The block has 40 threads: its second warp has 8 lanes.
+__global__ void mask_kernel(float* to, uint32_t mask) {
+  const float value = __shfl_sync(threadIdx.x < 32 ? 0xffffffffu : mask, 1.0f, 0);
+  to[threadIdx.x] = value;
+}
+
+// Copies `input`; the fault says how the launch goes wrong.
+Tensor copy(const Tensor& input, int64_t fault) {
+  enum : int64_t { kNone, kFreed, kHost, kGrid, kBeyond, kBefore };
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {input.numel()});
+  const int64_t count = input.numel();
+  Held<const float*> from = reads<float>(input);
+  std::vector<float> heap(1024);
+  if (fault == kFreed) {
+    const Tensor temporary = torch::stable::clone(input);
+    from = {static_cast<const float*>(temporary.const_data_ptr()), std::nullopt};
+  }
+  if (fault == kHost) from = {heap.data(), std::nullopt};
+  const unsigned int blocks = fault == kGrid ? 0 : grid_for(count);
+  launch({"planted copy", blocks, kThreads, context.stream()}, copy_kernel, from,
+         writes<float>(output), count,
+         fault == kBeyond   ? int64_t{1}
+         : fault == kBefore ? int64_t{-1}
+                            : int64_t{0});
+  return output;
+}
+
+Tensor shared(const Tensor& input, int64_t bytes, bool opt_in) {
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {32});
+  if (opt_in) {
+    launch({"planted shared memory", 1, 32, context.stream(), bytes}, shared_kernel,
+           writes<float>(output));
+    return output;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(1);
+  config.blockDim = dim3(32);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  check_cuda(cudaLaunchKernelEx(&config, shared_kernel, writes<float>(output).value),
+             "planted shared memory");
+  return output;
+}
+
+Tensor vector(const Tensor& input, int64_t first) {
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {4});
+  launch({"planted vector", 1, 1, context.stream()}, vector_kernel, reads<float>(input) + first,
+         writes<Four>(output));
+  return output;
+}
+
+Tensor mask(const Tensor& input, int64_t mask) {
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {40});
+  launch({"planted mask", 1, 40, context.stream()}, mask_kernel, writes<float>(output),
+         static_cast<uint32_t>(mask));
+  return output;
+}
+
+// Follows a device pointer on the host.
+double peek(const Tensor& input) { return *static_cast<const float*>(input.const_data_ptr()); }
+
+}  // namespace
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY(atrousx_planted, m) {
+  m.def("copy(Tensor input, int fault) -> Tensor");
+  m.def("shared(Tensor input, int bytes, bool opt_in) -> Tensor");
+  m.def("vector(Tensor input, int first) -> Tensor");
+  m.def("mask(Tensor input, int mask) -> Tensor");
+  m.def("peek(Tensor input) -> float");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx_planted, ATROUSX_CUDA_KEY, m) {
+  m.impl("copy", TORCH_BOX(&atrousx::copy));
+  m.impl("shared", TORCH_BOX(&atrousx::shared));
+  m.impl("vector", TORCH_BOX(&atrousx::vector));
+  m.impl("mask", TORCH_BOX(&atrousx::mask));
+  m.impl("peek", TORCH_BOX(&atrousx::peek));
+}

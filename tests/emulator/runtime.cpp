@@ -1,0 +1,177 @@
+// The host executor's side of cuda_runtime.h: a GPU's limits, launches and errors.
+#include "cuda_runtime.h"
+
+#include <cxxabi.h>
+#include <dlfcn.h>
+
+#include <map>
+#include <stdexcept>
+#include <string>
+
+#include "access.h"
+#include "gpu.h"
+
+namespace emulator {
+
+namespace {
+
+const Gpu* chosen = &kGpus[0];
+std::map<std::string, int>& registers() {
+  static std::map<std::string, int> of_kernels;
+  return of_kernels;
+}
+std::map<const void*, int64_t> allowed_shared;
+
+cudaError_t last_error = cudaSuccess;
+std::string last_message;
+
+cudaError_t fail(cudaError_t error, const std::string& message) {
+  last_error = error;
+  last_message = message;
+  return error;
+}
+
+std::string mangled_name(const void* kernel) {
+  Dl_info info{};
+  return dladdr(kernel, &info) != 0 && info.dli_sname != nullptr ? info.dli_sname : "";
+}
+
+std::string plain_name(const void* kernel) {
+  const std::string name = mangled_name(kernel);
+  int status = 0;
+  char* plain = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
+  const std::string result = plain == nullptr ? name : plain;
+  std::free(plain);
+  return result.substr(0, result.find('('));
+}
+
+int64_t allowed(const void* kernel) {
+  const auto found = allowed_shared.find(kernel);
+  return found == allowed_shared.end() ? kSharedWithoutOptIn : found->second;
+}
+
+// Of all threads of a block; the hardware deals registers to a warp in units of 256.
+int64_t registers_of_block(const void* kernel, uint64_t threads) {
+  const auto found = registers().find(mangled_name(kernel));
+  if (found == registers().end()) return 0;
+  const int64_t of_warp = (found->second * 32 + 255) / 256 * 256;
+  return of_warp * static_cast<int64_t>((threads + 31) / 32);
+}
+
+// Why CUDA would refuse the launch; empty where it would not.
+std::string refusal(const void* kernel, const cudaLaunchConfig_t& config, size_t parameter_bytes) {
+  const dim3 &grid = config.gridDim, &block = config.blockDim;
+  if (grid.count() == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    return "invalid grid of " + std::to_string(grid.count()) + " blocks";
+  if (block.count() == 0 || block.count() > kThreadsOfBlock)
+    return "invalid block of " + std::to_string(block.count()) + " threads";
+  const auto dynamic = static_cast<int64_t>(config.dynamicSmemBytes);
+  if (dynamic > allowed(kernel))
+    return std::to_string(dynamic) + " bytes of dynamic shared memory, where the kernel may have " +
+           std::to_string(allowed(kernel));
+  if (static_cast<int64_t>(parameter_bytes) > kParameterBytes)
+    return std::to_string(parameter_bytes) + " bytes of parameters";
+  const int64_t taken = registers_of_block(kernel, block.count());
+  if (taken > kRegisters) return std::to_string(taken) + " registers in a block";
+  return "";
+}
+
+}  // namespace
+
+const Gpu& gpu() { return *chosen; }
+
+void set_gpu(const std::string& name) {
+  for (const Gpu& known : kGpus)
+    if (known.name == name) {
+      chosen = &known;
+      allowed_shared.clear();
+      return;
+    }
+  throw std::runtime_error("no such GPU: " + name);
+}
+
+void set_registers(const std::string& kernel, int count) { registers()[kernel] = count; }
+
+cudaError_t allow_shared_memory(const void* kernel, int bytes) {
+  if (bytes > gpu().shared_bytes)
+    return fail(cudaErrorInvalidValue, std::to_string(bytes) + " bytes of shared memory, where a " +
+                                           gpu().name + " has " +
+                                           std::to_string(gpu().shared_bytes));
+  allowed_shared[kernel] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t launch_checked(const Call& call, const cudaLaunchConfig_t& config) {
+  const std::string name = plain_name(call.kernel);
+  const std::string refused = refusal(call.kernel, config, call.memory.bytes);
+  if (!refused.empty()) return fail(cudaErrorInvalidConfiguration, name + ": " + refused);
+  const OpenDeviceMemory open;
+  const SharedLimits limits{allowed(call.kernel) > kSharedWithoutOptIn ? gpu().shared_bytes
+                                                                       : kSharedWithoutOptIn};
+  try {
+    run(
+        config.gridDim, config.blockDim, config.dynamicSmemBytes,
+        [&] { call.run(call.memory.start); }, limits, call.memory);
+  } catch (const AccessFault& error) {
+    return fail(cudaErrorIllegalAddress, name + ": " + error.what());
+  } catch (const std::exception& error) {
+    return fail(cudaErrorLaunchFailure, name + ": " + error.what());
+  }
+  return cudaSuccess;
+}
+
+}  // namespace emulator
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = emulator::last_error;
+  emulator::last_error = cudaSuccess;
+  return error;
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : emulator::last_message.c_str();
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const emulator::Gpu& gpu = emulator::gpu();
+  *value = attribute == cudaDevAttrMultiProcessorCount ? gpu.multiprocessors
+                                                       : static_cast<int>(gpu.shared_bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  static cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
+  std::swap(current, *mode);
+  return cudaSuccess;
+}
+
+extern "C" {
+
+// What libtorch_cuda has under this name: there is one stream.
+int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return 0;
+}
+
+// For tests, by ctypes.
+void emulator_set_order(bool reverse, bool eager) {
+  emulator::set_reverse(reverse);
+  emulator::set_eager_copies(eager);
+}
+const char* emulator_gpu() { return emulator::gpu().name; }
+bool emulator_set_gpu(const char* name) try {
+  emulator::set_gpu(name);
+  return true;
+} catch (const std::exception&) {
+  return false;
+}
+void emulator_set_registers(const char* kernel, int count) {
+  emulator::set_registers(kernel, count);
+}
+
+}  // extern "C"
