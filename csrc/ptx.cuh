@@ -118,41 +118,16 @@ inline uint32_t round_to_tf32(uint32_t bits) {
   return (finite ? bits + 0x1000u : bits) & 0xffffe000u;
 }
 
-// Elements of T in a register, and element `e` of one as a number.
+// The executor's product knows the three types by their names.
 template <typename T>
-constexpr unsigned int kPerRegister = 4 / sizeof(T);
-
-template <typename T>
-inline float element(uint32_t bits, unsigned int e) {
-  if constexpr (std::is_same_v<T, float>) {
-    const uint32_t used = bits & 0xffffe000u;  // the product does not look at the rest
-    return emulator::from_bits<float>(emulator::to_bits(used));
-  } else {
-    return static_cast<float>(T(static_cast<uint16_t>(bits >> 16 * e), T::from_bits()));
-  }
-}
+constexpr emulator::MatrixType kMatrixType =
+    std::is_same_v<T, Half>       ? emulator::MatrixType::kHalf
+    : std::is_same_v<T, BFloat16> ? emulator::MatrixType::kBFloat16
+                                  : emulator::MatrixType::kTf32;
 
 template <typename T>
 inline void multiply_matrices(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Operands {
-    uint32_t a[4], b[2];
-  };
-  const Operands own{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const emulator::Contribution* lanes =
-      emulator::warp_exchange(~uint32_t{0}, emulator::to_bits(own), ATROUSX_SITE);
-  const unsigned int group = emulator::lane() / 4, member = emulator::lane() % 4;
-  for (unsigned int m = 0; m < 4; ++m) {
-    const auto left = emulator::from_bits<Operands>(lanes[4 * group + m]);
-    for (unsigned int column = 0; column < 2; ++column) {
-      const auto right = emulator::from_bits<Operands>(lanes[4 * (2 * member + column) + m]);
-      for (unsigned int half = 0; half < 2; ++half)
-        for (unsigned int e = 0; e < kPerRegister<T>; ++e) {
-          const float by = element<T>(right.b[half], e);
-          sums[column] += element<T>(left.a[2 * half], e) * by;
-          sums[2 + column] += element<T>(left.a[2 * half + 1], e) * by;
-        }
-    }
-  }
+  emulator::multiply_matrices(kMatrixType<T>, sums, a, b, ATROUSX_SITE);
 }
 
 #endif

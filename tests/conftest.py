@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 import pytest
 import torch
+
+from tests.emulator.device import EmulatedDevice, add_device
 
 # What is tested are our kernels, also where PyTorch's convolution would be the faster one.
 os.environ["ATROUSX_BACKEND"] = "native"
@@ -21,15 +24,33 @@ def _seed() -> None:
 
 
 @pytest.fixture(
-    params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)],
+    params=[
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.cuda),
+        pytest.param("emulated", marks=pytest.mark.emulated),
+    ],
 )
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device of this machine in turn."""
+    """Every device of this machine in turn, and the one that runs CUDA code in host memory."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated_device")
     return torch.device(request.param)
+
+
+@pytest.fixture
+def emulated_device(request: pytest.FixtureRequest) -> EmulatedDevice:
+    """The device in host memory; half of the tests run its threads in reverse order."""
+    device = add_device()
+    device.gpu = "H200"
+    forced = os.environ.get("ATROUSX_EMULATED_ORDER")
+    by_name = zlib.crc32(request.node.nodeid.encode()) % 2 == 1
+    device.set_order(reverse=by_name if forced is None else forced == "reverse")
+    return device
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
+    config.addinivalue_line("markers", "emulated: runs CUDA code in host memory")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

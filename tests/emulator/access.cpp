@@ -42,7 +42,7 @@ const char* fault_of(const void* address, size_t bytes, bool writes, bool aligne
   if (is_device_memory(address)) {
     if (aligned && reinterpret_cast<uintptr_t>(address) % bytes != 0)
       return "memory that is not aligned to the access";
-    return fault_of_device_access(address, bytes);
+    return fault_of_device_access(address, bytes, &usual.block);
   }
   if (belongs_to_thread(address, bytes, writes)) return nullptr;
   for (const Range& segment : own_segments())
@@ -52,7 +52,12 @@ const char* fault_of(const void* address, size_t bytes, bool writes, bool aligne
 
 }  // namespace
 
+Usual usual{};
+
 void check_access(const void* address, size_t bytes, bool writes, bool aligned) {
+  if (usual.stack.contains(address, bytes)) return;
+  const bool right = !aligned || (reinterpret_cast<uintptr_t>(address) & (bytes - 1)) == 0;
+  if (right && usual.block.contains(address, bytes)) return;
   if (!in_kernel()) return;
   const char* what = fault_of(address, bytes, writes, aligned);
   if (what == nullptr) return;

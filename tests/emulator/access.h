@@ -15,6 +15,13 @@ struct AccessFault : std::runtime_error {
 // Ends the thread, and with it the launch, where the access is wrong.
 void check_access(const void* address, size_t bytes, bool writes, bool aligned);
 
+// Where most accesses go: the running thread's stack, and the block of device memory that was used
+// last. Empty ranges where there is none.
+struct Usual {
+  Range stack, block;
+};
+extern Usual usual;
+
 // Of the executor, in emulator.cpp: whether a kernel's thread is running; whether it may use that
 // address: its stack, its block's shared memory, the kernel's parameters, the executor's own; and
 // how a launch ends before its time, without going back into the thread.

@@ -26,7 +26,8 @@ FLAGS = {
     # -g1: lines and names are all that a report needs, and compile in two thirds of the time.
     "sanitized": f"-O1 -g1 {SANITIZERS}",
 }
-MODULE_SOURCES = ["bindings", "emulator", "memory", "planted_bindings", "ptx_bindings"]
+EXECUTOR = ["access", "emulator", "matrices", "memory", "stack_switch"]
+MODULE_SOURCES = [*EXECUTOR, "bindings", "planted_bindings", "ptx_bindings"]
 # Each load and store calls access.cpp, which stands for the flag's own runtime.
 CHECKED = "-fsanitize=thread"
 DEVICE_FLAGS = {
@@ -123,7 +124,7 @@ def build_device(variant: str) -> Path:
         f"-isystem {quoted(torch / 'include/torch/csrc/api/include')}"
     )
     flags = DEVICE_FLAGS[variant]
-    plain = ["access", "emulator", "memory", "runtime", "device"]
+    plain = [*EXECUTOR, "runtime", "device"]
     launchers = sorted((ROOT / "csrc").rglob("*_cuda.cu"))
     objects = [f"{name}.o" for name in [*plain, "planted", *(s.stem for s in launchers)]]
     libraries = f"-L{quoted(torch / 'lib')} -ltorch_cpu -ltorch -lc10 -ldl"
@@ -132,7 +133,7 @@ def build_device(variant: str) -> Path:
         *compile_rule("launcher", f"-Wall -Wextra {flags} {CHECKED} {stable} {includes}"),
         "rule link",
         # Not with CHECKED: its runtime is what access.cpp stands for.
-        f"  command = g++ -shared {flags} $in -o $out {libraries}",
+        f"  command = g++ -shared -Wl,-Bsymbolic {flags} $in -o $out {libraries}",
         *(f"build {name}.o: host {target(HERE / name)}.cpp" for name in plain),
         f"build planted.o: launcher {target(HERE / 'planted.cpp')}",
         *(f"build {s.stem}.o: launcher {target(s)}" for s in launchers),

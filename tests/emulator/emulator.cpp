@@ -1,9 +1,8 @@
 // The scheduler behind emulator.h.
 #include "emulator.h"
 
-#include <ucontext.h>
-
 #include "access.h"
+#include "stack_switch.h"
 
 #include <algorithm>
 #include <array>
@@ -38,7 +37,7 @@ struct AsyncCopy {
 };
 
 struct Fiber {
-  ucontext_t context;
+  void* stack_pointer;
   std::unique_ptr<char[]> stack;
   void* fake_stack = nullptr;  // AddressSanitizer's own bookkeeping of the fiber
   Coordinates coordinates;
@@ -46,7 +45,8 @@ struct Fiber {
   const char* site;  // where it waits
   uint32_t mask;     // with whom, at an exchange
   Contribution contributed;
-  std::array<Contribution, kWarpSize> received;
+  const Contribution* received;  // in a warp's exchange of all lanes, or in `of_some`
+  std::array<Contribution, kWarpSize> of_some;
   std::deque<std::vector<AsyncCopy>> copies;  // committed groups, oldest first, then the open one
 };
 
@@ -58,7 +58,9 @@ struct SharedArray {
 
 bool reverse_order = false;
 bool eager_copies = false;
-ucontext_t scheduler;
+void* scheduler_stack_pointer = nullptr;
+// What all lanes of a warp handed over last; the next such exchange needs all of them to have read.
+std::array<std::array<Contribution, kWarpSize>, 1024 / kWarpSize> of_all;
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
@@ -99,7 +101,7 @@ void to_scheduler() {
   // A fiber that is done never comes back: a null save lets AddressSanitizer drop its fake stack.
   announce_switch(self->state == State::kDone ? nullptr : &self->fake_stack, scheduler_stack,
                   scheduler_stack_bytes);
-  swapcontext(&self->context, &scheduler);
+  switch_stack(&self->stack_pointer, scheduler_stack_pointer);
   complete_switch(self->fake_stack, true);
 }
 
@@ -118,10 +120,12 @@ void resume(unsigned int index) {
   running = fibers[index].get();
   running_index = index;
   current = running->coordinates;
+  usual.stack = {running->stack.get(), kStackBytes};
   announce_switch(&scheduler_fake_stack, running->stack.get(), kStackBytes);
-  swapcontext(&scheduler, &running->context);
+  switch_stack(&scheduler_stack_pointer, running->stack_pointer);
   complete_switch(scheduler_fake_stack, false);
   running = nullptr;
+  usual.stack = {};
   if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
 }
 
@@ -142,19 +146,22 @@ bool release_exchanges(unsigned int first, unsigned int lanes) {
     const uint32_t mask = leader.mask & existing;
     const char* site = leader.site;
     bool complete = (mask >> i & 1) != 0;
-    std::array<Contribution, kWarpSize> values{};
-    for (unsigned int j = 0; j < lanes; ++j) {
-      if ((mask >> j & 1) == 0) continue;
+    for (unsigned int j = 0; j < lanes && complete; ++j) {
       const Fiber& other = *fibers[first + j];
-      complete = complete && other.state == State::kAtExchange && other.site == site &&
-                 (other.mask & existing) == mask;
-      values[j] = other.contributed;
+      complete = (mask >> j & 1) == 0 || (other.state == State::kAtExchange && other.site == site &&
+                                          (other.mask & existing) == mask);
     }
     if (!complete) continue;
+    const bool all = mask == ~uint32_t{0};
+    auto& values = all ? of_all[first / kWarpSize] : fibers[first + i]->of_some;
+    for (unsigned int j = 0; j < lanes; ++j)
+      if ((mask >> j & 1) != 0) values[j] = fibers[first + j]->contributed;
     for (unsigned int j = 0; j < lanes; ++j) {
       if ((mask >> j & 1) == 0) continue;
-      fibers[first + j]->received = values;
-      fibers[first + j]->state = State::kReady;
+      Fiber& other = *fibers[first + j];
+      if (!all) other.of_some = values;
+      other.received = all ? values.data() : other.of_some.data();
+      other.state = State::kReady;
     }
     released = true;
   }
@@ -190,12 +197,8 @@ void start_fiber(unsigned int index, const Coordinates& coordinates) {
   fiber.coordinates = coordinates;
   fiber.state = State::kReady;
   fiber.fake_stack = nullptr;
-  fiber.copies.assign(1, {});
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = kStackBytes;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, fiber_main, 0);
+  if (fiber.copies.size() != 1 || !fiber.copies.front().empty()) fiber.copies.assign(1, {});
+  fiber.stack_pointer = new_stack(fiber.stack.get(), kStackBytes, fiber_main);
 }
 
 // Runs a warp until it waits for the block, or for an exchange that never completes; says whether
@@ -269,7 +272,7 @@ const Contribution* warp_exchange(uint32_t mask, const Contribution& value, cons
   running->mask = mask;
   running->contributed = value;
   wait(State::kAtExchange, site);
-  return running->received.data();
+  return running->received;
 }
 
 void async_copy(void* to, const void* from, bool present) {
@@ -324,6 +327,7 @@ void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function
     throw std::runtime_error("invalid launch configuration");
   kernel_body = &body;
   parameters = readable;
+  usual = {};
   for (uint64_t k = 0; k < grid.count(); ++k) {
     const uint64_t i = reverse_order ? grid.count() - 1 - k : k;
     const BlockMemory memory(dynamic_shared_bytes);

@@ -69,6 +69,12 @@ using Contribution = std::array<uint64_t, 3>;
 const Contribution* warp_exchange(uint32_t mask, const Contribution& value, const char* site);
 unsigned int lane();
 
+// sums[16][8] += a[16][k] * b[k][8] by a warp, in the fragment layouts of the PTX manual: k is 16
+// half values or 8 of TF32.
+enum class MatrixType { kHalf, kBFloat16, kTf32 };
+void multiply_matrices(MatrixType type, float* sums, const uint32_t* a, const uint32_t* b,
+                       const char* site);
+
 // Asynchronous copies of the running thread, 16 bytes to shared memory, zeros unless `present`.
 // CUDA does them at any time up to wait_async_copies(n), which leaves the newest n committed groups
 // under way. The executor does them in that call, as late as a program may count on, so that a

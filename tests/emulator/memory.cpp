@@ -69,13 +69,15 @@ class Arena {
     return at >= start_ && at < start_ + kArenaBytes;
   }
 
-  const char* fault(const void* address, size_t bytes) const {
+  const char* fault(const void* address, size_t bytes, Range* of) const {
     const auto* at = static_cast<const char*>(address);
     auto found = blocks_.upper_bound(const_cast<char*>(at));
     if (found == blocks_.begin()) return "memory of no tensor";
     const auto& [block, known] = *--found;
     if (at + bytes > block + known.bytes) return "memory beyond the end of a tensor";
-    return known.freed ? "freed memory" : nullptr;
+    if (known.freed) return "freed memory";
+    *of = {block, known.bytes};
+    return nullptr;
   }
 
  private:
@@ -122,8 +124,8 @@ void free_device_memory(void* block) { arena().free(block); }
 bool is_device_memory(const void* address) { return arena().contains(address); }
 OpenDeviceMemory::OpenDeviceMemory() { arena().open_for(true); }
 OpenDeviceMemory::~OpenDeviceMemory() { arena().open_for(false); }
-const char* fault_of_device_access(const void* address, size_t bytes) {
-  return arena().fault(address, bytes);
+const char* fault_of_device_access(const void* address, size_t bytes, Range* block) {
+  return arena().fault(address, bytes, block);
 }
 
 }  // namespace emulator

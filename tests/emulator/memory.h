@@ -38,8 +38,8 @@ class OpenDeviceMemory {
   OpenDeviceMemory(const OpenDeviceMemory&) = delete;
 };
 
-// What is wrong with a kernel's access to device memory, or nullptr: its place in a block that is
-// not freed is right.
-const char* fault_of_device_access(const void* address, size_t bytes);
+// What is wrong with a kernel's access to device memory, or nullptr where it lies in a block that
+// is not freed: that block.
+const char* fault_of_device_access(const void* address, size_t bytes, Range* block);
 
 }  // namespace emulator
