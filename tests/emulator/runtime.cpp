@@ -4,6 +4,7 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -47,7 +48,8 @@ std::string plain_name(const void* kernel) {
 
 int64_t allowed(const void* kernel) {
   const auto found = allowed_shared.find(kernel);
-  return found == allowed_shared.end() ? kSharedWithoutOptIn : found->second;
+  return found == allowed_shared.end() ? kSharedWithoutOptIn
+                                       : std::min(found->second, gpu().shared_bytes);
 }
 
 // Of all threads of a block; the hardware deals registers to a warp in units of 256.
@@ -84,7 +86,6 @@ void set_gpu(const std::string& name) {
   for (const Gpu& known : kGpus)
     if (known.name == name) {
       chosen = &known;
-      allowed_shared.clear();
       return;
     }
   throw std::runtime_error("no such GPU: " + name);
