@@ -23,6 +23,8 @@ MAX_FEATURES = 32
 # from int32 coordinates.
 _COORDINATE_LIMIT = 2**29
 _WORD_CAPACITY = 2**62
+# What PyTorch sorts at once on CUDA.
+_SORT_CAPACITY = 2**31 - 1
 
 
 class Lattice(NamedTuple):
@@ -74,7 +76,8 @@ def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
     base, rank, weights = _embed(features)
     words, strides, minima = _key_layout(base, images)
     keys = _pack(base, rank, words, strides, minima)
-    order, keys = _sort(keys)
+    order = _order(keys, images)
+    keys = keys[:, order]
     # A vertex begins wherever a key differs from the one before it.
     begins = torch.ones_like(order, dtype=torch.bool)
     begins[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
@@ -136,12 +139,35 @@ def _key_layout(base: Tensor, images: int) -> tuple[list[int], list[int], list[i
     return words, strides, minima
 
 
-def _sort(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The stable order of ``keys`` [words, E] and the keys in it."""
-    _, order = keys[-1].sort(stable=True)
+def _order(keys: Tensor, images: int) -> Tensor:
+    """The stable order of ``keys`` [words, E]."""
+    if keys.shape[1] <= _SORT_CAPACITY:
+        return _order_of_words(keys)
+    # The first digit of a key is its image: images stay one behind the other.
+    corners = keys.shape[1] // images
+    parts = [_order_of_words(part) for part in keys.split(corners, dim=1)]
+    return torch.cat([part + n * corners for n, part in enumerate(parts)])
+
+
+def _order_of_words(keys: Tensor) -> Tensor:
+    order = _order_of_numbers(keys[-1])
     for word in reversed(keys[:-1].unbind()):
-        order = order[word[order].sort(stable=True)[1]]
-    return order, keys[:, order]
+        order = order[_order_of_numbers(word[order])]
+    return order
+
+
+def _order_of_numbers(numbers: Tensor) -> Tensor:
+    """``numbers.argsort(stable=True)``; of more than PyTorch sorts at once by quicksort, down to
+    parts that it does."""
+    count = len(numbers)
+    if count <= _SORT_CAPACITY:
+        return numbers.sort(stable=True)[1]
+    # A few evenly spaced ones stand for all; there is one that equals their median.
+    pivot = numbers[:: max(1, count // 4096)].median()
+    less, more = ((mask.nonzero().flatten()) for mask in (numbers < pivot, numbers > pivot))
+    equal = (numbers == pivot).nonzero().flatten()
+    parts = [places[_order_of_numbers(numbers[places])] for places in (less, more)]
+    return torch.cat([parts[0], equal, parts[1]])
 
 
 def _neighbour_steps(dims: int, words: list[int], strides: list[int]) -> Tensor:
