@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+
 _apply = torch.ops.atrousx._permutohedral_apply.default
 _corner_product = torch.ops.atrousx._permutohedral_corner_product.default
 _TENSORS = 9
@@ -52,8 +53,10 @@ def _rows(labels: Tensor) -> Tensor:
 
 
 def _labels(rows: Tensor, like: Tensor) -> Tensor:
+    """A copy of the rows, also where a transposition leaves them as they are."""
     images, labels, points = like.shape
-    return rows.view(images, points, labels).transpose(1, 2).contiguous()
+    turned = rows.view(images, points, labels).transpose(1, 2)
+    return turned.clone(memory_format=torch.contiguous_format)
 
 
 def states_of_rows(
