@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._kernels import register_fake, register_kernel
 
 _apply = torch.ops.atrousx._permutohedral_apply.default
 _corner_product = torch.ops.atrousx._permutohedral_corner_product.default
@@ -124,11 +125,11 @@ def _add_corners(term: _Term, q: Tensor, slopes: Tensor, corners: Tensor, scales
     corners += sliced if term.after is None else sliced * term.after
 
 
-torch.library.impl("atrousx::_mean_field_states", "cuda")(states_of_rows)
-torch.library.impl("atrousx::_mean_field_backward", "cuda")(gradients_of_rows)
+register_kernel("_mean_field_states", "cuda")(states_of_rows)
+register_kernel("_mean_field_backward", "cuda")(gradients_of_rows)
 
 
-@torch.library.register_fake("atrousx::_mean_field_states")
+@register_fake("_mean_field_states")
 def _(
     logits: Tensor, tensors: list[Tensor], weights: list[float], iterations: int
 ) -> tuple[Tensor, Tensor]:
@@ -139,7 +140,7 @@ def _(
     return logits.new_empty(logits.shape), states
 
 
-@torch.library.register_fake("atrousx::_mean_field_backward")
+@register_fake("_mean_field_backward")
 def _(
     grad: Tensor,
     states: Tensor,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
+from ._kernels import register_fake, register_kernel
 
 _build = torch.ops.atrousx._permutohedral_build.default
 _assemble = torch.ops.atrousx._permutohedral_assemble.default
@@ -61,7 +62,7 @@ def drop_points(lattice: Lattice, points: int) -> Lattice:
 
 # Checks, then the lattice, as one operator: the number of vertices and the checks depend on data,
 # and a compiler that traces a caller sees one opaque call.
-@torch.library.impl("atrousx::_permutohedral_build", ("cpu", "cuda"))
+@register_kernel("_permutohedral_build", ("cpu", "cuda"))
 def _(features: Tensor) -> tuple[Tensor, ...]:
     _check_magnitude(features)
     result: tuple[Tensor, ...] = _assemble(features)
@@ -97,7 +98,7 @@ def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-torch.library.impl("atrousx::_permutohedral_assemble", "cuda")(assemble_by_sorting)
+register_kernel("_permutohedral_assemble", "cuda")(assemble_by_sorting)
 
 
 def _check_magnitude(features: Tensor) -> None:
@@ -179,8 +180,8 @@ def _neighbour_steps(dims: int, words: list[int], strides: list[int]) -> Tensor:
     return steps
 
 
-@torch.library.register_fake("atrousx::_permutohedral_assemble")
-@torch.library.register_fake("atrousx::_permutohedral_build")
+@register_fake("_permutohedral_assemble")
+@register_fake("_permutohedral_build")
 def _(features: Tensor) -> tuple[Tensor, ...]:
     images, dims, points = features.shape
     vertices = torch.library.get_ctx().new_dynamic_size()
@@ -196,7 +197,7 @@ def _(features: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("atrousx::_permutohedral_embed")
+@register_fake("_permutohedral_embed")
 def _(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     images, dims, points = features.shape
     shape = (images, points, dims + 1)
@@ -207,18 +208,18 @@ def _(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.register_fake("atrousx::_permutohedral_embed_backward")
+@register_fake("_permutohedral_embed_backward")
 def _(grad_weights: Tensor, rank: Tensor) -> Tensor:
     images, points, width = grad_weights.shape
     return grad_weights.new_empty(images, width - 1, points)
 
 
-@torch.library.register_fake("atrousx::_permutohedral_pack")
+@register_fake("_permutohedral_pack")
 def _(base: Tensor, rank: Tensor, words: list[int], *_: list[int]) -> Tensor:
     return base.new_empty(words[-1] + 1, base.numel(), dtype=torch.int64)
 
 
-@torch.library.register_fake("atrousx::_permutohedral_neighbours")
+@register_fake("_permutohedral_neighbours")
 def _(keys: Tensor, steps: Tensor) -> Tensor:
     return keys.new_empty(steps.shape[0], 2, keys.shape[1])
 

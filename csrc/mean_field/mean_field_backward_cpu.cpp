@@ -139,5 +139,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mean_field_backward_cpu(
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_mean_field_backward", TORCH_BOX(&atrousx::mean_field_backward_cpu));
+  m.impl("_mean_field_backward", ATROUSX_BOX(atrousx::mean_field_backward_cpu));
 }

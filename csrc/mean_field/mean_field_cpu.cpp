@@ -74,6 +74,6 @@ std::tuple<Tensor, Tensor> mean_field_states_cpu(const Tensor& logits, std::vect
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_mean_field", TORCH_BOX(&atrousx::mean_field_cpu));
-  m.impl("_mean_field_states", TORCH_BOX(&atrousx::mean_field_states_cpu));
+  m.impl("_mean_field", ATROUSX_BOX(atrousx::mean_field_cpu));
+  m.impl("_mean_field_states", ATROUSX_BOX(atrousx::mean_field_states_cpu));
 }

@@ -191,10 +191,10 @@ Tensor corner_product_cpu(const Tensor& rows, const Tensor& values, const Tensor
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_permutohedral_embed", TORCH_BOX(&atrousx::embed_cpu));
-  m.impl("_permutohedral_embed_backward", TORCH_BOX(&atrousx::embed_backward_cpu));
-  m.impl("_permutohedral_pack", TORCH_BOX(&atrousx::pack_cpu));
-  m.impl("_permutohedral_neighbours", TORCH_BOX(&atrousx::neighbours_cpu));
-  m.impl("_permutohedral_apply", TORCH_BOX(&atrousx::apply_cpu));
-  m.impl("_permutohedral_corner_product", TORCH_BOX(&atrousx::corner_product_cpu));
+  m.impl("_permutohedral_embed", ATROUSX_BOX(atrousx::embed_cpu));
+  m.impl("_permutohedral_embed_backward", ATROUSX_BOX(atrousx::embed_backward_cpu));
+  m.impl("_permutohedral_pack", ATROUSX_BOX(atrousx::pack_cpu));
+  m.impl("_permutohedral_neighbours", ATROUSX_BOX(atrousx::neighbours_cpu));
+  m.impl("_permutohedral_apply", ATROUSX_BOX(atrousx::apply_cpu));
+  m.impl("_permutohedral_corner_product", ATROUSX_BOX(atrousx::corner_product_cpu));
 }

@@ -153,10 +153,10 @@ Tensor corner_product_cuda(const Tensor& rows, const Tensor& values, const Tenso
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
-  m.impl("_permutohedral_embed", TORCH_BOX(&atrousx::embed_cuda));
-  m.impl("_permutohedral_embed_backward", TORCH_BOX(&atrousx::embed_backward_cuda));
-  m.impl("_permutohedral_pack", TORCH_BOX(&atrousx::pack_cuda));
-  m.impl("_permutohedral_neighbours", TORCH_BOX(&atrousx::neighbours_cuda));
-  m.impl("_permutohedral_apply", TORCH_BOX(&atrousx::apply_cuda));
-  m.impl("_permutohedral_corner_product", TORCH_BOX(&atrousx::corner_product_cuda));
+  m.impl("_permutohedral_embed", ATROUSX_BOX(atrousx::embed_cuda));
+  m.impl("_permutohedral_embed_backward", ATROUSX_BOX(atrousx::embed_backward_cuda));
+  m.impl("_permutohedral_pack", ATROUSX_BOX(atrousx::pack_cuda));
+  m.impl("_permutohedral_neighbours", ATROUSX_BOX(atrousx::neighbours_cuda));
+  m.impl("_permutohedral_apply", ATROUSX_BOX(atrousx::apply_cuda));
+  m.impl("_permutohedral_corner_product", ATROUSX_BOX(atrousx::corner_product_cuda));
 }
