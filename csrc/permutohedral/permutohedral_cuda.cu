@@ -86,7 +86,7 @@ Tensor lift(const Lattice& l, const Tensor& values, const T* splat_scale, bool t
   const unsigned int grid = grid_for(vertices * channels);
   permutohedral_splat_kernel<T, Index><<<grid, kThreads, 0, stream>>>(
       data<T>(values), data<Index>(l.starts), data<Index>(l.entry_points), data<T>(l.entry_weights),
-      splat_scale, mutable_data<T>(lattice), vertices, channels);
+      splat_scale, mutable_data<T>(lattice), vertices, channels, l.points(), l.corners());
   for (int axis = 0; axis <= l.dims(); ++axis) {
     const int64_t line = transpose ? l.dims() - axis : axis;
     permutohedral_blur_kernel<T, Index><<<grid, kThreads, 0, stream>>>(
@@ -117,7 +117,8 @@ Tensor apply_cuda(const Tensor& values, const Tensor& corner_weights, const Tens
     permutohedral_slice_kernel<T, Index>
         <<<grid_for(output.numel()), kThreads, 0, context.stream()>>>(
             data<T>(lattice), data<Index>(corner_vertices), data<T>(corner_weights),
-            data<T>(slice_scale), mutable_data<T>(output), l.points(), channels, l.dims());
+            data<T>(slice_scale), mutable_data<T>(output), l.points(), channels, l.vertices(),
+            l.dims());
   });
   check_cuda(cudaGetLastError(), "_permutohedral_apply");
   return output;
@@ -143,7 +144,7 @@ Tensor corner_product_cuda(const Tensor& rows, const Tensor& values, const Tenso
     permutohedral_corner_product_kernel<T, Index>
         <<<grid_for(product.numel()), kThreads, 0, context.stream()>>>(
             data<T>(left), data<T>(lattice), data<Index>(corner_vertices), mutable_data<T>(product),
-            product.numel(), channels, l.dims());
+            product.numel(), channels, l.vertices(), l.dims());
   });
   check_cuda(cudaGetLastError(), "_permutohedral_corner_product");
   return product;
