@@ -107,4 +107,56 @@ inline void check_rank4(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, " must have 4 dimensions [N, C, H, W], got ", t.dim());
 }
 
+// Sees the arguments of a call one after the other, tensors in lists and optional ones included,
+// and throws at the first tensor that is not on the device of those before it: its kernel would
+// take another device's address for one of its own.
+class OneDevice {
+ public:
+  template <typename T>
+  void see(const T&) {
+    ++seen_;  // not a tensor
+  }
+  void see(const Tensor& t) {
+    ++seen_;
+    check(t);
+  }
+  void see(const std::optional<Tensor>& t) {
+    ++seen_;
+    if (t.has_value()) check(*t);
+  }
+  void see(const std::vector<Tensor>& tensors) {
+    ++seen_;
+    for (const Tensor& t : tensors) check(t);
+  }
+
+ private:
+  void check(const Tensor& t) {
+    std::pair<int32_t, int32_t> device;  // type, index
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device.first));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device.second));
+    if (!device_.has_value()) device_ = device;
+    STD_TORCH_CHECK(device == *device_, "atrousx: all tensors must be on one device, argument ",
+                    seen_, " is not on that of the tensors before it");
+  }
+
+  int seen_ = 0;
+  std::optional<std::pair<int32_t, int32_t>> device_;
+};
+
+template <auto kKernel>
+struct OnOneDevice;
+
+template <typename Result, typename... Arguments, Result (*kKernel)(Arguments...)>
+struct OnOneDevice<kKernel> {
+  static Result call(Arguments... arguments) {
+    OneDevice devices;
+    (devices.see(arguments), ...);
+    return kKernel(std::forward<Arguments>(arguments)...);
+  }
+};
+
 }  // namespace atrousx
+
+// TORCH_BOX for every kernel of an operator: devices are checked before it runs, by the types of
+// its arguments, so that no operator can forget one.
+#define ATROUSX_BOX(kernel) TORCH_BOX((&atrousx::OnOneDevice<&kernel>::call))

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
-from ..ops._check import check_device, check_floating, check_rank, check_tensor
+from ..ops._check import check_device, check_floating, check_rank, check_same_device, check_tensor
 from ..ops._mean_field import Term, mean_field
 from ..ops._permutohedral_lattice import build_lattice
 from ..ops.permutohedral_filter import check_normalization, computing_dtype, normalizer
@@ -108,7 +108,8 @@ class DenseCRF(nn.Module):
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: wrong shapes, sigmas that are not positive, an image that is not finite.
-        RuntimeError: logits and image on different devices.
+        RuntimeError: logits, image and the module (its parameters, its compatibility, which follow
+            ``.to()``) on different devices.
 
     Source:
         Kraehenbuehl and Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge
@@ -203,10 +204,9 @@ class DenseCRF(nn.Module):
                 f"image must have the shape {(batch, 3, *size)} that belongs to logits of shape "
                 f"{tuple(logits.shape)}, got {tuple(image.shape)}"
             )
-        if image.device != logits.device:
-            raise RuntimeError(
-                f"image must be on the device of logits ({logits.device}), got {image.device}"
-            )
+        check_same_device("image", image, "logits", logits)
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            check_same_device(f"this DenseCRF's {name}", tensor, "logits", logits)
         # A traced call leaves this to the lattice's own check, which runs with the data.
         no_data = image.is_meta or torch.compiler.is_compiling()
         if image.is_floating_point() and not no_data and not bool(image.isfinite().all()):

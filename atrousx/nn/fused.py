@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._backend import allows_tf32, get_backend, torch_computes, winograd_points
-from ..ops._check import pair
+from ..ops._check import check_same_device, pair
 from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
 from .packed import PackedWeight
@@ -104,6 +104,7 @@ class FusedConv2d(AtrousConv2d):
         dtype = torch.get_autocast_dtype(kind) if mixed else input.dtype
         if not isinstance(residual, Tensor) or (residual.dtype, residual.dim()) != (dtype, 4):
             return False
+        check_same_device("residual", residual, "input", input)
         size = input.shape[-2:]
         strides, dilations = pair("stride", self.stride), pair("dilation", self.dilation)
         sides = sides_of(self.padding, self.kernel_size, strides, dilations)
@@ -114,6 +115,7 @@ class FusedConv2d(AtrousConv2d):
         self, input: Tensor, residual: Tensor | None, sides: tuple[int, int, int, int]
     ) -> Tensor | None:
         """The finished result where atrousx's kernels compute it, None where PyTorch's do."""
+        check_same_device("weight", self.weight, "input", input)
         backend = get_backend()
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
@@ -167,6 +169,8 @@ class FusedASPP(nn.Module):
         self.project = project
 
     def forward(self, input: Tensor) -> Tensor:
+        for index, weight in enumerate(self.weights):
+            check_same_device(f"weights[{index}]", weight, "input", input)
         pooled = self.pooled(input.mean((2, 3), keepdim=True))
         residual = F.conv2d(pooled, self.pooled_weight).expand(-1, -1, *input.shape[2:])
         weights = list(self.weights)

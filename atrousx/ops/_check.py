@@ -39,6 +39,10 @@ def check_same(name: str, tensor: Tensor, reference_name: str, reference: Tensor
             f"{name} must have the dtype of {reference_name} ({str(reference.dtype)[6:]}), "
             f"got {str(tensor.dtype)[6:]}"
         )
+    check_same_device(name, tensor, reference_name, reference)
+
+
+def check_same_device(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
     if tensor.device != reference.device:
         raise RuntimeError(
             f"{name} must be on the device of {reference_name} ({reference.device}), "

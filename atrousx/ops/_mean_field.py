@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import _mean_field_rows  # noqa: F401  (registers what the operators do on CUDA)
+from ._kernels import register_fake
 from ._permutohedral_lattice import Lattice
 from .permutohedral_filter import Scales, filter_rows
 
@@ -209,6 +210,6 @@ def _number(weight: float | Tensor) -> float:
     return float(weight.detach()) if isinstance(weight, Tensor) else weight
 
 
-@torch.library.register_fake("atrousx::_mean_field")
+@register_fake("_mean_field")
 def _(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._library import register_gpu_kernel
+from ._kernels import register_fake, register_kernel
 
 _apply = torch.ops.atrousx._permutohedral_apply.default
 _corner_product = torch.ops.atrousx._permutohedral_corner_product.default
@@ -54,8 +54,10 @@ def _rows(labels: Tensor) -> Tensor:
 
 
 def _labels(rows: Tensor, like: Tensor) -> Tensor:
+    """A copy of the rows, also where a transposition leaves them as they are."""
     images, labels, points = like.shape
-    return rows.view(images, points, labels).transpose(1, 2).contiguous()
+    turned = rows.view(images, points, labels).transpose(1, 2)
+    return turned.clone(memory_format=torch.contiguous_format)
 
 
 def states_of_rows(
@@ -123,11 +125,11 @@ def _add_corners(term: _Term, q: Tensor, slopes: Tensor, corners: Tensor, scales
     corners += sliced if term.after is None else sliced * term.after
 
 
-register_gpu_kernel("_mean_field_states", states_of_rows)
-register_gpu_kernel("_mean_field_backward", gradients_of_rows)
+register_kernel("_mean_field_states", "cuda")(states_of_rows)
+register_kernel("_mean_field_backward", "cuda")(gradients_of_rows)
 
 
-@torch.library.register_fake("atrousx::_mean_field_states")
+@register_fake("_mean_field_states")
 def _(
     logits: Tensor, tensors: list[Tensor], weights: list[float], iterations: int
 ) -> tuple[Tensor, Tensor]:
@@ -138,7 +140,7 @@ def _(
     return logits.new_empty(logits.shape), states
 
 
-@torch.library.register_fake("atrousx::_mean_field_backward")
+@register_fake("_mean_field_backward")
 def _(
     grad: Tensor,
     states: Tensor,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._library import register_autocast, register_gpu_kernel
+from .._library import register_autocast
+from ._kernels import register_fake, register_kernel
 
 _build = torch.ops.atrousx._permutohedral_build.default
 _assemble = torch.ops.atrousx._permutohedral_assemble.default
@@ -23,6 +24,8 @@ MAX_FEATURES = 32
 # from int32 coordinates.
 _COORDINATE_LIMIT = 2**29
 _WORD_CAPACITY = 2**62
+# What PyTorch sorts at once on CUDA.
+_SORT_CAPACITY = 2**31 - 1
 
 
 class Lattice(NamedTuple):
@@ -59,14 +62,11 @@ def drop_points(lattice: Lattice, points: int) -> Lattice:
 
 # Checks, then the lattice, as one operator: the number of vertices and the checks depend on data,
 # and a compiler that traces a caller sees one opaque call.
-def _build_checked(features: Tensor) -> tuple[Tensor, ...]:
+@register_kernel("_permutohedral_build", ("cpu", "cuda"))
+def _(features: Tensor) -> tuple[Tensor, ...]:
     _check_magnitude(features)
     result: tuple[Tensor, ...] = _assemble(features)
     return result
-
-
-torch.library.impl("atrousx::_permutohedral_build", "cpu")(_build_checked)
-register_gpu_kernel("_permutohedral_build", _build_checked)
 
 
 def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
@@ -77,7 +77,8 @@ def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
     base, rank, weights = _embed(features)
     words, strides, minima = _key_layout(base, images)
     keys = _pack(base, rank, words, strides, minima)
-    order, keys = _sort(keys)
+    order = _order(keys, images)
+    keys = keys[:, order]
     # A vertex begins wherever a key differs from the one before it.
     begins = torch.ones_like(order, dtype=torch.bool)
     begins[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
@@ -97,7 +98,7 @@ def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-register_gpu_kernel("_permutohedral_assemble", assemble_by_sorting)
+register_kernel("_permutohedral_assemble", "cuda")(assemble_by_sorting)
 
 
 def _check_magnitude(features: Tensor) -> None:
@@ -139,12 +140,35 @@ def _key_layout(base: Tensor, images: int) -> tuple[list[int], list[int], list[i
     return words, strides, minima
 
 
-def _sort(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The stable order of ``keys`` [words, E] and the keys in it."""
-    _, order = keys[-1].sort(stable=True)
+def _order(keys: Tensor, images: int) -> Tensor:
+    """The stable order of ``keys`` [words, E]."""
+    if keys.shape[1] <= _SORT_CAPACITY:
+        return _order_of_words(keys)
+    # The first digit of a key is its image: images stay one behind the other.
+    corners = keys.shape[1] // images
+    parts = [_order_of_words(part) for part in keys.split(corners, dim=1)]
+    return torch.cat([part + n * corners for n, part in enumerate(parts)])
+
+
+def _order_of_words(keys: Tensor) -> Tensor:
+    order = _order_of_numbers(keys[-1])
     for word in reversed(keys[:-1].unbind()):
-        order = order[word[order].sort(stable=True)[1]]
-    return order, keys[:, order]
+        order = order[_order_of_numbers(word[order])]
+    return order
+
+
+def _order_of_numbers(numbers: Tensor) -> Tensor:
+    """``numbers.argsort(stable=True)``; of more than PyTorch sorts at once by quicksort, down to
+    parts that it does."""
+    count = len(numbers)
+    if count <= _SORT_CAPACITY:
+        return numbers.sort(stable=True)[1]
+    # A few evenly spaced ones stand for all; there is one that equals their median.
+    pivot = numbers[:: max(1, count // 4096)].median()
+    less, more = ((mask.nonzero().flatten()) for mask in (numbers < pivot, numbers > pivot))
+    equal = (numbers == pivot).nonzero().flatten()
+    parts = [places[_order_of_numbers(numbers[places])] for places in (less, more)]
+    return torch.cat([parts[0], equal, parts[1]])
 
 
 def _neighbour_steps(dims: int, words: list[int], strides: list[int]) -> Tensor:
@@ -156,8 +180,8 @@ def _neighbour_steps(dims: int, words: list[int], strides: list[int]) -> Tensor:
     return steps
 
 
-@torch.library.register_fake("atrousx::_permutohedral_assemble")
-@torch.library.register_fake("atrousx::_permutohedral_build")
+@register_fake("_permutohedral_assemble")
+@register_fake("_permutohedral_build")
 def _(features: Tensor) -> tuple[Tensor, ...]:
     images, dims, points = features.shape
     vertices = torch.library.get_ctx().new_dynamic_size()
@@ -173,7 +197,7 @@ def _(features: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("atrousx::_permutohedral_embed")
+@register_fake("_permutohedral_embed")
 def _(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     images, dims, points = features.shape
     shape = (images, points, dims + 1)
@@ -184,18 +208,18 @@ def _(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.register_fake("atrousx::_permutohedral_embed_backward")
+@register_fake("_permutohedral_embed_backward")
 def _(grad_weights: Tensor, rank: Tensor) -> Tensor:
     images, points, width = grad_weights.shape
     return grad_weights.new_empty(images, width - 1, points)
 
 
-@torch.library.register_fake("atrousx::_permutohedral_pack")
+@register_fake("_permutohedral_pack")
 def _(base: Tensor, rank: Tensor, words: list[int], *_: list[int]) -> Tensor:
     return base.new_empty(words[-1] + 1, base.numel(), dtype=torch.int64)
 
 
-@torch.library.register_fake("atrousx::_permutohedral_neighbours")
+@register_fake("_permutohedral_neighbours")
 def _(keys: Tensor, steps: Tensor) -> Tensor:
     return keys.new_empty(steps.shape[0], 2, keys.shape[1])
 

@@ -19,6 +19,7 @@ from ._backend import (
 )
 from ._check import check_map, check_operand, check_rank
 from ._geometry import Padding, output_size, positive_pair, sides_of
+from ._kernels import register_fake
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
@@ -153,7 +154,7 @@ def _empty(size: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
     return torch.empty(size, dtype=first.dtype, device=first.device, memory_format=chosen)
 
 
-@torch.library.register_fake("atrousx::atrous_conv2d")
+@register_fake("atrous_conv2d")
 def _(
     input: Tensor,
     weight: Tensor,
@@ -168,7 +169,7 @@ def _(
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
 
 
-@torch.library.register_fake("atrousx::_atrous_conv2d_fused")
+@register_fake("_atrous_conv2d_fused")
 def _(
     input: Tensor,
     weight: Tensor,
@@ -186,7 +187,7 @@ def _(
     return _empty([input.shape[0], weight.shape[0], *extents], input, weight)
 
 
-@torch.library.register_fake("atrousx::_atrous_conv2d_pack_weight")
+@register_fake("_atrous_conv2d_pack_weight")
 def _(weight: Tensor, groups: int, points: Sequence[int] = ()) -> Tensor:
     # What it holds depends on the CPU, and so does its size.
     size = torch.library.get_ctx().new_dynamic_size()
@@ -194,7 +195,7 @@ def _(weight: Tensor, groups: int, points: Sequence[int] = ()) -> Tensor:
     return weight.new_empty([*points, size], dtype=torch.float64 if wide else torch.float32)
 
 
-@torch.library.register_fake("atrousx::_atrous_conv2d_backward_input")
+@register_fake("_atrous_conv2d_backward_input")
 def _(
     grad_output: Tensor,
     weight: Tensor,
@@ -208,7 +209,7 @@ def _(
     return _empty(input_size, grad_output, weight)
 
 
-@torch.library.register_fake("atrousx::_atrous_conv2d_backward_weight")
+@register_fake("_atrous_conv2d_backward_weight")
 def _(
     grad_output: Tensor,
     input: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 from .._library import register_autocast
 from ._backend import allows_tf32
 from ._check import check_map, check_operand, check_rank
+from ._kernels import register_fake
 
 _forward = torch.ops.atrousx.multi_rate_conv2d.default
 _forward_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
@@ -196,7 +197,8 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_input, grad_weights, grad.sum((0, 2, 3)) if needs_bias else None, None, None, None
 
 
+for _name in ("multi_rate_conv2d", "_multi_rate_conv2d_relu"):
+    register_fake(_name)(_fake)
 for _op in (_forward, _forward_relu):
-    torch.library.register_fake(_op, _fake)
     register_autocast(_op, to_lower_precision=True)
 torch.library.register_autograd(_forward, _gradient, setup_context=_save)

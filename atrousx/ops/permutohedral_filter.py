@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
-from ._check import check_device, check_floating
+from ._check import check_device, check_floating, check_same_device
+from ._kernels import register_fake
 from ._permutohedral_lattice import MAX_FEATURES, Lattice, build_lattice, no_second_derivative
 
 _apply = torch.ops.atrousx._permutohedral_apply.default
@@ -159,10 +160,7 @@ def _check(values: Tensor, features: Tensor, normalization: str) -> None:
         check_floating(name, tensor)
         check_device(name, tensor)
     check_normalization(normalization)
-    if values.device != features.device:
-        raise RuntimeError(
-            f"features must be on the device of values ({values.device}), got {features.device}"
-        )
+    check_same_device("features", features, "values", values)
     if values.dim() < 2:
         raise ValueError(f"values must have a shape [N, C, *], got {tuple(values.shape)}")
     same = features.dim() == values.dim() and features.shape[0] == values.shape[0]
@@ -214,12 +212,12 @@ def filter_rows(rows: Tensor, lattice: Lattice, scales: Scales) -> Tensor:
     return filtered if after is None else filtered * after
 
 
-@torch.library.register_fake("atrousx::_permutohedral_apply")
+@register_fake("_permutohedral_apply")
 def _(values: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("atrousx::_permutohedral_corner_product")
+@register_fake("_permutohedral_corner_product")
 def _(rows: Tensor, values: Tensor, corner_weights: Tensor, *_: Any) -> Tensor:
     return rows.new_empty(corner_weights.shape)
 

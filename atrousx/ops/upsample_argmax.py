@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._library import register_autocast
 from ._check import check_device, check_floating, check_rank, pair
+from ._kernels import register_fake
 
 _argmax = torch.ops.atrousx._upsample_argmax.default
 
@@ -73,7 +74,7 @@ def upsample_argmax(
     return (labels, probability) if return_probability else labels
 
 
-@torch.library.register_fake("atrousx::_upsample_argmax")
+@register_fake("_upsample_argmax")
 def _(
     logits: Tensor,
     output_size: Sequence[int],

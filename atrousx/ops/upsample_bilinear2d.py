@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._library import register_autocast, register_gradient
 from ._check import check_device, check_floating, check_rank, pair
+from ._kernels import register_fake
 
 _forward = torch.ops.atrousx.upsample_bilinear2d.default
 _backward = torch.ops.atrousx._upsample_bilinear2d_backward.default
@@ -100,7 +101,7 @@ def _like(tensor: Tensor, size: Sequence[int]) -> Tensor:
     )
 
 
-@torch.library.register_fake("atrousx::upsample_bilinear2d")
+@register_fake("upsample_bilinear2d")
 def _(
     input: Tensor,
     output_size: Sequence[int],
@@ -111,7 +112,7 @@ def _(
     return _like(input, [*input.shape[:2], *output_size])
 
 
-@torch.library.register_fake("atrousx::_upsample_bilinear2d_backward")
+@register_fake("_upsample_bilinear2d_backward")
 def _(
     grad_output: Tensor,
     height: int,

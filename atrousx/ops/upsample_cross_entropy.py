@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast, register_gradient
-from ._check import check_device, check_floating, check_rank, check_tensor
+from ._check import check_device, check_floating, check_rank, check_same_device, check_tensor
+from ._kernels import register_fake
 
 _forward = torch.ops.atrousx._upsample_cross_entropy.default
 _backward = torch.ops.atrousx._upsample_cross_entropy_backward.default
@@ -131,17 +132,15 @@ def _check(
         if weight.requires_grad:
             raise RuntimeError("weight must not require a gradient: there is none for it")
     for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.device != logits.device:
-            raise RuntimeError(
-                f"{name} must be on the device of logits ({logits.device}), got {tensor.device}"
-            )
+        if tensor is not None:
+            check_same_device(name, tensor, "logits", logits)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing!r}")
 
 
-@torch.library.register_fake("atrousx::_upsample_cross_entropy")
+@register_fake("_upsample_cross_entropy")
 def _(
     logits: Tensor,
     target: Tensor,
@@ -159,7 +158,7 @@ def _(
     )
 
 
-@torch.library.register_fake("atrousx::_upsample_cross_entropy_backward")
+@register_fake("_upsample_cross_entropy_backward")
 def _(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
     memory_format = torch._prims_common.suggest_memory_format(logits)
     return torch.empty_like(logits, memory_format=memory_format)

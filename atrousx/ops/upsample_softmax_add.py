@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._check import check_device, check_floating, check_rank, check_tensor
+from ._check import check_device, check_floating, check_rank, check_same_device, check_tensor
+from ._kernels import register_fake
 
 _add = torch.ops.atrousx._upsample_softmax_add_.default
 
@@ -76,10 +77,7 @@ def upsample_softmax_add_(
             f"sum must have N and C of logits ({logits.shape[0]}, {logits.shape[1]}) and a size, "
             f"got shape {tuple(sum.shape)}"
         )
-    if sum.device != logits.device:
-        raise RuntimeError(
-            f"sum must be on the device of logits, {logits.device}, got {sum.device}"
-        )
+    check_same_device("sum", sum, "logits", logits)
     if sum.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("sum must not require a gradient: there is none")
     if not torch.compiler.is_compiling() and torch._debug_has_internal_overlap(sum) == 1:
@@ -88,6 +86,6 @@ def upsample_softmax_add_(
     return sum
 
 
-@torch.library.register_fake("atrousx::_upsample_softmax_add_")
+@register_fake("_upsample_softmax_add_")
 def _(sum: Tensor, logits: Tensor, alpha: float, flip: bool, align_corners: bool) -> None:
     return None

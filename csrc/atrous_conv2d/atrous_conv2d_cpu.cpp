@@ -222,13 +222,13 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
-  m.impl("_atrous_conv2d_points", TORCH_BOX(&atrousx::atrous_conv2d_points));
+  m.impl("_atrous_conv2d_points", ATROUSX_BOX(atrousx::atrous_conv2d_points));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cpu));
-  m.impl("_atrous_conv2d_pack_weight", TORCH_BOX(&atrousx::atrous_conv2d_pack_weight_cpu));
-  m.impl("_atrous_conv2d_fused", TORCH_BOX(&atrousx::atrous_conv2d_fused_cpu));
-  m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cpu));
-  m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cpu));
+  m.impl("atrous_conv2d", ATROUSX_BOX(atrousx::atrous_conv2d_cpu));
+  m.impl("_atrous_conv2d_pack_weight", ATROUSX_BOX(atrousx::atrous_conv2d_pack_weight_cpu));
+  m.impl("_atrous_conv2d_fused", ATROUSX_BOX(atrousx::atrous_conv2d_fused_cpu));
+  m.impl("_atrous_conv2d_backward_input", ATROUSX_BOX(atrousx::atrous_conv2d_backward_input_cpu));
+  m.impl("_atrous_conv2d_backward_weight", ATROUSX_BOX(atrousx::atrous_conv2d_backward_weight_cpu));
 }

@@ -131,9 +131,10 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("atrous_conv2d", TORCH_BOX(&atrousx::atrous_conv2d_cuda));
-  m.impl("_atrous_conv2d_pack_weight", TORCH_BOX(&atrousx::atrous_conv2d_pack_weight_cuda));
-  m.impl("_atrous_conv2d_fused", TORCH_BOX(&atrousx::atrous_conv2d_fused_cuda));
-  m.impl("_atrous_conv2d_backward_input", TORCH_BOX(&atrousx::atrous_conv2d_backward_input_cuda));
-  m.impl("_atrous_conv2d_backward_weight", TORCH_BOX(&atrousx::atrous_conv2d_backward_weight_cuda));
+  m.impl("atrous_conv2d", ATROUSX_BOX(&atrousx::atrous_conv2d_cuda));
+  m.impl("_atrous_conv2d_pack_weight", ATROUSX_BOX(&atrousx::atrous_conv2d_pack_weight_cuda));
+  m.impl("_atrous_conv2d_fused", ATROUSX_BOX(&atrousx::atrous_conv2d_fused_cuda));
+  m.impl("_atrous_conv2d_backward_input", ATROUSX_BOX(&atrousx::atrous_conv2d_backward_input_cuda));
+  m.impl("_atrous_conv2d_backward_weight",
+         ATROUSX_BOX(&atrousx::atrous_conv2d_backward_weight_cuda));
 }

@@ -1,6 +1,7 @@
 // A term of the energy as the CPU's loops take it, and memory for its lattice.
 #pragma once
 
+#include "../permutohedral/cpu_check.h"
 #include "mean_field_rows.h"
 #include "terms.h"
 
@@ -119,6 +120,15 @@ Tensor finish_rows(const T* rows, const Tensor& like) {
     run_best<FinishRows>(rows, mutable_data<T>(output), labels, vectors, points, begin, end);
   });
   return output;
+}
+
+// The terms of an operator's arguments, their lattices' indices checked.
+inline std::vector<MeanFieldTensors> checked_terms(const Tensor& logits,
+                                                   const std::vector<Tensor>& tensors,
+                                                   const std::vector<double>& weights) {
+  auto terms = mean_field_tensors(logits, tensors, weights);
+  for (const MeanFieldTensors& term : terms) check_indices(term.lattice);
+  return terms;
 }
 
 // States are those of _mean_field_states for logits like `grad`.

@@ -115,7 +115,7 @@ void differentiate(const Tensor& grad, const Tensor& states,
 std::tuple<Tensor, Tensor, Tensor, Tensor> mean_field_backward_cpu(
     const Tensor& grad, const Tensor& states, std::vector<Tensor> tensors,
     std::vector<double> weights, bool of_energies, bool of_corners) {
-  const auto terms = mean_field_tensors(grad, tensors, weights);
+  const auto terms = checked_terms(grad, tensors, weights);
   const int64_t images = grad.size(0), labels = grad.size(1), points = grad.size(2);
   const int64_t count = static_cast<int64_t>(terms.size()), rows = images * points;
   int64_t corners = 0;
@@ -139,5 +139,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mean_field_backward_cpu(
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_mean_field_backward", TORCH_BOX(&atrousx::mean_field_backward_cpu));
+  m.impl("_mean_field_backward", ATROUSX_BOX(atrousx::mean_field_backward_cpu));
 }

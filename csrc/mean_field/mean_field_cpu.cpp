@@ -41,7 +41,7 @@ Tensor iterate(const Tensor& logits, const std::vector<MeanFieldTensors>& given,
 std::tuple<Tensor, Tensor> infer(const Tensor& logits, const std::vector<Tensor>& tensors,
                                  const std::vector<double>& weights, int64_t iterations,
                                  bool keep) {
-  const auto terms = mean_field_tensors(logits, tensors, weights);
+  const auto terms = checked_terms(logits, tensors, weights);
   STD_TORCH_CHECK(iterations >= 0, "iterations must not be negative");
   if (logits.numel() == 0) {
     const int64_t kept = keep ? iterations + 1 : 1;
@@ -74,6 +74,6 @@ std::tuple<Tensor, Tensor> mean_field_states_cpu(const Tensor& logits, std::vect
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_mean_field", TORCH_BOX(&atrousx::mean_field_cpu));
-  m.impl("_mean_field_states", TORCH_BOX(&atrousx::mean_field_states_cpu));
+  m.impl("_mean_field", ATROUSX_BOX(atrousx::mean_field_cpu));
+  m.impl("_mean_field_states", ATROUSX_BOX(atrousx::mean_field_states_cpu));
 }

@@ -1,6 +1,7 @@
 // Mean-field kernels: start, then per iteration splat, blur and update, then finish. Letters: N
 // images, P points of an image, L labels, D features, E = N P (D + 1) corners, M vertices. Every
 // kernel gathers, so every sum has a fixed order, which a row's place in its batch does not change.
+// An index out of range is never followed: what depends on it becomes NaN, neighbours aside.
 #pragma once
 
 #include <cmath>
@@ -23,9 +24,9 @@ __device__ __forceinline__ void add_scaled(LabelPack<T>& sum, T factor, LabelPac
 
 // sum += weights[e] * rows[points[e]] for every step-th e in [from, end), of one pack. kBatch rows
 // are asked for before the first is used: most sums are shorter than that, and what a warp waits
-// for is one row, not one after another.
+// for is one row, not one after another. There are `count` rows.
 template <int kBatch, typename T, typename Index>
-__device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* rows,
+__device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* rows, int64_t count,
                                        const Index* points, const T* weights, int64_t from,
                                        int64_t end, int64_t step, int pack, int packs) {
   for (int64_t first = from; first < end; first += kBatch * step) {
@@ -39,12 +40,12 @@ __device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* ro
       weight[i] = T(0);
       if (e >= end) continue;
       point[i] = points[e];
-      weight[i] = weights[e];
+      weight[i] = is_index(point[i], count) ? weights[e] : std::numeric_limits<T>::quiet_NaN();
     }
     ATROUSX_UNROLL
     for (int i = 0; i < kBatch; ++i) {
       row[i] = LabelPack<T>{};
-      if (point[i] >= 0) row[i] = rows[static_cast<int64_t>(point[i]) * packs + pack];
+      if (is_index(point[i], count)) row[i] = rows[static_cast<int64_t>(point[i]) * packs + pack];
     }
     ATROUSX_UNROLL
     for (int i = 0; i < kBatch; ++i) add_scaled(sum, weight[i], row[i]);
@@ -107,9 +108,12 @@ __global__ void mean_field_entries_kernel(const T* weights,      // [E], by vert
                                           const Index* points,   // [E], by vertex
                                           const T* point_scale,  // [N P]
                                           T* scaled,             // [E]
-                                          int64_t entries) {
-  for (int64_t e = global_thread(); e < entries; e += global_threads())
-    scaled[e] = weights[e] * point_scale[points[e]];
+                                          int64_t entries, int64_t rows) {
+  for (int64_t e = global_thread(); e < entries; e += global_threads()) {
+    const Index point = points[e];
+    scaled[e] = is_index(point, rows) ? weights[e] * point_scale[point]
+                                      : std::numeric_limits<T>::quiet_NaN();
+  }
 }
 
 // Who: one thread owns one cost, in a grid-stride loop. Reads: the compatibility, a matrix (row:
@@ -137,13 +141,14 @@ constexpr int64_t kLongRun = 256;
 // One pack of the sum of every step-th entry in [from, end), summed over the warp's groups of lanes
 // as well, which start one entry apart. All lanes of the warp must call it.
 template <typename T, typename Index>
-__device__ __forceinline__ LabelPack<T> splat_pack(const LabelPack<T>* q, const Index* points,
-                                                   const T* weights, int64_t from, int64_t end,
-                                                   int64_t step, int pack, RowShape shape) {
+__device__ __forceinline__ LabelPack<T> splat_pack(const LabelPack<T>* q, int64_t rows,
+                                                   const Index* points, const T* weights,
+                                                   int64_t from, int64_t end, int64_t step,
+                                                   int pack, RowShape shape) {
   LabelPack<T> sum{};
   const int64_t group = threadIdx.x % kWarpLanes >> shape.shift;
   if (pack < shape.packs)
-    gather<kSplatBatch>(sum, q, points, weights, from + group, end, step, pack, shape.packs);
+    gather<kSplatBatch>(sum, q, rows, points, weights, from + group, end, step, pack, shape.packs);
   for (int distance = shape.lanes(); distance < kWarpLanes; distance *= 2) {
     ATROUSX_UNROLL
     for (int i = 0; i < LabelPack<T>::kLabels; ++i)
@@ -165,7 +170,7 @@ __global__ void __launch_bounds__(kRowThreads, 5)
                             const Index* points,    // [E], by vertex
                             const T* weights,       // [E], by vertex, scaled
                             LabelPack<T>* lattice,  // [M, packs]
-                            int64_t vertices, RowShape shape) {
+                            int64_t rows, int64_t entries, int64_t vertices, RowShape shape) {
   ATROUSX_SHARED(int64_t, runs, 2 * kSplatWarps);
   ATROUSX_SHARED(LabelPack<T>, parts, kSplatWarps * kWarpLanes);
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
@@ -174,12 +179,13 @@ __global__ void __launch_bounds__(kRowThreads, 5)
   const int64_t stride = gridDim.x;
   for (int64_t first = blockIdx.x; first < vertices; first += warps * stride) {
     const int64_t own = first + warp * stride;
-    const int64_t begin = own < vertices ? static_cast<int64_t>(starts[own]) : 0;
-    const int64_t end = own < vertices ? static_cast<int64_t>(starts[own + 1]) : 0;
+    const EntryRange run(starts, min_of(own, vertices - 1), entries);
+    const int64_t begin = run.begin, end = own < vertices ? run.end : begin;
     if (own < vertices && end - begin <= kLongRun)
       for (int base = 0; base < shape.packs; base += lanes) {
         const int pack = base + member;
-        const LabelPack<T> sum = splat_pack(q, points, weights, begin, end, groups, pack, shape);
+        LabelPack<T> sum = splat_pack(q, rows, points, weights, begin, end, groups, pack, shape);
+        if (!run.valid()) sum.v[0] = std::numeric_limits<T>::quiet_NaN();
         if (lane < lanes && pack < shape.packs) lattice[own * shape.packs + pack] = sum;
       }
     if (!__syncthreads_or(end - begin > kLongRun)) continue;
@@ -190,7 +196,7 @@ __global__ void __launch_bounds__(kRowThreads, 5)
       if (to - from <= kLongRun) continue;
       for (int base = 0; base < shape.packs; base += lanes) {
         const int pack = base + member;
-        const LabelPack<T> part = splat_pack(q, points, weights, from + warp * groups, to,
+        const LabelPack<T> part = splat_pack(q, rows, points, weights, from + warp * groups, to,
                                              int64_t{warps} * groups, pack, shape);
         if (lane < lanes) parts[warp * kWarpLanes + lane] = part;
         __syncthreads();  // the parts are written
@@ -215,12 +221,12 @@ __global__ void mean_field_blur_kernel(const LabelPack<T>* lattice,  // [M, pack
                                        int64_t vertices, RowShape shape) {
   for (int64_t i = global_thread(); i < vertices << shape.shift; i += global_threads()) {
     const int64_t vertex = i >> shape.shift;
-    const int64_t ahead = neighbours[vertex], behind = neighbours[vertices + vertex];
+    const Index ahead = neighbours[vertex], behind = neighbours[vertices + vertex];
     for (int pack = static_cast<int>(i) & (shape.lanes() - 1); pack < shape.packs;
          pack += shape.lanes()) {
       LabelPack<T> sum = lattice[vertex * shape.packs + pack], a{}, b{};
-      if (ahead >= 0) a = lattice[ahead * shape.packs + pack];
-      if (behind >= 0) b = lattice[behind * shape.packs + pack];
+      if (is_index(ahead, vertices)) a = lattice[int64_t{ahead} * shape.packs + pack];
+      if (is_index(behind, vertices)) b = lattice[int64_t{behind} * shape.packs + pack];
       ATROUSX_UNROLL
       for (int l = 0; l < LabelPack<T>::kLabels; ++l) sum.v[l] += T(0.5) * (a.v[l] + b.v[l]);
       blurred[vertex * shape.packs + pack] = sum;
@@ -239,6 +245,7 @@ struct Message {
   const T* corner_weights;      // [N P, D + 1]
   const T* point_scale;         // [N P], or null for 1
   const LabelPack<T>* costs;    // [L, packs], the diagonal's [packs], or null for -weight each
+  int64_t count;                // M
   T scale;                      // of slicing
   T weight;
   int dims;
@@ -247,7 +254,7 @@ struct Message {
   __device__ __forceinline__ LabelPack<T> sliced(int64_t row, int pack, int packs) const {
     LabelPack<T> sum{}, result{};
     const int64_t corner = row * (dims + 1);
-    gather<kSliceBatch>(sum, lattice, vertices, corner_weights, corner, corner + dims + 1,
+    gather<kSliceBatch>(sum, lattice, count, vertices, corner_weights, corner, corner + dims + 1,
                         int64_t{1}, pack, packs);
     add_scaled(result, point_scale == nullptr ? scale : scale * point_scale[row], sum);
     return result;

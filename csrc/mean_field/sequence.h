@@ -37,6 +37,7 @@ struct MeanFieldTerm {
             corner_weights,
             slice_scale,
             costs,
+            vertices,
             atrousx::slice_scale<T>(dims),
             weight,
             dims,
@@ -61,17 +62,17 @@ inline int64_t splat_threads(int64_t vertices) {
   return blocks * kRowThreads;
 }
 
-// Blur(Splat(Q)) into the term's lattice; the first of the arrays it alternates between is chosen
-// so that the last is that one.
+// Blur(Splat(Q)), `count` rows, into the term's lattice; the first of the arrays it alternates
+// between is chosen so that the last is that one.
 template <typename T, typename Index, typename Launch>
 void lift_rows(const Launch& launch, const MeanFieldTerm<T, Index>& term,
-               const MeanFieldRows<T>& rows, RowShape shape) {
+               const MeanFieldRows<T>& rows, int64_t count, RowShape shape) {
   LabelPack<T>*from = term.lattice, *to = rows.spare;
   if (term.dims % 2 == 0) std::swap(from, to);
   const T* weights = term.scaled_entries == nullptr ? term.entry_weights : term.scaled_entries;
   const LabelPack<T>* q = rows.q;
   launch(mean_field_splat_kernel<T, Index>, splat_threads(term.vertices), q, term.starts,
-         term.entry_points, weights, from, term.vertices, shape);
+         term.entry_points, weights, from, count, term.entries, term.vertices, shape);
   for (int axis = 0; axis <= term.dims; ++axis) {
     const LabelPack<T>* source = from;
     launch(mean_field_blur_kernel<T, Index>, term.vertices << shape.shift, source,
@@ -91,7 +92,8 @@ void begin_mean_field(const Launch& launch, const T* logits,
   for (const MeanFieldTerm<T, Index>& term : terms) {
     if (term.scaled_entries != nullptr)
       launch(mean_field_entries_kernel<T, Index>, term.entries, term.entry_weights,
-             term.entry_points, term.splat_scale, term.scaled_entries, term.entries);
+             term.entry_points, term.splat_scale, term.scaled_entries, term.entries,
+             images * points);
     if (term.costs != nullptr) {
       T* costs = term.costs->v;
       const int64_t rows_of_costs = term.diagonal ? 1 : shape.labels;
@@ -112,7 +114,8 @@ void run_mean_field(const Launch& launch, const T* logits, T* output,
     messages.term[messages.count++] = term.message();
   const LabelPack<T>*log_p = rows.log_p, *q = rows.q;
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
-    for (const MeanFieldTerm<T, Index>& term : terms) lift_rows(launch, term, rows, shape);
+    for (const MeanFieldTerm<T, Index>& term : terms)
+      lift_rows(launch, term, rows, images * points, shape);
     launch(mean_field_update_kernel<T, Index>, (images * points) << shape.shift, messages, log_p,
            rows.filtered, rows.q, images * points, shape);
   }

@@ -28,6 +28,6 @@ Tensor multi_rate_conv2d_relu_cpu(const Tensor& input, std::vector<Tensor> weigh
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("multi_rate_conv2d", TORCH_BOX(&atrousx::multi_rate_conv2d_cpu));
-  m.impl("_multi_rate_conv2d_relu", TORCH_BOX(&atrousx::multi_rate_conv2d_relu_cpu));
+  m.impl("multi_rate_conv2d", ATROUSX_BOX(atrousx::multi_rate_conv2d_cpu));
+  m.impl("_multi_rate_conv2d_relu", ATROUSX_BOX(atrousx::multi_rate_conv2d_relu_cpu));
 }

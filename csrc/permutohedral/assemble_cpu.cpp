@@ -257,5 +257,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> assemble_cpu(const Te
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_permutohedral_assemble", TORCH_BOX(&atrousx::assemble_cpu));
+  m.impl("_permutohedral_assemble", ATROUSX_BOX(atrousx::assemble_cpu));
 }

@@ -130,6 +130,7 @@ struct Chains {
   std::vector<int64_t> counts;                  // [D + 1]
   std::vector<std::unique_ptr<Index[]>> lists;  // [D + 1], counts + kAhead each
 
+  // Of checked indices (cpu_check.h).
   static Chains make(const Lattice& l) {
     const int64_t axes = l.dims() + 1, vertices = l.vertices();
     Chains chains;
@@ -140,10 +141,14 @@ struct Chains {
         chains.counts[axis] =
             list(data<Index>(l.neighbours) + axis * 2 * vertices, vertices, chains.lists[axis]);
     });
+    for (const int64_t count : chains.counts)
+      STD_TORCH_CHECK(count != kBroken, "neighbours must be mutual, ahead and behind");
     return chains;
   }
 
  private:
+  static constexpr int64_t kBroken = -1;
+
   static int64_t list(const Index* ahead, int64_t vertices, std::unique_ptr<Index[]>& out) {
     const Index* behind = ahead + vertices;
     out = std::make_unique_for_overwrite<Index[]>(vertices + kAhead);
@@ -153,8 +158,13 @@ struct Chains {
       out[first - 1] = static_cast<Index>(m);
       first -= behind[m] < 0 && ahead[m] >= 0;
     }
+    // Where each vertex is behind the one ahead of it, chains share no vertex and come to an end.
     for (; first < vertices; ++first) {
-      for (Index at = out[first]; at >= 0; at = ahead[at]) out[count++] = at;
+      for (Index at = out[first], next; at >= 0; at = next) {
+        out[count++] = at;
+        next = ahead[at];
+        if (next >= 0 && behind[next] != at) return kBroken;
+      }
       out[count - 1] = ~out[count - 1];
     }
     std::fill_n(&out[count], kAhead, Index{0});

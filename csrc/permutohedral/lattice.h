@@ -44,7 +44,8 @@ inline void check_features(const Tensor& features) {
 inline void check_corners(const Tensor& base, const Tensor& rank) {
   STD_TORCH_CHECK(base.scalar_type() == ScalarType::Int && rank.scalar_type() == ScalarType::Byte,
                   "base must be int32 and rank uint8");
-  STD_TORCH_CHECK(base.dim() == 3 && rank.dim() == 3 && base.numel() == rank.numel(),
+  STD_TORCH_CHECK(base.dim() == 3 && rank.dim() == 3 && base.size(0) == rank.size(0) &&
+                      base.size(1) == rank.size(1) && base.size(2) == rank.size(2),
                   "base and rank must be [N, P, D + 1]");
   STD_TORCH_CHECK(base.size(2) >= 2 && base.size(2) <= kMaxFeatures + 1,
                   "base must have D + 1 coordinates");
@@ -64,6 +65,10 @@ inline KeyLayout make_key_layout(int dims, const std::vector<int64_t>& words,
   const size_t digits = static_cast<size_t>(dims) + 1;
   STD_TORCH_CHECK(words.size() == digits && strides.size() == digits && minima.size() == digits,
                   "a key layout must have D + 1 digits");
+  STD_TORCH_CHECK(words[0] == 0, "a key layout must begin with word 0");
+  for (size_t i = 1; i < digits; ++i)
+    STD_TORCH_CHECK(words[i] == words[i - 1] || words[i] == words[i - 1] + 1,
+                    "the words of a key layout must follow each other");
   KeyLayout layout{};
   layout.dims = dims;
   layout.words = static_cast<int>(words.back()) + 1;
@@ -93,24 +98,32 @@ struct Lattice {
   Tensor neighbours;       // [D + 1, 2, M] the vertices a step ahead and behind, or -1
 
   int64_t points() const { return corner_vertices.size(0); }
+  int64_t corners() const { return corner_vertices.numel(); }
   int64_t vertices() const { return neighbours.size(2); }
   int dims() const { return static_cast<int>(corner_vertices.size(1)) - 1; }
   ScalarType index_type() const { return corner_vertices.scalar_type(); }
 };
 
-// Shapes and types only: the indices themselves are trusted to come from _permutohedral_build.
+// Shapes and types; what the indices are is for a device to look at, or its kernels to bear.
 inline void check_lattice(const Lattice& l) {
   STD_TORCH_CHECK(l.corner_vertices.dim() == 2 && l.corner_weights.dim() == 2 &&
-                      l.neighbours.dim() == 3 && l.starts.dim() == 1,
+                      l.neighbours.dim() == 3 && l.starts.dim() == 1 && l.entry_points.dim() == 1 &&
+                      l.entry_weights.dim() == 1,
                   "the lattice's tensors have wrong ranks");
-  const int64_t corners = l.corner_vertices.numel();
-  STD_TORCH_CHECK(l.corner_weights.numel() == corners && l.entry_points.numel() == corners &&
-                      l.entry_weights.numel() == corners &&
-                      l.neighbours.size(0) == l.corner_vertices.size(1) &&
-                      l.neighbours.size(1) == 2 && l.starts.numel() == l.vertices() + 1,
+  STD_TORCH_CHECK(l.dims() >= 1 && l.dims() <= kMaxFeatures, "a lattice must have 1 to ",
+                  kMaxFeatures, " dimensions");
+  const int64_t corners = l.corners();
+  STD_TORCH_CHECK(l.corner_weights.size(0) == l.points() &&
+                      l.corner_weights.size(1) == l.dims() + 1 &&
+                      l.entry_points.numel() == corners && l.entry_weights.numel() == corners &&
+                      l.neighbours.size(0) == l.dims() + 1 && l.neighbours.size(1) == 2 &&
+                      l.starts.numel() == l.vertices() + 1 && (l.vertices() > 0 || corners == 0),
                   "the lattice's tensors have sizes that do not belong together");
   for (const Tensor* t : {&l.starts, &l.entry_points, &l.neighbours})
     STD_TORCH_CHECK(t->scalar_type() == l.index_type(), "lattice indices must have one dtype");
+  STD_TORCH_CHECK(
+      l.index_type() != ScalarType::Int || std::max(corners, l.vertices()) < (int64_t{1} << 31),
+      "a lattice of so many corners must have int64 indices");
   STD_TORCH_CHECK(l.entry_weights.scalar_type() == l.corner_weights.scalar_type(),
                   "lattice weights must have one dtype");
   for (const Tensor* t : {&l.corner_vertices, &l.corner_weights, &l.starts, &l.entry_points,

@@ -2,6 +2,7 @@
 //
 // Values are rows of channels, one row per point or vertex: the inner loops run along a row, tasks
 // are runs of rows. A row is written by one task only, and summed in a fixed order.
+#include "cpu_check.h"
 #include "cpu_rows.h"
 
 namespace atrousx {
@@ -35,6 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> embed_cpu(const Tensor& features) {
 
 Tensor embed_backward_cpu(const Tensor& grad_weights, const Tensor& rank) {
   check_grad_weights(grad_weights, rank);
+  check_ranks(rank, grad_weights.size(2) - 1);
   const Tensor grad = contiguous(grad_weights), ranks = contiguous(rank);
   const int64_t images = grad.size(0), points = grad.size(1), dims = grad.size(2) - 1;
   const Tensor grad_features = empty_like_of(grad, {images, dims, points});
@@ -57,23 +59,25 @@ Tensor embed_backward_cpu(const Tensor& grad_weights, const Tensor& rank) {
 void pack_point(const KeyLayout& layout, int w, int64_t image, const int32_t* base,
                 const uint8_t* rank, int64_t* keys) {
   const int dims = layout.dims;
-  int64_t key = key_word(layout, w, image, base, rank, 0), all = 0;
-  int64_t down[kMaxFeatures + 1] = {};
+  uint64_t key = key_word(layout, w, image, base, rank, 0), all = 0;
+  uint64_t down[kMaxFeatures + 1] = {};
   for (int i = 0; i < dims; ++i) {
     if (layout.word[i] != w) continue;
-    all += layout.stride[i];
-    down[min_of<int>(rank[i], dims)] += (dims + 1) * layout.stride[i];
+    const uint64_t stride = layout.stride[i];
+    all += stride;
+    down[rank[i]] += (dims + 1) * stride;
   }
-  keys[0] = key;
+  keys[0] = static_cast<int64_t>(key);
   for (int k = 1; k <= dims; ++k) {
     key += all - down[dims - k + 1];
-    keys[k] = key;
+    keys[k] = static_cast<int64_t>(key);
   }
 }
 
 Tensor pack_cpu(const Tensor& base, const Tensor& rank, std::vector<int64_t> words,
                 std::vector<int64_t> strides, std::vector<int64_t> minima) {
   check_corners(base, rank);
+  check_ranks(rank, base.size(2) - 1);
   const Tensor bases = contiguous(base), ranks = contiguous(rank);
   const int64_t points = base.size(1), width = base.size(2), corners = base.numel();
   const KeyLayout layout = make_key_layout(static_cast<int>(width) - 1, words, strides, minima);
@@ -93,6 +97,9 @@ Tensor neighbours_cpu(const Tensor& keys, const Tensor& steps) {
   const Tensor source = contiguous(keys), offsets = contiguous(steps);
   const SortedKeys sorted{data<int64_t>(source), keys.size(1), static_cast<int>(keys.size(0))};
   const int64_t axes = steps.size(0);
+  const std::vector<int64_t> no_step(sorted.words, 0);
+  for (int64_t i = 1; i < sorted.count; ++i)
+    STD_TORCH_CHECK(sorted.compare(i - 1, i, no_step.data(), 1) < 0, "keys must ascend");
   const Tensor neighbours = empty_like_of(keys, {axes, 2, sorted.count}, ScalarType::Long);
   for (int64_t line = 0; line < axes * 2; ++line) {
     const int64_t* step = data<int64_t>(offsets) + line / 2 * sorted.words;
@@ -144,6 +151,7 @@ Tensor apply_cpu(const Tensor& values, const Tensor& corner_weights, const Tenso
                  std::optional<Tensor> slice_scale, bool transpose) {
   const Lattice l{corner_weights, corner_vertices, starts, entry_points, entry_weights, neighbours};
   check_lattice(l);
+  check_indices(l);
   check_values(l, values, splat_scale, slice_scale);
   const Tensor source = contiguous(values);
   const int64_t channels = values.size(1);
@@ -168,6 +176,7 @@ Tensor corner_product_cpu(const Tensor& rows, const Tensor& values, const Tensor
                           const Tensor& neighbours, bool transpose) {
   const Lattice l{corner_weights, corner_vertices, starts, entry_points, entry_weights, neighbours};
   check_lattice(l);
+  check_indices(l);
   check_rows(l, rows, values);
   const Tensor source = contiguous(values), left = contiguous(rows);
   const int64_t channels = values.size(1);
@@ -191,10 +200,10 @@ Tensor corner_product_cpu(const Tensor& rows, const Tensor& values, const Tensor
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_permutohedral_embed", TORCH_BOX(&atrousx::embed_cpu));
-  m.impl("_permutohedral_embed_backward", TORCH_BOX(&atrousx::embed_backward_cpu));
-  m.impl("_permutohedral_pack", TORCH_BOX(&atrousx::pack_cpu));
-  m.impl("_permutohedral_neighbours", TORCH_BOX(&atrousx::neighbours_cpu));
-  m.impl("_permutohedral_apply", TORCH_BOX(&atrousx::apply_cpu));
-  m.impl("_permutohedral_corner_product", TORCH_BOX(&atrousx::corner_product_cpu));
+  m.impl("_permutohedral_embed", ATROUSX_BOX(atrousx::embed_cpu));
+  m.impl("_permutohedral_embed_backward", ATROUSX_BOX(atrousx::embed_backward_cpu));
+  m.impl("_permutohedral_pack", ATROUSX_BOX(atrousx::pack_cpu));
+  m.impl("_permutohedral_neighbours", ATROUSX_BOX(atrousx::neighbours_cpu));
+  m.impl("_permutohedral_apply", ATROUSX_BOX(atrousx::apply_cpu));
+  m.impl("_permutohedral_corner_product", ATROUSX_BOX(atrousx::corner_product_cpu));
 }

@@ -84,7 +84,8 @@ Tensor lift(const Lattice& l, const Tensor& values, const std::optional<Tensor>&
   const unsigned int grid = grid_for(vertices * channels);
   launch({"the lattice's splat", grid, kThreads, stream}, permutohedral_splat_kernel<T, Index>,
          reads<T>(values), reads<Index>(l.starts), reads<Index>(l.entry_points),
-         reads<T>(l.entry_weights), reads<T>(splat_scale), writes<T>(lattice), vertices, channels);
+         reads<T>(l.entry_weights), reads<T>(splat_scale), writes<T>(lattice), vertices, channels,
+         l.points(), l.corners());
   for (int axis = 0; axis <= l.dims(); ++axis) {
     const int64_t line = transpose ? l.dims() - axis : axis;
     launch({"the lattice's blur", grid, kThreads, stream}, permutohedral_blur_kernel<T, Index>,
@@ -114,7 +115,7 @@ Tensor apply_cuda(const Tensor& values, const Tensor& corner_weights, const Tens
     launch({"_permutohedral_apply", grid_for(output.numel()), kThreads, context.stream()},
            permutohedral_slice_kernel<T, Index>, reads<T>(lattice), reads<Index>(corner_vertices),
            reads<T>(corner_weights), reads<T>(slice_scale), writes<T>(output), l.points(), channels,
-           l.dims());
+           l.vertices(), l.dims());
   });
   return output;
 }
@@ -137,7 +138,8 @@ Tensor corner_product_cuda(const Tensor& rows, const Tensor& values, const Tenso
     const Tensor lattice = lift<T, Index>(l, source, std::nullopt, transpose, context.stream());
     launch({"_permutohedral_corner_product", grid_for(product.numel()), kThreads, context.stream()},
            permutohedral_corner_product_kernel<T, Index>, reads<T>(left), reads<T>(lattice),
-           reads<Index>(corner_vertices), writes<T>(product), product.numel(), channels, l.dims());
+           reads<Index>(corner_vertices), writes<T>(product), product.numel(), channels,
+           l.vertices(), l.dims());
   });
   return product;
 }
@@ -146,10 +148,10 @@ Tensor corner_product_cuda(const Tensor& rows, const Tensor& values, const Tenso
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("_permutohedral_embed", TORCH_BOX(&atrousx::embed_cuda));
-  m.impl("_permutohedral_embed_backward", TORCH_BOX(&atrousx::embed_backward_cuda));
-  m.impl("_permutohedral_pack", TORCH_BOX(&atrousx::pack_cuda));
-  m.impl("_permutohedral_neighbours", TORCH_BOX(&atrousx::neighbours_cuda));
-  m.impl("_permutohedral_apply", TORCH_BOX(&atrousx::apply_cuda));
-  m.impl("_permutohedral_corner_product", TORCH_BOX(&atrousx::corner_product_cuda));
+  m.impl("_permutohedral_embed", ATROUSX_BOX(&atrousx::embed_cuda));
+  m.impl("_permutohedral_embed_backward", ATROUSX_BOX(&atrousx::embed_backward_cuda));
+  m.impl("_permutohedral_pack", ATROUSX_BOX(&atrousx::pack_cuda));
+  m.impl("_permutohedral_neighbours", ATROUSX_BOX(&atrousx::neighbours_cuda));
+  m.impl("_permutohedral_apply", ATROUSX_BOX(&atrousx::apply_cuda));
+  m.impl("_permutohedral_corner_product", ATROUSX_BOX(&atrousx::corner_product_cuda));
 }

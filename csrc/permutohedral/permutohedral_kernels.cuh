@@ -1,6 +1,8 @@
 // Permutohedral lattice kernels: embed, pack and neighbours build it; splat, blur and slice filter.
 // Letters: N images, P points of an image, D features, C channels, E = N P (D + 1) corners (a point
 // and one vertex of its simplex), M vertices. Every kernel gathers, so every sum has a fixed order.
+// An index out of range is never followed: what depends on it becomes NaN, neighbours aside, which
+// it has none of.
 #pragma once
 
 #include "../device.cuh"
@@ -83,12 +85,18 @@ __global__ void permutohedral_splat_kernel(const T* values,       // [N P, C]
                                            const T* weights,      // [E], by vertex
                                            const T* point_scale,  // [N P], or null for 1
                                            T* lattice,            // [M, C]
-                                           int64_t vertices, int64_t channels) {
+                                           int64_t vertices, int64_t channels, int64_t rows,
+                                           int64_t entries) {
   for (int64_t i = global_thread(); i < vertices * channels; i += global_threads()) {
     const int64_t vertex = i / channels, channel = i % channels;
-    T sum = T(0);
-    for (int64_t e = starts[vertex]; e < static_cast<int64_t>(starts[vertex + 1]); ++e) {
-      const int64_t point = points[e];
+    const EntryRange range(starts, vertex, entries);
+    T sum = range.valid() ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    for (int64_t e = range.begin; e < range.end; ++e) {
+      const Index point = points[e];
+      if (!is_index(point, rows)) {
+        sum = std::numeric_limits<T>::quiet_NaN();
+        continue;
+      }
       const T weight = point_scale == nullptr ? weights[e] : weights[e] * point_scale[point];
       sum += weight * values[point * channels + channel];
     }
@@ -106,9 +114,9 @@ __global__ void permutohedral_blur_kernel(const T* lattice,         // [M, C]
                                           int64_t vertices, int64_t channels) {
   for (int64_t i = global_thread(); i < vertices * channels; i += global_threads()) {
     const int64_t vertex = i / channels, channel = i % channels;
-    const int64_t ahead = neighbours[vertex], behind = neighbours[vertices + vertex];
-    const T a = ahead < 0 ? T(0) : lattice[ahead * channels + channel];
-    const T b = behind < 0 ? T(0) : lattice[behind * channels + channel];
+    const Index ahead = neighbours[vertex], behind = neighbours[vertices + vertex];
+    const T a = is_index(ahead, vertices) ? lattice[ahead * channels + channel] : T(0);
+    const T b = is_index(behind, vertices) ? lattice[behind * channels + channel] : T(0);
     blurred[i] = lattice[i] + T(0.5) * (a + b);
   }
 }
@@ -122,12 +130,16 @@ __global__ void permutohedral_slice_kernel(const T* lattice,       // [M, C]
                                            const T* weights,       // [N P, D + 1]
                                            const T* point_scale,   // [N P], or null for 1
                                            T* output,              // [N P, C]
-                                           int64_t points, int64_t channels, int dims) {
+                                           int64_t points, int64_t channels, int64_t count,  // M
+                                           int dims) {
   for (int64_t i = global_thread(); i < points * channels; i += global_threads()) {
     const int64_t point = i / channels, channel = i % channels, row = point * (dims + 1);
     T sum = T(0);
-    for (int k = 0; k <= dims; ++k)
-      sum += weights[row + k] * lattice[vertices[row + k] * int64_t{channels} + channel];
+    for (int k = 0; k <= dims; ++k) {
+      const Index vertex = vertices[row + k];
+      sum += is_index(vertex, count) ? weights[row + k] * lattice[vertex * channels + channel]
+                                     : std::numeric_limits<T>::quiet_NaN();
+    }
     const T scale = slice_scale<T>(dims);
     output[i] = (point_scale == nullptr ? scale : scale * point_scale[point]) * sum;
   }
@@ -141,9 +153,15 @@ __global__ void permutohedral_corner_product_kernel(const T* values,        // [
                                                     const T* lattice,       // [M, C]
                                                     const Index* vertices,  // [N P, D + 1]
                                                     T* product,             // [N P, D + 1]
-                                                    int64_t corners, int64_t channels, int dims) {
+                                                    int64_t corners, int64_t channels,
+                                                    int64_t count,  // M
+                                                    int dims) {
   const T scale = slice_scale<T>(dims);
   for (int64_t i = global_thread(); i < corners; i += global_threads()) {
+    if (!is_index(vertices[i], count)) {
+      product[i] = std::numeric_limits<T>::quiet_NaN();
+      continue;
+    }
     const T* value = values + i / (dims + 1) * channels;
     const T* vertex = lattice + vertices[i] * int64_t{channels};
     T sum = T(0);

@@ -4,12 +4,35 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "../portable.h"
 
 namespace atrousx {
 
 constexpr int kMaxFeatures = 32;
+
+// Whether an index of a lattice is one of [0, count), which Index can count: a negative one is
+// large without its sign. Kernels ask this of every index that they read, since a direct call of an
+// operator may give any, and what a bad one points to is NaN.
+template <typename Index>
+ATROUSX_HOST_DEVICE bool is_index(Index index, int64_t count) {
+  using Unsigned = std::make_unsigned_t<Index>;
+  return static_cast<Unsigned>(index) < static_cast<Unsigned>(count);
+}
+
+// The entries of a vertex: a run within all of them, or none.
+struct EntryRange {
+  int64_t begin, end;
+
+  template <typename Index>
+  ATROUSX_HOST_DEVICE EntryRange(const Index* starts, int64_t vertex, int64_t entries)
+      : begin(starts[vertex]), end(starts[vertex + 1]) {
+    if (begin < 0 || begin > end || end > entries) begin = end = -1;
+  }
+
+  ATROUSX_HOST_DEVICE bool valid() const { return begin >= 0; }
+};
 
 // a * b rounded by itself. nvcc would fuse it with a following addition, and a vertex near the edge
 // of two simplices would then differ from the CPU's.
@@ -171,7 +194,7 @@ ATROUSX_HOST_DEVICE void embed_point(const EmbeddingPlan<T>& plan, const T* feat
 }
 
 // The gradient of a point's features from that of its weights: within a simplex the weights are
-// linear in the features.
+// linear in the features. A rank above D, which no simplex has, gives NaN.
 template <typename T>
 ATROUSX_HOST_DEVICE void embed_point_backward(const Elevation<T>& elevation, const uint8_t* rank,
                                               const T* grad_weight, T* grad_features,
@@ -179,6 +202,8 @@ ATROUSX_HOST_DEVICE void embed_point_backward(const Elevation<T>& elevation, con
   const int dims = elevation.dims;
   T grad_elevated[kMaxFeatures + 1];
   for (int i = 0; i <= dims; ++i) {
+    grad_elevated[i] = std::numeric_limits<T>::quiet_NaN();
+    if (rank[i] > dims) continue;
     const int k = dims - rank[i];
     const T next = grad_weight[k == dims ? 0 : k + 1];
     grad_elevated[i] = (grad_weight[k] - next) / static_cast<T>(dims + 1);
@@ -198,15 +223,16 @@ struct KeyLayout {
   int64_t minimum[kMaxFeatures];
 };
 
-// Word `w` of the key of vertex k around a point.
+// Word `w` of the key of vertex k around a point. Without signs, as the comparison below: a layout
+// or a step that no lattice has may overflow.
 ATROUSX_HOST_DEVICE int64_t key_word(const KeyLayout& layout, int w, int64_t image,
                                      const int32_t* base, const uint8_t* rank, int k) {
-  int64_t key = w == 0 ? image * layout.image_stride : 0;
+  uint64_t key = w == 0 ? static_cast<uint64_t>(image) * layout.image_stride : 0;
   for (int i = 0; i < layout.dims; ++i) {
-    const int64_t digit = vertex_coordinate(base[i], rank[i], k, layout.dims) - layout.minimum[i];
-    if (layout.word[i] == w) key += digit * layout.stride[i];
+    const uint64_t coordinate = vertex_coordinate(base[i], rank[i], k, layout.dims);
+    if (layout.word[i] == w) key += (coordinate - layout.minimum[i]) * layout.stride[i];
   }
-  return key;
+  return static_cast<int64_t>(key);
 }
 
 // Sorted keys, word by word, and the step to a neighbour.
@@ -219,7 +245,8 @@ struct SortedKeys {
   ATROUSX_HOST_DEVICE int compare(int64_t i, int64_t from, const int64_t* step, int sign) const {
     for (int w = 0; w < words; ++w) {
       const int64_t left = key[w * count + i];
-      const int64_t right = key[w * count + from] + sign * step[w];
+      const int64_t right = static_cast<int64_t>(static_cast<uint64_t>(key[w * count + from]) +
+                                                 sign * static_cast<uint64_t>(step[w]));
       if (left != right) return left < right ? -1 : 1;
     }
     return 0;

@@ -128,5 +128,5 @@ std::tuple<Tensor, Tensor> upsample_argmax_cpu(const Tensor& logits,
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_upsample_argmax", TORCH_BOX(&atrousx::upsample_argmax_cpu));
+  m.impl("_upsample_argmax", ATROUSX_BOX(atrousx::upsample_argmax_cpu));
 }

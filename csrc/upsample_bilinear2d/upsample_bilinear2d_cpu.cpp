@@ -121,6 +121,6 @@ Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output, int64_t heigh
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("upsample_bilinear2d", TORCH_BOX(&atrousx::upsample_bilinear2d_cpu));
-  m.impl("_upsample_bilinear2d_backward", TORCH_BOX(&atrousx::upsample_bilinear2d_backward_cpu));
+  m.impl("upsample_bilinear2d", ATROUSX_BOX(atrousx::upsample_bilinear2d_cpu));
+  m.impl("_upsample_bilinear2d_backward", ATROUSX_BOX(atrousx::upsample_bilinear2d_backward_cpu));
 }

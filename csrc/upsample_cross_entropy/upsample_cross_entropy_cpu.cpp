@@ -76,7 +76,7 @@ struct CpuLoss {
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_upsample_cross_entropy", TORCH_BOX(&atrousx::upsample_cross_entropy<atrousx::CpuLoss>));
+  m.impl("_upsample_cross_entropy", ATROUSX_BOX(atrousx::upsample_cross_entropy<atrousx::CpuLoss>));
   m.impl("_upsample_cross_entropy_backward",
-         TORCH_BOX(&atrousx::upsample_cross_entropy_backward<atrousx::CpuLoss>));
+         ATROUSX_BOX(atrousx::upsample_cross_entropy_backward<atrousx::CpuLoss>));
 }

@@ -66,7 +66,8 @@ struct CudaLoss {
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("_upsample_cross_entropy", TORCH_BOX(&atrousx::upsample_cross_entropy<atrousx::CudaLoss>));
+  m.impl("_upsample_cross_entropy",
+         ATROUSX_BOX(&atrousx::upsample_cross_entropy<atrousx::CudaLoss>));
   m.impl("_upsample_cross_entropy_backward",
-         TORCH_BOX(&atrousx::upsample_cross_entropy_backward<atrousx::CudaLoss>));
+         ATROUSX_BOX(&atrousx::upsample_cross_entropy_backward<atrousx::CudaLoss>));
 }

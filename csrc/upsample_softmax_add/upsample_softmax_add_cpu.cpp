@@ -97,5 +97,5 @@ void upsample_softmax_add_cpu(Tensor sum, const Tensor& logits, double alpha, bo
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
-  m.impl("_upsample_softmax_add_", TORCH_BOX(&atrousx::upsample_softmax_add_cpu));
+  m.impl("_upsample_softmax_add_", ATROUSX_BOX(atrousx::upsample_softmax_add_cpu));
 }

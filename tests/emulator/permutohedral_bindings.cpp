@@ -102,7 +102,7 @@ py::array splat(const py::array& values, const py::array& starts, const py::arra
     Buffer<Index> first(starts), at(points);
     emulator::launch(blocks, kBlock, 0, atrousx::permutohedral_splat_kernel<T, Index>, in.data(),
                      first.data(), at.data(), w.data(), pointer_or_null(s), out.data(), vertices,
-                     channels);
+                     channels, values.shape(0), points.size());
     return out.to_array({vertices, channels}, values.dtype());
   });
 }
@@ -130,7 +130,7 @@ py::array slice(const py::array& lattice, const py::array& vertices, const py::a
     Buffer<Index> at(vertices);
     emulator::launch(blocks, kBlock, 0, atrousx::permutohedral_slice_kernel<T, Index>, in.data(),
                      at.data(), w.data(), pointer_or_null(s), out.data(), points, channels,
-                     static_cast<int>(vertices.shape(1)) - 1);
+                     lattice.shape(0), static_cast<int>(vertices.shape(1)) - 1);
     return out.to_array({points, channels}, lattice.dtype());
   });
 }
@@ -144,7 +144,7 @@ py::array corner_product(const py::array& values, const py::array& lattice,
     Buffer<Index> at(vertices);
     emulator::launch(blocks, kBlock, 0, atrousx::permutohedral_corner_product_kernel<T, Index>,
                      in.data(), grid.data(), at.data(), out.data(), vertices.size(),
-                     values.shape(1), static_cast<int>(vertices.shape(1)) - 1);
+                     values.shape(1), lattice.shape(0), static_cast<int>(vertices.shape(1)) - 1);
     return out.to_array({vertices.shape(0), vertices.shape(1)}, values.dtype());
   });
 }

@@ -117,3 +117,37 @@ def test_nan_is_heard_by_its_own_point(emulated):
     logits[0, 1, 4] = np.nan
     result = emulated.mean_field(logits, [term(emulated, features[0])], [0.3], 1, 1)
     assert np.isnan(result[0, :, 4]).all()
+
+
+CORNER_VERTICES, STARTS, ENTRY_POINTS, NEIGHBOURS = 1, 2, 3, 5
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("bad", [-1, 10**6, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize(("labels", "dtype"), [(3, "f8"), (21, "f4")])
+def test_what_a_bad_index_points_to_is_nan(emulated, labels, dtype, bad, scaled):
+    logits, features = case(labels, 20, dtype, images=1, dims=(2,))
+    scale = (np.ones(20), np.ones(20)) if scaled else (NONE, NONE)
+    good = emulated.mean_field(logits, [term(emulated, features[0], scale)], [0.3], 1, 2)
+    for which in (CORNER_VERTICES, STARTS, ENTRY_POINTS, NEIGHBOURS):
+        tensors = term(emulated, features[0], scale)
+        tensors[which].ravel()[4] = bad
+        result = emulated.mean_field(logits, [tensors], [0.3], 1, 2)
+        if which == NEIGHBOURS:  # it is there or not
+            assert np.isfinite(result).all()
+        else:
+            assert np.isnan(result).any()
+        if which == CORNER_VERTICES:  # of point 1 alone
+            np.testing.assert_array_equal(np.delete(result, 1, 2), np.delete(good, 1, 2))
+
+
+def test_a_long_run_that_is_none_is_nan(emulated):
+    logits, features = case(3, 500, "f4", images=1, dims=(2,))
+    features[0][:] = 0.1
+    tensors = term(emulated, features[0])
+    assert np.diff(tensors[STARTS]).max() > 256
+    tensors[STARTS][-1] = 10**6
+    assert np.isnan(emulated.mean_field(logits, [tensors], [0.01], 1, 2)).all()
+    tensors = term(emulated, features[0])
+    tensors[ENTRY_POINTS][300] = 10**6
+    assert np.isnan(emulated.mean_field(logits, [tensors], [0.01], 1, 2)).all()

@@ -166,3 +166,56 @@ def test_neighbours_by_hand(emulated):
     keys = np.array([[0, 0, 1, 1], [1, 2, 1, 9]])
     found = emulated.permutohedral_neighbours(keys, np.array([[1, 0]]), 1)
     assert found.tolist() == [[[2, -1, -1, -1], [-1, -1, 0, -1]]]
+
+
+# Every index out of range that a kernel may meet: the sanitizers see that it is not followed.
+OUT_OF_RANGE = [-1, 10**6, 2**31 - 1, -(2**31)]
+
+
+@pytest.mark.parametrize("bad", OUT_OF_RANGE)
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_what_a_bad_index_points_to_is_nan(emulated, index, bad):
+    features, values = random_case(2)
+    lattice = build(emulated, features, 2, index)
+    none = np.empty(0)
+    entries = (lattice.starts, lattice.entry_points, lattice.entry_weights)
+
+    def changed(array, place):
+        copy = array.copy()
+        copy.ravel()[place] = bad
+        return copy
+
+    # An entry's point: its vertex.
+    for scale in (none, np.ones(len(values))):
+        points = changed(lattice.entry_points, 5)
+        grid = emulated.permutohedral_splat(values, entries[0], points, entries[2], scale, 2)
+        vertex = np.searchsorted(lattice.starts, 5, side="right") - 1
+        assert np.isnan(grid).all(1).nonzero()[0].tolist() == [vertex]
+    # The bounds of a run: the vertices on either side, where it is no run of entries.
+    starts = changed(lattice.starts, 2)
+    grid = emulated.permutohedral_splat(values, starts, *entries[1:], none, 2)
+    assert {1, 2} >= set(np.isnan(grid).all(1).nonzero()[0].tolist()) != set()
+    # A corner's vertex: its point's values, its product.
+    grid = lift(emulated, lattice, values, 2)
+    vertices = changed(lattice.corner_vertices, 4)
+    sliced = emulated.permutohedral_slice(grid, vertices, lattice.corner_weights, none, 2)
+    assert np.isnan(sliced).all(1).nonzero()[0].tolist() == [1]
+    product = emulated.permutohedral_corner_product(values, grid, vertices, 2)
+    assert np.argwhere(np.isnan(product)).tolist() == [[1, 1]]
+    # A neighbour is there or not.
+    axis = changed(lattice.neighbours[0], 3)
+    axis[0, 3] = bad
+    alone = axis.copy()
+    alone[0, 3] = -1
+    np.testing.assert_array_equal(
+        emulated.permutohedral_blur(grid, axis, 2), emulated.permutohedral_blur(grid, alone, 2)
+    )
+
+
+@pytest.mark.parametrize("bad", [4, 255])
+def test_a_bad_rank_is_nan(emulated, bad):
+    features, _ = random_case(3)
+    _, rank, weights = emulated.permutohedral_embed(features, 2)
+    rank[1, 4, 2] = bad
+    result = emulated.permutohedral_embed_backward(weights, rank, 2)
+    assert {(n, p) for n, _, p in np.argwhere(np.isnan(result)).tolist()} == {(1, 4)}

@@ -62,8 +62,22 @@ def test_pydensecrf_golden(device, path):
     given = np.load(DATA / meta["input"])
     logits = -torch.from_numpy(given["unary"])[None].to(device)
     image = torch.from_numpy(given["image"]).permute(2, 0, 1)[None].to(device)
-    result = golden_crf(meta, logits.shape[1])(logits, image)
+    result = golden_crf(meta, logits.shape[1]).to(device)(logits, image)
     np.testing.assert_allclose(result[0].cpu().numpy(), golden["Q"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"compatibility": torch.eye(3)}, {"trainable": True}], ids=str)
+def test_a_module_on_another_device_raises(device, options):
+    logits, image = random_case(dtype=torch.float32, device="meta")
+    crf = atrousx.DenseCRF(3, **options).to(device)
+    with pytest.raises(RuntimeError, match=r"DenseCRF's .* must be on the device of logits"):
+        crf(logits, image)
+    assert crf.to("meta")(logits, image).shape == logits.shape
+
+
+def test_the_compatibility_moves_with_the_module():
+    crf = atrousx.DenseCRF(3, compatibility=(torch.eye(3), None)).to("meta")
+    assert crf.bilateral.compatibility.is_meta
 
 
 def oracle(logits, image, crf, normalization="symmetric"):

@@ -9,6 +9,7 @@ from atrousx.ops import _mean_field, _mean_field_rows
 from atrousx.ops._mean_field import Term, less_message, mean_field
 from atrousx.ops._permutohedral_lattice import build_lattice
 from atrousx.ops.permutohedral_filter import normalizer
+from tests.ops.operator_cases import Numbers
 
 
 def make_term(
@@ -77,6 +78,20 @@ def test_cpu_operators_against_oracle_of_rows(labels, compatibility, normalizati
     of_logits, *none = ops._mean_field_backward(grad, states, *inputs[1:], False, False)
     assert torch.equal(of_logits, ours[0])
     assert not any(t.numel() for t in none)
+
+
+@pytest.mark.parametrize(("labels", "points"), [(1, 20), (5, 1), (1, 1)])
+def test_operators_of_rows_return_memory_of_their_own(labels, points):
+    case = Numbers("cpu", torch.float32)
+    logits = case.normal(1, labels, points)
+    q, states = _mean_field_rows.states_of_rows(logits, [], [], 2)
+    expected = states.clone()
+    q.zero_()
+    assert torch.equal(states, expected)
+    grad = case.normal(1, labels, points)
+    for result in _mean_field_rows.gradients_of_rows(grad, states, [], [], True, True):
+        result.zero_()
+    assert torch.equal(states, expected)
 
 
 @pytest.mark.parametrize("labels", [3, 9])

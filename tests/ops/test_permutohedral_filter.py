@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from atrousx.ops import PermutohedralLattice, permutohedral_filter
+from atrousx.ops import PermutohedralLattice, _permutohedral_lattice, permutohedral_filter
 from atrousx.ops._permutohedral_lattice import Lattice, assemble_by_sorting, build_lattice
 from atrousx.ops.permutohedral_filter import NORMALIZATIONS
 from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, strided_views, to_float64
@@ -244,6 +244,34 @@ def test_lattice_of_the_cpu_against_the_sorted_oracle(dtype, dims, scale):
         expected = in_order_of_first_touch(Lattice(*assemble_by_sorting(features)))
         for got, wanted in zip(build_lattice(features), expected, strict=True):
             assert torch.equal(got.to(wanted.dtype), wanted)
+
+
+@pytest.mark.parametrize("capacity", [10**6, 300, 40, 1])
+def test_more_corners_than_are_sorted_at_once(device, monkeypatch, capacity):
+    """As many as an image has, or fewer: the same lattice to the bit."""
+    for scale, dims in ((0.0, 3), (1.0, 3), (1e4, 20)):  # one vertex, several, keys of two words
+        features = scale * torch.randn(3, dims, 50, device=device)
+        features[:, :, ::7] = 0
+        expected = assemble_by_sorting(features)
+        monkeypatch.setattr(_permutohedral_lattice, "_SORT_CAPACITY", capacity)
+        sorted_at_once = []
+        monkeypatch.setattr(torch.Tensor, "sort", spy_on_sort(sorted_at_once))
+        got = assemble_by_sorting(features)
+        monkeypatch.undo()
+        assert max(sorted_at_once, default=0) <= capacity
+        for a, b in zip(got, expected, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+
+
+def spy_on_sort(sizes):
+    sort = torch.Tensor.sort
+
+    def spy(tensor, *args, **kwargs):
+        sizes.append(tensor.numel())
+        return sort(tensor, *args, **kwargs)
+
+    return spy
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
