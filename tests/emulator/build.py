@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -34,12 +35,14 @@ def build(variant: str) -> Path:
     torch_spec = importlib.util.find_spec("torch")
     assert torch_spec is not None
     assert torch_spec.origin is not None
+    # The project's own files are named from `directory`, and other paths are words of a shell:
+    # there may be anything in the name of a folder.
     includes = [
-        f"-I{HERE}",
-        f"-I{ROOT / 'csrc'}",
-        f"-isystem {Path(torch_spec.origin).parent / 'include'}",
-        f"-isystem {pybind11.get_include()}",
-        f"-isystem {sysconfig.get_path('include')}",
+        "-I../../tests/emulator",
+        "-I../../csrc",
+        f"-isystem {_word(Path(torch_spec.origin).parent / 'include')}",
+        f"-isystem {_word(pybind11.get_include())}",
+        f"-isystem {_word(sysconfig.get_path('include'))}",
     ]
     flags = f"-std=c++20 -fPIC -Wall -Wextra {FLAGS[variant]} {' '.join(includes)}"
     output = directory / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -52,18 +55,23 @@ def build(variant: str) -> Path:
         "  deps = gcc",
         "rule link",
         f"  command = g++ -shared {FLAGS[variant]} $in -o $out",
-        *(f"build {s.stem}.o: cxx {s}" for s in sources),
+        *(f"build {s.stem}.o: cxx ../../tests/emulator/{s.name}" for s in sources),
         f"build {output.name}: link {objects}",
     ]
     command = ["ninja", "-C", str(directory), "--quiet"]
     # Test processes may come here at once: the first one builds.
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (directory / "build.ninja").write_text("\n".join(lines) + "\n")
+        (directory / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"the host executor does not compile:\n{result.stdout[-6000:]}")
     return output
+
+
+def _word(path: str | Path) -> str:
+    """One word of a shell's command line in a ninja file."""
+    return shlex.quote(str(path)).replace("$", "$$")
 
 
 def load(variant: str) -> ModuleType:
