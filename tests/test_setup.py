@@ -109,8 +109,8 @@ def test_a_gpu_older_than_all_that_nvcc_knows_is_named(setup_module):
 @pytest.mark.parametrize(
     ("known", "architectures"),
     [
-        (KNOWN, ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX"]),
-        (KNOWN - {"sm_100", "sm_103", "sm_120"}, ["8.0", "8.6", "8.9+PTX", "9.0a"]),
+        (KNOWN, ["8.0", "8.6", "9.0a", "10.0", "12.0+PTX"]),
+        (KNOWN - {"sm_100", "sm_103", "sm_120"}, ["8.0", "8.6+PTX", "9.0a"]),
     ],
 )
 def test_by_default_common_gpus_and_those_to_come(setup_module, monkeypatch, known, architectures):
