@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent
 # The oldest PyTorch whose stable ABI is used: 2.11. Written once, read by every translation unit.
 TORCH_TARGET_VERSION = "0x020b000000000000"
 DEFAULT_CUDA_HOME = Path("/usr/local/cuda")
-# Machine code for these, and PTX of the newest, which the driver compiles for GPUs to come. 8.9 runs
-# the code of 8.6: nvcc makes the same of both, byte for byte.
+# Machine code for these, and PTX of the newest, which the driver compiles for GPUs to come. GPUs of
+# 8.9 run the code of 8.6: nvcc makes the same of both, byte for byte.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "9.0a", "10.0", "12.0")
 
 CPU_SOURCES = [ROOT / "csrc" / "schema.cpp", *sorted(ROOT.glob("csrc/*/*_cpu.cpp"))]
