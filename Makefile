@@ -18,7 +18,7 @@ help:
 
 # PyTorch first and pinned: an open range may pull a newer release than the kernels are built against.
 $(VENV)/ready: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(PIP) install torch==2.13.0 numpy ninja "setuptools>=77"
 	$(PIP) install --no-deps torchvision==0.28.0
 	touch $@
@@ -34,18 +34,18 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-CPP_FILES = $(shell git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
+CPP_FILES = git ls-files -z '*.h' '*.cuh' '*.cpp' '*.cu'
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	$(CPP_FILES) | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP_FILES)
+	$(CPP_FILES) | xargs -0 $(BIN)/clang-format -i
 
 bench: install
 	$(BIN)/python benchmarks/bench_atrous.py
@@ -60,7 +60,7 @@ wheel: install
 # On a machine with a GPU. Uses PYTHON as it is, with the libraries already built in this tree, so
 # that neither a compiler nor a network is needed there.
 gpu:
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+	PYTHONPATH=. "$(PYTHON)" benchmarks/gpu.py
 
 clean:
 	rm -rf build dist *.egg-info atrousx/*.so $(VENV)

@@ -7,12 +7,13 @@ itself.
 Environment:
   ATROUSX_CUDA=0|1       without or with the CUDA library; default: with it where nvcc is found
   CUDA_HOME              where CUDA is; default: nvcc on the PATH, then /usr/local/cuda
-  TORCH_CUDA_ARCH_LIST   e.g. "8.6;9.0a+PTX"; default: the GPU that is there, else a common list
+  TORCH_CUDA_ARCH_LIST   e.g. "8.6;12.0+PTX"; default: the GPU that is there, else a common list
   MAX_JOBS               compilers run at the same time; default: the number of cores
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,9 @@ ROOT = Path(__file__).resolve().parent
 # The oldest PyTorch whose stable ABI is used: 2.11. Written once, read by every translation unit.
 TORCH_TARGET_VERSION = "0x020b000000000000"
 DEFAULT_CUDA_HOME = Path("/usr/local/cuda")
-DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0")
+# Machine code for these, and PTX of the newest, which the driver compiles for GPUs to come. GPUs of
+# 8.9 run the code of 8.6: nvcc makes the same of both, byte for byte.
+DEFAULT_ARCHITECTURES = ("8.0", "8.6", "9.0a", "10.0", "12.0")
 
 CPU_SOURCES = [ROOT / "csrc" / "schema.cpp", *sorted(ROOT.glob("csrc/*/*_cpu.cpp"))]
 CUDA_SOURCES = [ROOT / "csrc" / "cuda_module.cpp", *sorted(ROOT.glob("csrc/*/*_cuda.cu"))]
@@ -71,13 +74,39 @@ def cuda_architectures(nvcc: Path) -> list[str]:
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", ";").replace(" ", ";")
     if listed.strip(";"):
         return [a for a in listed.split(";") if a]
+    known = known_codes(nvcc)
     if torch.cuda.is_available():
         found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        # Hopper's own instructions exist only in the architecture-specific target.
-        return sorted(f"{major}.{minor}" + ("a" if major == 9 else "") for major, minor in found)
-    known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True)
-    codes = set(known.stdout.split())
-    return [a for a in DEFAULT_ARCHITECTURES if "sm_" + re.sub(r"[.a]", "", a) in codes]
+        return sorted({for_gpu(*capability, known) for capability in found})
+    chosen = [a for a in DEFAULT_ARCHITECTURES if code(a) in known]
+    # A suffix binds PTX to its own architecture, too.
+    newest = max((i for i, a in enumerate(chosen) if a[-1].isdigit()), default=None)
+    if newest is not None:
+        chosen[newest] += "+PTX"
+    return chosen
+
+
+def known_codes(nvcc: Path) -> set[str]:
+    """What this nvcc can compile for: sm_80, ..."""
+    command = [nvcc, "--list-gpu-code"]
+    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+
+
+def code(architecture: str) -> str:
+    # nvcc lists architectures without their suffixes.
+    return "sm_" + re.sub(r"[.af]", "", architecture)
+
+
+def for_gpu(major: int, minor: int, known: set[str]) -> str:
+    """The architecture for a GPU; PTX of the newest before it where nvcc does not know it."""
+    # Hopper's own instructions exist only in the architecture-specific target.
+    exact = f"{major}.{minor}" + ("a" if major == 9 else "")
+    if code(exact) in known:
+        return exact
+    older = [int(c[3:]) for c in known if c[3:].isdigit() and int(c[3:]) < 10 * major + minor]
+    if not older:
+        raise SystemExit(f"atrousx: this nvcc compiles for no GPU of capability {major}.{minor}")
+    return f"{max(older) // 10}.{max(older) % 10}+PTX"
 
 
 def gencode_flags(architectures: list[str]) -> list[str]:
@@ -96,12 +125,23 @@ def gencode_flags(architectures: list[str]) -> list[str]:
     return flags
 
 
+def word(text: str | Path) -> str:
+    """One word of a shell's command line in a ninja file."""
+    return shlex.quote(str(text)).replace("$", "$$")
+
+
+def define(name: str, text: str) -> str:
+    """A compiler's option that defines a string."""
+    return word(f'-D{name}="{text}"')
+
+
 class NinjaBuild(build_ext):
     """Writes one build.ninja for both libraries and runs it.
 
     Objects live in build/ninja, which outlasts pip's temporary folders, and PyTorch's headers are
     reached through a link there: the command lines stay the same from one isolated build to the
-    next, so only what changed is compiled again.
+    next, so only what changed is compiled again. All of the project is named from there, so that
+    it does not matter what the folder above it is called; what lies elsewhere is quoted.
     """
 
     def build_extensions(self) -> None:
@@ -111,7 +151,7 @@ class NinjaBuild(build_ext):
         torch_link.unlink(missing_ok=True)
         torch_link.symlink_to(Path(torch.__file__).parent, target_is_directory=True)
         outputs = {ext.name: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
-        (directory / "build.ninja").write_text(self.ninja_file(torch_link))
+        (directory / "build.ninja").write_text(self.ninja_file(), encoding="utf-8")
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         # The ninja package before the system: another version would start the build log over.
         ninja = shutil.which("ninja", path=BIN_DIR) or "ninja"
@@ -123,14 +163,14 @@ class NinjaBuild(build_ext):
             output.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(directory / f"{name}.so", output)
 
-    def ninja_file(self, torch_link: Path) -> str:
-        includes = f"-isystem {torch_link}/include -isystem {sysconfig.get_path('include')}"
+    def ninja_file(self) -> str:
+        includes = f"-isystem torch/include -isystem {word(sysconfig.get_path('include'))}"
         defines = (
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DPy_LIMITED_API=0x030A0000 "
-            f'-DATROUSX_BUILT_WITH_TORCH="\\"{torch.__version__}\\""'
+            + define("ATROUSX_BUILT_WITH_TORCH", torch.__version__)
         )
         common = f"-std=c++20 -O3 {defines} {includes}"
-        link = f"-L{torch_link}/lib -ltorch_cpu -lc10 -ldl"
+        link = "-Ltorch/lib -ltorch_cpu -lc10 -ldl"
         lines = [
             "rule cxx",
             f"  command = c++ -MMD -MF $out.d -fPIC -fvisibility=hidden -Wall -Wextra {common} "
@@ -158,7 +198,7 @@ class NinjaBuild(build_ext):
                 "rule nvcc",
                 # The assembler's report on registers and spills goes to $out.ptxas, which a test
                 # reads; the compiler's messages go there with it, so that warnings are shown again.
-                f"  command = {nvcc} -MMD -MF $out.d --expt-relaxed-constexpr -Xptxas -v "
+                f"  command = {word(nvcc)} -MMD -MF $out.d --expt-relaxed-constexpr -Xptxas -v "
                 f"-Xcompiler -fPIC,-fvisibility=hidden {common} -DUSE_CUDA "
                 f"{' '.join(gencode_flags(architectures))} -c $in -o $out > $out.ptxas 2>&1 "
                 "|| { cat $out.ptxas; false; } && { grep -A3 -i warning $out.ptxas || true; }",
@@ -167,12 +207,14 @@ class NinjaBuild(build_ext):
                 "  description = nvcc $in",
                 "rule link_cuda",
                 # nvcc knows where its static runtime is; libtorch_cuda is never linked.
-                f"  command = {nvcc} -shared -cudart static $in -o $out {link}",
+                f"  command = {word(nvcc)} -shared -cudart static $in -o $out {link}",
                 "  description = link $out",
             ]
-            flags = (
-                f'-DATROUSX_CUDA_ARCHITECTURES="\\"{" ".join(architectures)}\\"" '
-                f'-DATROUSX_CUDA_VERSION="\\"{version[1] if version else "unknown"}\\""'
+            flags = " ".join(
+                (
+                    define("ATROUSX_CUDA_ARCHITECTURES", " ".join(architectures)),
+                    define("ATROUSX_CUDA_VERSION", version[1] if version else "unknown"),
+                )
             )
             lines += self.library("_cuda", CUDA_SOURCES, link="link_cuda", flags=flags)
         return "\n".join(lines) + "\n"
@@ -182,7 +224,8 @@ class NinjaBuild(build_ext):
         lines, objects = [], []
         for source in sources:
             target = f"{name}/{source.relative_to(ROOT / 'csrc').with_suffix('.o')}"
-            lines.append(f"build {target}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+            rule = "nvcc" if source.suffix == ".cu" else "cxx"
+            lines.append(f"build {target}: {rule} {Path('../..') / source.relative_to(ROOT)}")
             if flags and source.suffix != ".cu":
                 lines.append(f"  flags = {flags}")
             objects.append(target)

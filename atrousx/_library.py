@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -32,15 +33,15 @@ def _load() -> tuple[ModuleType, ModuleType | None]:
 core, cuda = _load()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-# The types of device that run the CUDA kernels, and what Python has registered for them.
-_gpu_types = ["cuda"]
+# The types of device beside cuda that run the CUDA kernels, and what Python registers for them all.
+_added_gpu_types: set[str] = set()
 _gpu_kernels: list[tuple[str, Callable[..., Any]]] = []
 _autocast_rules: list[tuple[torch._ops.OpOverload, bool]] = []
 
 
 def is_gpu(tensor: torch.Tensor) -> bool:
     """Whether the CUDA kernels compute what is asked of this tensor."""
-    return tensor.is_cuda or tensor.device.type in _gpu_types
+    return tensor.is_cuda or tensor.device.type in _added_gpu_types
 
 
 def register_gpu_kernel(name: str, kernel: Callable[..., Any]) -> None:
@@ -55,11 +56,74 @@ def add_gpu_type(device_type: str, key: str) -> None:
     Its compiled kernels are registered for it elsewhere. The tests have such a device in host
     memory.
     """
-    _gpu_types.append(device_type)
+    _added_gpu_types.add(device_type)
     for name, kernel in _gpu_kernels:
         _library.impl(name, kernel, key)
     for op, to_lower_precision in _autocast_rules:
         _register_autocast(op, to_lower_precision, device_type, f"Autocast{key}")
+
+
+# Tegra's GPUs, which do not run what was compiled for another of their generation.
+_TEGRA = ((7, 2), (8, 7), (10, 1), (11, 0))
+
+
+def served_by(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether a GPU of this compute capability runs what was compiled for ``architectures``.
+
+    They are in the notation of TORCH_CUDA_ARCH_LIST. Machine code for x.y runs on every x.z with
+    z >= y, with the suffix f too, and with the suffix a on x.y alone. PTX, which the driver
+    compiles, runs on everything from x.y on; with a suffix, where the machine code does.
+    """
+    for major, minor, suffix, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
+        compiled = (int(major), int(minor))
+        exact = suffix == "a" or capability in _TEGRA or compiled in _TEGRA
+        if capability == compiled:
+            return True
+        if not exact and capability[0] == compiled[0] and capability > compiled:
+            return True
+        if ptx and not suffix and capability > compiled:
+            return True
+    return False
+
+
+def only_torch(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on a device for which no kernels of atrousx were compiled at all."""
+    if tensor.is_cpu or tensor.is_meta or tensor.device.type in _added_gpu_types:
+        return False
+    return not tensor.is_cuda or torch.version.hip is not None or cuda is None
+
+
+def device_problem(tensor: torch.Tensor) -> str | None:
+    """Why atrousx's kernels cannot run where a tensor is, and the remedy; None where they can."""
+    if tensor.is_cpu or tensor.is_meta or tensor.device.type in _added_gpu_types:
+        return None
+    if not tensor.is_cuda or torch.version.hip is not None:
+        return (
+            "atrousx has kernels for the CPU and for NVIDIA's GPUs; move the tensors there "
+            "(convolutions run here, too, by PyTorch's)"
+        )
+    if cuda is None:
+        return (
+            "atrousx was installed without its CUDA kernels; install CUDA's compiler nvcc, then "
+            "atrousx again with ATROUSX_CUDA=1 (convolutions run meanwhile, by PyTorch's)"
+        )
+    # What a compiler traces has no GPU, and no cache, to ask.
+    return None if torch.compiler.is_compiling() else _gpu_problem(tensor.get_device())
+
+
+@functools.cache
+def _gpu_problem(index: int) -> str | None:
+    if cuda is None or not torch.cuda.is_available():  # fake tensors of a GPU that is not there
+        return None
+    capability = torch.cuda.get_device_capability(index)
+    if served_by(capability, cuda.architectures):
+        return None
+    number = f"{capability[0]}.{capability[1]}"
+    return (
+        f"this {torch.cuda.get_device_name(index)} has compute capability {number}, and atrousx "
+        f"was compiled for {cuda.architectures}; install it again with "
+        f"TORCH_CUDA_ARCH_LIST={number}"
+    )
 
 
 def register_gradient(

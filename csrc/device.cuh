@@ -24,6 +24,34 @@
 
 namespace atrousx {
 
+// The shared memory that a block may have, static and dynamic together, by compute capability, as
+// the CUDA programming guide's table of technical specifications has it; for one that it does not
+// have yet, the least.
+struct SharedLimit {
+  int capability, bytes;
+};
+constexpr int kLeastSharedLimit = 99 * 1024;
+constexpr SharedLimit kSharedLimits[] = {
+    {750, 64 * 1024},   {800, 163 * 1024},  {860, 99 * 1024},  {870, 163 * 1024},
+    {880, 99 * 1024},   {890, 99 * 1024},   {900, 227 * 1024}, {1000, 227 * 1024},
+    {1030, 227 * 1024}, {1100, 227 * 1024}, {1200, 99 * 1024}, {1210, 99 * 1024},
+};
+constexpr int shared_limit(int capability) {
+  for (const SharedLimit& limit : kSharedLimits)
+    if (limit.capability == capability) return limit.bytes;
+  return kLeastSharedLimit;
+}
+
+// That of the GPU that is compiled for. nvcc's pass for the host asks nothing, nor do GPUs before
+// 8.0, which never run the kernels that take much (ptx.cuh); the tests, that it fits all others.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+constexpr int kSharedLimit = shared_limit(__CUDA_ARCH__);
+#elif defined(__CUDACC__)
+constexpr int kSharedLimit = INT32_MAX;
+#else
+constexpr int kSharedLimit = kLeastSharedLimit;
+#endif
+
 // Linear index of this thread in the grid and the number of threads in it: the grid-stride loop
 //   for (int64_t i = global_thread(); i < count; i += global_threads())
 // covers any count with any grid.

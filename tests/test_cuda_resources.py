@@ -45,11 +45,26 @@ HOT_KERNELS = [
 LOCAL_ARRAY_KERNELS = ["permutohedral_embed_kernel", "permutohedral_embed_backward_kernel"]
 
 
+# Shared memory that a block may have, in KiB, by architecture: the CUDA programming guide's table.
+SHARED_LIMITS = {
+    **dict.fromkeys(("sm_80", "sm_87"), 163),
+    **dict.fromkeys(("sm_86", "sm_88", "sm_89", "sm_120", "sm_121"), 99),
+    **dict.fromkeys(("sm_90", "sm_90a", "sm_100", "sm_103", "sm_110"), 227),
+}
+# The columns of the tile of a tensor-core kernel: its template argument, or as many as lanes.
+TENSOR_KERNELS = {
+    "atrous_conv2d_gather_tensorcore_kernel": r"Li(\d+)E",
+    "atrous_conv2d_grad_weight_tensorcore_kernel": None,
+    "multi_rate_sum_tensorcore_kernel": r"Li(\d+)E",
+}
+
+
 class Report(NamedTuple):
     kernel: str
     architecture: str
     stack: int
     spilled: int
+    shared: int  # static
 
 
 def read_report(text: str) -> list[Report]:
@@ -57,11 +72,15 @@ def read_report(text: str) -> list[Report]:
     pattern = (
         r"Compiling entry function '(\S+)' for '(\S+)'.*?"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"\nptxas info +: Used \d+ registers([^\n]*)"
     )
-    return [
-        Report(name, architecture, int(stack), int(stores) + int(loads))
-        for name, architecture, stack, stores, loads in re.findall(pattern, text, re.DOTALL)
-    ]
+    reports = []
+    for name, architecture, stack, stores, loads, rest in re.findall(pattern, text, re.DOTALL):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        spilled = int(stores) + int(loads)
+        static = int(shared[1]) if shared else 0
+        reports.append(Report(name, architecture, int(stack), spilled, static))
+    return reports
 
 
 def test_reading_a_report():
@@ -74,10 +93,11 @@ ptxas info    : Used 255 registers, used 1 barriers, 48 bytes cumulative stack s
 ptxas info    : Compiling entry function '_Z3twov' for 'sm_90a'
 ptxas info    : Function properties for _Z3twov
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 36 registers, used 1 barriers, 2048 bytes smem, 3592 bytes cmem[0]
 """
     assert read_report(text) == [
-        Report("_Z3onev", "sm_80", 48, 112),
-        Report("_Z3twov", "sm_90a", 0, 0),
+        Report("_Z3onev", "sm_80", 48, 112, 0),
+        Report("_Z3twov", "sm_90a", 0, 0, 2048),
     ]
 
 
@@ -109,3 +129,20 @@ def test_hot_kernels_stay_in_registers(kernel):
 @pytest.mark.parametrize("kernel", LOCAL_ARRAY_KERNELS)
 def test_kernels_with_local_arrays_do_not_spill(kernel):
     assert not [report for report in reports_of(kernel) if report.spilled]
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("kernel", TENSOR_KERNELS)
+def test_tensor_core_tiles_fit_the_shared_memory_of_a_block(kernel):
+    # Three stages, each of 128 bytes for 128 lanes and the columns: kTensorSharedBytes.
+    for report in reports_of(kernel):
+        columns = TENSOR_KERNELS[kernel] and re.search(TENSOR_KERNELS[kernel], report.kernel)[1]
+        ring = 3 * (128 + int(columns or 128)) * 128
+        assert ring + report.shared <= 1024 * SHARED_LIMITS[report.architecture], report
+
+
+@needs_cuda_build
+def test_every_architecture_is_compiled_for():
+    compiled = {report.architecture for report in reports()}
+    named = re.findall(r"(\d+)\.(\d[af]?)", _library.cuda.architectures)
+    assert compiled == {f"sm_{major}{minor}" for major, minor in named}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,9 +80,52 @@ def test_wrong_architecture_is_named(setup_module):
         setup_module.gencode_flags(["Hopper"])
 
 
-def test_the_gpu_that_is_there_decides(setup_module, monkeypatch):
+KNOWN = {"sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120"}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "architectures"),
+    [
+        ([(8, 6), (9, 0)], ["8.6", "9.0a"]),
+        ([(8, 0), (8, 0)], ["8.0"]),
+        # Newer than this nvcc: PTX of the newest that it knows, which the driver compiles.
+        ([(12, 1)], ["12.0+PTX"]),
+        ([(10, 1)], ["10.0+PTX"]),
+    ],
+)
+def test_the_gpu_that_is_there_decides(setup_module, monkeypatch, capabilities, architectures):
+    monkeypatch.setattr(setup_module, "known_codes", lambda _: KNOWN)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    capabilities = [(8, 6), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-    assert setup_module.cuda_architectures(Path("nvcc")) == ["8.6", "9.0a"]
+    assert setup_module.cuda_architectures(Path("nvcc")) == architectures
+
+
+def test_a_gpu_older_than_all_that_nvcc_knows_is_named(setup_module):
+    with pytest.raises(SystemExit, match=r"no GPU of capability 7\.0"):
+        setup_module.for_gpu(7, 0, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("known", "architectures"),
+    [
+        (KNOWN, ["8.0", "8.6", "9.0a", "10.0", "12.0+PTX"]),
+        (KNOWN - {"sm_100", "sm_103", "sm_120"}, ["8.0", "8.6+PTX", "9.0a"]),
+    ],
+)
+def test_by_default_common_gpus_and_those_to_come(setup_module, monkeypatch, known, architectures):
+    monkeypatch.setattr(setup_module, "known_codes", lambda _: known)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert setup_module.cuda_architectures(Path("nvcc")) == architectures
+
+
+@pytest.mark.parametrize("text", ["/opt/a b/nvcc", "/opt/é/$HOME'/x", 'say "8.0 9.0a"', "a:b"])
+def test_a_word_reaches_the_command_as_it_is(setup_module, tmp_path, text):
+    out = tmp_path / "out"
+    (tmp_path / "build.ninja").write_text(
+        f"rule say\n  command = printf %s {setup_module.word(text)} > $out\nbuild out: say\n",
+        encoding="utf-8",
+    )
+    ninja = [sys.executable, "-m", "ninja", "-C", str(tmp_path), "--quiet"]
+    subprocess.run(ninja, check=True)
+    assert out.read_text(encoding="utf-8") == text

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import atrous_conv2d, multi_rate_conv2d
-from ..ops._backend import allows_tf32, get_backend, torch_computes, winograd_points
+from ..ops._backend import (
+    allows_tf32,
+    get_backend,
+    needs_torch,
+    torch_computes,
+    winograd_points,
+)
 from ..ops._check import check_same_device, pair
 from ..ops._geometry import output_size, sides_of
 from .atrous_conv2d import AtrousConv2d
@@ -117,6 +123,8 @@ class FusedConv2d(AtrousConv2d):
         """The finished result where atrousx's kernels compute it, None where PyTorch's do."""
         check_same_device("weight", self.weight, "input", input)
         backend = get_backend()
+        if needs_torch(backend, input):
+            return None
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
         points = winograd_points(backend, input, self.weight, *geometry, frozen=True)
@@ -177,7 +185,7 @@ class FusedASPP(nn.Module):
         if _wants_gradient(input):
             biases = self.bias.split([weight.shape[0] for weight in weights])
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
-        elif get_backend() != "torch":
+        elif not needs_torch(get_backend(), input):
             tf32 = allows_tf32(input)
             packed = [self._pack(input, branch) for branch in range(len(weights))]
             whole = [p for p in packed if p is not None]

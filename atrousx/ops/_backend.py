@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._library import is_gpu
+from .._library import is_gpu, only_torch
+from ._check import check_device
 from ._geometry import live_share, output_size
 
 _points = torch.ops.atrousx._atrous_conv2d_points.default
@@ -36,8 +37,9 @@ def set_backend(backend: Backend) -> None:
       to be faster, the three passes of training taken together: see ``benchmarks/NOTES.md``. What
       minimal filtering serves (:func:`atrousx.ops.atrous_conv2d`) stays with atrousx's. On CUDA,
       in code that ``torch.compile`` or ``torch.export`` traces, and on shapes not known in advance
-      it is always atrousx's; under ``torch.jit.trace`` and ``torch.func``'s transforms always
-      PyTorch's.
+      it is always atrousx's; on devices without kernels of atrousx's (ROCm, MPS, XPU, or CUDA
+      where only the CPU's were compiled), under ``torch.jit.trace`` and ``torch.func``'s transforms
+      always PyTorch's.
     - "native": always atrousx's kernels.
     - "torch": always ``torch.nn.functional.conv2d``, padding multiplied and all.
 
@@ -182,6 +184,11 @@ def _knows_torch_only() -> bool:
     )
 
 
+def needs_torch(backend: str, input: Tensor) -> bool:
+    """Whether PyTorch must compute: it was chosen, or atrousx has no kernels for the device."""
+    return backend == "torch" or (backend != "native" and only_torch(input))
+
+
 def torch_computes(
     backend: str,
     input: Tensor,
@@ -194,8 +201,11 @@ def torch_computes(
     clips: bool = False,
 ) -> bool:
     """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
-    if backend != "auto":
-        return backend == "torch"
+    if needs_torch(backend, input):
+        return True
+    check_device("input", input)
+    if backend == "native":
+        return False
     if _knows_torch_only():
         return True
     if _undecidable(input, weight):

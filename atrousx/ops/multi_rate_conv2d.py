@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .._library import register_autocast
-from ._backend import allows_tf32
-from ._check import check_map, check_operand, check_rank
+from .._library import only_torch, register_autocast
+from ._backend import allows_tf32, get_backend
+from ._check import check_device, check_map, check_operand, check_rank
 from ._kernels import register_fake
 
 _forward = torch.ops.atrousx.multi_rate_conv2d.default
@@ -37,7 +39,8 @@ def multi_rate_conv2d(
     straight into its channels of the result, or added to it; nothing is concatenated afterwards.
     In the sum the branches' centre taps, which read the same element, are added up beforehand and
     multiplied once. The gradients are exact to any order; forward and backward are deterministic.
-    On CUDA, TF32 is used as in :func:`atrous_conv2d`.
+    On CUDA, TF32 is used as in :func:`atrous_conv2d`. Where atrousx has no kernels for the device,
+    PyTorch's convolution computes the branches (not with :func:`atrousx.set_backend` at "native").
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
@@ -79,10 +82,28 @@ def multi_rate_conv2d(
             "weights must have one number of outputs to be summed, "
             f"got {[weight.shape[0] for weight in weights]}"
         )
+    if only_torch(input) and get_backend() != "native":
+        return _by_torch(input, weights, biases, rates, adds)
+    check_device("input", input)
     batch = input if batched else input.unsqueeze(0)
     bias = _join(biases, adds)
     result: Tensor = _forward(batch, weights, bias, rates, adds, allows_tf32(input))
     return result if batched else result.squeeze(0)
+
+
+def _by_torch(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    rates: Sequence[int],
+    adds: bool,
+) -> Tensor:
+    branches = [
+        F.conv2d(input, w, b, padding=[rate * (k // 2) for k in w.shape[2:]], dilation=rate)
+        for w, b, rate in zip(weights, biases or itertools.repeat(None), rates, strict=False)
+    ]
+    # The channels of [C, H, W] and of [N, C, H, W] are the third dimension from the end.
+    return torch.stack(branches).sum(0) if adds else torch.cat(branches, -3)
 
 
 def _join(biases: Sequence[Tensor] | None, adds: bool) -> Tensor | None:

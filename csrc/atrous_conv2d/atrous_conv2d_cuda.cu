@@ -65,9 +65,13 @@ Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
                   allow_tf32);
 }
 
-// These kernels read the weight itself, or pack it faster than they multiply.
-Tensor atrous_conv2d_pack_weight_cuda(const Tensor& weight, int64_t /*groups*/, bool /*winograd*/) {
-  return torch::stable::new_empty(weight, {0});
+// These kernels read the weight itself, or pack it faster than they multiply: nothing, of the
+// dimensions and dtype that the CPU's packed weights have.
+Tensor atrous_conv2d_pack_weight_cuda(const Tensor& weight, int64_t /*groups*/, Sizes points) {
+  points.push_back(0);
+  const bool wide = weight.scalar_type() == ScalarType::Double;
+  return torch::stable::new_empty(weight, {points.data(), points.size()},
+                                  wide ? ScalarType::Double : ScalarType::Float);
 }
 
 Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor& weight,

@@ -127,6 +127,11 @@ __device__ __forceinline__ void store_part(const TensorSums<kTensorLanes>& sums,
   }
 }
 
+// The static shared memory of the kernel below: the ring of offsets and the walk.
+template <typename T>
+constexpr int kGradWeightStaticBytes =
+    static_cast<int>(kOffsetStages * 2 * kStageDepth<T> * sizeof(int64_t) + sizeof(TapWalk));
+
 // Grad-weight, in parts. Who: a block owns, for one tap and one part of its live pixels,
 // kTensorLanes output channels times as many input channels of a group. Reads: those channels of
 // grad_output and input at these pixels, by asynchronous copies. Writes: its own elements of
@@ -141,6 +146,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
                                                 float* parts,  // [splits, taps, K, C / groups]
                                                 int64_t splits, GatherShape shape,
                                                 TensorGradWeightStrides strides) {
+  static_assert(kTensorSharedBytes<kTensorLanes> + kGradWeightStaticBytes<T> <= kSharedLimit);
   ATROUSX_DYNAMIC_SHARED(unsigned char, memory);
   ATROUSX_SHARED(int64_t, offsets, kOffsetStages * 2 * kStageDepth<T>);
   ATROUSX_SHARED(TapWalk, walk, 1);

@@ -109,6 +109,10 @@ struct alignas(kVectorBytes) Vector {
   T values[kVector<T>];
 };
 
+// A rounded tile in shared memory.
+template <typename T, int kColumns>
+constexpr int kTileBytes = kTensorLanes * (kColumns + kVector<T>)*static_cast<int>(sizeof(T));
+
 // Finishes and rounds the sums to a [kTensorLanes, kColumns] tile in shared memory whose rows are
 // one vector longer: eight lanes then write to different banks. `channel` is that of column 0, and
 // `residual_lanes` are the lanes' offsets, kNowhere for lanes that do not exist.
@@ -190,6 +194,9 @@ __device__ __forceinline__ void finish_tile(const TensorSums<kColumns>& sums,
   __syncthreads();  // everyone has stored; the next job overwrites the lanes and the tile
 }
 
+// The static shared memory of the kernel below: three lists of lanes.
+constexpr int kGatherStaticBytes = 3 * kTensorLanes * static_cast<int>(sizeof(int64_t));
+
 // Forward and grad-input. Who: a block owns one tile of the plan (up to kTensorLanes destination
 // pixels with the same live taps) times kColumns destination channels of a group; blocks take such
 // jobs in turn. Reads: for every live tap, the pixels' sources and the channels' weights, by
@@ -204,6 +211,8 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorBlocks<kColumns>)
         Epilogue<T> epilogue,
         T* destination,  // [N, groups * outer, rows, columns], any strides
         TapPlan plan, GatherShape shape, TensorGatherStrides strides) {
+  static_assert(kTensorSharedBytes<kColumns> + kGatherStaticBytes <= kSharedLimit);
+  static_assert(kTileBytes<T, kColumns> <= kTensorSharedBytes<kColumns>, "finish_tile reuses it");
   ATROUSX_DYNAMIC_SHARED(unsigned char, memory);
   ATROUSX_SHARED(int64_t, source_lanes, kTensorLanes);
   ATROUSX_SHARED(int64_t, destination_lanes, kTensorLanes);

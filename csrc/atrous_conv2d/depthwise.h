@@ -67,11 +67,12 @@ inline DepthwiseLayout depthwise_layout(const DenseMap& one, const DenseMap& oth
 
 inline bool is_depthwise(const GatherShape& shape) { return shape.outer == 1 && shape.inner == 1; }
 
-// The kernels count taps and pixels of a batch in 32 bits.
+// The kernels count taps and pixels of a batch in 32 bits, and a step past the last pixel.
 inline bool is_countable(const GatherShape& shape) {
   const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
   const int64_t sources = shape.rows.sources * shape.columns.sources;
-  return pixels * shape.rows.taps * shape.columns.taps <= INT32_MAX && sources <= INT32_MAX;
+  const int64_t most = INT32_MAX - max_of(kDepthwiseThreads, kPlaneThreads);
+  return pixels * shape.rows.taps * shape.columns.taps <= most && sources <= most;
 }
 
 inline int64_t tap_table_bytes(const GatherShape& shape) {

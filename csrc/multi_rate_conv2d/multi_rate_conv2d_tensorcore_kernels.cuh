@@ -85,6 +85,11 @@ struct UnionFeed {
   }
 };
 
+// The static shared memory of the kernel below: three lists of lanes and the segments.
+template <typename T>
+constexpr int kUnionStaticBytes =
+    kGatherStaticBytes + UnionPlan::kMaxPasses * static_cast<int>(sizeof(UnionSegment<T>));
+
 // Sum of branches. Who: a block owns one tile of the plan (up to kTensorLanes pixels at which all
 // passes have the same live taps) times kColumns outputs; blocks take such jobs in turn. Reads: for
 // every live tap of every pass, the pixels' sources and the outputs' weights, by asynchronous
@@ -97,6 +102,8 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
                                      T* destination,  // [N, outer, H, W], any strides
                                      UnionPlan plan, int64_t batch, int64_t outer, int64_t inner,
                                      Strides4 source_strides, Strides4 destination_strides) {
+  static_assert(kTensorSharedBytes<kColumns> + kUnionStaticBytes<T> <= kSharedLimit);
+  static_assert(kTileBytes<T, kColumns> <= kTensorSharedBytes<kColumns>, "finish_tile reuses it");
   ATROUSX_DYNAMIC_SHARED(unsigned char, memory);
   ATROUSX_SHARED(int64_t, source_lanes, kTensorLanes);
   ATROUSX_SHARED(int64_t, destination_lanes, kTensorLanes);

@@ -179,7 +179,9 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<T, kNumbers / kV
     const int64_t end = min_of(plan.rows.in, begin + jobs.rows);
     const int64_t column_end = min_of(plan.columns.in, column + jobs.columns);
     const auto slice = static_cast<uint32_t>(min_of(jobs.slice, pixel - channel));
-    const int64_t first = plan.columns.readers(column).first;
+    // Where a scale factor leaves the last columns unread, nothing reaches the job: it loads the
+    // last gradients of each row, and uses none.
+    const int64_t first = min_of(plan.columns.readers(column).first, plan.columns.out - 1);
     const int64_t last = plan.columns.readers(column_end - 1).last;
     // Whole pixels are a run of numbers, which begins at a multiple of a vector, before the first.
     const int64_t origin =

@@ -60,7 +60,7 @@ struct LossJobs {
   ATROUSX_HOST_DEVICE int64_t count() const { return batch * chunks * tiles; }
 };
 
-// Adds up a number of every thread of a block, the same way every time; thread 0 gets the sum.
+// Adds up a number of every thread of a block, the same way every time; every thread gets the sum.
 // `room` has one number a thread and can be used again when the call returns.
 __device__ __forceinline__ double block_sum(double value, double* room, int threads) {
   const int thread = threadIdx.x;
@@ -69,8 +69,9 @@ __device__ __forceinline__ double block_sum(double value, double* room, int thre
     __syncthreads();  // the sums of the previous level are complete
     if (thread < half) room[thread] += room[thread + half];
   }
+  __syncthreads();  // the last level is complete
   const double sum = room[0];
-  __syncthreads();  // the last level has been read
+  __syncthreads();  // it has been read
   return sum;
 }
 

@@ -141,6 +141,12 @@ void bind_atrous_conv2d_depthwise(py::module_& m) {
                        bool channels_last, int64_t planes, int64_t parts, unsigned int blocks) {
         return Options{{stride, padding, dilation, 0, channels_last, blocks}, planes, parts};
       }));
+  // Whether the kernels can count the pixels of a batch of one-row maps and a filter of one tap.
+  m.def("depthwise_is_countable", [](int64_t batch, int64_t width) {
+    const auto rows = atrousx::TapAxis::forward(1, 1, 1, 1, 0, 1);
+    const auto columns = atrousx::TapAxis::forward(width, width, 1, 1, 0, 1);
+    return atrousx::is_countable({rows, columns, batch, 8, 1, 1});
+  });
   m.def("depthwise_forward", &forward);
   m.def("depthwise_backward_input", &backward_input);
   m.def("depthwise_backward_weight", &backward_weight);

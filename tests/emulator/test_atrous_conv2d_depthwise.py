@@ -109,3 +109,11 @@ def test_grad_weight_of_an_empty_batch_is_zero(emulated):
         options = emulated.DepthwiseOptions((1, 1), (1, 1), (1, 1), channels_last, 0, 1, 1)
         empty = np.zeros((0, 8, 3, 3), np.float16)
         assert (emulated.depthwise_backward_weight(empty, empty, (3, 3), options) == 0).all()
+
+
+def test_a_thread_counts_past_the_last_pixel_in_32_bits(emulator_module):
+    countable = emulator_module.depthwise_is_countable
+    assert countable(2**10, 2**20)
+    assert not countable(1, 2**31)
+    # 2^31 - 1: the last pixel has a number, but not the one that a thread would take next.
+    assert not countable(1, 2**31 - 1)

@@ -48,6 +48,18 @@ def test_forward_and_backward(emulated, small, large, align_corners, channels_la
         np.testing.assert_allclose(actual, expected, rtol=0, atol=atol * scale)
 
 
+# A scale factor of its own leaves the last columns of the input unread, whole jobs of them; what
+# lies behind the last gradients is not theirs to load (AddressSanitizer).
+@pytest.mark.parametrize(("channels", "pixels"), [(64, "long"), (3, "short"), (4, "short")])
+def test_columns_that_nothing_reads(emulated, channels, pixels):
+    small, large, factor = (3, 1), (12, 199), 0.01
+    grad = random(np.random.default_rng(0), (1, channels, *small), "float32")
+    expected = reference.backward(grad, large, False, scale_factor=factor)
+    actual = emulated.upsample_bilinear2d_backward(grad, large, False, True, pixels, 3, factor)
+    assert (expected[..., 51:] == 0).all()
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
 # Pixels that are vectors, and pixels too long for a block: pieces of them, with and without.
 @pytest.mark.parametrize("channels", [8, 150, 152])
 def test_long_pixels(emulated, channels):

@@ -30,6 +30,13 @@ def test_argmax(emulated, small, large, align_corners, channels_last):
     np.testing.assert_allclose(probability, exact, rtol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [64, 128])
+def test_every_thread_of_a_block_gets_its_sum(emulated, threads):
+    values = np.random.default_rng(0).integers(0, 100, size=(2, threads)).astype(np.float64)
+    sums = emulated.block_sums(values)
+    np.testing.assert_array_equal(sums, np.repeat(values.sum(1, keepdims=True), threads, 1))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

@@ -9,10 +9,11 @@ using Pair = std::array<int64_t, 2>;
 
 template <typename T>
 atrousx::BilinearPlan<atrousx::Accumulate<T>> make_plan(const Pair& in, const Pair& out,
-                                                        bool align_corners) {
+                                                        bool align_corners,
+                                                        std::optional<double> factor = {}) {
   using Axis = atrousx::BilinearAxis<atrousx::Accumulate<T>>;
-  return {Axis::make(in[0], out[0], align_corners, std::nullopt),
-          Axis::make(in[1], out[1], align_corners, std::nullopt)};
+  return {Axis::make(in[0], out[0], align_corners, factor),
+          Axis::make(in[1], out[1], align_corners, factor)};
 }
 
 // Maps, and the numbers that lie side by side in each, as the launcher sees them.
@@ -65,10 +66,10 @@ py::array forward(const py::array& input, const Pair& size, bool align_corners, 
 
 template <bool kShort, int kVector, typename T>
 void run_backward(emulator::Tensor4<T>& out, emulator::Tensor4<T>& in, const Layout<T>& layout,
-                  bool align_corners, unsigned int blocks) {
+                  bool align_corners, unsigned int blocks, std::optional<double> factor) {
   constexpr int kNumbers = atrousx::kGatherNumbers<T, kShort, kVector>;
   const auto plan =
-      make_plan<T>({in.size(2), in.size(3)}, {out.size(2), out.size(3)}, align_corners);
+      make_plan<T>({in.size(2), in.size(3)}, {out.size(2), out.size(3)}, align_corners, factor);
   const auto jobs = atrousx::GatherJobs::make(layout.maps, layout.pixel, plan, kVector, kNumbers);
   if (jobs.columns == 0) throw py::value_error("too many gradients for a block");
   emulator::launch(blocks, atrousx::kGatherThreads, 0,
@@ -78,7 +79,8 @@ void run_backward(emulator::Tensor4<T>& out, emulator::Tensor4<T>& in, const Lay
 
 // `pixels`: "short", "long", or "far" for maps that grow beyond both.
 py::array backward(const py::array& grad_output, const Pair& size, bool align_corners,
-                   bool channels_last, const std::string& pixels, unsigned int blocks) {
+                   bool channels_last, const std::string& pixels, unsigned int blocks,
+                   std::optional<double> factor) {
   return dispatch(grad_output, [&](auto zero) {
     using T = decltype(zero);
     constexpr int kFull = atrousx::kFullVector<T>;
@@ -90,15 +92,15 @@ py::array backward(const py::array& grad_output, const Pair& size, bool align_co
     if (pixels == "far")
       emulator::launch(blocks, 64, 0, atrousx::upsample_bilinear2d_backward_far_kernel<T>,
                        out.data(), in.data(), layout.maps, layout.pixel,
-                       make_plan<T>(size, {out.size(2), out.size(3)}, align_corners));
+                       make_plan<T>(size, {out.size(2), out.size(3)}, align_corners, factor));
     else if (pixels == "short" && vectors)
-      run_backward<true, kFull>(out, in, layout, align_corners, blocks);
+      run_backward<true, kFull>(out, in, layout, align_corners, blocks, factor);
     else if (pixels == "short")
-      run_backward<true, 1>(out, in, layout, align_corners, blocks);
+      run_backward<true, 1>(out, in, layout, align_corners, blocks, factor);
     else if (vectors)
-      run_backward<false, kFull>(out, in, layout, align_corners, blocks);
+      run_backward<false, kFull>(out, in, layout, align_corners, blocks, factor);
     else
-      run_backward<false, 1>(out, in, layout, align_corners, blocks);
+      run_backward<false, 1>(out, in, layout, align_corners, blocks, factor);
     return in.to_array(grad_output.dtype());
   });
 }
@@ -107,7 +109,9 @@ py::array backward(const py::array& grad_output, const Pair& size, bool align_co
 
 void bind_upsample_bilinear2d(py::module_& m) {
   m.def("upsample_bilinear2d_forward", &forward);
-  m.def("upsample_bilinear2d_backward", &backward);
+  m.def("upsample_bilinear2d_backward", &backward, py::arg("grad_output"), py::arg("size"),
+        py::arg("align_corners"), py::arg("channels_last"), py::arg("pixels"), py::arg("blocks"),
+        py::arg("factor") = std::nullopt);
   // (lower, upper, weight) of every output, and the outputs with a weight at every input.
   m.def("bilinear_taps", [](int64_t in, int64_t out, bool align_corners,
                             std::optional<double> scale_factor) {

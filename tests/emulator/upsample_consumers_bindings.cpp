@@ -81,9 +81,28 @@ py::array softmax_add(const py::array_t<float>& array, const Pair& size, float a
   return sum.to_array(array.dtype());
 }
 
+// Two sums of a block, one after the other through the same memory; what every thread got.
+__global__ void block_sum_kernel(const double* values,  // [2, threads]
+                                 double* sums) {        // [2, threads]
+  ATROUSX_SHARED(double, room, atrousx::kLossThreads);
+  const auto threads = static_cast<int>(blockDim.x);
+  for (int i = 0; i < 2; ++i) {
+    const int at = i * threads + static_cast<int>(threadIdx.x);
+    sums[at] = atrousx::block_sum(values[at], room, threads);
+  }
+}
+
+py::array block_sums(const py::array_t<double>& values) {
+  emulator::Buffer<double> from(values), sums(from.size());
+  const auto threads = static_cast<unsigned int>(values.shape(1));
+  emulator::launch(1, threads, 0, block_sum_kernel, from.data(), sums.data());
+  return sums.to_array({2, values.shape(1)}, values.dtype());
+}
+
 }  // namespace
 
 void bind_upsample_consumers(py::module_& m) {
+  m.def("block_sums", &block_sums);
   m.def("upsample_argmax", &argmax);
   m.def("upsample_cross_entropy", &cross_entropy);
   m.def("upsample_softmax_add", &softmax_add);

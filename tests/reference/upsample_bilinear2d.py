@@ -39,8 +39,13 @@ def forward(
     return result
 
 
-def backward(grad_output: Array, size: tuple[int, int], align_corners: bool) -> Array:
-    rows = axis_matrix(size[0], grad_output.shape[2], align_corners)
-    columns = axis_matrix(size[1], grad_output.shape[3], align_corners)
+def backward(
+    grad_output: Array,
+    size: tuple[int, int],
+    align_corners: bool,
+    scale_factor: float | None = None,
+) -> Array:
+    rows = axis_matrix(size[0], grad_output.shape[2], align_corners, scale_factor)
+    columns = axis_matrix(size[1], grad_output.shape[3], align_corners, scale_factor)
     result: Array = np.einsum("oh,ncop,pw->nchw", rows, grad_output.astype(np.float64), columns)
     return result
