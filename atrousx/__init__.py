@@ -1,8 +1,8 @@
 """atrousx: hand-written kernels for dilated convolution, bilinear upsampling and the dense CRF."""
 
 from . import models, ops
+from .backend import get_backend, set_backend
 from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, optimize, replace_convs
-from .ops._backend import get_backend, set_backend
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._taps import output_size
+from ..backend.choice import allows_tf32, get_backend, torch_computes, winograd_points
 from ..ops import atrous_conv2d, multi_rate_conv2d
-from ..ops._backend import allows_tf32, get_backend, torch_computes, winograd_points
 from ..ops._check import pair
-from ..ops._geometry import output_size, sides_of
+from ..ops._geometry import sides_of
 from .atrous_conv2d import AtrousConv2d
 from .packed import PackedWeight
 

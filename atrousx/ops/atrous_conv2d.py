@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
-from ._backend import (
+from .._taps import output_size
+from ..backend.choice import (
     Backend,
     allows_tf32,
     check_backend,
@@ -18,7 +19,7 @@ from ._backend import (
     torch_computes,
 )
 from ._check import check_map, check_operand, check_rank
-from ._geometry import Padding, output_size, positive_pair, sides_of
+from ._geometry import Padding, positive_pair, sides_of
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default

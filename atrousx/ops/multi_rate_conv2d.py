@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
-from ._backend import allows_tf32
+from ..backend.choice import allows_tf32
 from ._check import check_map, check_operand, check_rank
 
 _forward = torch.ops.atrousx.multi_rate_conv2d.default
