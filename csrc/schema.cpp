@@ -12,6 +12,11 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   m.def(
       "atrous_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
       "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor");
+  // The same, each pass by atrousx's kernels or PyTorch's convolution, as the backend "measure" has
+  // them: a function of other operators, in atrousx/ops.
+  m.def(
+      "_measured_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
+      "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32) -> Tensor");
   // The filters as the CPU's matrix products read them, for calls to come: what it holds depends on
   // the CPU. Empty on a GPU, and where groups are too narrow for a product. points: transformed for
   // minimal filtering (atrous_conv2d/winograd.h), for calls that it serves.

@@ -1,4 +1,4 @@
-"""Who computes a convolution: atrousx's kernels or PyTorch's own, and the rule of "auto"."""
+"""Who computes a convolution: the process's choice, and what "auto" makes of it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .rule import cpu_rule, sizes_points
+from .._library import is_gpu
+from .geometry import is_channels_last
+from .rule import cpu_rule, has_limits, sizes_points
 
-Backend = Literal["auto", "native", "torch"]
+Backend = Literal["auto", "native", "torch", "measure"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 ENVIRONMENT = "ATROUSX_BACKEND"
 
 
 def check_backend(name: str, value: object) -> None:
     if value not in BACKENDS:
-        raise ValueError(f"{name} must be 'auto', 'native' or 'torch', got {value!r}")
+        raise ValueError(f"{name} must be 'auto', 'native', 'torch' or 'measure', got {value!r}")
 
 
 _default: str = os.environ.get(ENVIRONMENT, "auto")
@@ -28,19 +30,32 @@ check_backend(ENVIRONMENT, _default)
 def set_backend(backend: Backend) -> None:
     """Sets who computes convolutions that name no backend of their own, in the whole process.
 
-    - "auto", the default: atrousx's kernels, except where the measured rule expects PyTorch's own
-      to be faster, the three passes of training taken together: see ``benchmarks/NOTES.md``. What
-      minimal filtering serves (:func:`atrousx.ops.atrous_conv2d`) stays with atrousx's. On CUDA,
-      in code that ``torch.compile`` or ``torch.export`` traces, and on shapes not known in advance
-      it is always atrousx's; under ``torch.jit.trace`` and ``torch.func``'s transforms always
-      PyTorch's.
+    - "auto", the default: on CPUs with AVX2 or AVX-512 atrousx's kernels, except where a measured
+      rule expects PyTorch's own to be faster, the three passes of training taken together: see
+      ``benchmarks/NOTES.md``. What minimal filtering serves (:func:`atrousx.ops.atrous_conv2d`)
+      stays with atrousx's, and so does code that ``torch.compile`` or ``torch.export`` traces. On
+      GPUs and other CPUs it is "measure".
     - "native": always atrousx's kernels.
     - "torch": always ``torch.nn.functional.conv2d``, padding multiplied and all.
+    - "measure": a geometry's first call computes by both, compares the results, and times a few
+      calls; the faster one is kept, PyTorch's where it wins by 5 %. Forward and both gradients are
+      chosen apart. Where the results differ by more than rounding explains, PyTorch's convolution
+      computes from then on, and a RuntimeWarning says so. After four sizes of a layer the nearest
+      one decides for others. Choices are kept for the process, and for later ones in
+      ``~/.cache/atrousx/choices.json`` (``XDG_CACHE_HOME`` is followed; ``ATROUSX_CACHE`` is
+      another file, or 0 for none); :func:`atrousx.backend.state_dict` puts them into a checkpoint.
+      Nothing is measured in code that ``torch.compile``, ``torch.export`` or a dispatch mode
+      traces, while a CUDA graph is captured, and under
+      ``torch.use_deterministic_algorithms(True)``: there what was chosen before runs (under the
+      latter atrousx's kernels wherever they were right), and PyTorch's convolution elsewhere.
+
+    Under ``torch.jit.trace``, ``torch.func``'s transforms and forward-mode differentiation "auto"
+    and "measure" always take PyTorch's.
 
     The environment variable ``ATROUSX_BACKEND`` sets the first value.
 
     Args:
-        backend: "auto", "native" or "torch".
+        backend: "auto", "native", "torch" or "measure".
 
     Raises:
         ValueError: any other value.
@@ -63,7 +78,7 @@ def get_backend() -> str:
 
     Example:
         >>> import atrousx
-        >>> atrousx.get_backend() in ("auto", "native", "torch")
+        >>> atrousx.get_backend() in ("auto", "native", "torch", "measure")
         True
     """
     return _default
@@ -78,11 +93,25 @@ def _undecidable(input: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _knows_torch_only() -> bool:
-    """Whether torch.jit.trace or a transform of torch.func runs: neither knows our operators."""
+def knows_torch_only() -> bool:
+    """Whether what listens to the call knows PyTorch's operators alone, not atrousx's.
+
+    torch.jit.trace, a transform of torch.func, forward-mode differentiation.
+    """
     return not torch.compiler.is_compiling() and (
         torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+_HAS_LIMITS = has_limits()
+
+
+def measures(backend: str, input: Tensor) -> bool:
+    """Whether "measure" is meant: by its name or, where no limits are known, by "auto"."""
+    return backend == "measure" or (
+        backend == "auto" and (is_gpu(input) or (input.is_cpu and not _HAS_LIMITS))
     )
 
 
@@ -97,10 +126,10 @@ def torch_computes(
     packed: bool = False,
     clips: bool = False,
 ) -> bool:
-    """Whether PyTorch's convolution is the one to call, by the backend and its rule."""
+    """Whether PyTorch's convolution is the one to call, where nothing is measured."""
     if backend != "auto":
         return backend == "torch"
-    if _knows_torch_only():
+    if knows_torch_only():
         return True
     if _undecidable(input, weight):
         return False
@@ -121,15 +150,6 @@ def torch_computes(
     )
 
 
-def is_channels_last(tensor: Tensor) -> bool:
-    """As PyTorch's suggest_memory_format, which takes as long as a small convolution."""
-    if tensor.dim() != 4:
-        return False
-    _, channels, height, width = tensor.shape
-    n, c, h, w = tensor.stride()
-    return c > 0 and c * channels <= w and w * width <= h and h * height <= n != c
-
-
 def winograd_points(
     backend: str,
     input: Tensor,
@@ -144,29 +164,14 @@ def winograd_points(
     The points of a transformed filter, rows and columns, as ``csrc/atrous_conv2d/winograd.h`` has
     them; empty elsewhere. ``frozen``: filters are transformed once, not at every call.
     """
-    if backend == "torch" or _knows_torch_only() or _undecidable(input, weight):
+    if backend == "torch" or knows_torch_only() or _undecidable(input, weight):
         return ()
     return sizes_points(input.shape, weight.shape, stride, sides, dilation, frozen, input.dtype)
 
 
-def convolve_by_torch(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    sides: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Tensor:
-    top, left, bottom, right = sides
-    if (top, left) != (bottom, right):
-        input, (top, left) = F.pad(input, (left, right, top, bottom)), (0, 0)
-    return F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
-
-
 def allows_tf32(input: Tensor) -> bool:
     """Whether float32 may be rounded to TF32: on CUDA, by PyTorch's own switch for convolutions."""
-    return input.dtype == torch.float32 and input.is_cuda and tf32_switch()
+    return input.dtype == torch.float32 and is_gpu(input) and tf32_switch()
 
 
 # A constant to torch.compile, which cannot look into PyTorch's switches.
