@@ -62,7 +62,10 @@ def _decide(
     geometry = geometry_of(pass_, operands, options, ending)
     deterministic = torch.are_deterministic_algorithms_enabled()
     capturing = operands.input.is_cuda and torch.cuda.is_current_stream_capturing()
-    still = deterministic or capturing or not _plain(operands)
+    plain = _plain(operands)
+    if plain and operands.input.numel() == 0:
+        return True  # nothing to multiply, and nothing to time
+    still = deterministic or capturing or not plain
     with lock:
         _read_cache(operands.input.device)
         choice = table.find(geometry)

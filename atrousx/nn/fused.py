@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._taps import output_size
-from ..backend.choice import allows_tf32, get_backend, torch_computes, winograd_points
+from ..backend.choice import (
+    allows_tf32,
+    get_backend,
+    knows_torch_only,
+    measures,
+    torch_computes,
+    winograd_points,
+)
+from ..backend.geometry import FUSED, Operands, Options
+from ..backend.measure import runs_natively
 from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._check import pair
 from ..ops._geometry import sides_of
@@ -118,6 +127,11 @@ class FusedConv2d(AtrousConv2d):
         backend = get_backend()
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
+        if measures(backend, input):
+            described = Options(*geometry, self.groups, allows_tf32(input))
+            if not self._measured_native(input, residual, described):
+                return None
+            backend = "native"
         points = winograd_points(backend, input, self.weight, *geometry, frozen=True)
         packed = self.packed.of(self.weight, points=points) if points else None
         if packed is None:
@@ -129,6 +143,16 @@ class FusedConv2d(AtrousConv2d):
         options = (*geometry, self.groups, allows_tf32(input), packed)
         output: Tensor = _fused(input, self.weight, self.bias, residual, self.relu, *options)
         return output
+
+    def _measured_native(self, input: Tensor, residual: Tensor | None, options: Options) -> bool:
+        """Whether one store was faster than PyTorch's convolution, sum and ReLU, and right."""
+        # What traces the call, or rounds its tensors first, sees the convolution alone.
+        if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+            return False
+        ends = ("residual" if residual is not None else "", "relu" if self.relu else "")
+        operands = Operands(input, self.weight, self.bias, residual=residual)
+        ending = " and ".join(filter(None, ends))
+        return not knows_torch_only() and runs_natively(FUSED, operands, options, ending)
 
     def _widens(self, dtype: torch.dtype) -> bool:
         """Whether the result outweighs the product, as a residual unit's last layer's does.

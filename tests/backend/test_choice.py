@@ -325,10 +325,10 @@ def test_autocast_is_asked_for_its_dtype():
 
 @pytest.mark.parametrize("value", ["cudnn", "", None, 1])
 def test_rejects(value):
-    with pytest.raises(ValueError, match="backend must be 'auto', 'native' or 'torch', got"):
+    with pytest.raises(ValueError, match="backend must be 'auto', 'native', 'torch' or 'm"):
         atrousx.set_backend(value)
     if value is not None:
-        with pytest.raises(ValueError, match="backend must be 'auto', 'native' or 'torch', got"):
+        with pytest.raises(ValueError, match="backend must be 'auto', 'native', 'torch' or 'm"):
             computes(value)
 
 
