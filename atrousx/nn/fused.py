@@ -19,6 +19,7 @@ from ..backend.choice import (
 )
 from ..backend.geometry import FUSED, Operands, Options
 from ..backend.measure import runs_natively
+from ..backend.self_check import ensure_right
 from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._check import pair
 from ..ops._geometry import sides_of
@@ -200,6 +201,7 @@ class FusedASPP(nn.Module):
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
         elif get_backend() != "torch":
             tf32 = allows_tf32(input)
+            ensure_right("multi_rate_conv2d", input)
             packed = [self._pack(input, branch) for branch in range(len(weights))]
             whole = [p for p in packed if p is not None]
             branches = _multi_rate_relu(

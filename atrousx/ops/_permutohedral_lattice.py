@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
+from ..backend.self_check import ensure_right
 
 _build = torch.ops.atrousx._permutohedral_build.default
 _assemble = torch.ops.atrousx._permutohedral_assemble.default
@@ -38,6 +39,7 @@ class Lattice(NamedTuple):
 
 def build_lattice(features: Tensor) -> Lattice:
     """The lattice of ``features`` [N, D, P], float32 or float64, N and P not 0."""
+    ensure_right("permutohedral_filter", features)
     return Lattice(*_build(features))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._library import register_autocast
 from ..backend.choice import allows_tf32
+from ..backend.self_check import ensure_right
 from ._check import check_map, check_operand, check_rank
 
 _forward = torch.ops.atrousx.multi_rate_conv2d.default
@@ -78,6 +79,7 @@ def multi_rate_conv2d(
             "weights must have one number of outputs to be summed, "
             f"got {[weight.shape[0] for weight in weights]}"
         )
+    ensure_right("multi_rate_conv2d", input)
     batch = input if batched else input.unsqueeze(0)
     bias = _join(biases, adds)
     result: Tensor = _forward(batch, weights, bias, rates, adds, allows_tf32(input))
