@@ -3,6 +3,7 @@
 from . import backend, models, ops
 from ._library import VERSION
 from .backend import get_backend, set_backend
+from .backend.explain import explain
 from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, optimize, replace_convs
 
 __version__ = VERSION
@@ -12,6 +13,7 @@ __all__ = [
     "BilinearUpsample2d",
     "DenseCRF",
     "backend",
+    "explain",
     "get_backend",
     "models",
     "ops",

@@ -120,7 +120,7 @@ def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = 
     formats = (_is_channels_last(_hints(t.shape), _hints(t.stride())) for t in given)
     return Geometry(
         pass_,
-        torch.cuda.get_device_name(input.device) if input.is_cuda else input.device.type,
+        device_name(input.device),
         str(input.dtype)[6:],
         _hints(input.shape),
         _hints(weight.shape),
@@ -128,6 +128,11 @@ def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = 
         tuple(formats),
         ending,
     )
+
+
+def device_name(device: torch.device) -> str:
+    """What tells devices apart that may choose differently: equal GPUs are one."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _hints(extents: Sequence[int]) -> Any:

@@ -71,7 +71,7 @@ def _decide(
         choice = table.find(geometry)
         if (choice is None or not choice.verified) and not still:
             choice = _measured(geometry, operands, choice)
-        native = _native(choice, deterministic)
+        native = native_of(choice)
         if key is not None and not capturing:
             if len(_decided) >= _MOST_DECIDED:
                 _decided.clear()
@@ -79,11 +79,11 @@ def _decide(
     return native
 
 
-def _native(choice: Choice | None, deterministic: bool) -> bool:
+def native_of(choice: Choice | None) -> bool:
     """Nothing that was not compared runs; where bits must repeat, all that agrees does."""
     if choice is None or not choice.verified:
         return False
-    return choice.agrees if deterministic else choice.native
+    return choice.agrees if torch.are_deterministic_algorithms_enabled() else choice.native
 
 
 def _plain(operands: Operands) -> bool:
