@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import read, write
-from .geometry import Geometry, Operands, Options, geometry_of
+from .geometry import FORWARD, Geometry, Operands, Options, geometry_of
 from .machine import machine_of
 from .table import Choice, Table
 from .trial import try_both
@@ -24,18 +24,44 @@ if hasattr(os, "register_at_fork"):
     # A child of a process that measures at that moment would wait for ever.
     os.register_at_fork(after_in_child=lambda: lock._at_fork_reinit())  # type: ignore[attr-defined]
 
+# Who computes; of a forward, too, whether PyTorch's convolution computes its gradients: of both
+# operands, or of the weight where the input has none. Then autograd may be PyTorch's own as well.
+NATIVE, TORCH, TORCH_THROUGHOUT, TORCH_FOR_WEIGHT = range(4)
 # What was decided, by all that a call knows: quicker to look up than a geometry is to make.
-_decided: dict[tuple[object, ...], bool] = {}
+_decided: dict[tuple[object, ...], int] = {}
 _MOST_DECIDED = 8192
 _PLAIN = (Tensor, nn.Parameter)
 
 
 def runs_natively(pass_: str, operands: Operands, options: Options, ending: str = "") -> bool:
     """Whether atrousx's kernels are to compute this pass, or else PyTorch's convolution."""
+    return who_computes(pass_, operands, options, ending) == NATIVE
+
+
+def who_computes(pass_: str, operands: Operands, options: Options, ending: str = "") -> int:
+    """The same, and of a forward whether its gradients have turned out to be PyTorch's, too."""
+    key = _key(pass_, operands, options, ending)
+    found = None if key is None else _decided.get(key)
+    return _decide(pass_, operands, options, ending, key) if found is None else found
+
+
+def note_torch_throughout(operands: Operands, options: Options, of_input: bool) -> None:
+    """Says that PyTorch's convolution computes all passes, gradients of the input or without."""
+    forward = operands._replace(grad_output=None)
+    key = _key(FORWARD, forward, options, "")
+    # What a new choice has cleared is looked up by the next forward, and noted after it.
+    if key is not None and _decided.get(key) in (TORCH, TORCH_FOR_WEIGHT):
+        _decided[key] = TORCH_THROUGHOUT if of_input else TORCH_FOR_WEIGHT
+
+
+def _key(
+    pass_: str, operands: Operands, options: Options, ending: str
+) -> tuple[object, ...] | None:
+    """All that a call knows; None for tensors that something traces."""
     input, weight, _, grad, _ = operands
     if torch._C._len_torch_dispatch_stack() or type(input) not in _PLAIN:
-        return _decide(pass_, operands, options, ending, None)
-    key = (
+        return None
+    return (
         pass_,
         options,
         input.shape,
@@ -48,8 +74,6 @@ def runs_natively(pass_: str, operands: Operands, options: Options, ending: str 
         torch._C._get_deterministic_algorithms(),
         ending,
     )
-    found = _decided.get(key)
-    return _decide(pass_, operands, options, ending, key) if found is None else found
 
 
 def _decide(
@@ -58,25 +82,25 @@ def _decide(
     options: Options,
     ending: str,
     key: tuple[object, ...] | None,
-) -> bool:
+) -> int:
     geometry = geometry_of(pass_, operands, options, ending)
     deterministic = torch.are_deterministic_algorithms_enabled()
     capturing = operands.input.is_cuda and torch.cuda.is_current_stream_capturing()
     plain = _plain(operands)
     if plain and operands.input.numel() == 0:
-        return True  # nothing to multiply, and nothing to time
+        return NATIVE  # nothing to multiply, and nothing to time
     still = deterministic or capturing or not plain
     with lock:
         _read_cache(operands.input.device)
         choice = table.find(geometry)
         if (choice is None or not choice.verified) and not still:
             choice = _measured(geometry, operands, choice)
-        native = native_of(choice)
+        who = NATIVE if native_of(choice) else TORCH
         if key is not None and not capturing:
             if len(_decided) >= _MOST_DECIDED:
                 _decided.clear()
-            _decided[key] = native
-    return native
+            _decided[key] = who
+    return who
 
 
 def native_of(choice: Choice | None) -> bool:

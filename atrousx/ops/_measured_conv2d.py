@@ -11,7 +11,14 @@ from torch import Tensor
 from .._library import implement_composite
 from ..backend.choice import knows_torch_only
 from ..backend.geometry import FORWARD, GRAD_INPUT, GRAD_WEIGHT, Operands, Options
-from ..backend.measure import runs_natively
+from ..backend.measure import (
+    NATIVE,
+    TORCH_FOR_WEIGHT,
+    TORCH_THROUGHOUT,
+    note_torch_throughout,
+    runs_natively,
+    who_computes,
+)
 from ..backend.passes import (
     convolve_by_torch,
     convolve_natively,
@@ -46,10 +53,13 @@ def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, options: Optio
     trains = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if trains:
-        output: Tensor = _Measured.apply(input, weight, bias, options)  # type: ignore[no-untyped-call]
-        return output
-    return _forward(input, weight, bias, options)
+    who = who_computes(FORWARD, Operands(input, weight, bias), options)
+    if not trains:
+        return _forward(input, weight, bias, options, who)
+    if who == TORCH_THROUGHOUT or (who == TORCH_FOR_WEIGHT and not input.requires_grad):
+        return convolve_by_torch(input, weight, bias, options)
+    output: Tensor = _Measured.apply(input, weight, bias, options, who)  # type: ignore[no-untyped-call]
+    return output
 
 
 def _lowered(tensor: Tensor, kind: str) -> Tensor:
@@ -59,8 +69,10 @@ def _lowered(tensor: Tensor, kind: str) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(kind))
 
 
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-    if runs_natively(FORWARD, Operands(input, weight, bias), options):
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, options: Options, who: int
+) -> Tensor:
+    if who == NATIVE:
         return convolve_natively(input, weight, bias, options)
     return convolve_by_torch(input, weight, bias, options)
 
@@ -68,29 +80,31 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, options: Option
 class _Measured(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, options: Options
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, options: Options, who: int
     ) -> Tensor:
         ctx.options = options
         ctx.save_for_backward(input, weight)
-        return _forward(input, weight, bias, options)
+        return _forward(input, weight, bias, options, who)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Each of these has a gradient of its own, by atrousx's kernels or PyTorch's.
         input, weight = ctx.saved_tensors
         operands = Operands(input, weight, grad_output=grad)
-        needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         own_input = needs_input and runs_natively(GRAD_INPUT, operands, ctx.options)
         own_weight = needs_weight and runs_natively(GRAD_WEIGHT, operands, ctx.options)
         of_input, of_weight = needs_input and not own_input, needs_weight and not own_weight
         to_input = to_weight = None
         if of_input or of_weight:
             to_input, to_weight = gradients_by_torch(operands, ctx.options, of_input, of_weight)
+            if of_weight and not own_input:
+                note_torch_throughout(operands, ctx.options, needs_input)
         if own_input:
             to_input = gradient_of_input(operands, ctx.options)
         if own_weight:
             to_weight = gradient_of_weight(operands, ctx.options)
-        return to_input, to_weight, grad.sum((0, 2, 3)) if needs_bias else None, None
+        return to_input, to_weight, grad.sum((0, 2, 3)) if needs_bias else None, None, None
 
 
 def _composite(

@@ -110,6 +110,24 @@ def test_pytorch_must_win_by_five_percent(clock, native, expected):
     )
 
 
+def test_a_layer_that_is_pytorchs_throughout_has_its_autograd(clock, used):
+    clock.update(native=9.0)
+    x, w, b = operands()
+    nodes = [convolve(x, w, b).grad_fn.name()]
+    for input in (x.detach(), x):
+        for _ in range(2):
+            convolve(input, w, b).sum().backward()
+        nodes.append(convolve(x, w, b).grad_fn.name())
+        nodes.append(convolve(x.detach(), w, b).grad_fn.name())
+    own, torchs = "_MeasuredBackward", "ConvolutionBackward0"
+    # Of the weight alone at first: what the input's gradient takes is not known.
+    assert nodes == [own, own, torchs, torchs, torchs]
+    used.clear()
+    expected = F.conv2d(x, w, b, padding=2, dilation=2, groups=2)
+    torch.testing.assert_close(convolve(x, w, b), expected)
+    assert used == []
+
+
 def test_a_geometry_is_tried_once(clock, used):
     x, w, b = operands()
     step(x, w, b)
