@@ -85,7 +85,7 @@ def _decide(
 ) -> int:
     geometry = geometry_of(pass_, operands, options, ending)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    capturing = operands.input.is_cuda and torch.cuda.is_current_stream_capturing()
+    capturing = _captured(operands.input)
     plain = _plain(operands)
     if plain and operands.input.numel() == 0:
         return NATIVE  # nothing to multiply, and nothing to time
@@ -108,6 +108,11 @@ def native_of(choice: Choice | None) -> bool:
     if choice is None or not choice.verified:
         return False
     return choice.agrees if torch.are_deterministic_algorithms_enabled() else choice.native
+
+
+def _captured(like: Tensor) -> bool:
+    """Whether the call goes into a CUDA graph, where nothing can be waited for."""
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _plain(operands: Operands) -> bool:

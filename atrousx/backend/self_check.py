@@ -9,6 +9,7 @@ holds them against float64.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -127,7 +128,9 @@ def _results(
         t.to(device, dtype).requires_grad_() if t.is_floating_point() else t.to(device)
         for t in given
     ]
-    with torch.autocast(device.type, enabled=False):
+    # Not every device knows autocast.
+    mixed = torch.is_autocast_enabled(device.type)
+    with torch.autocast(device.type, enabled=False) if mixed else contextlib.nullcontext():
         results = case(*inputs)
     smooth = [r for r in results if r.requires_grad]
     wanted = [t for t in inputs if t.requires_grad]

@@ -106,8 +106,8 @@ def seconds_of(call: Callable[[], object], like: Tensor) -> float:
 
 @contextmanager
 def _undisturbed(like: Tensor) -> Iterator[None]:
-    """No gradient, no autocast, the tensor's own device."""
-    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+    """No gradient, the tensor's own device. Who calls has dealt with autocast."""
+    with torch.no_grad():
         if like.is_cuda:
             with torch.cuda.device(like.device):
                 yield

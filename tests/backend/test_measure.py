@@ -270,6 +270,21 @@ def test_deterministic_mode_measures_nothing(clock, used):
         torch.use_deterministic_algorithms(False)
 
 
+def test_a_captured_call_measures_nothing_and_decides_nothing(monkeypatch, clock, used):
+    x, w, b = operands()
+    with monkeypatch.context() as patched:
+        patched.setattr(measuring, "_captured", lambda like: True)
+        step(x, w, b)
+        assert used == []
+        assert not choices()
+    step(x, w, b)
+    assert choices().keys() == set(PASSES)
+    used.clear()
+    monkeypatch.setattr(measuring, "_captured", lambda like: True)
+    step(x, w, b)
+    assert used == list(PASSES)
+
+
 def test_compiled_code_runs_what_was_chosen_before(clock):
     def traced(x, w):
         graphs = []
