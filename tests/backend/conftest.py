@@ -6,6 +6,8 @@ import pytest
 
 import atrousx
 from atrousx.backend import measure as measuring
+from atrousx.backend import passes
+from atrousx.backend.geometry import FORWARD, GRAD_INPUT, GRAD_WEIGHT
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +28,26 @@ def clock(monkeypatch):
         lambda native, by_torch, like: (seconds["native"], seconds["torch"]),
     )
     return seconds
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The native passes that run, in order, trials included."""
+    names = []
+
+    def seen(name, function):
+        def call(*args):
+            names.append(name)
+            return function(*args)
+
+        return call
+
+    for pass_, name in (
+        (FORWARD, "convolve_natively"),
+        (GRAD_INPUT, "gradient_of_input"),
+        (GRAD_WEIGHT, "gradient_of_weight"),
+    ):
+        wrapped = seen(pass_, getattr(passes, name))
+        monkeypatch.setattr(passes, name, wrapped)
+        monkeypatch.setattr(f"atrousx.ops._measured_conv2d.{name}", wrapped)
+    return names
