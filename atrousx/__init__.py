@@ -1,15 +1,19 @@
 """atrousx: hand-written kernels for dilated convolution, bilinear upsampling and the dense CRF."""
 
-from . import models, ops
+from . import backend, models, ops
+from ._library import VERSION
+from .backend import get_backend, set_backend
+from .backend.explain import explain
 from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, optimize, replace_convs
-from .ops._backend import get_backend, set_backend
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "ASPP",
     "AtrousConv2d",
     "BilinearUpsample2d",
     "DenseCRF",
+    "backend",
+    "explain",
     "get_backend",
     "models",
     "ops",

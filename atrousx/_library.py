@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 NAMESPACE = "atrousx"
+VERSION = "0.1.0"
 
 
 def _load() -> tuple[ModuleType, ModuleType | None]:
@@ -165,6 +166,15 @@ def register_gradient(
             return op(first, *args)
 
     return call
+
+
+def implement_composite(op: torch._ops.OpOverload, function: Callable[..., Any]) -> None:
+    """Makes a function of other operators an operator: for those who trace it, one call at first.
+
+    Its gradients, dtypes and devices are those of the operators that it calls.
+    """
+    name = op._schema.name.removeprefix(f"{NAMESPACE}::")
+    _library.impl(name, function, "CompositeImplicitAutograd")
 
 
 def register_autocast(op: torch._ops.OpOverload, to_lower_precision: bool) -> None:

@@ -12,6 +12,11 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   m.def(
       "atrous_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
       "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32=False) -> Tensor");
+  // The same, each pass by atrousx's kernels or PyTorch's convolution, as the backend "measure" has
+  // them: a function of other operators, in atrousx/ops.
+  m.def(
+      "_measured_conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, "
+      "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32) -> Tensor");
   // The filters as the CPU's matrix products read them, for calls to come: what it holds depends on
   // the CPU. Empty on a GPU, and where groups are too narrow for a product. points: transformed for
   // minimal filtering (atrous_conv2d/winograd.h), for calls that it serves.
@@ -21,6 +26,13 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   m.def(
       "_atrous_conv2d_points(int[4] input_size, int[4] weight_size, int[2] stride, int[4] padding, "
       "int[2] dilation, int groups, bool frozen, ScalarType dtype) -> int[]");
+  // Which algorithm computes a pass (0 forward, 1 grad-input, 2 grad-weight) on the device of
+  // `like` and in its dtype: a ConvAlgorithm of atrous_conv2d/algorithm.h, and the points of
+  // minimal filtering.
+  m.def(
+      "_atrous_conv2d_algorithm(Tensor like, int pass_number, int[4] input_size, "
+      "int[4] weight_size, int[2] stride, int[4] padding, int[2] dilation, int groups, "
+      "bool channels_last, bool frozen, bool allow_tf32) -> int[]");
   // For inference: relu(convolution + residual), both where asked for, in one store. packed: by
   // the operator above, of the same weight.
   m.def(

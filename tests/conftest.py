@@ -12,6 +12,8 @@ from tests.emulator.device import EmulatedDevice, add_device
 
 # What is tested are our kernels, also where PyTorch's convolution would be the faster one.
 os.environ["ATROUSX_BACKEND"] = "native"
+# What one run measures must not decide another's.
+os.environ["ATROUSX_CACHE"] = "0"
 # One engine fewer to compete with: tests run beside each other's subprocesses on small machines.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 # On CUDA, too, float32 is held to float32's accuracy; tests of TF32 turn the switch themselves.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..ops import upsample_bilinear2d
+from ..ops.upsample_bilinear2d import upsample_bilinear2d
 
 
 class BilinearUpsample2d(nn.Module):

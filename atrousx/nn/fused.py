@@ -8,16 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import atrous_conv2d, multi_rate_conv2d
-from ..ops._backend import (
+from .._taps import output_size
+from ..backend.choice import (
     allows_tf32,
     get_backend,
+    knows_torch_only,
+    measures,
     needs_torch,
     torch_computes,
     winograd_points,
 )
-from ..ops._check import check_same_device, pair
-from ..ops._geometry import output_size, sides_of
+from ..backend.geometry import FUSED, Operands, Options
+from ..backend.measure import runs_natively
+from ..backend.self_check import ensure_right
+from ..ops import atrous_conv2d, multi_rate_conv2d
+from ..ops._check import check_device, check_same_device, pair
+from ..ops._geometry import sides_of
 from .atrous_conv2d import AtrousConv2d
 from .packed import PackedWeight
 
@@ -125,8 +131,14 @@ class FusedConv2d(AtrousConv2d):
         backend = get_backend()
         if needs_torch(backend, input):
             return None
+        check_device("input", input)
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
+        if measures(backend, input):
+            described = Options(*geometry, self.groups, allows_tf32(input))
+            if not self._measured_native(input, residual, described):
+                return None
+            backend = "native"
         points = winograd_points(backend, input, self.weight, *geometry, frozen=True)
         packed = self.packed.of(self.weight, points=points) if points else None
         if packed is None:
@@ -138,6 +150,16 @@ class FusedConv2d(AtrousConv2d):
         options = (*geometry, self.groups, allows_tf32(input), packed)
         output: Tensor = _fused(input, self.weight, self.bias, residual, self.relu, *options)
         return output
+
+    def _measured_native(self, input: Tensor, residual: Tensor | None, options: Options) -> bool:
+        """Whether one store was faster than PyTorch's convolution, sum and ReLU, and right."""
+        # What traces the call, or rounds its tensors first, sees the convolution alone.
+        if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+            return False
+        ends = ("residual" if residual is not None else "", "relu" if self.relu else "")
+        operands = Operands(input, self.weight, self.bias, residual=residual)
+        ending = " and ".join(filter(None, ends))
+        return not knows_torch_only() and runs_natively(FUSED, operands, options, ending)
 
     def _widens(self, dtype: torch.dtype) -> bool:
         """Whether the result outweighs the product, as a residual unit's last layer's does.
@@ -187,6 +209,7 @@ class FusedASPP(nn.Module):
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
         elif not needs_torch(get_backend(), input):
             tf32 = allows_tf32(input)
+            ensure_right("multi_rate_conv2d", input)
             packed = [self._pack(input, branch) for branch in range(len(weights))]
             whole = [p for p in packed if p is not None]
             branches = _multi_rate_relu(

@@ -1,5 +1,6 @@
 """The operators as functions; each page holds one operator's whole Python life."""
 
+from . import _self_checks  # noqa: F401  (registers what each operator is checked by)
 from ._geometry import live_fraction
 from .atrous_conv2d import atrous_conv2d
 from .multi_rate_conv2d import multi_rate_conv2d

@@ -1,9 +1,10 @@
-"""Where a convolution's taps fall: sizes, padding, and how many of the taps touch data."""
+"""A convolution's geometry as its callers give it: pairs, padding, the share of live taps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .._taps import live_share, output_size
 from ._check import pair
 
 Padding = int | Sequence[int] | str
@@ -48,26 +49,6 @@ def live_fraction(
     return live_share(sizes, taps, outputs, strides, sides, dilations)
 
 
-def live_share(
-    sizes: Sequence[int],
-    taps: Sequence[int],
-    outputs: Sequence[int],
-    strides: Sequence[int],
-    sides: Sequence[int],
-    dilations: Sequence[int],
-) -> float:
-    share = 1.0
-    for axis in range(2):
-        live = 0
-        for tap in range(taps[axis]):
-            shift = sides[axis] - tap * dilations[axis]
-            first = max(0, -(-shift // strides[axis]))
-            last = min(outputs[axis] - 1, (sizes[axis] - 1 + shift) // strides[axis])
-            live += max(0, last - first + 1)
-        share *= live / (taps[axis] * outputs[axis])
-    return share
-
-
 def positive_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     values = pair(name, value)
     if any(v <= 0 for v in values):
@@ -95,16 +76,3 @@ def sides_of(
     if rows < 0 or columns < 0:
         raise ValueError(f"padding must not be negative, got {padding!r}")
     return (rows, columns, rows, columns)
-
-
-def output_size(
-    size: Sequence[int],
-    taps: Sequence[int],
-    stride: Sequence[int],
-    sides: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    return [
-        (size[a] + sides[a] + sides[a + 2] - dilation[a] * (taps[a] - 1) - 1) // stride[a] + 1
-        for a in range(2)
-    ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..backend.self_check import ensure_right
 from . import _mean_field_rows  # noqa: F401  (registers what the operators do on CUDA)
 from ._kernels import register_fake
 from ._permutohedral_lattice import Lattice
@@ -53,6 +54,7 @@ def mean_field(
     For the gradient nothing but its Q is kept of an iteration; of one that a compiler traces all is
     kept, unless ``recompute`` has it computed again.
     """
+    ensure_right("mean_field", logits)
     too_many = logits.device.type != "cpu" and len(terms) > _MAX_CUDA_TERMS
     if torch.compiler.is_compiling() or too_many:
         return _by_parts(logits, terms, iterations, recompute)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
+from ..backend.self_check import ensure_right
 from ._kernels import register_fake, register_kernel
 
 _build = torch.ops.atrousx._permutohedral_build.default
@@ -41,6 +42,7 @@ class Lattice(NamedTuple):
 
 def build_lattice(features: Tensor) -> Lattice:
     """The lattice of ``features`` [N, D, P], float32 or float64, N and P not 0."""
+    ensure_right("permutohedral_filter", features)
     return Lattice(*_build(features))
 
 

@@ -9,17 +9,22 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
-from ._backend import (
+from .._taps import output_size
+from ..backend.choice import (
     Backend,
     allows_tf32,
     check_backend,
-    convolve_by_torch,
     get_backend,
+    measures,
+    needs_torch,
     torch_computes,
 )
-from ._check import check_map, check_operand, check_rank
-from ._geometry import Padding, output_size, positive_pair, sides_of
+from ..backend.geometry import Options
+from ..backend.passes import convolve_by_torch
+from ._check import check_device, check_map, check_operand, check_rank
+from ._geometry import Padding, positive_pair, sides_of
 from ._kernels import register_fake
+from ._measured_conv2d import convolve_measured
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
@@ -67,9 +72,9 @@ def atrous_conv2d(
             below and to the right.
         dilation: pixels between neighbouring taps, one int or (vertical, horizontal).
         groups: the number of groups that channels and outputs are divided into.
-        backend: "native" for atrousx's kernels, "torch" for PyTorch's convolution, "auto" for the
-            one that a measured rule expects to be faster; None for the process's choice
-            (:func:`atrousx.set_backend`).
+        backend: "native" for atrousx's kernels, "torch" for PyTorch's convolution, "measure" for
+            the one that is right and faster when tried, "auto" for the one that a measured rule
+            expects to be faster; None for the process's choice (:func:`atrousx.set_backend`).
 
     Returns:
         ``[N, K, OH, OW]`` with ``OH = (H + padding - dilation * (KH - 1) - 1) // stride + 1``,
@@ -113,11 +118,18 @@ def atrous_conv2d(
         )
     if backend is not None:
         check_backend("backend", backend)
-    if torch_computes(backend or get_backend(), input, weight, bias, strides, sides, dilations):
-        return convolve_by_torch(input, weight, bias, strides, sides, dilations, groups)
+    chosen = backend or get_backend()
+    if not needs_torch(chosen, input):
+        check_device("input", input)
     batch = input if batched else input.unsqueeze(0)
-    allow_tf32 = allows_tf32(input)
-    result: Tensor = _forward(batch, weight, bias, strides, sides, dilations, groups, allow_tf32)
+    options = Options(strides, sides, dilations, groups, allows_tf32(input))
+    result: Tensor
+    if measures(chosen, input):
+        result = convolve_measured(batch, weight, bias, options)
+    elif torch_computes(chosen, input, weight, bias, strides, sides, dilations):
+        result = convolve_by_torch(batch, weight, bias, options)
+    else:
+        result = _forward(batch, weight, bias, *options)
     return result if batched else result.squeeze(0)
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import only_torch, register_autocast
-from ._backend import allows_tf32, get_backend
+from ..backend.choice import allows_tf32, get_backend
+from ..backend.self_check import ensure_right
 from ._check import check_device, check_map, check_operand, check_rank
 from ._kernels import register_fake
 
@@ -85,6 +86,7 @@ def multi_rate_conv2d(
     if only_torch(input) and get_backend() != "native":
         return _by_torch(input, weights, biases, rates, adds)
     check_device("input", input)
+    ensure_right("multi_rate_conv2d", input)
     batch = input if batched else input.unsqueeze(0)
     bias = _join(biases, adds)
     result: Tensor = _forward(batch, weights, bias, rates, adds, allows_tf32(input))

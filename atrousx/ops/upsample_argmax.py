@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast
+from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, pair
 from ._kernels import register_fake
 
@@ -68,6 +69,7 @@ def upsample_argmax(
         raise ValueError(
             f"dtype=torch.uint8 holds 256 labels, logits have {logits.shape[1]} channels"
         )
+    ensure_right("upsample_argmax", logits)
     labels, probability = _argmax(
         logits.detach(), output_size, bool(align_corners), bool(return_probability), narrow
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast, register_gradient
+from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, pair
 from ._kernels import register_fake
 
@@ -79,6 +80,7 @@ def upsample_bilinear2d(
     output_size = pair("size", size)
     if output_size[0] <= 0 or output_size[1] <= 0:
         raise ValueError(f"the output size must be positive, got {tuple(output_size)}")
+    ensure_right("upsample_bilinear2d", input)
     result: Tensor = _resample(input, output_size, bool(align_corners), *scales)
     return result
 

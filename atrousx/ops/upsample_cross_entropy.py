@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._library import register_autocast, register_gradient
+from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, check_same_device, check_tensor
 from ._kernels import register_fake
 
@@ -70,6 +71,7 @@ def upsample_cross_entropy(
         tensor(3.0445)
     """
     _check(logits, target, weight, reduction, label_smoothing)
+    ensure_right("upsample_cross_entropy", logits)
     computed = torch.float64 if logits.dtype == torch.float64 else torch.float32
     class_weight = None if weight is None else weight.to(computed).contiguous()
     loss: Tensor = _loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, check_same_device, check_tensor
 from ._kernels import register_fake
 
@@ -82,6 +83,7 @@ def upsample_softmax_add_(
         raise RuntimeError("sum must not require a gradient: there is none")
     if not torch.compiler.is_compiling() and torch._debug_has_internal_overlap(sum) == 1:
         raise RuntimeError("sum must not share memory with itself, as an expanded tensor does")
+    ensure_right("upsample_softmax_add_", logits)
     _add(sum, logits.detach(), float(alpha), bool(flip), bool(align_corners))
     return sum
 

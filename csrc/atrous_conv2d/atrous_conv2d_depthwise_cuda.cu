@@ -145,4 +145,23 @@ bool grad_weight_depthwise(const ConvGeometry& g, const Tensor& grad_output, con
   return served;
 }
 
+bool has_depthwise_kernel(const GatherShape& shape, const Tensor& like, bool channels_last,
+                          bool of_weight) {
+  if (!is_depthwise(shape) || !is_countable(shape)) return false;
+  bool served = false;
+  dispatch_floating(like.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    int64_t bytes = 0;
+    if (!channels_last)
+      bytes = of_weight ? planes_grad_weight_shared_bytes<T>(shape, 1) + kPlanesStaticBytes
+                        : planes_shared_bytes<T>(shape, 1);
+    else
+      bytes = of_weight ? depthwise_grad_weight_shared_bytes<T>(shape)
+                        : depthwise_shared_bytes<T>(shape);
+    served = bytes <= most_shared_memory(like) &&
+             (!channels_last || shape.groups % kDepthwiseVector<T> == 0);
+  });
+  return served;
+}
+
 }  // namespace atrousx

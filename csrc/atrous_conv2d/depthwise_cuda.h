@@ -15,4 +15,8 @@ bool gather_depthwise(const GatherShape& shape, const Tensor& source, const Tens
 bool grad_weight_depthwise(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
                            const Tensor& result);
 
+// Whether a map of the dtype of `like`, dense in its format, has such a kernel.
+bool has_depthwise_kernel(const GatherShape& shape, const Tensor& like, bool channels_last,
+                          bool of_weight);
+
 }  // namespace atrousx

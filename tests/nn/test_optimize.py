@@ -15,7 +15,7 @@ from atrousx.nn.fused import FusedASPP, FusedConv2d
 from tests.models.torchvision_reference import random_state
 
 
-@pytest.fixture(params=["native", "auto", "torch"], autouse=True)
+@pytest.fixture(params=["native", "auto", "torch", "measure"], autouse=True)
 def _backend(request):
     before = atrousx.get_backend()
     atrousx.set_backend(request.param)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
 
+from atrousx.backend.choice import tf32_switch
 from atrousx.ops import atrous_conv2d
-from atrousx.ops._backend import tf32_switch
 from tests.ops.atrous_conv2d_cases import backward_input_op, backward_weight_op, forward_op, make
 from tests.ops.common import FORMATS
 

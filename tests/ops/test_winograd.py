@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atrousx.ops._backend import winograd_points
+from atrousx.backend.choice import winograd_points
 from tests.ops.common import (
     FORMATS,
     assert_as_accurate_as_torch,

@@ -1,0 +1,145 @@
+"""A pass of a convolution as choices are kept by: on what device, of what sizes and formats."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._taps import output_size
+
+FORWARD, GRAD_INPUT, GRAD_WEIGHT, FUSED = "forward", "grad-input", "grad-weight", "fused forward"
+PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT)
+
+
+class Options(NamedTuple):
+    """What an operator takes after its tensors, in its order."""
+
+    stride: tuple[int, int]
+    sides: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    allow_tf32: bool
+
+
+class Geometry(NamedTuple):
+    """All that a choice depends on."""
+
+    pass_: str
+    device: str  # "cpu", or a GPU's name
+    dtype: str
+    input: tuple[int, int, int, int]  # [N, C, H, W]
+    weight: tuple[int, int, int, int]  # [K, C / groups, KH, KW]
+    options: Options
+    channels_last: tuple[bool, ...]  # of input, weight and, in a gradient, grad_output
+    ending: str = ""  # of the fused forward: what its store does, too
+
+    @property
+    def layer(self) -> Geometry:
+        """The same for all batches and sizes of the map."""
+        return self._replace(input=(0, self.input[1], 0, 0))
+
+    @property
+    def pixels(self) -> int:
+        """Of the whole batch."""
+        batch, _, height, width = self.input
+        return batch * height * width
+
+    @property
+    def output(self) -> tuple[int, int, int, int]:
+        stride, sides, dilation, *_ = self.options
+        rows, columns = output_size(self.input[2:], self.weight[2:], stride, sides, dilation)
+        return (self.input[0], self.weight[0], rows, columns)
+
+    @property
+    def terms(self) -> int:
+        """How many products an element of the result sums."""
+        if self.pass_ == GRAD_WEIGHT:
+            batch, _, rows, columns = self.output
+            return batch * rows * columns
+        width = self.weight[0] // self.options.groups
+        channels = width if self.pass_ == GRAD_INPUT else self.weight[1]
+        return channels * math.prod(self.weight[2:])
+
+    def text(self) -> str:
+        return json.dumps(self)
+
+    @staticmethod
+    def parse(text: str) -> Geometry:
+        """What ``text`` wrote; ValueError, TypeError or KeyError where it is something else."""
+        pass_, device, dtype, input, weight, options, formats, ending = json.loads(text)
+        stride, sides, dilation, groups, allow_tf32 = options
+        lists = (input, weight, stride, sides, dilation)
+        if [len(numbers) for numbers in lists] != [4, 4, 2, 4, 2] or pass_ not in (*PASSES, FUSED):
+            raise ValueError(f"not a geometry: {text}")
+        known = Options(tuple(stride), tuple(sides), tuple(dilation), groups, allow_tf32)
+        sizes = (tuple(input), tuple(weight))
+        return Geometry(pass_, device, dtype, *sizes, known, tuple(formats), ending)
+
+    def words(self) -> str:
+        outputs, channels, *taps = self.weight
+        stride, sides, dilation, groups, _ = self.options
+        ending = f" with {self.ending}" if self.ending else ""
+        batch, _, height, width = self.input
+        return (
+            f"{self.pass_}{ending} of a {taps[0]}x{taps[1]} convolution, {channels * groups} to "
+            f"{outputs} channels, groups {groups}, stride {stride}, padding {sides}, dilation "
+            f"{dilation}, on {batch} x {height}x{width}"
+            f"{' channels_last' if self.channels_last[0] else ''}, {self.dtype}, {self.device}"
+        )
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """As PyTorch's suggest_memory_format, which takes as long as a small convolution."""
+    return tensor.dim() == 4 and _is_channels_last(tensor.shape, tensor.stride())
+
+
+def _is_channels_last(size: Sequence[int], strides: Sequence[int]) -> bool:
+    _, channels, height, width = size
+    n, c, h, w = strides
+    return c > 0 and c * channels <= w and w * width <= h and h * height <= n != c
+
+
+class Operands(NamedTuple):
+    """The tensors of a pass: ``grad_output`` of a gradient, ``residual`` of a fused forward."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    grad_output: Tensor | None = None
+    residual: Tensor | None = None
+
+
+def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = "") -> Geometry:
+    input, weight, _, grad, _ = operands
+    given = (input, weight) if grad is None else (input, weight, grad)
+    formats = (_is_channels_last(_hints(t.shape), _hints(t.stride())) for t in given)
+    return Geometry(
+        pass_,
+        device_name(input.device),
+        str(input.dtype)[6:],
+        _hints(input.shape),
+        _hints(weight.shape),
+        options,
+        tuple(formats),
+        ending,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What tells devices apart that may choose differently: equal GPUs are one."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _hints(extents: Sequence[int]) -> Any:
+    """Sizes, or what a compiler that traces them takes for their usual values, without a guard."""
+    return tuple(
+        (extent.node.hint if extent.node.has_hint() else 0)
+        if isinstance(extent, torch.SymInt)
+        else extent
+        for extent in extents
+    )

@@ -1,0 +1,170 @@
+"""Operators that PyTorch has no twin for check themselves: a GPU's result against the CPU's.
+
+Once for each device and dtype, on a tiny input, forward and gradient, before the first result is
+given out. A wrong kernel raises RuntimeError, at every call: a result that is silently computed
+elsewhere would hide that a fast operator has become a slow one, and a wrong one must not be used.
+On the CPU nothing is checked: these kernels are what others are held against, and the test-suite
+holds them against float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .._library import is_gpu
+
+ENVIRONMENT = "ATROUSX_SELF_CHECK"
+
+# Of rounding, which differs between devices, and of a sum's order.
+_ALLOWED = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+
+# A case computes on inputs that are on the device, floating ones in the dtype, and returns results
+# that a gradient is taken of where they have one.
+Case = Callable[..., tuple[Tensor, ...]]
+
+
+class _Check(NamedTuple):
+    case: Case
+    inputs: Callable[[], tuple[Tensor, ...]]  # on the CPU, in float64 where they are floating
+
+
+_checks: dict[str, _Check] = {}
+# What was found: nothing wrong, or the sentence to raise.
+_found: dict[tuple[str, torch.dtype, torch.device], str | None] = {}
+_lock = threading.Lock()
+# A check calls the operator, which asks again.
+_local = threading.local()
+_unchecked: set[str] = set()
+
+
+def register(name: str, inputs: Callable[[], tuple[Tensor, ...]]) -> Callable[[Case], Case]:
+    """Makes a function an operator's check."""
+
+    def add(case: Case) -> Case:
+        _checks[name] = _Check(case, inputs)
+        return case
+
+    return add
+
+
+def ensure_right(name: str, tensor: Tensor) -> None:
+    """Raises RuntimeError where an operator is wrong on a GPU; on the CPU it costs a look."""
+    if is_gpu(tensor):
+        _ensure(name, tensor.dtype, tensor.device)
+
+
+# A compiler asks when it traces.
+@torch.compiler.assume_constant_result
+def _ensure(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    key = (name, dtype, device)
+    if key not in _found and not getattr(_local, "checks", False):
+        _look(key)
+    sentence = _found.get(key)
+    if sentence is not None:
+        raise RuntimeError(sentence)
+
+
+def _look(key: tuple[str, torch.dtype, torch.device]) -> None:
+    name, dtype, device = key
+    if os.environ.get(ENVIRONMENT) == "0":
+        _found[key] = None
+        return
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # Nothing can be read back meanwhile; the next call outside will look.
+        if name not in _unchecked:
+            _unchecked.add(name)
+            warnings.warn(
+                f"atrousx captures {name} before it has checked itself on {device}: call it once "
+                "before the capture",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return
+    with _lock:
+        if key in _found:
+            return
+        _local.checks = True
+        try:
+            wrong = _difference(_checks[name], dtype, device)
+        finally:
+            _local.checks = False
+        _found[key] = None
+        if wrong > _ALLOWED[dtype]:
+            _found[key] = (
+                f"atrousx's {name} is wrong on {device} in {str(dtype)[6:]}: its result on a small "
+                f"input differs from the CPU's by {wrong:.2g} ({_ALLOWED[dtype]:.2g} is allowed). "
+                "Compute on the CPU instead, and please report this with what 'atrousx info' "
+                f"prints; {ENVIRONMENT}=0 uses it all the same"
+            )
+
+
+def _difference(check: _Check, dtype: torch.dtype, device: torch.device) -> float:
+    """The largest, over results and gradients, as a part of the largest number of the CPU's."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        given = check.inputs()
+        own = _results(check.case, given, dtype, device)
+        right = _results(check.case, given, dtype, torch.device("cpu"))
+    return max(_relative(a.cpu(), b) for a, b in zip(own, right, strict=True))
+
+
+def _results(
+    case: Case, given: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    inputs = [
+        t.to(device, dtype).requires_grad_() if t.is_floating_point() else t.to(device)
+        for t in given
+    ]
+    # Not every device knows autocast.
+    mixed = torch.is_autocast_enabled(device.type)
+    with torch.autocast(device.type, enabled=False) if mixed else contextlib.nullcontext():
+        results = case(*inputs)
+    smooth = [r for r in results if r.requires_grad]
+    wanted = [t for t in inputs if t.requires_grad]
+    gradients: tuple[Tensor | None, ...] = ()
+    if smooth:
+        seeds = [_waves(r) for r in smooth]
+        gradients = torch.autograd.grad(smooth, wanted, seeds, allow_unused=True)
+    return [t.detach() for t in (*results, *gradients) if t is not None]
+
+
+def _waves(like: Tensor) -> Tensor:
+    """Numbers of both signs, the same on every device."""
+    return numbers(*like.shape).to(like.device, like.dtype)
+
+
+def numbers(*size: int) -> Tensor:
+    """What cases are made of: float64 between -1 and 1, no two neighbours alike."""
+    count = torch.Size(size).numel()
+    return torch.arange(count, dtype=torch.float64).mul(1.7).add(0.3).sin().reshape(size)
+
+
+def _relative(own: Tensor, right: Tensor) -> float:
+    if own.shape != right.shape or own.dtype != right.dtype:
+        return float("inf")
+    if not right.is_floating_point():
+        return 0.0 if torch.equal(own, right) else float("inf")
+    peak = right.double().abs().max().item()
+    error = (own.double() - right.double()).abs().max().item()
+    # A difference from or to NaN is none that may be.
+    return error / max(peak, 1e-30) if error == error else float("inf")
+
+
+def forget() -> None:
+    """Starts over, as a new process would."""
+    with _lock:
+        _found.clear()
+        _unchecked.clear()

@@ -1,0 +1,154 @@
+"""A geometry's first call: both who compute, run on numbers made for it, compared and timed."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .accuracy import Agreement, compare
+from .geometry import Geometry, Operands
+from .passes import Call, native_pass, torch_pass
+from .table import Choice
+
+# PyTorch's convolution must be so much faster to be chosen.
+TORCH_MUST_GAIN = 1.05
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 10
+_ENOUGH_SECONDS = 0.05
+# A call of so many seconds is timed well at once; if the other takes twice as long, once is enough.
+_LONG, _CLEAR = 0.01, 2.0
+_LAUNCHES = 4  # of a kernel between two events of a GPU
+
+
+def try_both(geometry: Geometry, operands: Operands, times: bool = True) -> Choice:
+    """Compares the two on a geometry and, with ``times``, finds out who is the faster one.
+
+    Nothing of the caller's is read or written but sizes and strides: the numbers are made here, so
+    that a map of zeros or infinities cannot hide a wrong kernel, and of the same seed everywhere.
+    """
+    with _undisturbed(operands.input):
+        try:
+            return _try_both(geometry, _made_like(geometry, operands), times)
+        except torch.OutOfMemoryError:
+            return Choice(native=False, agrees=False, source="no memory")
+
+
+def _try_both(geometry: Geometry, operands: Operands, times: bool) -> Choice:
+    described = (geometry.pass_, operands, geometry.options, geometry.ending)
+    native_result, failure = _result_of(lambda: native_pass(*described)())
+    torch_result, _ = _result_of(lambda: torch_pass(*described)())
+    if native_result is None:
+        _warn(geometry, f"atrousx's kernels failed ({failure})")
+        return Choice(native=False, agrees=False, error=math.inf)
+
+    def exact() -> Tensor:
+        wide = Operands(*(None if t is None else t.double() for t in operands))  # type: ignore[arg-type]
+        return torch_pass(geometry.pass_, wide, geometry.options, geometry.ending)()
+
+    verdict = compare(native_result, torch_result, geometry, exact)
+    if not verdict.agrees:
+        _warn_of(geometry, verdict)
+        return Choice(native=False, agrees=False, error=verdict.error)
+    if torch_result is None:
+        return Choice(native=True, agrees=True, error=verdict.error)
+    del native_result, torch_result
+    if not times:
+        return Choice(native=True, agrees=True, error=verdict.error)
+    own, other = faster(native_pass(*described), torch_pass(*described), operands.input)
+    return Choice(own <= other * TORCH_MUST_GAIN, True, own, other, verdict.error)
+
+
+def _result_of(call: Call) -> tuple[Tensor | None, Exception | None]:
+    """A pass's result, or why there is none: a kernel that refuses is no reason to stop."""
+    try:
+        return call(), None
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return None, error
+
+
+def faster(native: Call, by_torch: Call, like: Tensor) -> tuple[float, float]:
+    """The least seconds of a call of each, in turn, so that what slows a machine slows both."""
+    least = [math.inf, math.inf]
+    spent = 0.0
+    for done in range(1, _MOST_ROUNDS + 1):
+        for who, call in enumerate((native, by_torch)):
+            seconds = seconds_of(call, like)
+            spent += seconds
+            least[who] = min(least[who], seconds)
+        clear = min(least) > _LONG and max(least) > _CLEAR * min(least)
+        if clear or (done >= _LEAST_ROUNDS and spent > _ENOUGH_SECONDS):
+            break
+    return least[0], least[1]
+
+
+def seconds_of(call: Callable[[], object], like: Tensor) -> float:
+    """How long a call takes on the device of ``like``."""
+    if not like.is_cuda:
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(_LAUNCHES):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000 / _LAUNCHES
+
+
+@contextmanager
+def _undisturbed(like: Tensor) -> Iterator[None]:
+    """No gradient, the tensor's own device. Who calls has dealt with autocast."""
+    with torch.no_grad():
+        if like.is_cuda:
+            with torch.cuda.device(like.device):
+                yield
+        else:
+            yield
+
+
+def _made_like(geometry: Geometry, operands: Operands) -> Operands:
+    """Numbers of mean 0, in the caller's sizes and strides, whose result is about 1."""
+    size = max(1, geometry.terms) ** -0.25
+    made = (None if t is None else _filled(t, size, n) for n, t in enumerate(operands))
+    return Operands(*made)  # type: ignore[arg-type]
+
+
+def _filled(like: Tensor, size: float, place: int) -> Tensor:
+    made = torch.empty_like(like, requires_grad=False)
+    flat = made.as_strided((made.numel(),), (1,))
+    # No two operands are made of the same numbers.
+    numbers = (_numbers(like.device).roll(997 * place) * size).to(like.dtype)
+    whole = flat.numel() - flat.numel() % len(numbers)
+    flat[:whole].view(-1, len(numbers)).copy_(numbers)
+    flat[whole:].copy_(numbers[: flat.numel() - whole])
+    return made
+
+
+@functools.lru_cache(maxsize=16)
+def _numbers(device: torch.device) -> Tensor:
+    # As many as no layer has channels or pixels: repeated, they meet others every time.
+    own = torch.Generator().manual_seed(0)
+    return torch.randn(4093, generator=own).to(device)
+
+
+def _warn_of(geometry: Geometry, verdict: Agreement) -> None:
+    said = f"differ by {verdict.error:.2g} of the result ({verdict.allowed:.2g} is allowed)"
+    _warn(geometry, f"atrousx's kernels and PyTorch's {said}")
+
+
+def _warn(geometry: Geometry, what: str) -> None:
+    warnings.warn(
+        f"{what}: {geometry.words()}. PyTorch's convolution computes it from now on; please report "
+        "this with what 'atrousx info' prints",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,260 @@
+"""The backend "measure": both computed, compared, timed, and the faster one kept, pass by pass."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import atrousx
+from atrousx.backend import measure as measuring
+from atrousx.backend import trial
+from atrousx.backend.geometry import FORWARD, FUSED, GRAD_INPUT, GRAD_WEIGHT, PASSES
+from atrousx.backend.table import FEW
+from atrousx.nn.fused import FusedConv2d
+from atrousx.ops import atrous_conv2d
+from tests.backend.common import choices, convolve, operands, plant, step
+
+
+@pytest.fixture(autouse=True)
+def _measure():
+    atrousx.set_backend("measure")
+
+
+def test_each_pass_is_chosen_apart(clock, used):
+    """By a clock that says something else for each."""
+    for faster_native in (FORWARD, GRAD_INPUT, GRAD_WEIGHT):
+        measuring.forget()
+        x, w, b = operands()
+        clock.update(native=2.0)
+        step(x, w, b)
+        for geometry, choice in list(measuring.table):
+            assert not choice.native
+            measuring.keep(geometry, choice._replace(native=geometry.pass_ == faster_native))
+        used.clear()
+        results = step(x, w, b)
+        assert used == [faster_native]
+        expected = F.conv2d(x, w, b, padding=2, dilation=2, groups=2)
+        gradients = torch.autograd.grad(expected.square().sum(), (x, w, b))
+        for result, right in zip(results, (expected, *gradients), strict=True):
+            torch.testing.assert_close(result, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("native", "expected"), [(1.0, True), (1.04, True), (1.06, False), (0.5, True), (9.0, False)]
+)
+def test_pytorch_must_win_by_five_percent(clock, native, expected):
+    clock.update(native=native)
+    step(*operands())
+    assert {pass_: choice.native for pass_, choice in choices().items()} == dict.fromkeys(
+        PASSES, expected
+    )
+
+
+def test_a_layer_that_is_pytorchs_throughout_has_its_autograd(clock, used):
+    clock.update(native=9.0)
+    x, w, b = operands()
+    nodes = [convolve(x, w, b).grad_fn.name()]
+    for input in (x.detach(), x):
+        for _ in range(2):
+            convolve(input, w, b).sum().backward()
+        nodes.append(convolve(x, w, b).grad_fn.name())
+        nodes.append(convolve(x.detach(), w, b).grad_fn.name())
+    own, torchs = "_MeasuredBackward", "ConvolutionBackward0"
+    # Of the weight alone at first: what the input's gradient takes is not known.
+    assert nodes == [own, own, torchs, torchs, torchs]
+    used.clear()
+    expected = F.conv2d(x, w, b, padding=2, dilation=2, groups=2)
+    torch.testing.assert_close(convolve(x, w, b), expected)
+    assert used == []
+
+
+def test_a_geometry_is_tried_once(clock, used):
+    x, w, b = operands()
+    step(x, w, b)
+    used.clear()
+    for _ in range(3):
+        step(x.detach().clone().requires_grad_(), w, b)
+    assert used == list(PASSES) * 3
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_wrong_kernel_is_never_used_and_warned_of_once(monkeypatch, clock, used, pass_):
+    plant(monkeypatch, pass_)
+    x, w, b = operands()
+    with pytest.warns(RuntimeWarning, match=rf"differ by .*: {pass_} of a 3x3 .*, float32, cpu"):
+        step(x, w, b)
+    used.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = step(x, w, b)
+    assert used == [other for other in PASSES if other != pass_]
+    assert choices()[pass_].agrees is False
+    expected = F.conv2d(x, w, b, padding=2, dilation=2, groups=2)
+    gradients = torch.autograd.grad(expected.square().sum(), (x, w, b))
+    for result, right in zip(results, (expected, *gradients), strict=True):
+        torch.testing.assert_close(result, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda result: result.index_fill(-1, torch.tensor([0]), 0.0),  # a column not written
+        lambda result: torch.full_like(result, torch.nan),
+        lambda result: result[..., :-1],
+        lambda result: result * 1.001,
+    ],
+)
+def test_faults_of_many_kinds_are_seen(monkeypatch, clock, fault):
+    plant(monkeypatch, FORWARD, fault)
+    x, w, b = operands()
+    with pytest.warns(RuntimeWarning, match="differ by"):
+        y = convolve(x, w, b)
+    torch.testing.assert_close(y, F.conv2d(x, w, b, padding=2, dilation=2, groups=2))
+
+
+def test_a_kernel_that_fails_is_not_used(monkeypatch, clock):
+    def fail(result):
+        raise RuntimeError("too many resources requested for launch")
+
+    plant(monkeypatch, GRAD_INPUT, fail)
+    with pytest.warns(RuntimeWarning, match="kernels failed .too many resources"):
+        step(*operands())
+    assert choices()[GRAD_INPUT].agrees is False
+
+
+def test_zeros_and_infinities_do_not_hide_a_wrong_kernel(monkeypatch, clock):
+    plant(monkeypatch, FORWARD, lambda result: result * 2)
+    for value in (0.0, torch.inf, torch.nan):
+        measuring.forget()
+        x = torch.full((1, 4, 9, 9), value)
+        with pytest.warns(RuntimeWarning, match="differ by"):
+            convolve(x, torch.ones(6, 2, 3, 3))
+
+
+def test_memory_that_runs_out_means_pytorch(monkeypatch, clock):
+    def fail(result):
+        raise torch.OutOfMemoryError("out of memory")
+
+    plant(monkeypatch, FORWARD, fail)
+    x, w, b = (t.detach() for t in operands())
+    torch.testing.assert_close(
+        convolve(x, w, b), F.conv2d(x, w, b, padding=2, dilation=2, groups=2)
+    )
+    assert choices()[FORWARD].source == "no memory"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_right_kernels_agree_in_every_dtype(clock, dtype, memory_format):
+    for channels, groups in ((32, 1), (32, 4), (8, 8)):
+        x = torch.randn(2, channels, 17, 17, dtype=dtype).to(memory_format=memory_format)
+        w = torch.randn(channels, channels // groups, 3, 3, dtype=dtype, requires_grad=True)
+        y = atrous_conv2d(x.requires_grad_(), w, None, 1, 3, 3, groups)
+        y.backward(torch.ones_like(y))
+    assert len(list(measuring.table)) == 9
+    assert all(choice.agrees for _, choice in measuring.table)
+
+
+def test_the_nearest_measured_size_decides_after_a_few(clock, used):
+    clock.update(native=2.0)
+    sizes = [8, 16, 32, 64]
+    assert len(sizes) == FEW
+    w = torch.randn(6, 2, 3, 3)
+    for size in sizes:
+        clock.update(native=0.5 if size >= 32 else 2.0)
+        convolve(torch.randn(1, 4, size, size), w)
+    used.clear()
+    for size, expected in ((9, []), (20, []), (24, [FORWARD]), (70, [FORWARD]), (5, [])):
+        convolve(torch.randn(1, 4, size, size), w)
+        assert used == expected, size
+        used.clear()
+    assert len(list(measuring.table)) == FEW
+    # A batch counts as so many more pixels; another layer is measured by itself.
+    convolve(torch.randn(16, 4, 8, 8), w)
+    assert used == [FORWARD]
+    convolve(torch.randn(1, 4, 9, 9), torch.randn(8, 2, 3, 3))
+    assert len(list(measuring.table)) == FEW + 1
+
+
+def test_a_kernel_wrong_at_one_size_is_used_at_no_size_that_was_not_compared(monkeypatch, clock):
+    w = torch.randn(6, 2, 3, 3)
+    for size in (8, 16, 32):
+        convolve(torch.randn(1, 4, size, size), w)
+    with monkeypatch.context() as patched:
+        plant(patched, FORWARD)
+        with pytest.warns(RuntimeWarning):
+            convolve(torch.randn(1, 4, 64, 64), w)
+    x = torch.full((1, 4, 9, 9), 1.0)
+    result = convolve(x, torch.full_like(w, torch.inf))
+    assert result.isnan().any()  # PyTorch's multiplies padding
+
+
+@pytest.mark.parametrize("native", [PASSES, (), (FORWARD,), (GRAD_INPUT,), (GRAD_WEIGHT,)])
+def test_gradients_are_exact_to_the_second_order_whoever_computes(clock, native):
+    wide = {"dtype": torch.float64, "requires_grad": True}
+    x, w = torch.randn(1, 4, 3, 4, **wide), torch.randn(2, 2, 2, 2, **wide)
+    b = torch.randn(2, **wide)
+
+    def function(x, w, b):
+        return atrous_conv2d(x, w, b, stride=(1, 2), padding=(1, 2), dilation=(2, 1), groups=2)
+
+    def same(x, w, b):  # the odd pixel below and to the right
+        return atrous_conv2d(x, w, b, padding="same", dilation=(1, 3), groups=2)
+
+    for f in (function, same):
+        f(x, w, b).sum().backward()
+        for geometry, choice in list(measuring.table):
+            measuring.keep(geometry, choice._replace(native=geometry.pass_ in native))
+        assert torch.autograd.gradcheck(f, (x, w, b), fast_mode=True)
+        assert torch.autograd.gradgradcheck(f, (x, w, b), fast_mode=True)
+
+
+def test_an_image_without_a_batch(clock):
+    x, w, b = operands()
+    torch.testing.assert_close(convolve(x[0], w, b), convolve(x, w, b)[0])
+
+
+def test_auto_measures_where_there_are_no_limits(monkeypatch, clock):
+    atrousx.set_backend("auto")
+    x, w, b = operands()
+    step(x, w, b)
+    assert not choices()
+    monkeypatch.setattr("atrousx.backend.choice._HAS_LIMITS", False)
+    step(x, w, b)
+    assert choices().keys() == set(PASSES)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_an_optimized_layer_is_measured_as_a_whole(monkeypatch, clock, residual):
+    conv = torch.nn.Conv2d(8, 16, 3, padding=2, dilation=2)
+    layer = FusedConv2d.make(conv, relu=True)
+    x, added = torch.randn(1, 8, 9, 9), torch.randn(1, 16, 9, 9) if residual else None
+    expected = (conv(x) + (added if residual else 0)).relu()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, added), expected, rtol=1e-4, atol=1e-4)
+        assert choices().keys() == {FUSED}
+        measuring.forget()
+        plant(monkeypatch, FUSED)
+        with pytest.warns(RuntimeWarning, match="fused forward with .*relu of a 3x3"):
+            result = layer(x, added)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+        assert choices()[FUSED].agrees is False
+
+
+def test_both_are_timed_in_turn_and_the_least_counts(monkeypatch):
+    order, times = [], iter([9.0, 1.0, 2.0, 3.0, 4.0, 0.5])
+    monkeypatch.setattr(
+        trial, "seconds_of", lambda call, like: (order.append(call), next(times))[1]
+    )
+    monkeypatch.setattr(trial, "_CLEAR", 100.0)
+    assert trial.faster("a", "b", torch.empty(0)) == (2.0, 0.5)
+    assert order == ["a", "b"] * 3
+
+
+def test_a_long_call_that_is_clearly_slower_is_timed_once(monkeypatch):
+    times = iter([1.0, 3.0])
+    monkeypatch.setattr(trial, "seconds_of", lambda call, like: next(times))
+    assert trial.faster("a", "b", torch.empty(0)) == (1.0, 3.0)
