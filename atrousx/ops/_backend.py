@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backend.precision import get_precision
 from ._geometry import live_share, output_size
 
 _points = torch.ops.atrousx._atrous_conv2d_points.default
@@ -213,6 +214,7 @@ def torch_computes(
         torch.is_grad_enabled() and any(t.requires_grad for t in operands),
         packed,
         clips,
+        get_precision(),
     )
 
 
@@ -239,10 +241,12 @@ def _rule(
     trains: bool,
     packed: bool,
     clips: bool,
+    precision: str,
 ) -> bool:
     # Grad-weight takes fewer products wherever frozen filters do.
     frozen = packed or trains
-    if not mixed and _sizes_points(size, weight, stride, sides, dilation, frozen, dtype):
+    minimal = precision == "default" and not mixed
+    if minimal and _sizes_points(size, weight, stride, sides, dilation, frozen, dtype):
         return False
     map_size, taps = size[-2:], weight[2:]
     outputs = output_size(map_size, taps, stride, sides, dilation)
@@ -281,7 +285,9 @@ def winograd_points(
     The points of a transformed filter, rows and columns, as ``csrc/atrous_conv2d/winograd.h`` has
     them; empty elsewhere. ``frozen``: filters are transformed once, not at every call.
     """
-    if backend == "torch" or _knows_torch_only() or _undecidable(input, weight):
+    if backend == "torch" or get_precision() == "highest":
+        return ()
+    if _knows_torch_only() or _undecidable(input, weight):
         return ()
     return _sizes_points(input.shape, weight.shape, stride, sides, dilation, frozen, input.dtype)
 

@@ -1,0 +1,1 @@
+"""Who computes a convolution, and how exactly."""
