@@ -4,6 +4,7 @@ from . import backend, models, ops
 from ._library import VERSION
 from .backend import get_backend, set_backend
 from .backend.explain import explain
+from .backend.precision import get_precision, set_precision
 from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, optimize, replace_convs
 
 __version__ = VERSION
@@ -15,9 +16,11 @@ __all__ = [
     "backend",
     "explain",
     "get_backend",
+    "get_precision",
     "models",
     "ops",
     "optimize",
     "replace_convs",
     "set_backend",
+    "set_precision",
 ]

@@ -37,6 +37,10 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 # The types of device beside cuda that run the CUDA kernels, and what Python registers for them all.
 _added_gpu_types: set[str] = set()
 _gpu_kernels: list[tuple[str, Callable[..., Any]]] = []
+# The dispatch keys of autocast, which a rule must not meet again.
+_autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
+    torch._C.DispatchKey.AutocastCUDA
+)
 _autocast_rules: list[tuple[torch._ops.OpOverload, bool]] = []
 
 
@@ -57,7 +61,9 @@ def add_gpu_type(device_type: str, key: str) -> None:
     Its compiled kernels are registered for it elsewhere. The tests have such a device in host
     memory.
     """
+    global _autocast_keys
     _added_gpu_types.add(device_type)
+    _autocast_keys = _autocast_keys.add(torch._C._dispatch_key_parse(f"Autocast{key}"))
     for name, kernel in _gpu_kernels:
         _library.impl(name, kernel, key)
     for op, to_lower_precision in _autocast_rules:
@@ -213,8 +219,5 @@ def _autocast(
         )
         return value.to(dtype) if castable else value
 
-    excluded = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-    for key in (torch._C.DispatchKey.AutocastCUDA, torch._C.DispatchKey.AutocastPrivateUse1):
-        excluded = excluded.add(key)
-    with torch._C._ExcludeDispatchKeyGuard(excluded):
+    with torch._C._ExcludeDispatchKeyGuard(_autocast_keys):
         return op(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})

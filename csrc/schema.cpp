@@ -33,6 +33,12 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "_atrous_conv2d_algorithm(Tensor like, int pass_number, int[4] input_size, "
       "int[4] weight_size, int[2] stride, int[4] padding, int[2] dilation, int groups, "
       "bool channels_last, bool frozen, bool allow_tf32) -> int[]");
+  // Whether the error stays small where 3x3 filters are transformed (winograd_operands.h).
+  m.def("_atrous_conv2d_suits_filters(Tensor weight) -> bool");
+  // A hash of a weight's bytes, by which a packed form finds that they have changed.
+  m.def("_fingerprint(Tensor weight) -> int");
+  // Whether the CPU never goes by minimal filtering, in the whole process.
+  m.def("_set_highest_precision(bool highest) -> ()");
   // For inference: relu(convolution + residual), both where asked for, in one store. packed: by
   // the operator above, of the same weight.
   m.def(

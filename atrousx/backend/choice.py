@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 from .._library import is_gpu, only_torch
 from .geometry import is_channels_last
-from .rule import cpu_rule, has_limits, sizes_points
+from .precision import get_precision
+from .rule import cpu_rule, current_points, has_limits
 
 Backend = Literal["auto", "native", "torch", "measure"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -157,6 +158,7 @@ def torch_computes(
         torch.is_grad_enabled() and any(t.requires_grad for t in operands),
         packed,
         clips,
+        get_precision(),
     )
 
 
@@ -176,7 +178,7 @@ def winograd_points(
     """
     if backend == "torch" or knows_torch_only() or _undecidable(input, weight):
         return ()
-    return sizes_points(input.shape, weight.shape, stride, sides, dilation, frozen, input.dtype)
+    return current_points(input.shape, weight.shape, stride, sides, dilation, frozen, input.dtype)
 
 
 def allows_tf32(input: Tensor) -> bool:

@@ -16,7 +16,8 @@ from .choice import Backend, check_backend, get_backend, measures
 from .described import ConvOptions, Problem, problem_of
 from .geometry import PASSES, Geometry
 from .measure import choice_of, native_of
-from .rule import cpu_rule, sizes_points
+from .precision import get_precision
+from .rule import cpu_rule, current_points
 from .table import Choice
 
 if TYPE_CHECKING:
@@ -219,10 +220,12 @@ def _by_rule(problem: Problem, geometry: Geometry, trains: bool) -> tuple[bool, 
     size, weight = torch.Size(geometry.input), torch.Size(geometry.weight)
     known = (size, weight, stride, sides, dilation)
     last = any(geometry.channels_last)
-    by_torch = cpu_rule(problem.dtype, False, last, *known, trains, problem.frozen, False)
+    by_torch = cpu_rule(
+        problem.dtype, False, last, *known, trains, problem.frozen, False, get_precision()
+    )
     isa = _library.core.cpu_isa
     frozen = trains or problem.frozen
-    if sizes_points(*known, frozen, problem.dtype):
+    if current_points(*known, frozen, problem.dtype):
         return by_torch, "minimal filtering takes fewer products than live taps"
     expected = "PyTorch's" if by_torch else "atrousx's"
     return by_torch, f"the rule measured with {isa} expects {expected} to be faster"

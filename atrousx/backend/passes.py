@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._library import is_gpu
 from .geometry import FORWARD, FUSED, GRAD_INPUT, Operands, Options
-from .rule import sizes_points
+from .rule import current_points
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
@@ -117,6 +117,6 @@ def _packed(operands: Operands, options: Options) -> Tensor | None:
         return None
     stride, sides, dilation, groups, _ = options
     conv = (stride, sides, dilation, True, input.dtype)
-    points = sizes_points(input.shape, weight.shape, *conv)
+    points = current_points(input.shape, weight.shape, *conv)
     packed: Tensor = _pack_weight(weight, 1 if points else groups, points)
     return packed

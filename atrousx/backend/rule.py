@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .._library import core
 from .._taps import live_share, output_size
+from .precision import get_precision
 
 _points = torch.ops.atrousx._atrous_conv2d_points.default
 
@@ -127,10 +128,12 @@ def cpu_rule(
     trains: bool,
     packed: bool,
     clips: bool,
+    precision: str,
 ) -> bool:
     # Grad-weight takes fewer products wherever frozen filters do.
     frozen = packed or trains
-    if not mixed and sizes_points(size, weight, stride, sides, dilation, frozen, dtype):
+    minimal = precision == "default" and not mixed
+    if minimal and sizes_points(size, weight, stride, sides, dilation, frozen, dtype):
         return False
     map_size, taps = size[-2:], weight[2:]
     outputs = output_size(map_size, taps, stride, sides, dilation)
@@ -153,6 +156,11 @@ def cpu_rule(
             clips=clips,
         )
     )
+
+
+def current_points(*sizes: Any) -> tuple[int, ...]:
+    """:func:`sizes_points`, none where the process forgoes minimal filtering."""
+    return () if get_precision() == "highest" else sizes_points(*sizes)
 
 
 @functools.lru_cache(maxsize=1024)

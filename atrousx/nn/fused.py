@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._check import check_device, check_same_device, pair
 from ..ops._geometry import sides_of
 from .atrous_conv2d import AtrousConv2d
-from .packed import PackedWeight
+from .packed import Lender, PackedWeight
 
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
 _multi_rate_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
@@ -63,7 +63,7 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-class FusedConv2d(AtrousConv2d):
+class FusedConv2d(Lender, AtrousConv2d):
     """``relu(norm(conv(input)) + residual)``, the normalisation folded into weight and bias."""
 
     relu: bool
@@ -84,6 +84,9 @@ class FusedConv2d(AtrousConv2d):
         layer.packed = PackedWeight()
         return layer
 
+    def packed_weights(self) -> Iterable[PackedWeight]:
+        return (self.packed,) if "packed" in self.__dict__ else ()
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         fits = residual is None or self._fits(input, residual)
         trains = _wants_gradient(input, residual)
@@ -102,7 +105,7 @@ class FusedConv2d(AtrousConv2d):
             if output is not None:
                 return output
         # PyTorch's convolution has no such store.
-        output = self._conv_forward(input, self.weight, self.bias)
+        output = self._conv_forward(input, self.own("weight"), self.own("bias"))
         if residual is not None:
             output = output.add_(residual) if fits and not trains else output + residual
         if self.relu:
@@ -127,11 +130,11 @@ class FusedConv2d(AtrousConv2d):
         self, input: Tensor, residual: Tensor | None, sides: tuple[int, int, int, int]
     ) -> Tensor | None:
         """The finished result where atrousx's kernels compute it, None where PyTorch's do."""
-        check_same_device("weight", self.weight, "input", input)
         backend = get_backend()
         if needs_torch(backend, input):
             return None
         check_device("input", input)
+        check_same_device("weight", self.own("weight"), "input", input)
         stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
         geometry = (stride, sides, dilation)
         if measures(backend, input):
@@ -139,16 +142,22 @@ class FusedConv2d(AtrousConv2d):
             if not self._measured_native(input, residual, described):
                 return None
             backend = "native"
-        points = winograd_points(backend, input, self.weight, *geometry, frozen=True)
-        packed = self.packed.of(self.weight, points=points) if points else None
+        # No name for the weight: who else holds it is counted.
+        parameters = self.__dict__["_parameters"]
+        points = winograd_points(backend, input, parameters["weight"], *geometry, frozen=True)
+        packed = self.packed.of(parameters, "weight", points=points) if points else None
         if packed is None:
             rule = "native" if backend == "auto" and self._widens(input.dtype) else backend
             clips = self.relu and residual is None
-            if torch_computes(rule, input, self.weight, None, *geometry, packed=True, clips=clips):
+            weight = parameters["weight"]
+            if torch_computes(rule, input, weight, None, *geometry, packed=True, clips=clips):
                 return None
-            packed = self.packed.of(self.weight, self.groups)
+            del weight
+            packed = self.packed.of(parameters, "weight", self.groups)
         options = (*geometry, self.groups, allows_tf32(input), packed)
-        output: Tensor = _fused(input, self.weight, self.bias, residual, self.relu, *options)
+        output: Tensor = _fused(
+            input, parameters["weight"], parameters["bias"], residual, self.relu, *options
+        )
         return output
 
     def _measured_native(self, input: Tensor, residual: Tensor | None, options: Options) -> bool:
@@ -157,7 +166,7 @@ class FusedConv2d(AtrousConv2d):
         if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
             return False
         ends = ("residual" if residual is not None else "", "relu" if self.relu else "")
-        operands = Operands(input, self.weight, self.bias, residual=residual)
+        operands = Operands(input, self.own("weight"), self.own("bias"), residual=residual)
         ending = " and ".join(filter(None, ends))
         return not knows_torch_only() and runs_natively(FUSED, operands, options, ending)
 
@@ -169,6 +178,24 @@ class FusedConv2d(AtrousConv2d):
         """
         pointwise = self.kernel_size == (1, 1) and self.groups == 1 and dtype == torch.float32
         return pointwise and self.in_channels >= 64 and self.out_channels >= 4 * self.in_channels
+
+
+class _BranchWeights(Lender, nn.ParameterList):
+    """The filters of a pyramid's branches, packed."""
+
+    packed: list[PackedWeight]
+
+    def packed_weights(self) -> Iterable[PackedWeight]:
+        packed: list[PackedWeight] = self.__dict__.get("packed", [])
+        return packed
+
+    def all(self) -> list[Tensor]:
+        return [self.own(str(branch)) for branch in range(len(self))]
+
+
+def _check_devices(weights: Sequence[Tensor], input: Tensor) -> None:
+    for index, weight in enumerate(weights):
+        check_same_device(f"weights[{index}]", weight, "input", input)
 
 
 class FusedASPP(nn.Module):
@@ -186,11 +213,11 @@ class FusedASPP(nn.Module):
         project: FusedConv2d,
     ) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(branch.weight for branch in branches)
+        self.weights = _BranchWeights([branch.own("weight") for branch in branches])
+        self.weights.packed = [branch.packed for branch in branches]
         biases = [branch.bias for branch in branches]
         self.bias = frozen(torch.cat([bias for bias in biases if bias is not None]))
         self.dilations = [branch.dilation[0] for branch in branches]
-        self.packed = [branch.packed for branch in branches]
         self.pooled = pooled
         width = sum(branch.out_channels for branch in branches)
         self.pooled_weight = frozen(project.weight[:, width:])
@@ -199,22 +226,21 @@ class FusedASPP(nn.Module):
         self.project = project
 
     def forward(self, input: Tensor) -> Tensor:
-        for index, weight in enumerate(self.weights):
-            check_same_device(f"weights[{index}]", weight, "input", input)
+        _check_devices(self.weights.all(), input)
         pooled = self.pooled(input.mean((2, 3), keepdim=True))
         residual = F.conv2d(pooled, self.pooled_weight).expand(-1, -1, *input.shape[2:])
-        weights = list(self.weights)
         if _wants_gradient(input):
+            weights = self.weights.all()
             biases = self.bias.split([weight.shape[0] for weight in weights])
             branches = multi_rate_conv2d(input, weights, list(biases), self.dilations).relu()
         elif not needs_torch(get_backend(), input):
             tf32 = allows_tf32(input)
             ensure_right("multi_rate_conv2d", input)
-            packed = [self._pack(input, branch) for branch in range(len(weights))]
+            packed = [self._pack(input, branch) for branch in range(len(self.weights))]
             whole = [p for p in packed if p is not None]
             branches = _multi_rate_relu(
                 input,
-                weights,
+                self.weights.all(),
                 self.bias,
                 self.dilations,
                 False,
@@ -227,16 +253,18 @@ class FusedASPP(nn.Module):
         return result
 
     def _pack(self, input: Tensor, branch: int) -> Tensor | None:
-        weight, rate = self.weights[branch], self.dilations[branch]
+        weight, rate = self.weights.own(str(branch)), self.dilations[branch]
         rows, columns = (rate * (taps // 2) for taps in weight.shape[2:])
         geometry = ((1, 1), (rows, columns, rows, columns), (rate, rate))
         points = winograd_points(get_backend(), input, weight, *geometry, frozen=True)
-        return self.packed[branch].of(weight, points=points)
+        del weight
+        parameters = self.weights.__dict__["_parameters"]
+        return self.weights.packed[branch].of(parameters, str(branch), points=points)
 
     def _one_by_one(self, input: Tensor) -> Tensor:
         """The branches as PyTorch's convolution computes them."""
         branches, first = [], 0
-        for weight, rate in zip(self.weights, self.dilations, strict=True):
+        for weight, rate in zip(self.weights.all(), self.dilations, strict=True):
             last = first + weight.shape[0]
             padding = rate * (weight.shape[-1] // 2)
             branches.append(atrous_conv2d(input, weight, self.bias[first:last], 1, padding, rate))

@@ -40,6 +40,11 @@ def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
       :func:`atrousx.ops.atrous_conv2d`) are transformed once, not at every call: up to 16/9 of the
       filters' memory.
 
+    Results follow the weights, however these are changed. A change through ``.data``, NumPy or
+    shared memory shows in the weights' bytes alone: from when somebody asks a layer for its
+    weight (``parameters()`` and ``state_dict()`` do) until nobody else has it, each call reads it
+    once more.
+
     Left as they are: layers with hooks, a convolution whose result has other uses, too, or whose
     normalisation is not always the same, and whatever a forward does that cannot be traced (its
     submodules are looked into all the same) or that depends on optional arguments.

@@ -2,47 +2,167 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 _pack_weight = torch.ops.atrousx._atrous_conv2d_pack_weight.default
+_suits_filters = torch.ops.atrousx._atrous_conv2d_suits_filters.default
+_fingerprint = torch.ops.atrousx._fingerprint.default
+
+Parameters = dict[str, nn.Parameter | None]
+
+
+class _Form(NamedTuple):
+    made_of: tuple[Any, ...]
+    fingerprint: int  # of the weight's bytes
+    packed: Tensor
 
 
 class PackedWeight:
     """Keeps the packed forms of one weight, and packs anew when the weight has changed.
 
+    A change through ``.data``, a NumPy array or another tensor in the same memory leaves no trace
+    in the weight. But whoever makes one has had the weight from its module, which then counts up
+    ``lent``. From there on every call compares a fingerprint of the weight's bytes, at the speed of
+    memory, until nobody but the module has the weight or its memory any more.
+
     A packed form depends on the CPU: it is neither copied nor stored with its module.
     """
 
-    def __init__(self) -> None:
-        # By the points they are transformed to: what they were made of, and they themselves.
-        self._forms: dict[tuple[int, ...], tuple[tuple[Any, ...], Tensor]] = {}
+    def __init__(self, restored: bool = False) -> None:
+        # By the points they are transformed to.
+        self._forms: dict[tuple[int, ...], _Form] = {}
+        self._restored = restored
+        self.lent, self._trusted = 1, 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedWeight, ()
+        return PackedWeight, (True,)
 
-    def of(self, weight: Tensor, groups: int = 1, points: tuple[int, ...] = ()) -> Tensor | None:
+    def of(
+        self, parameters: Parameters, name: str, groups: int = 1, points: tuple[int, ...] = ()
+    ) -> Tensor | None:
         """A packed form for a call that happens now; None where kernels take the weight itself.
 
-        With ``points`` 3x3 filters are transformed to so many, rows and columns: see
-        ``csrc/atrous_conv2d/winograd.h``. None comes on GPUs, under autocast, which would round it,
-        and in code that is traced.
+        The weight is one of its module's parameters, which nobody else should hold meanwhile. With
+        ``points`` 3x3 filters are transformed to so many, rows and columns, where their numbers
+        suit that: see ``csrc/atrous_conv2d/winograd.h``. None comes on GPUs, under autocast, which
+        would round it, and in code that is traced.
         """
-        if (
-            weight.device.type != "cpu"
-            or type(weight) is not nn.Parameter
-            or torch.compiler.is_compiling()
-            or torch._C._get_tracing_state() is not None
-            or torch.is_autocast_enabled("cpu")
-        ):
+        if not _is_packed(parameters[name]):
             return None
-        version = 0 if weight.is_inference() else weight._version
-        key = (weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride())
-        made_of, packed = self._forms.get(points, ((), None))
-        if packed is None or key != made_of:
-            with torch.inference_mode(False), torch.no_grad():
-                packed = _pack_weight(weight, groups, points)
-            self._forms[points] = key, packed
-        return packed
+        if self._trusted != self.lent:
+            self._compare(parameters, name)
+        made_of = _made_of(parameters[name])
+        form = self._forms.get(points)
+        if form is None or form.made_of != made_of:
+            form = self._forms[points] = _pack(parameters[name], groups, points)
+        return form.packed
+
+    def _compare(self, parameters: Parameters, name: str) -> None:
+        """Forgets the forms of a weight that changed, and whether it is still lent."""
+        lent = self.lent
+        if self._restored:
+            _move(parameters, name)
+            self._restored = False
+        # In this order: whoever lets go of the weight has made the last change before.
+        alone = _is_alone(parameters, name)
+        if self._forms:
+            fingerprint = _fingerprint(parameters[name])
+            self._forms = {p: f for p, f in self._forms.items() if f.fingerprint == fingerprint}
+        if alone:
+            self._trusted = lent
+
+
+class Lender(nn.Module):
+    """A module that notes when somebody asks for its parameters: each may then be changed."""
+
+    def own(self, name: str) -> Any:
+        """A parameter, for the module's own calls, that only read it."""
+        return self.__dict__["_parameters"][name]
+
+    def packed_weights(self) -> Iterable[PackedWeight]:
+        """What follows the parameters."""
+        raise NotImplementedError
+
+    def _lend(self) -> None:
+        # A compiled call changes a parameter openly, if at all.
+        if not torch.compiler.is_compiling():
+            for packed in self.packed_weights():
+                packed.lent += 1
+
+    # Whatever PyTorch does with a module's parameters begins at one of these two.
+    @property
+    def _parameters(self) -> Parameters:
+        self._lend()
+        parameters: Parameters = self.__dict__["_parameters"]
+        return parameters
+
+    @_parameters.setter
+    def _parameters(self, parameters: Parameters) -> None:
+        self.__dict__["_parameters"] = parameters
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_parameters", ()):
+            self._lend()
+        return super().__getattr__(name)
+
+
+def _is_packed(weight: nn.Parameter | None) -> bool:
+    return (
+        type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _made_of(weight: Any) -> tuple[Any, ...]:
+    """What a change in the open changes."""
+    version = 0 if weight.is_inference() else weight._version
+    return weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride()
+
+
+def _pack(weight: Any, groups: int, points: tuple[int, ...]) -> _Form:
+    with torch.inference_mode(False), torch.no_grad():
+        suited = points if points and _suits_filters(weight) else ()
+        # The fingerprint first: a change that comes meanwhile shows at the next comparison.
+        fingerprint = _fingerprint(weight)
+        return _Form(_made_of(weight), fingerprint, _pack_weight(weight, groups, suited))
+
+
+def _move(parameters: Parameters, name: str) -> None:
+    """Moves a weight that was just read from a file to memory that PyTorch allocates."""
+    weight: Any = parameters[name]
+    storage = weight.untyped_storage()
+    stays = weight.is_inference() or storage.resizable() or storage.is_shared()
+    del weight, storage
+    if not stays and _holders(parameters, name) == _NOBODY_ELSE:
+        with torch.inference_mode(False), torch.no_grad():
+            parameters[name].data = parameters[name].data.clone()  # type: ignore[union-attr]
+
+
+def _is_alone(parameters: Parameters, name: str) -> bool:
+    """Whether nobody can change a weight, other than by asking its module for it."""
+    # Other memory may be NumPy's, a file's or another process's. PyTorch can make its own larger.
+    storage = parameters[name].untyped_storage()  # type: ignore[union-attr]
+    own = storage.resizable() and not storage.is_shared()
+    del storage
+    return own and _holders(parameters, name) == _NOBODY_ELSE
+
+
+def _holders(parameters: Parameters, name: str) -> tuple[int, ...]:
+    """How many hold a parameter, its memory, and Python's name for that."""
+    storage = parameters[name].untyped_storage()  # type: ignore[union-attr]
+    return (
+        sys.getrefcount(parameters[name]),
+        torch._C._storage_Use_Count(storage._cdata),
+        sys.getrefcount(storage),
+    )
+
+
+_NOBODY_ELSE = _holders({"": nn.Parameter(torch.empty(1), requires_grad=False)}, "")

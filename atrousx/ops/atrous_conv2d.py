@@ -57,9 +57,11 @@ def atrous_conv2d(
     without stride take fewer products than live taps where that pays, by minimal filtering
     (Winograd): in float32 16 for 36 on 2x2 outputs the dilation apart, 9 for 16, 25 for 49 or 49
     for 100 where a rate leaves no more than two, three or four pixels in a row; in half types 36
-    for 144 on 4x4 outputs. Rounding errors stay below twice PyTorch's, but an infinity or NaN
-    spreads to the other outputs of its tile. All this is said of atrousx's kernels: where another
-    ``backend`` is chosen, PyTorch's convolution computes, and multiplies padding by the weights.
+    for 144 on 4x4 outputs. Operands that would round more than twice as much as in PyTorch's
+    convolution, or that are not finite, go by their live taps;
+    :func:`atrousx.set_precision` has all do so. All this is said of atrousx's kernels: where
+    another ``backend`` is chosen, PyTorch's convolution computes, and multiplies padding by the
+    weights.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any

@@ -173,7 +173,10 @@ class CpuGradWeight {
   std::optional<WinogradGradWeight<R>> minimal_filtering() const {
     if constexpr (std::is_same_v<T, float>) {
       const auto points = winograd_points(shape_, ScalarType::Float, true);
-      if (points.has_value()) return WinogradGradWeight<R>(shape_, *points);
+      const int64_t terms = g_.batch * g_.out_h * g_.out_w;
+      if (points.has_value() && winograd_suits_map(input_, terms) &&
+          winograd_suits_map(grad_output_, terms))
+        return WinogradGradWeight<R>(shape_, *points);
     }
     return std::nullopt;
   }

@@ -27,7 +27,7 @@ class CpuWinograd {
   static constexpr int64_t kTaskLanes = 150;    // register tiles of a task, over all points
   static constexpr int64_t kLeastLanes = 14;    // the same where tasks are few
   static constexpr int64_t kTaskColumns = 256;  // channels of a task, at most
-  static constexpr int64_t kFewChannels = 512;
+  static constexpr int64_t kFewChannels = 512, kFewest = 128;
 
  public:
   // packed_weight: by WinogradWeight<R>(shape, points).
@@ -169,11 +169,11 @@ class CpuWinograd {
   }
 
   // Products of transformed numbers are larger than plain ones: longer sums in registers would
-  // round more than PyTorch's. Of whole phases more so, where few sums are added.
+  // round more than PyTorch's. More so where few sums are added, of pairs most.
   int64_t running() const {
-    const bool pairs = points() == kPairPoints * kPairPoints;
-    const bool few = is_whole_phase(weight_.points[0]) && shape_.inner < kFewChannels;
-    return pairs || few ? 32 : 64;
+    const bool pairs = points() == kPairPoints * kPairPoints, few = shape_.inner < kFewChannels;
+    if (pairs) return few ? 16 : 32;
+    return (is_whole_phase(weight_.points[0]) && few) || shape_.inner <= kFewest ? 32 : 64;
   }
 
   // sums += the products of the step's channels; scratch: [points, tiles, width].

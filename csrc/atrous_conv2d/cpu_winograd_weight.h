@@ -3,6 +3,7 @@
 
 #include "cpu_weight.h"
 #include "cpu_winograd_transforms.h"
+#include "winograd_operands.h"
 
 namespace atrousx {
 
@@ -10,7 +11,7 @@ namespace atrousx {
 inline std::optional<WinogradPoints> winograd_points(const GatherShape& shape, ScalarType dtype,
                                                      bool frozen) {
   const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  if (!half && dtype != ScalarType::Float) return std::nullopt;
+  if ((!half && dtype != ScalarType::Float) || !winograd_allowed()) return std::nullopt;
   const bool pairs = dtype == ScalarType::BFloat16 && cpu_has_bf16_pairs();
   return winograd_pays(shape, {half, pairs ? 0.5 : 1, frozen});
 }

@@ -85,6 +85,7 @@ struct GatherCall {
   Tail tail;
   Tensor destination;
   std::optional<Tensor> packed = std::nullopt;
+  bool by_taps = false;  // never by minimal filtering (winograd.h)
 };
 
 // Calls that read the same source, in order. Destinations may be the residuals of later calls.

@@ -36,6 +36,7 @@ using StepWork = std::function<void(const GatherStep&, const SourceView<A>&)>;
 // that did not come packed, those that pay. None: it goes by its live taps.
 std::optional<WinogradPoints> points_of(const GatherCall& call) {
   const ScalarType dtype = call.weight.scalar_type();
+  if (call.by_taps) return std::nullopt;
   if (!call.packed.has_value()) return winograd_points(call.shape, dtype, false);
   if (call.packed->dim() != 3) return std::nullopt;
   const WinogradPoints points{static_cast<int>(call.packed->size(0)),
@@ -46,6 +47,21 @@ std::optional<WinogradPoints> points_of(const GatherCall& call) {
                       (points[0] == kHalfPoints) == (points[1] == kHalfPoints),
                   "packed is not this weight, packed for its dtype");
   return points;
+}
+
+// The calls with the algorithm settled: by their live taps where their numbers do not suit minimal
+// filtering. Filters that were transformed beforehand were looked at then.
+std::vector<GatherCall> settled(const Tensor& source, std::vector<GatherCall> calls) {
+  std::optional<bool> suits;  // of the source: it is looked at once
+  for (GatherCall& call : calls) {
+    if (!points_of(call).has_value()) continue;
+    if (!suits.has_value())
+      suits =
+          winograd_allowed() && winograd_suits_map(source, call.shape.inner * call.shape.taps());
+    call.by_taps = !*suits || (!call.packed.has_value() && !winograd_suits_filters(call.weight));
+    if (call.by_taps) call.packed.reset();
+  }
+  return calls;
 }
 
 // Whether tasks pack their weights themselves: packed at once, a large weight would go to memory
@@ -162,7 +178,7 @@ void gather_together(const Tensor& source, const std::vector<GatherCall>& calls,
 void gather_cpu(const Tensor& source, const std::vector<GatherCall>& all) {
   if (source.size(0) == 0) return;
   std::vector<GatherCall> calls;
-  for (const GatherCall& call : all) {
+  for (const GatherCall& call : settled(source, all)) {
     const auto points = points_of(call);
     if (points.has_value() && source.scalar_type() != ScalarType::Float)
       gather_half(source, call, *points);

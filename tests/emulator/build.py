@@ -1,9 +1,9 @@
 """Compiles CUDA code with ordinary g++, to run on the host.
 
-Two things are built. :func:`load` gives a Python module of the executor itself, "plain" or
-"sanitized", the latter with AddressSanitizer and UBSan; no torch is imported, only its headers are
-used. :func:`build_device` gives the library that ``device.py`` loads into PyTorch: the launchers and
-kernels of ``csrc`` for a device in host memory.
+:func:`load` gives a Python module of the executor itself, "plain" or "sanitized", the latter with
+AddressSanitizer and UBSan; no torch is imported, only its headers are used. :func:`build_device`
+gives the library that ``device.py`` loads into PyTorch: the launchers and kernels of ``csrc`` for a
+device in host memory.
 """
 
 from __future__ import annotations

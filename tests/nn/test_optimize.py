@@ -199,9 +199,9 @@ def test_weights_are_packed_once_and_anew_when_they_change():
     layer, image = fast[0], torch.rand(1, 5, 8, 9)
     with torch.no_grad():
         before = fast(image)
-        packed = layer.packed.of(layer.weight)
+        packed = layer.packed.of(layer._parameters, "weight")
         fast(image)
-        assert layer.packed.of(layer.weight) is packed
+        assert layer.packed.of(layer._parameters, "weight") is packed
         layer.weight.mul_(2)
         layer.bias.mul_(2)
         torch.testing.assert_close(fast(image), 2 * before)
