@@ -17,7 +17,7 @@ from ._backend import (
     get_backend,
     torch_computes,
 )
-from ._check import check_map, check_operand, check_rank
+from ._check import check_map, check_operand, check_rank, check_result_size
 from ._geometry import Padding, output_size, positive_pair, sides_of
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
@@ -77,8 +77,8 @@ def atrous_conv2d(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong rank or shape, a negative padding, a stride, dilation or number of
-            groups that is not positive, an empty map or output, ``"same"`` with a stride, an
-            unknown ``backend``.
+            groups that is not positive, one of these or a kernel above 2**31 - 1, an empty map or
+            output, one that no memory could hold, ``"same"`` with a stride, an unknown ``backend``.
         RuntimeError: tensors of different dtypes or devices.
 
     Source:
@@ -110,6 +110,7 @@ def atrous_conv2d(
             f"bottom, right), less than the {tuple(weight.shape[2:])} taps of weight span at "
             f"dilation {dilations}"
         )
+    check_result_size((*input.shape[:-3], weight.shape[0], *extents))
     if backend is not None:
         check_backend("backend", backend)
     if torch_computes(backend or get_backend(), input, weight, bias, strides, sides, dilations):

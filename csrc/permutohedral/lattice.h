@@ -11,6 +11,7 @@ namespace atrousx {
 
 inline Tensor empty_like_of(const Tensor& like, const std::vector<int64_t>& size,
                             ScalarType dtype) {
+  checked_numel(size);
   return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device());
 }
 
@@ -64,6 +65,9 @@ inline KeyLayout make_key_layout(int dims, const std::vector<int64_t>& words,
   const size_t digits = static_cast<size_t>(dims) + 1;
   STD_TORCH_CHECK(words.size() == digits && strides.size() == digits && minima.size() == digits,
                   "a key layout must have D + 1 digits");
+  STD_TORCH_CHECK(
+      std::is_sorted(words.begin(), words.end()) && words[0] == 0 && words.back() <= dims,
+      "a key layout's words must ascend from 0");
   KeyLayout layout{};
   layout.dims = dims;
   layout.words = static_cast<int>(words.back()) + 1;
