@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # A DeepLab's weights for the demo; without them it runs v3 on random ones.
 WEIGHTS ?=
 
-.PHONY: help install demo test lint format bench wheel gpu clean
+.PHONY: help install demo test sanitize-cpu long lint format bench wheel gpu clean
 
 help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
 	@echo "make test    the whole test-suite"
+	@echo "make long    checks that take an hour: the operators' tests on a CPU library with UBSan"
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
 	@echo "make bench   every layer of benchmarks/bench_atrous.py"
 	@echo "make wheel   a wheel in dist/, built in isolation and tried outside the tree"
@@ -33,6 +34,16 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+# A tenth of the operators' tests on a CPU library with UBSan; SEED=N chooses others. The library
+# takes as long to compile as the usual one.
+SEED ?= 0
+sanitize-cpu: install
+	$(BIN)/python tests/sanitize_cpu.py --sample 0.1 --seed $(SEED)
+
+# What takes too long for each change: all of them, for each instruction set.
+long: install
+	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python tests/sanitize_cpu.py || exit 1; done
 
 CPP_FILES = git ls-files -z '*.h' '*.cuh' '*.cpp' '*.cu'
 

@@ -15,14 +15,39 @@ def live_share(
 ) -> float:
     share = 1.0
     for axis in range(2):
-        live = 0
-        for tap in range(taps[axis]):
-            shift = sides[axis] - tap * dilations[axis]
-            first = max(0, -(-shift // strides[axis]))
-            last = min(outputs[axis] - 1, (sizes[axis] - 1 + shift) // strides[axis])
-            live += max(0, last - first + 1)
+        first = sides[axis] - 1  # the last sample before the map that an output may begin at
+        line = (taps[axis], dilations[axis], strides[axis], outputs[axis])
+        live = _begun(first + sizes[axis], *line) - _begun(first, *line)
         share *= live / (taps[axis] * outputs[axis])
     return share
+
+
+def _begun(last: int, taps: int, dilation: int, stride: int, outputs: int) -> int:
+    """How many pairs of a tap k and an output o have ``o * stride + k * dilation <= last``.
+
+    Taps come in three runs: those that count all outputs, those that count some, the rest. It takes
+    as long for any number of taps.
+    """
+    every = min(max((last - (outputs - 1) * stride) // dilation + 1, 0), taps)
+    some = min(max(last // dilation + 1, 0), taps)
+    count = some - every
+    if count <= 0:
+        return every * outputs
+    least = last - (some - 1) * dilation
+    return every * outputs + count + _floor_sum(count, dilation, least, stride)
+
+
+def _floor_sum(count: int, step: int, first: int, divisor: int) -> int:
+    """The sum of ``(first + i * step) // divisor`` over ``i < count``: points of a lattice under a
+    line. The whole parts of slope and height are summed at once, what remains with its axes
+    exchanged, as in Euclid's algorithm."""
+    total = 0
+    while count > 0:
+        total += count * (count - 1) // 2 * (step // divisor) + count * (first // divisor)
+        step, first = step % divisor, first % divisor
+        count, first = divmod(first + step * count, divisor)
+        step, divisor = divisor, step
+    return total
 
 
 def output_size(

@@ -3,6 +3,7 @@
 // loaded and rounded, to nearest even, as they are stored.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
@@ -17,17 +18,20 @@
 
 namespace atrousx {
 
-// Unaligned, and free to look at elements of a plain array. One lane is a plain number.
-template <typename T, int kLanes>
+// Aligned as single elements are, or to kAlign bytes where they are parts of other types' elements;
+// free to look at elements of a plain array. One lane is a plain number.
+template <typename T, int kLanes, size_t kAlign = alignof(T)>
 struct LanesOf {
-  typedef T type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+  typedef T type __attribute__((vector_size(kLanes * sizeof(T)), aligned(kAlign), may_alias));
 };
-template <typename T>
-struct LanesOf<T, 1> {
+template <typename T, size_t kAlign>
+struct LanesOf<T, 1, kAlign> {
   using type = T;
 };
 template <typename T, int kLanes>
 using Lanes = typename LanesOf<T, kLanes>::type;
+template <typename T, int kLanes, size_t kAlign>
+using LanesAt = typename LanesOf<T, kLanes, kAlign>::type;
 
 // Lanes of a register of so many bytes.
 template <int kBytes, typename T>

@@ -24,9 +24,10 @@ using BFloat16 = c10::BFloat16;
 template <typename T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// a / b rounded up, b > 0; no intermediate is larger than a.
 template <typename Int>
 ATROUSX_HOST_DEVICE constexpr Int ceil_div(Int a, Int b) {
-  return (a + b - 1) / b;
+  return a > 0 ? (a - 1) / b + 1 : a / b;
 }
 
 template <typename T>

@@ -16,6 +16,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "checked.h"
 #include "portable.h"
 
 namespace atrousx {
@@ -75,6 +76,7 @@ inline MemoryFormat memory_format(bool channels_last) {
 // dispatcher, which would cost a microsecond, as much as a small map takes to resample.
 inline Tensor empty4(const Tensor& like, const std::array<int64_t, 4>& size, bool channels_last) {
   std::array<int64_t, 4> strides{};
+  checked_numel(size);
   int64_t next = 1;
   for (const int dim : channels_last ? std::array{1, 3, 2, 0} : std::array{3, 2, 1, 0}) {
     strides[dim] = next;

@@ -62,13 +62,15 @@ struct LaneMath {
   }();
 
   // x = n ln 2 + r with |r| <= ln 2 / 2: e^r by its Taylor series, 2^n through the exponent bits.
+  // These are n plus the bias, which is added together with what rounds.
   static ATROUSX_ALWAYS_INLINE V exp_nonpositive(V x) {
-    const V shifted = x * Constants::kLog2e + Constants::kRounder;
-    const V n = shifted - Constants::kRounder;
+    constexpr A kBiasedRounder = Constants::kRounder + Constants::kBias;  // exact
+    const V shifted = x * Constants::kLog2e + kBiasedRounder;
+    const V n = shifted - kBiasedRounder;
     const V r = (x - n * Constants::kLn2High) - n * Constants::kLn2Low;
     V p = V{} + kInverseFactorials[Constants::kExpDegree];
     for (int k = Constants::kExpDegree - 1; k >= 0; --k) p = p * r + kInverseFactorials[k];
-    const V power = p * from_bits((bits(shifted) + Constants::kBias) << Constants::kFraction);
+    const V power = p * from_bits(bits(shifted) << Constants::kFraction);
     // NaN compares false and passes through.
     return x < Constants::kLowest ? V{} : power;
   }

@@ -9,7 +9,14 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
-from ..ops._check import check_device, check_floating, check_rank, check_same_device, check_tensor
+from ..ops._check import (
+    LARGEST_STEP,
+    check_device,
+    check_floating,
+    check_rank,
+    check_same_device,
+    check_tensor,
+)
 from ..ops._mean_field import Term, mean_field
 from ..ops._permutohedral_lattice import build_lattice
 from ..ops.permutohedral_filter import check_normalization, computing_dtype, normalizer
@@ -139,8 +146,8 @@ class DenseCRF(nn.Module):
         super().__init__()
         if not (isinstance(num_labels, (int, Integral)) and num_labels > 0):
             raise ValueError(f"num_labels must be a positive int, got {num_labels!r}")
-        if not (isinstance(iterations, (int, Integral)) and iterations >= 0):
-            raise ValueError(f"iterations must be an int, 0 or more, got {iterations!r}")
+        if not (isinstance(iterations, (int, Integral)) and 0 <= iterations <= LARGEST_STEP):
+            raise ValueError(f"iterations must be an int, 0 to {LARGEST_STEP}, got {iterations!r}")
         check_normalization(normalization)
         bilateral_sigma = (
             *_sigmas("bilateral_sigma_xy", bilateral_sigma_xy, 2),

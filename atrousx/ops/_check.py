@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._library import device_problem
+
+# Strides, paddings, dilations and kernels, at most: what is computed from them then fits 64 bits.
+# csrc/checked.h has the same limit.
+LARGEST_STEP = 2**31 - 1
+# Bytes that 64 bits address, in elements of the widest dtype.
+_MOST_ELEMENTS = (2**63 - 1) // 8
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -88,10 +95,46 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
     if isinstance(value, (Integral, torch.SymInt)):
-        return (value, value)  # type: ignore[return-value]
+        return (_plain(value), _plain(value))
     values = tuple(value) if isinstance(value, Sequence) else ()
     if len(values) == 1:
         values *= 2
     if len(values) != 2 or not all(isinstance(v, (Integral, torch.SymInt)) for v in values):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    return values
+    return (_plain(values[0]), _plain(values[1]))
+
+
+def _plain(value: Any) -> int:
+    """NumPy's integers as Python's, which do not overflow; symbolic ones as they are."""
+    return value if isinstance(value, torch.SymInt) else int(value)  # type: ignore[return-value]
+
+
+def check_steps(name: str, value: object, values: Sequence[int], least: int) -> None:
+    """Strides, paddings and the like: from ``least``, 0 or 1, to what kernels can compute with.
+
+    Symbolic numbers are compared with nothing but ``least``, so that a traced graph gets no guard
+    of ours: the kernel itself refuses what is too large.
+    """
+    for number in values:
+        if number < least:
+            raise ValueError(
+                f"{name} must {'be positive' if least else 'not be negative'}, got {value!r}"
+            )
+    if torch.compiler.is_compiling():
+        return
+    for number in values:
+        if not isinstance(number, torch.SymInt) and number > LARGEST_STEP:
+            raise ValueError(f"{name} must be at most {LARGEST_STEP}, got {value!r}")
+
+
+def check_result_size(size: Sequence[int]) -> None:
+    """A result that no memory could hold; sizes that are symbolic are left to the allocator."""
+    if torch.compiler.is_compiling():
+        return
+    count = 1
+    for extent in size:
+        if type(extent) is not int:
+            return
+        count *= extent or 1
+    if count > _MOST_ELEMENTS:
+        raise ValueError(f"the result would have the size {tuple(size)}, more than memory can have")

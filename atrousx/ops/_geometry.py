@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._taps import live_share, output_size
-from ._check import pair
+from ._check import check_steps, pair
 
 Padding = int | Sequence[int] | str
 
@@ -31,7 +31,7 @@ def live_fraction(
 
     Raises:
         TypeError: an argument that is not an int or a pair of ints.
-        ValueError: a size that is not positive, or an empty output.
+        ValueError: a size that is not positive or above 2**31 - 1, or an empty output.
 
     Example:
         >>> import atrousx
@@ -51,8 +51,7 @@ def live_fraction(
 
 def positive_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     values = pair(name, value)
-    if any(v <= 0 for v in values):
-        raise ValueError(f"{name} must be positive, got {value!r}")
+    check_steps(name, value, values, least=1)
     return values
 
 
@@ -71,8 +70,9 @@ def sides_of(
             raise ValueError(f"padding='same' needs stride 1, got {stride}")
         total = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
         top, left = total[0] // 2, total[1] // 2
-        return (top, left, total[0] - top, total[1] - left)
+        sides = (top, left, total[0] - top, total[1] - left)
+        check_steps("padding='same'", sides, sides, least=0)
+        return sides
     rows, columns = pair("padding", padding)
-    if rows < 0 or columns < 0:
-        raise ValueError(f"padding must not be negative, got {padding!r}")
+    check_steps("padding", padding, (rows, columns), least=0)
     return (rows, columns, rows, columns)

@@ -21,7 +21,7 @@ from ..backend.choice import (
 )
 from ..backend.geometry import Options
 from ..backend.passes import convolve_by_torch
-from ._check import check_device, check_map, check_operand, check_rank
+from ._check import check_device, check_map, check_operand, check_rank, check_result_size
 from ._geometry import Padding, positive_pair, sides_of
 from ._kernels import register_fake
 from ._measured_conv2d import convolve_measured
@@ -85,8 +85,8 @@ def atrous_conv2d(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong rank or shape, a negative padding, a stride, dilation or number of
-            groups that is not positive, an empty map or output, ``"same"`` with a stride, an
-            unknown ``backend``.
+            groups that is not positive, one of these or a kernel above 2**31 - 1, an empty map or
+            output, one that no memory could hold, ``"same"`` with a stride, an unknown ``backend``.
         RuntimeError: tensors of different dtypes or devices.
 
     Source:
@@ -118,6 +118,7 @@ def atrous_conv2d(
             f"bottom, right), less than the {tuple(weight.shape[2:])} taps of weight span at "
             f"dilation {dilations}"
         )
+    check_result_size((*input.shape[:-3], weight.shape[0], *extents))
     if backend is not None:
         check_backend("backend", backend)
     chosen = backend or get_backend()

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._library import only_torch, register_autocast
 from ..backend.choice import allows_tf32, get_backend
 from ..backend.self_check import ensure_right
-from ._check import check_device, check_map, check_operand, check_rank
+from ._check import check_device, check_map, check_operand, check_rank, check_steps
 from ._kernels import register_fake
 
 _forward = torch.ops.atrousx.multi_rate_conv2d.default
@@ -59,7 +59,8 @@ def multi_rate_conv2d(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong rank or shape, an even kernel, lengths that differ, no branch at all, a
-            dilation that is not positive, an empty map, another ``reduce``.
+            dilation that is not positive or takes taps further than 2**31 - 1 pixels, an empty map,
+            another ``reduce``.
         RuntimeError: tensors of different dtypes or devices.
 
     Source:
@@ -143,8 +144,7 @@ def _check_branches(
         not isinstance(dilations, Sequence) or isinstance(dilations, str)
     ):
         raise TypeError(f"dilations must be a list of ints, got {dilations!r}")
-    if any(rate <= 0 for rate in rates):
-        raise ValueError(f"dilations must be positive, got {rates}")
+    check_steps("dilations", rates, rates, least=1)
     if not weights or len(rates) != len(weights):
         raise ValueError(
             "there must be a weight for each dilation, at least one, "
@@ -161,6 +161,8 @@ def _check_branches(
                 f"weights[{index}] must have a non-empty K and odd KH and KW, "
                 f"got shape {tuple(weight.shape)}"
             )
+        reach = [rates[index] * (extent // 2) for extent in taps]
+        check_steps(f"dilations[{index}] times half the kernel", reach, reach, least=0)
         if channels != input.shape[-3]:
             raise ValueError(
                 f"weights[{index}] of shape {tuple(weight.shape)} needs an input of {channels} "

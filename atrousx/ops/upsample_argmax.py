@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._library import register_autocast
 from ..backend.self_check import ensure_right
-from ._check import check_device, check_floating, check_rank, pair
+from ._check import check_device, check_floating, check_rank, check_result_size, pair
 from ._kernels import register_fake
 
 _argmax = torch.ops.atrousx._upsample_argmax.default
@@ -46,7 +46,8 @@ def upsample_argmax(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong rank, an empty map, a size that is not positive, too many channels.
+        ValueError: a wrong rank, an empty map, a size that is not positive or that no memory could
+            hold, too many channels.
 
     Example:
         >>> import torch, atrousx
@@ -62,6 +63,7 @@ def upsample_argmax(
     output_size = pair("size", size)
     if any(extent <= 0 for extent in output_size):
         raise ValueError(f"size must be positive, got {tuple(output_size)}")
+    check_result_size((*logits.shape[:2], *output_size))
     if dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"dtype must be torch.int64 or torch.uint8, got {dtype}")
     narrow = dtype == torch.uint8

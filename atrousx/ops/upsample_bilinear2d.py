@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._library import register_autocast, register_gradient
 from ..backend.self_check import ensure_right
-from ._check import check_device, check_floating, check_rank, pair
+from ._check import check_device, check_floating, check_rank, check_result_size, pair
 from ._kernels import register_fake
 
 _forward = torch.ops.atrousx.upsample_bilinear2d.default
@@ -49,8 +49,8 @@ def upsample_bilinear2d(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong rank, an empty map, a size or scale that is not positive, both or
-            neither of ``size`` and ``scale_factor``.
+        ValueError: a wrong rank, an empty map, a size or scale that is not positive, a result that
+            no memory could hold, both or neither of ``size`` and ``scale_factor``.
 
     Example:
         >>> import torch, atrousx
@@ -70,9 +70,7 @@ def upsample_bilinear2d(
     if size is None:
         assert scale_factor is not None
         given = _scale_pair(scale_factor)
-        size = tuple(
-            math.floor(extent * s) for extent, s in zip(input.shape[2:], given, strict=True)
-        )
+        size = tuple(_scaled(extent, s) for extent, s in zip(input.shape[2:], given, strict=True))
         if not recompute_scale_factor:
             scales = given
     elif recompute_scale_factor:
@@ -80,6 +78,7 @@ def upsample_bilinear2d(
     output_size = pair("size", size)
     if output_size[0] <= 0 or output_size[1] <= 0:
         raise ValueError(f"the output size must be positive, got {tuple(output_size)}")
+    check_result_size((*input.shape[:2], *output_size))
     ensure_right("upsample_bilinear2d", input)
     result: Tensor = _resample(input, output_size, bool(align_corners), *scales)
     return result
@@ -95,6 +94,14 @@ def _scale_pair(scale_factor: float | Sequence[float]) -> tuple[float, float]:
     if any(not (s > 0 and math.isfinite(s)) for s in pair_given):
         raise ValueError(f"scale_factor must be positive and finite, got {scale_factor!r}")
     return float(pair_given[0]), float(pair_given[1])
+
+
+def _scaled(extent: int, scale: float) -> int:
+    scaled = extent * scale
+    # A symbolic extent stays one. Infinity has no floor, and as an int it would say nothing.
+    if type(scaled) is float and scaled >= 2.0**63:
+        raise ValueError(f"scale_factor must leave sizes below 2**63, got {scale!r} for {extent}")
+    return math.floor(scaled)
 
 
 def _like(tensor: Tensor, size: Sequence[int]) -> Tensor:

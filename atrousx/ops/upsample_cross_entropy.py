@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ def upsample_cross_entropy(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes that do not belong together, an unknown reduction, a smoothing outside
-            0..1, on the CPU a label outside 0..C-1. On a GPU, where looking would mean waiting,
-            such a label makes the loss NaN instead.
+            0..1, an ``ignore_index`` beyond 64 bits, on the CPU a label outside 0..C-1. On a GPU,
+            where looking would mean waiting, such a label makes the loss NaN instead.
         RuntimeError: tensors on different devices.
 
     Example:
@@ -71,6 +72,7 @@ def upsample_cross_entropy(
         tensor(3.0445)
     """
     _check(logits, target, weight, reduction, label_smoothing)
+    _check_index(ignore_index)
     ensure_right("upsample_cross_entropy", logits)
     computed = torch.float64 if logits.dtype == torch.float64 else torch.float32
     class_weight = None if weight is None else weight.to(computed).contiguous()
@@ -140,6 +142,13 @@ def _check(
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing!r}")
+
+
+def _check_index(ignore_index: int) -> None:
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
+        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
 
 
 @register_fake("_upsample_cross_entropy")

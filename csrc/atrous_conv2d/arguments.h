@@ -2,6 +2,7 @@
 // torch.ops.atrousx.* from reading out of bounds; the Python wrapper has the messages.
 #pragma once
 
+#include "../checked.h"
 #include "../tensor.h"
 #include "plan.h"
 
@@ -9,10 +10,25 @@ namespace atrousx {
 
 using Sizes = std::vector<int64_t>;
 
+// padding: of both sides together.
 inline int64_t conv_extent(int64_t in, int64_t taps, int64_t stride, int64_t padding,
                            int64_t dilation) {
-  const int64_t room = in + padding - dilation * (taps - 1) - 1;
+  const int64_t span = checked_mul(dilation, taps - 1);
+  const int64_t room = checked_add(checked_add(in, padding), -span - 1);
   return room < 0 ? 0 : room / stride + 1;
+}
+
+// What a geometry's numbers must satisfy, for all that is computed from them to fit 64 bits.
+inline void check_steps(const Sizes& weight, const Sizes& stride, const Sizes& padding,
+                        const Sizes& dilation, int64_t groups) {
+  STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1], groups}) > 0,
+                  "stride, dilation and groups must be positive");
+  STD_TORCH_CHECK(*std::min_element(padding.begin(), padding.end()) >= 0,
+                  "padding must not be negative");
+  STD_TORCH_CHECK(weight[2] > 0 && weight[3] > 0, "weight must have a non-empty kernel");
+  STD_TORCH_CHECK(std::max({stride[0], stride[1], dilation[0], dilation[1], weight[2], weight[3],
+                            *std::max_element(padding.begin(), padding.end())}) <= kLargestStep,
+                  "stride, padding, dilation and kernel must be at most ", kLargestStep);
 }
 
 inline ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight, const Sizes& stride,
@@ -20,18 +36,17 @@ inline ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight, const
   STD_TORCH_CHECK(input.size() == 4 && weight.size() == 4, "input and weight must have rank 4");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
                   "stride and dilation must have 2 values, padding 4 (top, left, bottom, right)");
-  STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1], groups}) > 0,
-                  "stride, dilation and groups must be positive");
-  STD_TORCH_CHECK(*std::min_element(padding.begin(), padding.end()) >= 0,
-                  "padding must not be negative");
-  STD_TORCH_CHECK(weight[2] > 0 && weight[3] > 0, "weight must have a non-empty kernel");
-  STD_TORCH_CHECK(weight[0] % groups == 0 && input[1] == weight[1] * groups,
+  check_steps(weight, stride, padding, dilation, groups);
+  checked_numel(input);
+  checked_numel(weight);
+  STD_TORCH_CHECK(weight[0] % groups == 0 && input[1] == checked_mul(weight[1], groups),
                   "weight does not fit the input's channels and groups");
   const int64_t out_h =
       conv_extent(input[2], weight[2], stride[0], padding[0] + padding[2], dilation[0]);
   const int64_t out_w =
       conv_extent(input[3], weight[3], stride[1], padding[1] + padding[3], dilation[1]);
   STD_TORCH_CHECK(out_h > 0 && out_w > 0, "the output would be empty");
+  checked_numel(std::array{input[0], weight[0], out_h, out_w});
   return {input[0],   input[1],   input[2],    input[3],   weight[0], weight[2],
           weight[3],  groups,     out_h,       out_w,      stride[0], stride[1],
           padding[0], padding[1], dilation[0], dilation[1]};

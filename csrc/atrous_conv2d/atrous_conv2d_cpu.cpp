@@ -39,6 +39,7 @@ Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& st
 Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes points) {
   const Sizes size = sizes4(weight, "weight");
   STD_TORCH_CHECK(groups > 0 && size[0] % groups == 0, "groups must divide weight's outputs");
+  checked_numel(size);
   GatherShape shape{};
   shape.groups = groups;
   shape.outer = size[0] / groups;

@@ -174,7 +174,8 @@ void gather_pixels(const GatherShape& shape,
                      c.destinations.step * channels},
             NextLine<T>{source + (r / height * shape.rows.sources + last + 1) *
                                      shape.columns.sources * channels,
-                        shape.rows.scale * shape.columns.scale},
+                        min_of(shape.rows.scale, shape.rows.sources) *
+                            min_of(shape.columns.scale, shape.columns.sources)},
             destination + (r * width + c.destinations.first) * channels);
       }
   });

@@ -35,15 +35,16 @@ struct PlaneSums {
   std::vector<AxisClass> classes;
   std::vector<Row> rows;
   std::vector<int64_t> before;  // [residues + 1], the live taps of lesser residues
-  int64_t strip;                // rows of a plane that a task owns
+  int64_t strip;                // rows of a plane that a task owns, 0: packing does not pay
   PaddedPlane source;
 
   explicit PlaneSums(const GatherShape& s)
       : shape(s), columns(s.columns), classes(axis_classes(s.rows)), rows(s.rows.destinations) {
     const int64_t halo = (s.rows.taps - 1) * std::abs(s.rows.step) / s.rows.divisor;
-    strip = strip_rows(s.rows.destinations, halo, columns.pitch);
+    strip = columns.dense ? strip_rows(s.rows.destinations, halo, columns.pitch) : 0;
     const int64_t read = std::min(strip * s.rows.scale + halo + 2, s.rows.sources);
     source = {read, s.columns.sources, 1, s.columns.scale, columns.pitch};
+    if (!source.is_dense<A>()) strip = 0;
     for (size_t c = 0; c < classes.size(); ++c)
       for (int64_t i = 0; i < classes[c].destinations.count; ++i)
         rows[classes[c].destinations.at(i)] = {
@@ -98,7 +99,8 @@ struct SumPlaneTaps {
                            std::max<int64_t>(0, end - begin), source);
     list_taps(*plan, strip.weight, lists);
     const int64_t width = shape.columns.destinations, taps = shape.taps();
-    const int64_t ahead = shape.columns.sources * shape.rows.scale / shape.rows.divisor;
+    const int64_t ahead =
+        shape.columns.sources * std::min(shape.rows.scale, shape.rows.sources) / shape.rows.divisor;
     const T* next = strip.source + end * shape.columns.sources;
     T* last = strip.destination + strip.end * width;
     for (int64_t row = strip.first; row < strip.end; ++row, next += ahead) {

@@ -20,16 +20,20 @@ struct PlaneProducts {
   ConvGeometry g;
   PaddedColumns<A> columns;
   std::vector<AxisClass> rows;  // of the input, by the gradient's rows that touch them
-  int64_t strip;                // rows of the input packed at a time
+  int64_t strip;                // rows of the input packed at a time, 0: packing does not pay
   PaddedPlane grad, source;
 
   explicit PlaneProducts(const ConvGeometry& geometry)
       : g(geometry),
         columns(g.forward().columns),
         rows(axis_classes(g.grad_input().rows)),
-        strip(ceil_div(strip_rows(g.height, reach(), columns.pitch), g.stride_h) * g.stride_h),
-        grad{std::min((strip + reach()) / g.stride_h + 2, g.out_h), g.out_w, 1, 1, columns.pitch},
-        source{std::min(strip, g.height), g.width, g.stride_h, g.stride_w, columns.pitch} {}
+        strip(columns.dense ? strip_rows(g.height, reach(), columns.pitch) : 0) {
+    strip = ceil_div(strip, g.stride_h) * g.stride_h;
+    const int64_t touching = (std::min(strip, g.height) + reach()) / g.stride_h + 2;
+    grad = {std::min(touching, g.out_h), g.out_w, 1, 1, columns.pitch};
+    source = {std::min(strip, g.height), g.width, g.stride_h, g.stride_w, columns.pitch};
+    if (!source.is_dense<A>()) strip = 0;
+  }
 
   // Rows of the input from a gradient's first tap to its last.
   int64_t reach() const { return (g.kernel_h - 1) * g.dilation_h; }

@@ -22,12 +22,14 @@ struct Strip {
   using A = Accumulate<T>;
   using Vector = Lanes<A, kLanes>;
   static constexpr int kVectors = sizeof(A) / sizeof(T), kElements = kVectors * kLanes;
+  // Of a half type: two neighbours a lane, which begin wherever an element may.
+  using Pairs = LanesAt<uint32_t, kLanes, alignof(T)>;
 
   static ATROUSX_ALWAYS_INLINE void load(const T* from, Vector* to) {
     if constexpr (kVectors == 1) {
       to[0] = in_register(load_raw<Vector>(from));
     } else {
-      const auto pairs = in_register(load_raw<Lanes<uint32_t, kLanes>>(from));
+      const Pairs pairs = in_register(load_raw<Pairs>(from));
       to[0] = HalfBits<kLanes>::widen_even(pairs, T{});
       to[1] = HalfBits<kLanes>::widen_odd(pairs, T{});
     }
@@ -36,8 +38,7 @@ struct Strip {
     if constexpr (kVectors == 1)
       *reinterpret_cast<Vector*>(to) = from[0];
     else
-      *reinterpret_cast<Lanes<uint32_t, kLanes>*>(to) =
-          HalfBits<kLanes>::round_pairs(from[0], from[1], T{});
+      *reinterpret_cast<Pairs*>(to) = HalfBits<kLanes>::round_pairs(from[0], from[1], T{});
   }
 };
 

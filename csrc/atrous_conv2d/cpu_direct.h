@@ -115,17 +115,19 @@ void sum_products(const ConvGeometry& g, const std::vector<TapSpan>& spans,
   const TapAxis rows = g.forward().rows;
   std::fill_n(sums, g.kernel_h * g.kernel_w, A(0));
   for (int64_t n = 0; n < g.batch; ++n)
-    for (int64_t oh = 0; oh < g.out_h; ++oh)
-      for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
-        const int64_t line = rows.source(oh, kh);
-        if (line < 0) continue;
-        const T* grad = grad_output + (n * g.outputs * g.out_h + oh) * g.out_w;
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+      const TapSpan lines = rows.span(kh);
+      for (int64_t j = 0; j < lines.destinations.count; ++j) {
+        const int64_t line = lines.source_first + j * lines.source_step;
+        const T* grad =
+            grad_output + (n * g.outputs * g.out_h + lines.destinations.at(j)) * g.out_w;
         const T* from = input + (n * g.channels * g.height + line) * g.width;
         for (int64_t kw = 0; kw < g.kernel_w; ++kw)
           run_best<DotRow>(grad + spans[kw].destinations.first, from + spans[kw].source_first,
                            spans[kw].source_step, spans[kw].destinations.count,
                            &sums[kh * g.kernel_w + kw]);
       }
+    }
 }
 
 }  // namespace atrousx

@@ -5,7 +5,8 @@
 // map of its own; one that is written with a stride has such phases in the result.
 //
 // Zeros are multiplied this way. That changes no finite sum; what is not finite is summed again by
-// cpu_direct.h, which reads no padding.
+// cpu_direct.h, which reads no padding. So is, to begin with, what would hold more zeros than data:
+// the map between large paddings, few pixels of large strides.
 #pragma once
 
 #include <algorithm>
@@ -22,13 +23,28 @@ namespace atrousx {
 template <typename A>
 constexpr int64_t kPitchUnit = kLanesIn<64, A>;
 
+template <typename A>
+constexpr int64_t whole_vectors(int64_t count) {
+  return ceil_div(count, kPitchUnit<A>) * kPitchUnit<A>;
+}
+
 struct PaddedPlane {
   int64_t rows, columns, row_stride, column_stride, pitch;
 
+  // Of these have pixels: a stride may be larger than the map.
+  int64_t row_phases() const { return std::min(row_stride, rows); }
+  int64_t column_phases() const { return std::min(column_stride, columns); }
   int64_t phase() const { return ceil_div(rows, row_stride) * pitch; }
-  int64_t size() const { return row_stride * column_stride * phase(); }
+  int64_t size() const { return row_phases() * column_phases() * phase(); }
   int64_t row(int64_t h) const {
-    return h % row_stride * column_stride * phase() + h / row_stride * pitch;
+    return h % row_stride * column_phases() * phase() + h / row_stride * pitch;
+  }
+
+  // Whether phases of a few pixels each, in vectors of their own, are not much larger than the map.
+  template <typename A>
+  bool is_dense() const {
+    constexpr int64_t kMostZeros = 4;
+    return size() <= kMostZeros * rows * std::max(pitch, whole_vectors<A>(columns));
   }
 };
 
@@ -44,8 +60,11 @@ struct PaddedColumns {
   std::vector<ColumnTap> taps;  // by residues
   int64_t least = 0, most = 0;  // shifts, 0 among them
   int64_t pitch;
+  bool dense;  // the columns at which taps are live are no small part of those that are multiplied
 
   explicit PaddedColumns(const TapAxis& axis) {
+    constexpr int64_t kMostZeros = 8;
+    int64_t live_columns = 0;
     for (int64_t k = 0; k < axis.taps; ++k) {
       const Progression live = axis.span(k).destinations;
       if (live.count == 0) continue;
@@ -56,6 +75,7 @@ struct PaddedColumns {
       taps.push_back({k, residue, phase, shift});
       least = std::min(least, shift);
       most = std::max(most, shift);
+      live_columns += whole_vectors<A>(live.count);
     }
     std::stable_sort(taps.begin(), taps.end(),
                      [](const ColumnTap& a, const ColumnTap& b) { return a.residue < b.residue; });
@@ -63,12 +83,13 @@ struct PaddedColumns {
     const int64_t columns = ceil_div(axis.sources, axis.scale);
     const int64_t wanted =
         std::max(columns - least, ceil_div(axis.destinations, axis.divisor) + most);
-    pitch = ceil_div(wanted, kPitchUnit<A>) * kPitchUnit<A>;
+    pitch = whole_vectors<A>(wanted);
+    dense = pitch / kMostZeros * static_cast<int64_t>(taps.size()) <= live_columns;
   }
 
   // Zeros in front of a plane and after it, where its first and last rows' taps and vectors end.
-  int64_t before() const { return ceil_div(-least, kPitchUnit<A>) * kPitchUnit<A>; }
-  int64_t after() const { return ceil_div(most, kPitchUnit<A>) * kPitchUnit<A> + kPitchUnit<A>; }
+  int64_t before() const { return whole_vectors<A>(-least); }
+  int64_t after() const { return whole_vectors<A>(most) + kPitchUnit<A>; }
   int64_t space(const PaddedPlane& plane) const { return before() + plane.size() + after(); }
 };
 
@@ -76,7 +97,7 @@ struct PaddedColumns {
 // no fewer than a strip reads beyond its own. 0 where even that would be large.
 inline int64_t strip_rows(int64_t rows, int64_t halo, int64_t pitch) {
   constexpr int64_t kElements = 1 << 16, kMost = 1 << 20;
-  if (halo * pitch > kMost) return 0;
+  if (halo > kMost / pitch) return 0;
   return std::min(rows, std::max({kElements / pitch, halo, int64_t{1}}));
 }
 
@@ -120,8 +141,8 @@ struct PackPlane {
                                         const T* from,  // [rows, columns]
                                         int64_t rows,   // of the strip, at most plane.rows
                                         A* packed) {
-    for (int64_t phase = 0; phase < plane.row_stride; ++phase) {
-      A* to = packed + phase * plane.column_stride * plane.phase();
+    for (int64_t phase = 0; phase < plane.row_phases(); ++phase) {
+      A* to = packed + phase * plane.column_phases() * plane.phase();
       for (int64_t h = phase; h < rows; h += plane.row_stride, to += plane.pitch)
         pack_row(plane, from + h * plane.columns, to);
     }
@@ -133,7 +154,7 @@ struct PackPlane {
     if (plane.column_stride == 1) return widen<kLanesIn<kBytes, A>>(from, plane.columns, to);
     if (plane.column_stride == 2)
       return unzip<kLanesIn<kBytes, A>>(from, plane.columns, to, to + plane.phase());
-    for (int64_t phase = 0; phase < plane.column_stride; ++phase, to += plane.phase())
+    for (int64_t phase = 0; phase < plane.column_phases(); ++phase, to += plane.phase())
       for (int64_t w = phase, i = 0; w < plane.columns; w += plane.column_stride)
         to[i++] = static_cast<A>(from[w]);
   }

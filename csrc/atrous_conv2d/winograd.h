@@ -187,11 +187,18 @@ class WinogradOffsets {
   const int64_t first_, count_;
 };
 
-inline int64_t winograd_products(const TapAxis& axis, int points) {
-  int64_t products = 0;
-  for (const WinogradTiles& tiles : winograd_tiles(axis, points))
-    products += tiles.tile.points() * static_cast<int64_t>(tiles.firsts.size());
-  return products;
+// The points of all tiles along an axis: as winograd_tiles has them, without a list of them. Phases
+// have a pixel more up to the remainder of the axis by the step.
+inline int64_t winograd_products(const TapAxis& axis, int form) {
+  const int64_t most = winograd_most_pixels(form);
+  const auto of_phase = [&](int64_t pixels) {
+    const WinogradTile whole{form, static_cast<int>(most)};
+    const WinogradTile rest{form, static_cast<int>(pixels % most)};
+    return pixels / most * whole.points() + (rest.pixels > 0 ? rest.points() : 0);
+  };
+  const int64_t least = axis.destinations / axis.step, longer = axis.destinations % axis.step;
+  const int64_t phases = std::min(axis.step, axis.destinations);
+  return longer * of_phase(least + 1) + (phases - longer) * of_phase(least);
 }
 
 inline int64_t live_products(const TapAxis& axis) {

@@ -5,40 +5,12 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
 
-#include "../cpu_lanes.h"
 #include "../permutohedral/cpu_rows.h"
+#include "../vector_math.h"
 
 namespace atrousx {
-
-// e^x of each lane, x <= 0. Float: 2^k e^r with |r| <= log(2) / 2 and r's series up to r^7 (5e-9);
-// results below 2^-126 are 0, NaN stays.
-ATROUSX_ALWAYS_INLINE void exp_lanes(typename RowVector<float>::type& x) {
-  using Vector = typename RowVector<float>::type;
-  typedef int32_t Bits __attribute__((vector_size(32)));
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
-  const Vector shifted = x * 1.44269504f + kRound;
-  const Vector k = shifted - kRound;
-  const Vector r = (x - k * 0.693359375f) + k * 2.12194440e-4f;  // log(2) in two parts
-  Vector series = r * (1.0f / 5040) + 1.0f / 720;
-  for (float coefficient : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
-    series = series * r + coefficient;
-  Bits exponent, bits;
-  std::memcpy(&exponent, &shifted, sizeof exponent);
-  std::memcpy(&bits, &series, sizeof bits);
-  // The integer is in the last bits of `shifted`; the first ones are shifted out.
-  const Bits scaled = bits + (exponent << 23);
-  const Bits vanished = x < -87.0f;
-  const Bits result = scaled & ~vanished;
-  std::memcpy(&x, &result, sizeof result);
-}
-
-ATROUSX_ALWAYS_INLINE void exp_lanes(typename RowVector<double>::type& x) {
-  for (int i = 0; i < RowVector<double>::kLanes; ++i) x[i] = std::exp(x[i]);
-}
 
 // f joins the second vector to the first: here halves, then quarters, ... until every lane holds
 // what all lanes give. By reference: who returns vectors warns of their ABI.
@@ -80,10 +52,8 @@ ATROUSX_ALWAYS_INLINE void softmax(typename RowVector<T>::type* v, int64_t vecto
   const Vector most = largest<T>(v, vectors);
   Vector sums{};
   for (int64_t i = 0; i < vectors; ++i) {
-    Vector x = v[i] - most;
-    exp_lanes(x);
-    v[i] = x;
-    sums += x;
+    v[i] = LaneMath<T, RowVector<T>::kLanes>::exp_nonpositive(v[i] - most);
+    sums += v[i];
   }
   const Vector scale = T(1) / over_lanes<T>(sums, [](Vector& a, const Vector& b) { a += b; });
   for (int64_t i = 0; i < vectors; ++i) v[i] *= scale;

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> infer(const Tensor& logits, const std::vector<Tensor>
                                  const std::vector<double>& weights, int64_t iterations,
                                  bool keep) {
   const auto terms = checked_terms(logits, tensors, weights);
-  STD_TORCH_CHECK(iterations >= 0, "iterations must not be negative");
+  check_iterations(iterations);
   if (logits.numel() == 0) {
     const int64_t kept = keep ? iterations + 1 : 1;
     return {empty_like_of(logits, {logits.size(0), logits.size(1), logits.size(2)}),

@@ -102,6 +102,7 @@ void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& tensors,
 Tensor mean_field_cuda(const Tensor& logits, std::vector<Tensor> tensors,
                        std::vector<double> weights, int64_t iterations) {
   const std::vector<MeanFieldTensors> terms = mean_field_tensors(logits, tensors, weights);
+  check_iterations(iterations);
   STD_TORCH_CHECK(terms.size() <= kMaxMessages, "there may be at most ", kMaxMessages, " terms");
   const Tensor source = contiguous(logits);
   const Tensor output = empty_like_of(logits, {logits.size(0), logits.size(1), logits.size(2)});

@@ -39,6 +39,11 @@ struct MeanFieldTensors {
   bool diagonal() const { return compatibility.has_value() && compatibility->dim() == 1; }
 };
 
+inline void check_iterations(int64_t iterations) {
+  STD_TORCH_CHECK(iterations >= 0 && iterations <= kLargestStep, "iterations must lie in 0..",
+                  kLargestStep);
+}
+
 // The terms of an operator's arguments, with one index dtype.
 inline std::vector<MeanFieldTensors> mean_field_tensors(const Tensor& logits,
                                                         const std::vector<Tensor>& tensors,

@@ -23,7 +23,8 @@ inline std::vector<ConvGeometry> branch_geometries(const Tensor& input,
     STD_TORCH_CHECK(weight[2] % 2 == 1 && weight[3] % 2 == 1, "weights must have odd kernels");
     STD_TORCH_CHECK(!sum || weight[0] == weights[0].size(0), "summed weights must have one K");
     check_same_kind(weights[i], input, "weights");
-    const int64_t d = dilations[i], rows = d * (weight[2] / 2), columns = d * (weight[3] / 2);
+    const int64_t d = dilations[i];
+    const int64_t rows = checked_mul(d, weight[2] / 2), columns = checked_mul(d, weight[3] / 2);
     geometries.push_back(
         conv_geometry(size, weight, {1, 1}, {rows, columns, rows, columns}, {d, d}, 1));
   }
@@ -58,7 +59,7 @@ inline MultiRate multi_rate_call(const Tensor& input, const std::vector<Tensor>&
   int64_t total = 0;
   bool channels_last = is_channels_last(input);
   for (const Tensor& weight : weights) {
-    total = sum ? weight.size(0) : total + weight.size(0);
+    total = sum ? weight.size(0) : checked_add(total, weight.size(0));
     channels_last = channels_last || is_channels_last(weight);
   }
   if (bias.has_value()) {

@@ -11,6 +11,7 @@ namespace atrousx {
 
 inline Tensor empty_like_of(const Tensor& like, const std::vector<int64_t>& size,
                             ScalarType dtype) {
+  checked_numel(size);
   return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device());
 }
 

@@ -49,6 +49,8 @@ struct Resampling {
   Resampling checked() const {
     STD_TORCH_CHECK(std::min({height, width, out_height, out_width}) > 0,
                     "both maps must have a height and a width");
+    checked_numel(input_size());
+    checked_numel(output_size());
     return *this;
   }
 };

@@ -48,7 +48,9 @@ struct BilinearAxis {
   }
 
   ATROUSX_HOST_DEVICE BilinearTap<A> tap(int64_t o) const {
-    const A x = coordinate(o);
+    // A tiny scale factor takes x far past the map, to infinity even: it is brought back before it
+    // is an integer. In A the extent may have been rounded up, so the integer is, too.
+    const A x = min_of(coordinate(o), static_cast<A>(in));
     const int64_t lower = min_of(static_cast<int64_t>(x), in - 1);
     const int64_t upper = min_of(lower + 1, in - 1);
     const A weight = min_of(max_of(x - static_cast<A>(lower), A(0)), A(1));
@@ -69,13 +71,14 @@ struct BilinearAxis {
   ATROUSX_HOST_DEVICE Range readers(int64_t i) const {
     if (!(scale > A(0))) return {0, out};
     const A shift = align_corners ? A(0) : A(0.5);
-    const A low = (static_cast<A>(i) - A(1) + shift) / scale - shift;
+    // A huge scale factor takes these past the outputs: they must not become integers as they are.
+    const A end = static_cast<A>(out);
+    const A low = min_of((static_cast<A>(i) - A(1) + shift) / scale - shift, end);
     const A high = (static_cast<A>(i) + A(1) + shift) / scale - shift;
     const int64_t slack = 2;
     int64_t first = i == 0 || !(low > A(0)) ? 0 : static_cast<int64_t>(low) - slack;
-    int64_t last = i == in - 1 || !(high < static_cast<A>(out))
-                       ? out
-                       : static_cast<int64_t>(max_of(high, A(0))) + 1 + slack;
+    int64_t last =
+        i == in - 1 || !(high < end) ? out : static_cast<int64_t>(max_of(high, A(0))) + 1 + slack;
     first = min_of(max_of(first, int64_t{0}), out);
     last = min_of(max_of(last, first), out);
     return {first, last};

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ...ops._check import LARGEST_STEP
 from ...ops._mean_field import Term, less_message, mean_field
 from ...ops._permutohedral_lattice import build_lattice, drop_points
 from ...ops.permutohedral_filter import normalizer
@@ -137,6 +138,8 @@ class DenseCRF:
         """Q ``[L, N]`` float32: the labels' probabilities after ``niter`` iterations."""
         if not isinstance(niter, Integral):
             raise TypeError(f"niter must be an int, got {type(niter).__name__}")
+        if niter > LARGEST_STEP:
+            raise ValueError(f"niter must be at most {LARGEST_STEP}, got {niter}")
         logits = torch.from_numpy(self._logits)[None]
         result: Array = mean_field(logits, self._terms, max(0, int(niter)))[0].numpy()
         return result
