@@ -1,0 +1,33 @@
+"""The cases, for every operator of the schema."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+
+from ..devices import Device
+from . import convolution, lattice, mean_field, pyramid, upsampling
+from .case import DTYPES, Case, Tensors, placed, rounded
+
+__all__ = ["DTYPES", "Case", "Tensors", "cases", "operators", "placed", "rounded", "seed"]
+
+
+def cases(device: Device, quick: bool = False) -> list[Case]:
+    """All cases of a device, in an order that is the same in every process."""
+    pages = (convolution, pyramid, upsampling, lattice, mean_field)
+    found = [case for page in pages for case in page.cases(device, quick)]
+    return [case for case in found if device.is_cpu or not case.cpu_only]
+
+
+def operators() -> list[str]:
+    """Every operator of torch.ops.atrousx, private ones too."""
+    names = torch._C._dispatch_get_all_op_names()
+    prefix = "atrousx::"
+    found = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
+    return sorted(found)
+
+
+def seed(case: Case) -> None:
+    """Operators on one geometry get the same numbers, in every process."""
+    torch.manual_seed(zlib.crc32(case.name.encode()))
