@@ -23,19 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from layers import Layer, choose
-from timing import (
-    DTYPES,
-    CsvWriter,
-    Measured,
-    Peak,
-    describe_machine,
-    fair_settings,
-    interleaved,
-)
+from layers import choose
+from timing import DTYPES, CsvWriter, Peak, describe_machine
 from torch import Tensor
 
 import atrousx
+from atrousx.doctor.layers import Layer
+from atrousx.doctor.timing import Measured, fair_settings, interleaved
 from atrousx.ops import atrous_conv2d
 
 # Each pass, and the inputs (0: input, 1: weight) whose gradients it computes.

@@ -22,11 +22,12 @@ import numpy as np
 import skimage.data
 import torch
 from numpy.typing import NDArray
-from timing import CsvWriter, describe_machine, interleaved, peak_memory
+from timing import CsvWriter, describe_machine, peak_memory
 from torch import Tensor
 
 import atrousx
 from atrousx.compat.pydensecrf import densecrf
+from atrousx.doctor.timing import interleaved
 from atrousx.nn.dense_crf import pixel_features
 from atrousx.ops._mean_field import mean_field
 from atrousx.ops._permutohedral_lattice import build_lattice

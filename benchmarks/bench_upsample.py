@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import DTYPES, CsvWriter, Measured, describe_machine, interleaved, peak_memory
+from timing import DTYPES, CsvWriter, describe_machine, peak_memory
 from torch import Tensor
 
 from atrousx import ops
+from atrousx.doctor.timing import Measured, interleaved
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # name: N, C, H, W and OH, OW. Up and down, odd, one channel and many, images and logits.

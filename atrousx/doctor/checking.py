@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,8 @@ class References:
 
     def __init__(self) -> None:
         self._case: Case | None = None
+        self._made: Tensors = ()
+        self._exact: dict[tuple[bool, bool], Tensors] = {}
 
     def inputs(self, case: Case, dtype: str) -> Tensors:
         if case is not self._case:
@@ -67,8 +69,7 @@ class References:
         if (halves, by_torch) not in self._exact:
             results = case.twin(inputs) if by_torch else case.run(inputs, False)
             self._exact[halves, by_torch] = tuple(t.detach() for t in results)
-        found: Tensors = self._exact[halves, by_torch]
-        return found
+        return self._exact[halves, by_torch]
 
 
 def run_check(case: Case, check: Check, device: Device, references: References) -> Check:
@@ -83,16 +84,18 @@ def run_check(case: Case, check: Check, device: Device, references: References) 
         given = references.inputs(case, check.dtype)
         here = tuple(placed(t, check.dtype, check.layout, device.torch) for t in given)
         results, steady = _twice(case, check.dtype == "tf32", here, device)
-        torchs = None if by_torch or not case.judged else _errors_of_torch(
-            case, check, given, exact, device
+        torchs = (
+            None
+            if by_torch or not case.judged
+            else _errors_of_torch(case, check, given, exact, device)
         )
         pairs = []
         for i, (got, wanted) in enumerate(zip(results, exact, strict=True)):
             measure = None if torchs is None else torchs[i]
             allowed = allowed_error(check.dtype, case.length, wanted, measure)
             pairs.append((error_of(got, wanted), allowed))
-    except Exception as error:  # a check's crash is its result
-        return result(WRONG, message=_one_line(error))
+    except Exception as raised:  # a check's crash is its result
+        return result(WRONG, message=_one_line(raised))
     error, allowed = worst(pairs)
     if not error <= allowed:
         return result(WRONG, error, allowed, f"error {error:.2g}, allowed {allowed:.2g}")
@@ -146,10 +149,9 @@ def _errors_of_torch(
     if check.dtype == "tf32" and where.type == "cpu":
         return None
     tensors = tuple(placed(t, check.dtype, check.layout, where) for t in given)
-    run: Callable[[Tensors], Tensors] = case.twin
     try:
         with torch.backends.cudnn.flags(allow_tf32=check.dtype == "tf32"):
-            results = run(tensors)
+            results = case.twin(tensors)
         return [error_of(got, wanted) for got, wanted in zip(results, exact, strict=True)]
     except (RuntimeError, NotImplementedError):
         synchronize(device.torch)

@@ -67,12 +67,13 @@ def pack(
 
 def neighbours(keys: Tensor, steps: Tensor) -> Tensor:
     """[D + 1, 2, M]: where the key one step ahead and one behind is, or -1."""
+    place = {tuple(key): i for i, key in enumerate(keys.T.tolist())}
     found = []
     for step in steps:
         for sign in (1, -1):
-            equal = (keys[:, None, :] == (keys + sign * step[:, None])[:, :, None]).all(0)
-            found.append(torch.where(equal.any(1), equal.long().argmax(1), -1))
-    return torch.stack(found).view(len(steps), 2, -1)
+            stepped = (keys + sign * step[:, None]).T.tolist()
+            found.append([place.get(tuple(key), -1) for key in stepped])
+    return torch.tensor(found).view(len(steps), 2, -1)
 
 
 def blurred(rows: Tensor, lattice: Sequence[Tensor], transpose: bool) -> Tensor:
@@ -129,7 +130,7 @@ def mean_field(
     for _ in range(iterations):
         log_q = log_p
         for (*lattice, before, after, mu), weight in zip(terms, weights, strict=True):
-            matrix = 1 - torch.eye(labels, dtype=q.dtype) if mu.numel() == 0 else mu
+            matrix = 1 - torch.eye(labels).to(q) if mu.numel() == 0 else mu
             log_q = log_q - weight * apply(q, lattice, before, after, False) @ matrix.T
         q = log_q.softmax(-1)
     return q.view(images, points, labels).movedim(-1, 1)

@@ -60,20 +60,22 @@ QUICK = {
     "empty batch": Geometry(0, 16, 24, 1, (5, 5), (3, 3), (1, 1), (1, 1)),
 }
 FULL = {
-    "3x3 rate 12 on 33x33": Geometry(2, 64, 72, 1, (33, 33), (3, 3), (1, 1), (12, 12), (12, 12)),
-    "3x3, 512 channels": Geometry(1, 512, 64, 1, (17, 15), (3, 3), (1, 1), (1, 1)),
+    "3x3 rate 12 on 33x31": Geometry(1, 64, 72, 1, (33, 31), (3, 3), (1, 1), (12, 12), (12, 12)),
+    "3x3, 512 channels": Geometry(1, 512, 40, 1, (11, 9), (3, 3), (1, 1), (1, 1)),
     "pointwise, strided": Geometry(2, 36, 68, 1, (15, 17), (1, 1), (2, 2)),
     "4x3 strided, unequal axes": Geometry(1, 20, 33, 1, (31, 28), (4, 3), (3, 2), (2, 5), (2, 3)),
     "stem, 7x7 stride 2, larger": Geometry(2, 3, 64, 1, (65, 61), (7, 7), (2, 2), (3, 3)),
     "7x7 rate 4": Geometry(1, 32, 48, 1, (21, 21), (7, 7), (1, 1), (12, 12), (4, 4)),
     "groups": Geometry(2, 64, 96, 2, (13, 11), (3, 2), (1, 2), (2, 1), (2, 1)),
     "narrow groups": Geometry(1, 8, 12, 4, (7, 6), (3, 3), (2, 1), (2, 3), (1, 3)),
-    "depthwise rate 4, wide rows": Geometry(1, 40, 40, 40, (20, 85), (3, 3), (1, 1), (4, 4), (4, 4)),
+    "depthwise rate 4, wide rows": Geometry(
+        1, 40, 40, 40, (20, 85), (3, 3), (1, 1), (4, 4), (4, 4)
+    ),
     "depthwise, stride 2": Geometry(2, 35, 35, 35, (19, 38), (3, 3), (2, 2), (1, 1)),
     "depthwise, multiplied": Geometry(1, 6, 18, 6, (9, 10), (3, 3), (1, 2), (1, 1)),
     "one output": Geometry(1, 30, 1, 1, (15, 15), (3, 3), (1, 1), (2, 2), (2, 2)),
     "pixels without a live tap": Geometry(1, 16, 16, 1, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
-    "Winograd, phases of 11": Geometry(1, 96, 128, 1, (33, 33), (3, 3), (1, 1), (3, 3), (3, 3)),
+    "Winograd, phases of 11": Geometry(1, 64, 96, 1, (33, 33), (3, 3), (1, 1), (3, 3), (3, 3)),
 }
 
 

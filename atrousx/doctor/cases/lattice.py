@@ -161,9 +161,10 @@ def _filtering(name: str, c: Cloud) -> Iterator[Case]:
 
     def applied(t: Tensors, tf32: bool) -> Tensors:
         values, _, before, after, *lattice = t
-        both = (_ops._permutohedral_apply(values, *lattice, before, after, False),
-                _ops._permutohedral_apply(values, *lattice, None, None, True))  # fmt: skip
-        return both
+        return (
+            _ops._permutohedral_apply(values, *lattice, before, after, False),
+            _ops._permutohedral_apply(values, *lattice, None, None, True),
+        )
 
     def torch_applied(t: Tensors) -> Tensors:
         values, _, before, after, *lattice = t

@@ -61,9 +61,9 @@ QUICK = {
     "empty batch": Pyramid(0, 16, (5, 6), 16, _V2[:2], True),
 }
 FULL = {
-    "sum, 21 outputs, C % 8 = 0": Pyramid(2, 64, (21, 19), 21, _V2, True),
+    "sum, 21 outputs, C % 8 = 0": Pyramid(1, 64, (21, 19), 21, _V2, True),
     "sum, 40 outputs, C odd": Pyramid(1, 35, (15, 17), 40, [(5, 2), (3, 4), (1, 1)], True),
-    "side by side, C % 8 = 0": Pyramid(2, 64, (21, 19), 72, _V3, False),
+    "side by side, C % 8 = 0": Pyramid(1, 32, (21, 19), 72, _V3, False),
 }
 
 
@@ -93,6 +93,12 @@ def _cases(name: str, p: Pyramid) -> Iterator[Case]:
     for operator, pass_name, run, twin, length in (
         ("multi_rate_conv2d", "forward", forward, p.torch, p.length),
         ("multi_rate_conv2d", "gradients", gradients, torch_gradients, max(sums, of_input)),
-        ("_multi_rate_conv2d_relu", "forward", clipped, lambda t: (p.torch(t)[0].relu(),), p.length),
+        (
+            "_multi_rate_conv2d_relu",
+            "forward",
+            clipped,
+            lambda t: (p.torch(t)[0].relu(),),
+            p.length,
+        ),
     ):
         yield Case(operator, pass_name, name, p.make, run, twin, length, ALL, MAPS)

@@ -47,7 +47,7 @@ QUICK = {
     "empty batch": Resampling(0, 3, (4, 4), (9, 9)),
 }
 FULL = {
-    "x8, 65 to 513": Resampling(1, 21, (65, 65), (513, 513)),
+    "x8, 33 to 257": Resampling(1, 21, (33, 33), (257, 257)),
     "smaller": Resampling(2, 19, (65, 77), (33, 20)),
     "150 labels": Resampling(1, 150, (16, 16), (65, 70)),
     "from one pixel": Resampling(4, 64, (1, 1), (9, 11)),
