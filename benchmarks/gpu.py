@@ -100,11 +100,13 @@ def benchmarks(args: argparse.Namespace) -> list[Step]:
     for dtype in dtypes:
         # The whole list where tensor cores are fastest; a few layers tell the rest.
         options = ["--quick"] if args.quick or dtype != "bfloat16" else []
+        options += ["--layers", "v2_aspp_r24,depthwise_r2"] if args.quick else []
         options += ["--batch", "1" if args.quick else "16", "--one-format"]
         found.append(bench(args, "atrous", dtype, limits[dtype], [*options, "--seconds", "0.5"]))
     for dtype in dtypes[:2]:
         options = ["--batch", "1" if args.quick else "16", "--seconds", "0.2"]
-        found.append(bench(args, "upsample", dtype, 35, [*options, *["--quick"] * args.quick]))
+        options += ["--shapes", "odd,tiny"] if args.quick else []
+        found.append(bench(args, "upsample", dtype, 35, options))
     sizes = "100x75x5" if args.quick else "500x375x21,1024x512x19"
     options = ["--sizes", sizes, "--seconds", "3", "--rounds", "1"]
     found.append(bench(args, "crf", "", 40, options))

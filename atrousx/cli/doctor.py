@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import doctor
 from ..doctor.devices import found
-from ._shared import CommandError
+from ._shared import CommandError, one_line
 
 if TYPE_CHECKING:
     from ._shared import Commands
@@ -34,6 +34,7 @@ def register(commands: Commands) -> None:
         metavar="NAME",
         help="cpu, cuda:0 or another device of PyTorch's, several comma-separated; all",
     )
+    parser.add_argument("--operators", metavar="NAME,...", help="check these alone")
     parser.add_argument("--quick", action="store_true", help="small sizes, little timing")
     parser.add_argument("--no-timing", action="store_true", help="check results alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every check there")
@@ -46,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.json is not None:
             args.json.touch()  # a minute later would be late to say that it cannot be written
-        report = doctor.examine(names, args.quick, seconds, _progress())
+        operators = args.operators.split(",") if args.operators else []
+        report = doctor.examine(names, args.quick, operators, seconds, _progress())
     except ValueError as error:
-        raise CommandError(f"--device {args.device}: {error}") from error
+        raise CommandError(one_line(error)) from error
     except OSError as error:
         raise CommandError(f"--json {args.json}: {error.strerror}") from error
     print(doctor.as_text(report))

@@ -69,28 +69,35 @@ class Report:
 def examine(
     devices: Sequence[str],
     quick: bool = False,
+    named: Sequence[str] = (),
     seconds: float = 40.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Examines each device in turn; ``seconds`` of timing on those that can be timed, 0 for none.
+    """Examines each device in turn.
+
+    Args:
+        devices: by PyTorch's names.
+        quick: small sizes alone.
+        named: the operators to check; none for all.
+        seconds: of timing on those devices that can be timed; 0 for none.
+        progress: told in words how far it is.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device, or no such operator.
     """
     start = time.perf_counter()
-    found = [_Examination(name, quick, seconds, progress).run() for name in devices]
+    options: dict[str, Any] = {"quick": quick, "named": list(named), "seconds": seconds}
+    found = [_Examination({**options, "name": name}, progress).run() for name in devices]
     return Report(machine(), found, round(time.perf_counter() - start, 1))
 
 
 class _Examination:
     """One device, by as many processes as it takes."""
 
-    def __init__(
-        self, name: str, quick: bool, seconds: float, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, options: dict[str, Any], progress: Callable[[str], None]) -> None:
+        name = options["name"]
         self.findings = Findings(name)
-        self.options = {"name": name, "quick": quick, "seconds": seconds}
-        self.progress = progress
+        self.options, self.progress = options, progress
         self.patience = PATIENCE if name.startswith(("cpu", "cuda")) else PATIENCE_ELSEWHERE
         # What is being done: the check of this index, or else, in words.
         self.index: int | None = None
@@ -148,7 +155,7 @@ class _Examination:
     def _take(self, event: dict[str, Any]) -> bool:
         """Notes what a process tells; whether it was the last that it has to say."""
         kind, findings = event["event"], self.findings
-        if kind == "no device":
+        if kind == "refused":
             raise ValueError(event["message"])
         if kind == "plan" and not findings.checks:
             findings.device = event["device"]

@@ -25,13 +25,14 @@ def tell(event: str, **values: Any) -> None:
     sys.stdout.flush()
 
 
-def examine(name: str, quick: bool, first: int, seconds: float) -> None:
-    """All checks of a device from the ``first`` on, then ``seconds`` of timing, 0 for none."""
+def examine(name: str, quick: bool, named: list[str], first: int, seconds: float) -> None:
+    """The checks of a device, of all operators or those ``named``, from the ``first`` on; then
+    ``seconds`` of timing, 0 for none."""
     try:
         device = device_named(name)
+        plan = planned(cases(device, quick, named), device)
     except ValueError as error:
-        return tell("no device", message=str(error))
-    plan = planned(cases(device, quick), device)
+        return tell("refused", message=str(error))
     tell("plan", device=device.name, checks=[asdict(check) for _, check in plan])
     references = References()
     for index in range(first, len(plan)):

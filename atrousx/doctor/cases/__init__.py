@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 
 import torch
 
@@ -13,11 +14,23 @@ from .case import DTYPES, Case, Tensors, placed, rounded
 __all__ = ["DTYPES", "Case", "Tensors", "cases", "operators", "placed", "rounded", "seed"]
 
 
-def cases(device: Device, quick: bool = False) -> list[Case]:
-    """All cases of a device, in an order that is the same in every process."""
+def cases(device: Device, quick: bool = False, named: Collection[str] = ()) -> list[Case]:
+    """The cases of a device, of all operators or the ``named`` ones, in an order that is the same
+    in every process.
+
+    Raises:
+        ValueError: a name that no case has.
+    """
     pages = (convolution, pyramid, upsampling, lattice, mean_field)
     found = [case for page in pages for case in page.cases(device, quick)]
-    return [case for case in found if device.is_cpu or not case.cpu_only]
+    known = dict.fromkeys(case.operator for case in found)
+    if unknown := [name for name in named if name not in known]:
+        raise ValueError(f"operators must be of {', '.join(known)}; got {', '.join(unknown)}")
+    return [
+        case
+        for case in found
+        if (device.is_cpu or not case.cpu_only) and (not named or case.operator in named)
+    ]
 
 
 def operators() -> list[str]:
