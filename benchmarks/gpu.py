@@ -226,11 +226,12 @@ class Run:
 
 def _copy(process: subprocess.Popen[bytes], log: Any) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        log.write(line)
-        log.flush()
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+    with process.stdout as lines:
+        for line in lines:
+            log.write(line)
+            log.flush()
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

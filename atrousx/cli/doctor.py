@@ -15,8 +15,8 @@ from ._shared import CommandError, one_line
 if TYPE_CHECKING:
     from ._shared import Commands
 
-# Seconds of timing on each device.
-TIMING, QUICK_TIMING = 40.0, 5.0
+# Seconds of timing on a device, see doctor.examine.
+TIMING, QUICK_TIMING = 25.0, 5.0
 
 
 def register(commands: Commands) -> None:

@@ -150,7 +150,7 @@ def _errors_of_torch(
         return None
     tensors = tuple(placed(t, check.dtype, check.layout, where) for t in given)
     try:
-        with torch.backends.cudnn.flags(allow_tf32=check.dtype == "tf32"):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=check.dtype == "tf32"):
             results = case.twin(tensors)
         return [error_of(got, wanted) for got, wanted in zip(results, exact, strict=True)]
     except (RuntimeError, NotImplementedError):

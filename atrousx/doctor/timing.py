@@ -83,14 +83,15 @@ def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
 
 
 @contextlib.contextmanager
-def fair_settings(dtype_name: str) -> Iterator[None]:
-    """PyTorch at its best: cuDNN tries every algorithm it has; TF32 is allowed only for "tf32"."""
+def fair_settings(dtype_name: str, algorithms: int = 0) -> Iterator[None]:
+    """PyTorch at its best: cuDNN tries so many algorithms, 0 for every one that it has; TF32 is
+    allowed only for "tf32"."""
     allowed = dtype_name == "tf32"
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         with torch.backends.cudnn.flags(
-            enabled=True, benchmark=True, benchmark_limit=0, allow_tf32=allowed
+            enabled=True, benchmark=True, benchmark_limit=algorithms, allow_tf32=allowed
         ):
             yield
     finally:
