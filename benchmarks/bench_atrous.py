@@ -269,11 +269,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--sweep", action="store_true", help="one layer at many rates: what plot_rates.py draws"
     )
     parser.add_argument("--seconds", type=float, help="time for one line; default: 3, quick: 0.7")
-    parser.add_argument(
-        "--one-format",
-        action="store_true",
-        help="do not time PyTorch in the other memory format: its column is empty",
-    )
+    parser.add_argument("--one-format", action="store_true", help="leave the column 'other' empty")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="append every line to this file")
     args = parser.parse_args(arguments)
     args.list = "quick" if args.quick else "sweep" if args.sweep else "whole"

@@ -106,7 +106,7 @@ def benchmarks(args: argparse.Namespace) -> list[Step]:
     for dtype in dtypes[:2]:
         options = ["--batch", "1" if args.quick else "16", "--seconds", "0.2"]
         options += ["--shapes", "odd,tiny"] if args.quick else []
-        found.append(bench(args, "upsample", dtype, 35, options))
+        found.append(bench(args, "upsample", dtype, 45, options))
     sizes = "100x75x5" if args.quick else "500x375x21,1024x512x19"
     options = ["--sizes", sizes, "--seconds", "3", "--rounds", "1"]
     found.append(bench(args, "crf", "", 40, options))

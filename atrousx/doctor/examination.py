@@ -129,11 +129,15 @@ class _Examination:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=complaints, text=True, env=_environment()
             )
+            lines: queue.Queue[str | None] = queue.Queue()
+            reader = threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True)
+            reader.start()
             try:
-                how = self._listen(process)
+                how = self._listen(process, lines)
             finally:
                 process.kill()
                 process.wait()
+                reader.join(timeout=5)
             if how == "end":
                 return None
             if how != "lost":
@@ -143,11 +147,8 @@ class _Examination:
             return None
         return self.index + 1
 
-    def _listen(self, process: subprocess.Popen[str]) -> str:
+    def _listen(self, process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> str:
         """Follows a process; "end", "lost", or how it ended before that."""
-        lines: queue.Queue[str | None] = queue.Queue()
-        assert process.stdout is not None
-        threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True).start()
         while True:
             try:
                 line = lines.get(timeout=self.patience)

@@ -48,7 +48,7 @@ def _device(findings: Findings) -> Iterator[str]:
     groups: dict[tuple[str, str], list[Check]] = {}
     for check in findings.checks:
         groups.setdefault((check.operator, check.pass_name), []).append(check)
-    width = max((len(operator) for operator, _ in groups), default=0)
+    width = max(len(name) for name in ("operator", *(operator for operator, _ in groups)))
     heads = " ".join(f"{name:<13}" for name in dtypes)
     if groups:
         yield f"{'operator':<{width}} {'pass':<9} {heads}".rstrip()

@@ -99,6 +99,18 @@ def test_help_says_what_the_exit_status_means(capsys):
     assert "1 something is wrong" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_doctor_comes_without_opencv():
+    code = (
+        "import sys; sys.modules['cv2'] = None; from atrousx.cli import main; "
+        "main(['doctor', '--device', 'warp'])"
+    )
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=path, capture_output=True, text=True, timeout=300
+    )
+    assert done.stderr.startswith("atrousx doctor: there is no device 'warp' here")
+
+
 def test_a_worker_ends_where_its_device_is_lost(monkeypatch, capsys):
     monkeypatch.setattr(worker, "is_alive", lambda device: False)
     wrong = Check(OPERATOR, "forward", "a", "float32", "contiguous", WRONG, message="an error")

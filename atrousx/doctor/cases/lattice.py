@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -54,12 +55,23 @@ FULL = {
 
 def cases(device: Device, quick: bool) -> Iterator[Case]:
     for name, cloud in (QUICK if quick else {**QUICK, **FULL}).items():
+        yield from _embedding(name, cloud)
         yield from _building(name, cloud)
         yield from _filtering(name, cloud)
         yield from _function(name, cloud)
 
 
-def _building(name: str, c: Cloud) -> Iterator[Case]:
+def _coordinates(c: Cloud) -> int:
+    """A corner's weight is a difference of coordinates, which lose as many bits as they are large:
+    so many roundings of one."""
+    return int(16 * (c.dims + 1) * max(1, c.spread))
+
+
+def _embedding_gradient(t: Tensors) -> Tensors:
+    return gradients_of(lambda leaves: (twins.embed(leaves[0])[2],), t, t[5], (0,))
+
+
+def _embedding(name: str, c: Cloud) -> Iterator[Case]:
     def embed(t: Tensors, tf32: bool) -> Tensors:
         found: Tensors = _ops._permutohedral_embed(t[0])
         return found
@@ -67,9 +79,6 @@ def _building(name: str, c: Cloud) -> Iterator[Case]:
     def embed_backward(t: Tensors, tf32: bool) -> Tensors:
         _, rank, _ = _ops._permutohedral_embed(t[0])
         return (_ops._permutohedral_embed_backward(t[5], rank),)
-
-    def embed_gradient(t: Tensors) -> Tensors:
-        return gradients_of(lambda leaves: (twins.embed(leaves[0])[2],), t, t[5], (0,))
 
     def pack(t: Tensors, tf32: bool) -> Tensors:
         base, rank, _ = _ops._permutohedral_embed(t[0])
@@ -86,6 +95,18 @@ def _building(name: str, c: Cloud) -> Iterator[Case]:
     def torch_near(t: Tensors) -> Tensors:
         return (twins.neighbours(*_sorted_keys(t[0])),)
 
+    for operator, run, twin in (
+        ("_permutohedral_embed", embed, lambda t: twins.embed(t[0])),
+        ("_permutohedral_embed_backward", embed_backward, _embedding_gradient),
+        ("_permutohedral_pack", pack, torch_pack),
+        ("_permutohedral_neighbours", near, torch_near),
+    ):
+        yield Case(
+            operator, "forward", name, c.make, run, twin, _coordinates(c), WIDE, ROWS, judged=False
+        )
+
+
+def _building(name: str, c: Cloud) -> Iterator[Case]:
     def built(t: Tensors, tf32: bool) -> Tensors:
         return in_order_of_corners(_ops._permutohedral_build(t[0]))
 
@@ -100,18 +121,13 @@ def _building(name: str, c: Cloud) -> Iterator[Case]:
         return gradients_of(lambda leaves: _ops._permutohedral_build(leaves[0]), t, grad, (0,))
 
     for operator, pass_name, run, twin in (
-        ("_permutohedral_embed", "forward", embed, lambda t: twins.embed(t[0])),
-        ("_permutohedral_embed_backward", "forward", embed_backward, embed_gradient),
-        ("_permutohedral_pack", "forward", pack, torch_pack),
-        ("_permutohedral_neighbours", "forward", near, torch_near),
         ("_permutohedral_assemble", "forward", assembled, by_sorting),
         ("_permutohedral_build", "forward", built, by_sorting),
-        ("_permutohedral_build", "gradients", gradients, embed_gradient),
+        ("_permutohedral_build", "gradients", gradients, _embedding_gradient),
     ):
-        # A corner's weight is a difference of coordinates, which lose as many bits as they are
-        # large: so many roundings of one.
-        length = int(16 * (c.dims + 1) * max(1, c.spread))
-        yield Case(operator, pass_name, name, c.make, run, twin, length, WIDE, ROWS, judged=False)
+        yield Case(
+            operator, pass_name, name, c.make, run, twin, _coordinates(c), WIDE, ROWS, judged=False
+        )
 
 
 def _sorted_keys(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,26 +155,13 @@ def in_order_of_corners(lattice: Sequence[Tensor]) -> Tensors:
     return weights, corners, owner[order], points[order].long(), entry_weights[order], moved
 
 
+def _rows_and_lattice(c: Cloud) -> Tensors:
+    """Values, rows, both scales, then a lattice."""
+    features, values, rows, before, after, _ = c.make()
+    return values, rows, before, after, *_ops._permutohedral_build(features)
+
+
 def _filtering(name: str, c: Cloud) -> Iterator[Case]:
-    def make() -> Tensors:
-        """Values, rows, both scales, then a lattice."""
-        features, values, rows, before, after, _ = c.make()
-        return values, rows, before, after, *_ops._permutohedral_build(features)
-
-    def gradients(t: Tensors, tf32: bool) -> Tensors:
-        def filtered(leaves: Tensors) -> Tensors:
-            values, _, before, after, *lattice = leaves
-            return (_ops._permutohedral_apply(values, *lattice, before, after, False),)
-
-        return gradients_of(filtered, t, t[1], (0, 4))
-
-    def torch_gradients(t: Tensors) -> Tensors:
-        def filtered(leaves: Tensors) -> Tensors:
-            values, _, before, after, *lattice = leaves
-            return (twins.apply(values, lattice, before, after, False),)
-
-        return gradients_of(filtered, t, t[1], (0, 4))
-
     def applied(t: Tensors, tf32: bool) -> Tensors:
         values, _, before, after, *lattice = t
         return (
@@ -183,12 +186,42 @@ def _filtering(name: str, c: Cloud) -> Iterator[Case]:
         return tuple(twins.corner_product(rows, values, lattice, bool(b)) for b in (0, 1))
 
     length = c.points * (c.dims + 1)
-    for operator, pass_name, run, twin in (
-        ("_permutohedral_apply", "forward", applied, torch_applied),
-        ("_permutohedral_apply", "gradients", gradients, torch_gradients),
-        ("_permutohedral_corner_product", "forward", product, torch_product),
+    make = partial(_rows_and_lattice, c)
+    for operator, run, twin in (
+        ("_permutohedral_apply", applied, torch_applied),
+        ("_permutohedral_corner_product", product, torch_product),
     ):
-        yield Case(operator, pass_name, name, make, run, twin, length, WIDE, ROWS, judged=False)
+        yield Case(operator, "forward", name, make, run, twin, length, WIDE, ROWS, judged=False)
+    yield _gradients_of_filtering(name, c, length)
+
+
+def _gradients_of_filtering(name: str, c: Cloud, length: int) -> Case:
+    def gradients(t: Tensors, tf32: bool) -> Tensors:
+        def filtered(leaves: Tensors) -> Tensors:
+            values, _, before, after, *lattice = leaves
+            return (_ops._permutohedral_apply(values, *lattice, before, after, False),)
+
+        return gradients_of(filtered, t, t[1], (0, 4))
+
+    def torch_gradients(t: Tensors) -> Tensors:
+        def filtered(leaves: Tensors) -> Tensors:
+            values, _, before, after, *lattice = leaves
+            return (twins.apply(values, lattice, before, after, False),)
+
+        return gradients_of(filtered, t, t[1], (0, 4))
+
+    return Case(
+        "_permutohedral_apply",
+        "gradients",
+        name,
+        partial(_rows_and_lattice, c),
+        gradients,
+        torch_gradients,
+        length,
+        WIDE,
+        ROWS,
+        judged=False,
+    )
 
 
 def _function(name: str, c: Cloud) -> Iterator[Case]:

@@ -134,6 +134,22 @@ def _gradients(name: str, f: Field) -> Case:
     )
 
 
+def _layer_by_torch(
+    logits: Tensor, image: Tensor, sigmas: tuple[float, float, float], iterations: int
+) -> Tensor:
+    terms = []
+    for coloured, divisors in (
+        (True, sigmas[:1] * 2 + sigmas[1:2] * 3),
+        (False, sigmas[2:] * 2),
+    ):
+        features = pixel_features(image, coloured) / torch.tensor(divisors).double()[:, None]
+        lattice = assemble_by_sorting(features)
+        scale = twins.symmetric_scale(lattice)
+        terms.append((*lattice, scale, scale, scale.new_empty(0)))
+    q = twins.mean_field(logits.flatten(2), terms, (4.0, 3.0), iterations)
+    return q.view_as(logits)
+
+
 def _layer(quick: bool) -> Iterator[Case]:
     labels, size = (3, (6, 7)) if quick else (21, (33, 30))
     iterations = 2 if quick else 5
@@ -150,17 +166,7 @@ def _layer(quick: bool) -> Iterator[Case]:
         return (crf(t[0], t[2]),)
 
     def twin(t: Tensors) -> Tensors:
-        terms = []
-        for coloured, divisors in (
-            (True, sigmas[:1] * 2 + sigmas[1:2] * 3),
-            (False, sigmas[2:] * 2),
-        ):
-            features = pixel_features(t[2], coloured) / torch.tensor(divisors).double()[:, None]
-            lattice = assemble_by_sorting(features)
-            scale = twins.symmetric_scale(lattice)
-            terms.append((*lattice, scale, scale, scale.new_empty(0)))
-        q = twins.mean_field(t[0].flatten(2), terms, (4.0, 3.0), iterations)
-        return (q.view_as(t[0]),)
+        return (_layer_by_torch(t[0], t[2], sigmas, iterations),)
 
     def gradients(t: Tensors, tf32: bool) -> Tensors:
         return gradients_of(lambda leaves: forward(leaves, tf32), t, t[1], (0,))

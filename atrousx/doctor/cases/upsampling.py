@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -127,6 +128,18 @@ def _one(logits: Tensor) -> Tensor:
     return logits.new_ones((), dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
+def _torch_loss(r: Resampling, t: Tensors, reduction: str) -> Tensor:
+    wide = torch.promote_types(t[0].dtype, torch.float32)
+    return F.cross_entropy(
+        r.torch(t[0].to(wide)),
+        t[2],
+        t[3].to(wide),
+        ignore_index=_IGNORED,
+        reduction=reduction,
+        label_smoothing=_SMOOTHING,
+    )
+
+
 def _losses(name: str, r: Resampling) -> Iterator[Case]:
     def loss(t: Tensors, reduction: int) -> Tensors:
         computed = torch.promote_types(t[0].dtype, torch.float32)
@@ -134,16 +147,7 @@ def _losses(name: str, r: Resampling) -> Iterator[Case]:
         found = _ops._upsample_cross_entropy(t[0], t[2], t[3].to(computed), *options)
         return found[0], found[1], found[2]
 
-    def torch_loss(t: Tensors, reduction: str) -> Tensor:
-        wide = torch.promote_types(t[0].dtype, torch.float32)
-        return F.cross_entropy(
-            r.torch(t[0].to(wide)),
-            t[2],
-            t[3].to(wide),
-            ignore_index=_IGNORED,
-            reduction=reduction,
-            label_smoothing=_SMOOTHING,
-        )
+    torch_loss = partial(_torch_loss, r)
 
     def forward(t: Tensors, tf32: bool) -> Tensors:
         return loss(t, _MEAN)[0], loss(t, _NONE)[0]
