@@ -90,7 +90,7 @@ def _timings(findings: Findings) -> Iterator[str]:
         return
     yield ""
     yield (
-        f"{'timed':<25} {'pass':<9} {'dtype':<9} {'batch':>5} "
+        f"{'timed, backend=native':<25} {'pass':<9} {'dtype':<9} {'batch':>5} "
         f"{'atrousx ms':>11} {'PyTorch ms':>11} {'ratio':>7}"
     )
     for t in findings.timings:
