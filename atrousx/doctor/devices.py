@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import _library
 from .cases.case import ALL, PLAIN
 
 # By these a device's time can be told, see timing.py.
@@ -45,7 +46,7 @@ class Device:
 def found() -> list[str]:
     """The devices that atrousx has kernels for here: the CPU, then every GPU that PyTorch sees."""
     names = ["cpu"]
-    if torch.cuda.is_available():
+    if _library.cuda is not None and torch.cuda.is_available():
         names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return names
 
@@ -54,8 +55,13 @@ def device_named(name: str) -> Device:
     """Looks the device up.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: no such device here, or nothing compiled for it.
     """
+    if name.startswith("cuda") and _library.cuda is None:
+        raise ValueError(
+            f"atrousx was built without its CUDA kernels, which {name} needs: install it again "
+            "where nvcc is on the PATH"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -61,7 +61,7 @@ def machine() -> dict[str, str]:
         "date": now.isoformat(timespec="seconds"),
         "atrousx": f"{atrousx.__version__} (compiled against torch {core.built_with_torch})",
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
-        "CUDA kernels": "not compiled"
+        "CUDA kernels": "not compiled: no GPU is examined"
         if cuda is None
         else f"CUDA {cuda.built_with_cuda} for {cuda.architectures}",
         "driver": driver() if torch.cuda.is_available() else "none that PyTorch sees",

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from atrousx.doctor import speed
+from atrousx import _library
+from atrousx.doctor import devices, speed
 from atrousx.doctor.accuracy import allowed_error, error_of, worst
 from atrousx.doctor.cases import cases, operators
 from atrousx.doctor.cases.case import ALL, PLAIN, placed, rounded
@@ -38,6 +39,17 @@ def test_dtypes_are_those_of_the_device():
     plan = planned(cases(GPU), GPU)
     assert {check.dtype for _, check in plan} == set(ALL)
     assert len({dataclasses.astuple(check)[:5] for _, check in plan}) == len(plan)
+
+
+def test_gpus_are_examined_where_there_are_kernels_for_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(_library, "cuda", object())
+    assert devices.found() == ["cpu", "cuda:0", "cuda:1"]
+    monkeypatch.setattr(_library, "cuda", None)
+    assert devices.found() == ["cpu"]
+    with pytest.raises(ValueError, match="built without its CUDA kernels, which cuda:1 needs"):
+        device_named("cuda:1")
 
 
 def test_wide_tiles_are_reached_on_every_gpu():
