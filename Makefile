@@ -15,7 +15,8 @@ help:
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
 	@echo "make bench   every layer of benchmarks/bench_atrous.py"
 	@echo "make wheel   a wheel in dist/, built in isolation and tried outside the tree"
-	@echo "make gpu     tests, compute-sanitizer and benchmarks on this machine's GPU"
+	@echo "make gpu     doctor, tests, compute-sanitizer and benchmarks on this machine's GPU, in"
+	@echo "             15 minutes, into RESULTS=gpu-results"
 
 # PyTorch first and pinned: an open range may pull a newer release than the kernels are built against.
 $(VENV)/ready: pyproject.toml
@@ -69,9 +70,11 @@ wheel: install
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -m atrousx info
 
 # On a machine with a GPU. Uses PYTHON as it is, with the libraries already built in this tree, so
-# that neither a compiler nor a network is needed there.
+# that neither a compiler nor a network is needed there. Every result goes to the folder RESULTS;
+# after an interruption the same command goes on.
+RESULTS ?= gpu-results
 gpu:
-	PYTHONPATH=. "$(PYTHON)" benchmarks/gpu.py
+	PYTHONPATH=. "$(PYTHON)" benchmarks/gpu.py "$(RESULTS)"
 
 clean:
 	rm -rf build dist *.egg-info atrousx/*.so $(VENV)

@@ -13,6 +13,7 @@ The pass "inference" is forward by the layer that atrousx.optimize makes, its we
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,19 +24,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from layers import Layer, choose
-from timing import (
-    DTYPES,
-    CsvWriter,
-    Measured,
-    Peak,
-    describe_machine,
-    fair_settings,
-    interleaved,
-)
+from layers import choose
+from timing import DTYPES, CsvWriter, Peak, describe_machine
 from torch import Tensor
 
 import atrousx
+from atrousx.doctor.layers import Layer
+from atrousx.doctor.timing import Measured, fair_settings, interleaved
 from atrousx.ops import atrous_conv2d
 
 # Each pass, and the inputs (0: input, 1: weight) whose gradients it computes.
@@ -63,7 +58,7 @@ class Result:
     ours: Measured
     auto: Measured
     torch: Measured
-    other: Measured
+    other: Measured | None  # not measured with --one-format
     operations: float
     peak: float
     error: float  # between the two results
@@ -166,7 +161,6 @@ def difference(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> flo
 def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float) -> Result:
     tensors = make_tensors(layer, args)
     (elsewhere,) = (f for name, f in FORMATS.items() if name != args.memory_format)
-    others = [t.contiguous(memory_format=elsewhere) for t in tensors]
 
     def ours(backend: atrousx.ops.Backend) -> Callable[[], tuple[Tensor, ...]]:
         if pass_name == "inference":
@@ -176,8 +170,10 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
     functions = {
         "ours": ours("native"),
         "torch": make_pass(F.conv2d, layer, pass_name, tensors),
-        "other": make_pass(F.conv2d, layer, pass_name, others),
     }
+    if not args.one_format:
+        others = [t.contiguous(memory_format=elsewhere) for t in tensors]
+        functions["other"] = make_pass(F.conv2d, layer, pass_name, others)
     if args.device == "cpu":  # on a GPU it is always ours
         functions["auto"] = ours("auto")
     results = {name: functions[name]() for name in ("ours", "torch")}
@@ -199,7 +195,7 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
         timed["ours"],
         timed["auto"],
         timed["torch"],
-        timed["other"],
+        timed.get("other"),
         operations,
         peak,
         error,
@@ -219,7 +215,7 @@ def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -
         "ratio": round(result.ratio, 4),
         "auto_ms": round(result.auto.median * 1e3, 5),
         "auto_ratio": round(result.auto_ratio, 4),
-        "torch_other_format_ms": round(result.other.median * 1e3, 5),
+        "torch_other_format_ms": round(result.other.median * 1e3, 5) if result.other else "",
         "ours_live_gflops": round(result.speed(result.ours), 2),
         "torch_live_gflops": round(result.speed(result.torch), 2),
         "peak_gflops": round(result.peak, 1),
@@ -243,7 +239,7 @@ def table_row(result: Result) -> str:
     times = (result.ours, result.auto, result.torch, result.other)
     return (
         f"{result.layer.name:<18} {result.pass_name:<11} {result.layer.live_fraction:>4.0%} | "
-        + " ".join(f"{time.median * 1e3:>9.3f}" for time in times)
+        + " ".join(f"{time.median * 1e3 if time else math.nan:>9.3f}" for time in times)
         + f" | {result.ratio:>5.2f}x {result.auto_ratio:>5.2f}x {result.verdict:<6} | "
         f"{ours:>9.1f} {ours / result.peak:>7.1%} {theirs:>9.1f} {theirs / result.peak:>7.1%}"
         + (f"  WRONG RESULT: {', '.join(result.wrong)}" if result.wrong else "")
@@ -273,6 +269,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--sweep", action="store_true", help="one layer at many rates: what plot_rates.py draws"
     )
     parser.add_argument("--seconds", type=float, help="time for one line; default: 3, quick: 0.7")
+    parser.add_argument("--one-format", action="store_true", help="leave the column 'other' empty")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="append every line to this file")
     args = parser.parse_args(arguments)
     args.list = "quick" if args.quick else "sweep" if args.sweep else "whole"

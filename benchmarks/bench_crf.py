@@ -17,16 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import skimage.data
 import torch
 from numpy.typing import NDArray
-from timing import CsvWriter, describe_machine, interleaved, peak_memory
+from timing import CsvWriter, describe_machine, peak_memory
 from torch import Tensor
 
 import atrousx
 from atrousx.compat.pydensecrf import densecrf
+from atrousx.doctor.timing import interleaved
 from atrousx.nn.dense_crf import pixel_features
 from atrousx.ops._mean_field import mean_field
 from atrousx.ops._permutohedral_lattice import build_lattice
@@ -51,11 +50,27 @@ MISSING = {
 Stage = tuple[str, Callable[[], object]]
 
 
+def photograph(width: int, height: int) -> NDArray[np.uint8]:
+    """scikit-image's of a cup of coffee, resized; without the packages for it a drawing of as many
+    colours and edges, whose lattice has another size."""
+    try:
+        import cv2
+        import skimage.data
+
+        photo = skimage.data.coffee()
+        return np.asarray(cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA))
+    except (ImportError, OSError) as error:
+        print(f"  no photograph ({error}): a drawing stands for it")
+    rows, columns = np.mgrid[:height, :width] / 40
+    waves = [np.sin(rows * (k + 1) + np.floor(columns) + np.cos(columns * k)) for k in range(3)]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+    return (127 + 90 * np.stack(waves, -1) + noise).clip(0, 255).astype(np.uint8)
+
+
 def make_input(size: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Smooth random logits and scikit-image's photograph of a cup of coffee, resized."""
+    """Smooth random logits and a photograph."""
     width, height, labels = (int(part) for part in size.split("x"))
-    photo = cv2.resize(skimage.data.coffee(), (width, height), interpolation=cv2.INTER_AREA)
-    image = torch.from_numpy(photo).permute(2, 0, 1)[None].to(device)
+    image = torch.from_numpy(photograph(width, height)).permute(2, 0, 1)[None].to(device)
     coarse = 3 * torch.randn(1, labels, height // 8 + 1, width // 8 + 1, device=device)
     logits = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     return logits.contiguous(), image

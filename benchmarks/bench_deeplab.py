@@ -17,17 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import (
-    DTYPES,
-    CsvWriter,
-    describe_machine,
-    fair_settings,
-    interleaved,
-    peak_memory,
-)
+from timing import DTYPES, CsvWriter, describe_machine, peak_memory
 from torch import Tensor, nn
 
 import atrousx
+from atrousx.doctor.timing import fair_settings, interleaved
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, to_torch
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

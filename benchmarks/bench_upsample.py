@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import DTYPES, CsvWriter, Measured, describe_machine, interleaved, peak_memory
+from timing import DTYPES, CsvWriter, describe_machine, peak_memory
 from torch import Tensor
 
 from atrousx import ops
+from atrousx.doctor.timing import Measured, interleaved
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # name: N, C, H, W and OH, OW. Up and down, odd, one channel and many, images and logits.
@@ -45,7 +46,8 @@ SHAPES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int]]] = {
 QUICK = ("voc_x8", "one_channel", "odd", "half")
 # How far a result may be from float64's, relative to its norm; of labels, the share that differs.
 # Twice PyTorch's own error is no fault either: float32 places far samples only so well.
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
+# "tf32" is float32 here: nothing is multiplied by tensor cores.
+TOLERANCE = {"float32": 1e-5, "tf32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
 NOISE = 0.03  # times closer than this are not told apart
 Function = Callable[[], Tensor]
 
@@ -238,7 +240,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     known = ["bilinear", "argmax", "cross_entropy", "softmax_add"]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
-    parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")
     parser.add_argument("--operators", type=lambda text: text.split(","), default=known)
     parser.add_argument("--batch", type=int, default=1, help="times the shape's own; default: 1")

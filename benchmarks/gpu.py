@@ -1,89 +1,293 @@
-"""What `make gpu` runs on a machine with a GPU: tests, then compute-sanitizer, then benchmarks.
+"""What `make gpu` runs on a machine with a GPU: is everything right, then how fast is it.
+
+    python benchmarks/gpu.py RESULTS [--device cuda] [--again STEP,...]
+    python benchmarks/gpu.py RESULTS --device cpu --quick        a dry run, without a GPU
 
 Nothing is built or installed: it uses the Python it is started with and the libraries that lie in
-the source tree. CSV files land under benchmarks/results/<gpu>/. Every step runs whatever became of
-the others; the exit status is 1 if any failed.
-
-    python benchmarks/gpu.py [--steps tests,sanitizer,benchmarks]
+the source tree, and needs torch, numpy and pytest. Steps run one after the other, each with a time
+limit of its own, all of them under 15 minutes; each writes RESULTS/<step>.log, and its CSV and JSON
+files beside it, while it runs. A step that came to its end is noted in RESULTS/steps.json and left
+out the next time, so that an interrupted run goes on where it was: a step that was cut short begins
+again. The table of all steps comes last, whatever became of them; the exit status is 1 if any
+failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = "benchmarks"
 # The sanitizer slows a kernel down a hundredfold: it sees the literal cases and odd strides only.
-SANITIZED_TESTS = ["tests/ops", "-m", "cuda", "-k", "by_hand or any_strides or empty or any_number"]
+SHORT_LIST = "by_hand or any_strides or empty or any_number"
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+OK, FAILED, TIMED_OUT, LEFT_OUT, NOT_RUN = "ok", "FAILED", "timed out", "left out", "not run"
 
 
-def run(title: str, *command: str | Path) -> bool:
-    print(f"\n== {title}", flush=True)
-    return subprocess.run(list(command), cwd=ROOT).returncode == 0
+@dataclass(frozen=True)
+class Step:
+    """``command`` is run in the source tree; None leaves the step out and says why in ``note``."""
+
+    name: str
+    limit: float  # seconds
+    command: Sequence[str] | None
+    files: Sequence[str] = ()  # what it writes under RESULTS, removed before it begins again
+    note: str = ""
 
 
-def tests() -> bool:
-    return run("tests", sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider")
+@dataclass
+class Outcome:
+    status: str
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in (OK, FAILED, LEFT_OUT)
 
 
-def sanitizer() -> bool:
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        print("\n== compute-sanitizer: not on the PATH, left out", flush=True)
-        return False
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *SANITIZED_TESTS]
-    results = []
-    for name in SANITIZER_TOOLS:
-        # PyTorch's allocator hands out parts of larger blocks, which hides overruns; without it
-        # every tensor is an allocation of its own.
-        command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--tool", name]
-        results.append(run(f"compute-sanitizer {name}", *command, "--error-exitcode=1", *pytest))
-    return all(results)
+def steps(args: argparse.Namespace) -> list[Step]:
+    """In the order in which they are run: right first, then fast."""
+    doctor = ["-m", "atrousx", "doctor", "--device", args.device]
+    doctor += ["--json", str(args.results / "doctor.json")] + ["--quick"] * args.quick
+    found = [Step("doctor", 100, [sys.executable, *doctor], ["doctor.json"]), tests(args)]
+    found += [sanitizer(args, tool) for tool in SANITIZER_TOOLS]
+    return found + benchmarks(args)
 
 
-def benchmarks() -> bool:
-    slug = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    directory = ROOT / "benchmarks" / "results" / slug
-    directory.mkdir(parents=True, exist_ok=True)
-    results = []
-    for dtype in ("bfloat16", "tf32", "float32"):
-        for memory_format in ("channels_last", "contiguous"):
-            csv = directory / f"atrous_conv2d-{dtype}-{memory_format}.csv"
-            script = [sys.executable, "benchmarks/bench_atrous.py", "--device", "cuda"]
-            options = ["--dtype", dtype, "--memory-format", memory_format, "--csv", str(csv)]
-            results.append(run(f"bench_atrous {dtype} {memory_format}", *script, *options))
-            csv = directory / f"upsample-{dtype}-{memory_format}.csv"
-            script[1], options[-1] = "benchmarks/bench_upsample.py", str(csv)
-            options += ["--batch", "16"]
-            results.append(run(f"bench_upsample {dtype} {memory_format}", *script, *options))
-    script = [sys.executable, "benchmarks/bench_crf.py", "--device", "cuda"]
-    results.append(run("bench_crf", *script, "--csv", str(directory / "dense_crf.csv")))
-    return all(results)
+def pytest(*options: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
 
 
-STEPS = {"tests": tests, "sanitizer": sanitizer, "benchmarks": benchmarks}
+def tests(args: argparse.Namespace) -> Step:
+    if args.on_gpu and not args.quick:
+        return Step("tests", 210, pytest("-m", "cuda", "tests"))
+    # Those that the sanitizer would see, on whatever device there is.
+    return Step("tests", 210, pytest("tests/ops", "-k", f"{args.kind} and ({SHORT_LIST})"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Tests, sanitizer and benchmarks on the GPU.")
-    parser.add_argument("--steps", default=",".join(STEPS), help="a comma-separated choice")
-    names = parser.parse_args().steps.split(",")
-    unknown = [name for name in names if name not in STEPS]
-    if unknown:
-        parser.error(f"--steps knows {', '.join(STEPS)}; got {', '.join(unknown)}")
-    if not torch.cuda.is_available():
-        print("gpu.py: this PyTorch sees no CUDA device", file=sys.stderr)
+def sanitizer(args: argparse.Namespace, tool: str) -> Step:
+    program = shutil.which("compute-sanitizer")
+    if not args.on_gpu or program is None:
+        why = "is not on the PATH" if args.on_gpu else "needs a GPU"
+        return Step(tool, 0, None, note=f"compute-sanitizer {why}")
+    # PyTorch's allocator hands out parts of larger blocks, which hides overruns; without it every
+    # tensor is an allocation of its own.
+    command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", program, "--tool", tool]
+    short = pytest("tests/ops", "-m", "cuda", "-k", SHORT_LIST)
+    return Step(tool, 45, [*command, "--error-exitcode=1", *short])
+
+
+def benchmarks(args: argparse.Namespace) -> list[Step]:
+    dtypes = ("bfloat16", "tf32", "float32") if args.on_gpu else ("float32",)
+    limits = {"bfloat16": 100, "tf32": 55, "float32": 45}
+    found = []
+    for dtype in dtypes:
+        # The whole list where tensor cores are fastest; a few layers tell the rest.
+        options = ["--quick"] if args.quick or dtype != "bfloat16" else []
+        options += ["--layers", "v2_aspp_r24,depthwise_r2"] if args.quick else []
+        options += ["--batch", "1" if args.quick else "16", "--one-format"]
+        found.append(bench(args, "atrous", dtype, limits[dtype], [*options, "--seconds", "0.5"]))
+    for dtype in dtypes[:2]:
+        options = ["--batch", "1" if args.quick else "16", "--seconds", "0.2"]
+        options += ["--shapes", "odd,tiny"] if args.quick else []
+        found.append(bench(args, "upsample", dtype, 45, options))
+    sizes = "100x75x5" if args.quick else "500x375x21,1024x512x19"
+    options = ["--sizes", sizes, "--seconds", "3", "--rounds", "1"]
+    found.append(bench(args, "crf", "", 40, options))
+    models = "v1_large_fov" if args.quick else "v1_large_fov,v2_resnet101_aspp_l,v3_resnet50_os16"
+    options = ["--models", models, "--extent", "65" if args.quick else "513", "--seconds", "2"]
+    options += ["--rounds", "1", "--batch", "1" if args.quick else "16"]
+    found.append(bench(args, "deeplab", dtypes[0], 60, options))
+    return found
+
+
+def bench(
+    args: argparse.Namespace, what: str, dtype: str, limit: float, options: Sequence[str]
+) -> Step:
+    name = f"bench_{what}" + (f"-{dtype}" if dtype else "")
+    if args.kind not in ("cpu", "cuda"):
+        return Step(name, 0, None, note=f"{args.device} cannot be timed")
+    command = [sys.executable, f"{SCRIPTS}/bench_{what}.py", "--device", args.kind, *options]
+    if dtype:
+        layout = "channels_last" if args.on_gpu else "contiguous"
+        command += ["--dtype", dtype, "--memory-format", layout]
+    return Step(
+        name, limit, [*command, "--csv", str(args.results / f"{name}.csv")], [f"{name}.csv"]
+    )
+
+
+class Run:
+    """The steps' outcomes, on disk after each; the process that runs now."""
+
+    def __init__(self, results: Path) -> None:
+        self.results, self.file = results, results / "steps.json"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.outcomes: dict[str, Outcome] = {}
+        if self.file.exists():
+            kept = json.loads(self.file.read_text())
+            self.outcomes = {name: Outcome(**outcome) for name, outcome in kept.items()}
+
+    def forget(self, names: Sequence[str]) -> None:
+        self.outcomes = {n: o for n, o in self.outcomes.items() if n not in names}
+
+    def note(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        written = self.file.with_suffix(".new")  # a cut must not leave half a file
+        written.write_text(json.dumps({n: asdict(o) for n, o in self.outcomes.items()}, indent=1))
+        written.replace(self.file)
+
+    def step(self, step: Step) -> None:
+        if step.name in self.outcomes and self.outcomes[step.name].is_final:
+            print(f"\n== {step.name}: {self.outcomes[step.name].status} before", flush=True)
+        elif step.command is None:
+            print(f"\n== {step.name}: {LEFT_OUT}, {step.note}", flush=True)
+            self.note(step.name, Outcome(LEFT_OUT, note=step.note))
+        else:
+            print(f"\n== {step.name}, at most {step.limit:.0f} s", flush=True)
+            self.note(step.name, self._timed(step))
+
+    def _timed(self, step: Step) -> Outcome:
+        for file in step.files:
+            (self.results / file).unlink(missing_ok=True)
+        start = time.perf_counter()
+        code = self._command(step)
+        seconds = round(time.perf_counter() - start, 1)
+        status = TIMED_OUT if code is None else FAILED if code else OK
+        return Outcome(status, seconds, f"exit status {code}" if code else "")
+
+    def _command(self, step: Step) -> int | None:
+        """Its exit status, None where its time was up; what it prints goes to the log and here."""
+        assert step.command is not None
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        before = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+        with (self.results / f"{step.name}.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                step.command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            copier = threading.Thread(target=_copy, args=(self.process, log), daemon=True)
+            copier.start()
+            try:
+                code = self.process.wait(timeout=step.limit)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                self.stop()
+            copier.join(timeout=5)
+        return code
+
+    def stop(self) -> None:
+        """Ends the running step and whatever it started, which is a group of its own."""
+        if self.process is not None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(self.process.pid, number)
+                    self.process.wait(timeout=5)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+            self.process = None
+
+    def table(self, listed: Sequence[Step]) -> str:
+        lines = [f"{'step':<22} {'status':<10} {'seconds':>8} {'limit':>6}  note"]
+        for step in listed:
+            outcome = self.outcomes.get(step.name, Outcome(NOT_RUN))
+            lines.append(
+                f"{step.name:<22} {outcome.status:<10} {outcome.seconds:>8.1f} "
+                f"{step.limit:>6.0f}  {outcome.note or self._last_line(step)}".rstrip()
+            )
+        return "\n".join(lines)
+
+    def _last_line(self, step: Step) -> str:
+        log = self.results / f"{step.name}.log"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        return lines[-1][:90] if lines else ""
+
+
+def _copy(process: subprocess.Popen[bytes], log: Any) -> None:
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            log.write(line)
+            log.flush()
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="a folder, made if missing")
+    parser.add_argument("--device", default="cuda", help="of PyTorch's; default: cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes: whether the steps run")
+    parser.add_argument("--steps", help="only these, comma-separated")
+    parser.add_argument("--again", default="", help="run these again, comma-separated, or 'failed'")
+    args = parser.parse_args(arguments)
+    args.results = args.results.resolve()
+    args.kind = args.device.split(":")[0]
+    args.on_gpu = args.kind == "cuda"
+    args.listed = steps(args)
+    known = [step.name for step in args.listed]
+    for option in ("steps", "again"):
+        given = getattr(args, option)
+        unknown = [n for n in (given or "").split(",") if n and n not in (*known, "failed")]
+        if unknown:
+            parser.error(f"--{option} knows {', '.join(known)}; got {', '.join(unknown)}")
+    if args.steps:
+        args.listed = [step for step in args.listed if step.name in args.steps.split(",")]
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    if args.on_gpu and not torch.cuda.is_available():
+        print(
+            "gpu.py: PyTorch sees no GPU on this machine; --device cpu --quick is a dry run",
+            file=sys.stderr,
+        )
         return 2
-    outcome = {name: STEPS[name]() for name in names}
-    print("\n" + ", ".join(f"{name}: {'ok' if ok else 'FAILED'}" for name, ok in outcome.items()))
-    return 0 if all(outcome.values()) else 1
+    args.results.mkdir(parents=True, exist_ok=True)
+    run = Run(args.results)
+    again = args.again.split(",")
+    if "failed" in again:
+        again += [name for name, outcome in run.outcomes.items() if outcome.status == FAILED]
+    run.forget(again)
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # The table comes also where a job's time is up.
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        for step in args.listed:
+            run.step(step)
+    except KeyboardInterrupt:
+        run.stop()
+        print("\ninterrupted: the same command goes on", flush=True)
+    print(f"\n{run.table(args.listed)}\n\nEverything is in {args.results}")
+    found = [run.outcomes.get(step.name, Outcome(NOT_RUN)).status for step in args.listed]
+    return 0 if all(status in (OK, LEFT_OUT) for status in found) else 1
 
 
 if __name__ == "__main__":

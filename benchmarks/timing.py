@@ -8,22 +8,20 @@ import ctypes
 import datetime
 import gc
 import os
-import platform
 import re
-import shutil
-import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import atrousx
+from atrousx.doctor.machine import cpu_name, driver
+from atrousx.doctor.timing import interleaved
 
 # A benchmark's names for what it computes in. "tf32" is float32 in memory, rounded by the GPU's
 # tensor cores; "float32" switches that off, so that both libraries compute the same thing.
@@ -34,91 +32,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-# Larger than any GPU's L2 cache, and long enough to overwrite (about 0.1 ms) that the launches
-# behind it are queued by the time it ends: events then measure the GPU, not Python.
-FLUSH_BYTES = 512 << 20
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds per call of one function, one number a round."""
-
-    samples: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-    @property
-    def fastest(self) -> float:
-        return min(self.samples)
-
-
-def interleaved(
-    functions: Mapping[str, Callable[[], object]],
-    device: torch.device,
-    seconds: float,
-    least_rounds: int = 3,
-    most_rounds: int = 200,
-) -> dict[str, Measured]:
-    """Times functions in turns, so that a busy or throttled moment hits all of them alike.
-
-    Every second round runs in reverse order. Rounds go on until ``seconds`` have passed, warm-up
-    included, but at least ``least_rounds`` and at most ``most_rounds`` are made.
-    """
-    clock = _gpu_clock(device) if device.type == "cuda" else _cpu_clock
-    start = time.perf_counter()
-    for function in functions.values():
-        function()  # allocates, and lets the library choose its algorithm
-    names = list(functions)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(most_rounds):
-        if turn >= least_rounds and time.perf_counter() - start >= seconds:
-            break
-        for name in reversed(names) if turn % 2 else names:
-            samples[name].append(clock(functions[name]))
-    return {name: Measured(tuple(values)) for name, values in samples.items()}
-
-
-def _cpu_clock(function: Callable[[], object]) -> float:
-    # Calls of microseconds are repeated: the clock and the interpreter then weigh little.
-    calls, start = 0, time.perf_counter()
-    while True:
-        function()
-        calls += 1
-        elapsed = time.perf_counter() - start
-        if elapsed > 1e-3:
-            return elapsed / calls
-
-
-def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
-
-    def clock(function: Callable[[], object]) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) * 1e-3
-
-    return clock
-
-
-@contextlib.contextmanager
-def fair_settings(dtype_name: str) -> Iterator[None]:
-    """PyTorch at its best: cuDNN tries every algorithm it has; TF32 is allowed only for "tf32"."""
-    allowed = dtype_name == "tf32"
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=True, benchmark_limit=0, allow_tf32=allowed
-        ):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> float:
@@ -223,29 +136,14 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "commit": _commit(),
         "atrousx": atrousx.__version__,
         "device": device.type,
-        "machine": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
-        "driver": _driver() if on_gpu else "",
+        "machine": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
+        "driver": driver() if on_gpu else "",
         "torch": torch.__version__,
         "library": f"cuDNN {torch.backends.cudnn.version()}"
         if on_gpu
         else f"oneDNN {onednn[1] if onednn else 'unknown'}",
         "threads": "" if on_gpu else torch.get_num_threads(),
     }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if found:
-            return f"{found[1].strip()} ({torch.backends.cpu.get_cpu_capability()})"
-    return platform.processor() or platform.machine()
-
-
-def _driver() -> str:
-    if shutil.which("nvidia-smi") is None:
-        return "unknown"
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def _commit() -> str:

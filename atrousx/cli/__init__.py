@@ -1,17 +1,20 @@
 """The ``atrousx`` command; each page holds one subcommand.
 
-Exit codes: 0 all done, 2 something the user can mend (one line on standard error says what).
+Exit codes: 0 all done, 1 the doctor found something wrong, 2 something the user can mend (one line
+on standard error says what).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import crf_search, info, refine, segment
 from ._shared import CommandError
+
+PAGES = ("segment", "refine", "crf_search", "doctor", "info")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,9 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line, ``sys.argv``'s by default, and returns the exit code."""
     parser = _Parser(prog="atrousx", description="Semantic segmentation with DeepLab.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for page in (segment, refine, crf_search, info):
-        page.register(commands)
-    args = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    # The doctor must come where OpenCV, which others read photographs with, cannot be imported.
+    named = [page for page in PAGES if given and given[0] == page.replace("_", "-")]
+    for page in named or PAGES:
+        importlib.import_module(f".{page}", __name__).register(commands)
+    args = parser.parse_args(given)
     try:
         code: int = args.run(args)
     except CommandError as error:

@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.optional import given, settings, st
 from tests.reference import atrous_conv2d as reference
 
 # Sums of up to a few hundred products of numbers in [-1, 1], and one final rounding.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.optional import given, st
 from tests.reference import upsample_bilinear2d as reference
 
 # Up, down, one pixel, equal, several tiles of a block, and widths that are whole vectors.

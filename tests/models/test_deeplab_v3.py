@@ -7,7 +7,6 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from skimage import data
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,6 +53,7 @@ def assert_agree(ours, theirs):
 @torch.inference_mode()
 def test_equals_torchvision_on_a_photograph():
     theirs, ours = pair_of("resnet50")
+    data = pytest.importorskip("skimage.data")
     photograph = torch.from_numpy(data.coffee()[50:350, 100:500].copy()) / 255
     image = ((photograph - MEAN) / DEVIATION).permute(2, 0, 1)[None]
     assert image.shape == (1, 3, 300, 400)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atrousx.ops import atrous_conv2d
 from tests.ops.atrous_conv2d_cases import CASES, CONTIGUOUS, WIDE, make
@@ -18,6 +16,7 @@ from tests.ops.common import (
     strided_views,
     to_float64,
 )
+from tests.optional import given, settings, st
 from tests.reference import atrous_conv2d as reference
 
 

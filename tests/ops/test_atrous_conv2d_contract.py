@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
 
 from atrousx.backend.choice import tf32_switch
+from atrousx.doctor.devices import device_named
 from atrousx.ops import atrous_conv2d
 from tests.ops.atrous_conv2d_cases import backward_input_op, backward_weight_op, forward_op, make
-from tests.ops.common import FORMATS
+from tests.ops.common import FORMATS, assert_as_accurate_as_torch, to_float64
 
 
 def _conv2d_info():
+    pytest.importorskip("expecttest")  # what PyTorch's own test database imports
+    from torch.testing._internal.common_methods_invocations import op_db
+
     (info,) = (i for i in op_db if i.name == "nn.functional.conv2d")
     return info
 
@@ -176,17 +179,61 @@ def test_tf32_switch_compiles():
         assert compiled(torch.zeros(1)).item() == 1
 
 
+# C, K, groups, (H, W), (KH, KW), stride, padding, dilation: what tensor cores read where it lies,
+# what is packed first (C % 4 is not 0), few outputs and many, every pass.
+TF32 = {
+    "64 channels": (64, 32, 1, (9, 9), (3, 3), 1, 2, 2),
+    "odd channels, 21 outputs": (37, 21, 1, (7, 11), (3, 3), 1, 4, 4),
+    "72 outputs, strided": (20, 72, 1, (15, 13), (3, 2), (2, 1), (1, 3), (1, 3)),
+    "pointwise": (128, 65, 1, (9, 15), (1, 1), 1, 0, 1),
+    "7x7": (16, 24, 1, (9, 10), (7, 7), 1, 6, 2),
+    "groups": (48, 40, 2, (8, 9), (3, 3), 1, 1, 1),
+    "too narrow": (3, 64, 1, (17, 15), (7, 7), 2, 3, 1),
+}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", TF32)
 @pytest.mark.parametrize(("allowed", "tolerance"), [(False, 2e-6), (True, 2e-3)])
-def test_float32_is_rounded_only_where_tf32_is_allowed(device, allowed, tolerance):
-    tensors = [torch.randn(1, 64, 9, 9, device=device), torch.randn(32, 64, 3, 3, device=device)]
+def test_float32_is_rounded_only_where_tf32_is_allowed(
+    device, allowed, tolerance, name, memory_format
+):
+    channels, outputs, groups, size, taps, *options = TF32[name]
+    tensors = [
+        torch.randn(2, channels, *size, device=device).to(memory_format=memory_format),
+        torch.randn(outputs, channels // groups, *taps, device=device),
+    ]
     wide = [t.double().requires_grad_() for t in tensors]
     for t in tensors:
         t.requires_grad_()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-        y = atrous_conv2d(*tensors, padding=2, dilation=2)
+        y = atrous_conv2d(*tensors, None, *options, groups)
     # The gradients keep to what the forward pass was allowed.
     grads = torch.autograd.grad(y.square().sum(), tensors)
-    exact = F.conv2d(*wide, padding=2, dilation=2)
+    exact = F.conv2d(*wide, None, *options, groups)
     exact_grads = torch.autograd.grad(exact, wide, 2 * y.detach().double())
     for actual, expected in zip((y, *grads), (exact, *exact_grads), strict=True):
         assert (actual - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_so_many_pixels_that_tiles_are_wide(device, dtype, memory_format):
+    # Tensor cores take 128 outputs at a time of more than 64, forward and in grad-input, from 4
+    # tiles of 128 pixels a multiprocessor on.
+    pixels = 4 * 128 * max(1, device_named(str(device)).multiprocessors)
+    x = torch.randn(1, 72, 16, pixels // 16 + 1, device=device).to(dtype)
+    w = torch.randn(72, 72, 1, 2, device=device).to(dtype) / 12
+    x = x.to(memory_format=memory_format)
+    grad = torch.randn(1, 72, 16, pixels // 16 + 4, device=device).to(dtype)
+    results = []
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=dtype == torch.float32):
+        for convolve, kind in ((atrous_conv2d, dtype), (F.conv2d, dtype), (F.conv2d, torch.double)):
+            leaves = [t.to(kind).requires_grad_() for t in (x, w)]
+            y = convolve(*leaves, None, 1, (0, 3), (1, 3))
+            results.append((y, *torch.autograd.grad(y, leaves, grad.to(kind))))
+    for ours, theirs, exact in zip(*results, strict=True):
+        if dtype == torch.float32:
+            assert (ours - exact).norm() < 2e-3 * exact.norm()
+        else:
+            assert_as_accurate_as_torch(ours, theirs, to_float64(exact))

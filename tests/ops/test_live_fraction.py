@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from atrousx.ops import live_fraction
+from tests.optional import given, st
 
 
 @given(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atrousx.ops import multi_rate_conv2d
 from tests.ops.common import (
@@ -17,6 +15,7 @@ from tests.ops.common import (
     strided_views,
     to_float64,
 )
+from tests.optional import given, settings, st
 from tests.reference import multi_rate_conv2d as reference
 
 forward_op = torch.ops.atrousx.multi_rate_conv2d.default
@@ -27,6 +26,10 @@ pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 CASES = {
     "v3's": (2, 20, (13, 9), [(17, (1, 1), 1), (17, (3, 3), 2), (17, (3, 3), 4), (17, (3, 3), 7)]),
     "v2's": (1, 33, (14, 15), [(21, (3, 3), rate) for rate in (3, 6, 9, 12)]),
+    # Whole vectors of channels: tensor cores read weights, and the sum of centres, where they lie.
+    "v2's, 24 channels": (1, 24, (9, 8), [(21, (3, 3), rate) for rate in (2, 3, 5)]),
+    "more than 32 outputs": (1, 24, (10, 7), [(40, (3, 3), 2), (40, (3, 3), 5), (40, (1, 1), 1)]),
+    "64 outputs, odd channels": (2, 17, (6, 9), [(64, (3, 3), 1), (64, (3, 3), 3)]),
     "one branch": (1, 8, (5, 6), [(9, (3, 3), 2)]),
     "pointwise only": (1, 5, (3, 4), [(8, (1, 1), 3), (8, (1, 1), 1)]),
     "kernels of all sizes": (2, 6, (9, 12), [(3, (5, 1), 2), (3, (3, 7), 1), (3, (1, 3), 4)]),
@@ -96,6 +99,23 @@ def test_against_oracle(device, name, reduce, memory_format, dtype):
     their_grads = torch.autograd.grad(theirs, leaves, grad)
     for our_grad, their_grad, exact_grad in zip(our_grads, their_grads, exact_grads, strict=True):
         assert_as_accurate_as_torch(our_grad, their_grad, exact_grad)
+
+
+@pytest.mark.parametrize("name", ["v2's", "v2's, 24 channels", "more than 32 outputs", "v3's"])
+@pytest.mark.parametrize("reduce", ["cat", "sum"])
+@pytest.mark.parametrize(("allowed", "tolerance"), [(False, 2e-6), (True, 2e-3)])
+def test_float32_is_rounded_only_where_tf32_is_allowed(device, name, reduce, allowed, tolerance):
+    x, ws, bs, rates = make(name, torch.float32, device)
+    leaves = [t.requires_grad_() for t in (x, *ws)]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+        y = multi_rate_conv2d(x, ws, bs, rates, reduce)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    exact = separately(wide[0], wide[1:], [b.double() for b in bs], rates, reduce)
+    grad = torch.randn_like(y)
+    grads = torch.autograd.grad(y, leaves, grad)
+    exact_grads = torch.autograd.grad(exact, wide, grad.double())
+    for actual, expected in zip((y, *grads), (exact, *exact_grads), strict=True):
+        assert (actual - expected).norm() < tolerance * expected.norm()
 
 
 @st.composite

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atrousx.ops import upsample_bilinear2d
 from tests.ops.common import (
@@ -17,6 +15,7 @@ from tests.ops.common import (
     strided_views,
     to_float64,
 )
+from tests.optional import given, settings, st
 from tests.reference import upsample_bilinear2d as reference
 
 forward_op = torch.ops.atrousx.upsample_bilinear2d.default
