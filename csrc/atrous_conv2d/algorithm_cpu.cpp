@@ -27,5 +27,5 @@ Sizes atrous_conv2d_algorithm_cpu(const Tensor& like, int64_t pass_number, Sizes
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
-  m.impl("_atrous_conv2d_algorithm", ATROUSX_BOX(&atrousx::atrous_conv2d_algorithm_cpu));
+  m.impl("_atrous_conv2d_algorithm", ATROUSX_BOX(atrousx::atrous_conv2d_algorithm_cpu));
 }

@@ -23,5 +23,5 @@ Sizes atrous_conv2d_algorithm_cuda(const Tensor& like, int64_t pass_number, Size
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
-  m.impl("_atrous_conv2d_algorithm", ATROUSX_BOX(&atrousx::atrous_conv2d_algorithm_cuda));
+  m.impl("_atrous_conv2d_algorithm", ATROUSX_BOX(atrousx::atrous_conv2d_algorithm_cuda));
 }

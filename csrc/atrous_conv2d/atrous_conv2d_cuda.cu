@@ -12,7 +12,7 @@ namespace atrousx {
 
 // source -> destination, one launch for each plan (nearly always one).
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
-  const auto& [shape, weight, weight_strides, tail, destination, packed] = call;
+  const auto& [shape, weight, weight_strides, tail, destination, packed, by_taps] = call;
   if (destination.numel() == 0) return;
   if (runs_on_tensorcores(source, shape, allow_tf32))
     return gather_on_tensorcores(shape, source, weight, weight_strides, tail, destination);
@@ -135,10 +135,10 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("atrous_conv2d", ATROUSX_BOX(&atrousx::atrous_conv2d_cuda));
-  m.impl("_atrous_conv2d_pack_weight", ATROUSX_BOX(&atrousx::atrous_conv2d_pack_weight_cuda));
-  m.impl("_atrous_conv2d_fused", ATROUSX_BOX(&atrousx::atrous_conv2d_fused_cuda));
-  m.impl("_atrous_conv2d_backward_input", ATROUSX_BOX(&atrousx::atrous_conv2d_backward_input_cuda));
+  m.impl("atrous_conv2d", ATROUSX_BOX(atrousx::atrous_conv2d_cuda));
+  m.impl("_atrous_conv2d_pack_weight", ATROUSX_BOX(atrousx::atrous_conv2d_pack_weight_cuda));
+  m.impl("_atrous_conv2d_fused", ATROUSX_BOX(atrousx::atrous_conv2d_fused_cuda));
+  m.impl("_atrous_conv2d_backward_input", ATROUSX_BOX(atrousx::atrous_conv2d_backward_input_cuda));
   m.impl("_atrous_conv2d_backward_weight",
-         ATROUSX_BOX(&atrousx::atrous_conv2d_backward_weight_cuda));
+         ATROUSX_BOX(atrousx::atrous_conv2d_backward_weight_cuda));
 }

@@ -140,10 +140,10 @@ class CaptureAllowsLoading {
 };
 
 // Once for a kernel and device: loads the kernel's code, which CUDA would else do at the first
-// launch, and lets it ask for more dynamic shared memory than every kernel may.
+// launch, and lets it have its dynamic shared memory. Without being told, CUDA allows 48 KiB, static
+// memory included.
 template <typename... Parameters>
 void prepare(void (*kernel)(Parameters...), int64_t shared_bytes, const char* name) {
-  constexpr int64_t kEveryKernelMay = 48 * 1024;
   static std::mutex mutex;
   static std::map<std::pair<void (*)(Parameters...), int>, int64_t> allowed;
   int device = 0;
@@ -154,12 +154,11 @@ void prepare(void (*kernel)(Parameters...), int64_t shared_bytes, const char* na
   const CaptureAllowsLoading guard;
   cudaFuncAttributes attributes{};
   check_cuda(cudaFuncGetAttributes(&attributes, kernel), name);
-  const int64_t bytes = max_of(shared_bytes, kEveryKernelMay);
-  if (bytes > kEveryKernelMay)
+  if (shared_bytes > 0)
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(bytes)),
+                                    static_cast<int>(shared_bytes)),
                name);
-  allowed[{kernel, device}] = bytes;
+  allowed[{kernel, device}] = shared_bytes;
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -118,5 +118,5 @@ Tensor mean_field_cuda(const Tensor& logits, std::vector<Tensor> tensors,
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("_mean_field", ATROUSX_BOX(&atrousx::mean_field_cuda));
+  m.impl("_mean_field", ATROUSX_BOX(atrousx::mean_field_cuda));
 }

@@ -98,6 +98,6 @@ Tensor multi_rate_conv2d_relu_cuda(const Tensor& input, std::vector<Tensor> weig
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("multi_rate_conv2d", ATROUSX_BOX(&atrousx::multi_rate_conv2d_cuda));
-  m.impl("_multi_rate_conv2d_relu", ATROUSX_BOX(&atrousx::multi_rate_conv2d_relu_cuda));
+  m.impl("multi_rate_conv2d", ATROUSX_BOX(atrousx::multi_rate_conv2d_cuda));
+  m.impl("_multi_rate_conv2d_relu", ATROUSX_BOX(atrousx::multi_rate_conv2d_relu_cuda));
 }

@@ -148,10 +148,10 @@ Tensor corner_product_cuda(const Tensor& rows, const Tensor& values, const Tenso
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("_permutohedral_embed", ATROUSX_BOX(&atrousx::embed_cuda));
-  m.impl("_permutohedral_embed_backward", ATROUSX_BOX(&atrousx::embed_backward_cuda));
-  m.impl("_permutohedral_pack", ATROUSX_BOX(&atrousx::pack_cuda));
-  m.impl("_permutohedral_neighbours", ATROUSX_BOX(&atrousx::neighbours_cuda));
-  m.impl("_permutohedral_apply", ATROUSX_BOX(&atrousx::apply_cuda));
-  m.impl("_permutohedral_corner_product", ATROUSX_BOX(&atrousx::corner_product_cuda));
+  m.impl("_permutohedral_embed", ATROUSX_BOX(atrousx::embed_cuda));
+  m.impl("_permutohedral_embed_backward", ATROUSX_BOX(atrousx::embed_backward_cuda));
+  m.impl("_permutohedral_pack", ATROUSX_BOX(atrousx::pack_cuda));
+  m.impl("_permutohedral_neighbours", ATROUSX_BOX(atrousx::neighbours_cuda));
+  m.impl("_permutohedral_apply", ATROUSX_BOX(atrousx::apply_cuda));
+  m.impl("_permutohedral_corner_product", ATROUSX_BOX(atrousx::corner_product_cuda));
 }

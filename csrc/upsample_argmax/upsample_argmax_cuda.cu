@@ -31,5 +31,5 @@ std::tuple<Tensor, Tensor> upsample_argmax_cuda(const Tensor& logits,
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("_upsample_argmax", ATROUSX_BOX(&atrousx::upsample_argmax_cuda));
+  m.impl("_upsample_argmax", ATROUSX_BOX(atrousx::upsample_argmax_cuda));
 }

@@ -108,6 +108,6 @@ Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output, int64_t heig
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("upsample_bilinear2d", ATROUSX_BOX(&atrousx::upsample_bilinear2d_cuda));
-  m.impl("_upsample_bilinear2d_backward", ATROUSX_BOX(&atrousx::upsample_bilinear2d_backward_cuda));
+  m.impl("upsample_bilinear2d", ATROUSX_BOX(atrousx::upsample_bilinear2d_cuda));
+  m.impl("_upsample_bilinear2d_backward", ATROUSX_BOX(atrousx::upsample_bilinear2d_backward_cuda));
 }

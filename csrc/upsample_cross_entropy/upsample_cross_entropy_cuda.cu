@@ -67,7 +67,7 @@ struct CudaLoss {
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("_upsample_cross_entropy",
-         ATROUSX_BOX(&atrousx::upsample_cross_entropy<atrousx::CudaLoss>));
+         ATROUSX_BOX(atrousx::upsample_cross_entropy<atrousx::CudaLoss>));
   m.impl("_upsample_cross_entropy_backward",
-         ATROUSX_BOX(&atrousx::upsample_cross_entropy_backward<atrousx::CudaLoss>));
+         ATROUSX_BOX(atrousx::upsample_cross_entropy_backward<atrousx::CudaLoss>));
 }

@@ -25,5 +25,5 @@ void upsample_softmax_add_cuda(Tensor sum, const Tensor& logits, double alpha, b
 }  // namespace atrousx
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
-  m.impl("_upsample_softmax_add_", ATROUSX_BOX(&atrousx::upsample_softmax_add_cuda));
+  m.impl("_upsample_softmax_add_", ATROUSX_BOX(atrousx::upsample_softmax_add_cuda));
 }

@@ -107,8 +107,8 @@ cudaError_t launch_checked(const Call& call, const cudaLaunchConfig_t& config) {
   const std::string refused = refusal(call.kernel, config, call.memory.bytes);
   if (!refused.empty()) return fail(cudaErrorInvalidConfiguration, name + ": " + refused);
   const OpenDeviceMemory open;
-  const SharedLimits limits{allowed(call.kernel) > kSharedWithoutOptIn ? gpu().shared_bytes
-                                                                       : kSharedWithoutOptIn};
+  const bool opted_in = allowed_shared.count(call.kernel) > 0;
+  const SharedLimits limits{opted_in ? gpu().shared_bytes : kSharedWithoutOptIn};
   try {
     run(
         config.gridDim, config.blockDim, config.dynamicSmemBytes,

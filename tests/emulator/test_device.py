@@ -59,6 +59,13 @@ def test_shared_memory_needs_its_opt_in(planted, values):
     assert planted.shared(values, bytes, True).sum() == 64
 
 
+def test_static_and_dynamic_memory_together_pass_48_kib(planted, values):
+    # Each is less, and a launch that did not opt in could not have both.
+    assert planted.shared(values, 48 * 1024 - 512, True).sum() == 64
+    with pytest.raises(RuntimeError, match="51200 bytes of shared memory, where a block may have"):
+        planted.shared(values, 48 * 1024 - 512 + 512, False)
+
+
 def test_two_bytes_too_much_for_an_rtx_4090(emulated_device, planted, values):
     emulated_device.gpu = "RTX 4090"
     most = LIMIT_OF_RTX_4090 - STATIC_BYTES

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...ops._permutohedral_lattice import (
     _key_layout,
     _neighbour_steps,
-    _sort,
+    _order,
     assemble_by_sorting,
 )
 from ...ops.permutohedral_filter import permutohedral_filter
@@ -133,7 +133,8 @@ def _building(name: str, c: Cloud) -> Iterator[Case]:
 def _sorted_keys(features: Tensor) -> tuple[Tensor, Tensor]:
     base, rank, _ = twins.embed(features.double())
     words, strides, minima = _key_layout(base, len(base))
-    _, keys = _sort(twins.pack(base, rank, words, strides, minima))
+    keys = twins.pack(base, rank, words, strides, minima)
+    keys = keys[:, _order(keys, len(base))]
     return keys.unique_consecutive(dim=1), _neighbour_steps(features.shape[1], words, strides)
 
 
