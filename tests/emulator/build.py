@@ -27,7 +27,7 @@ FLAGS = {
     "sanitized": f"-O1 -g1 {SANITIZERS}",
 }
 EXECUTOR = ["access", "emulator", "matrices", "memory", "stack_switch"]
-MODULE_SOURCES = [*EXECUTOR, "bindings", "planted_bindings", "ptx_bindings"]
+MODULE_SOURCES = [*EXECUTOR, *sorted(s.stem for s in HERE.glob("*bindings.cpp"))]
 # Each load and store calls access.cpp, which stands for the flag's own runtime.
 CHECKED = "-fsanitize=thread"
 DEVICE_FLAGS = {
