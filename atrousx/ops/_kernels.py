@@ -20,7 +20,7 @@ def register_fake(name: str) -> Callable[[_Kernel], _Kernel]:
     """The decorator ``torch.library.register_fake``, whose kernel refuses several devices."""
 
     def register(kernel: _Kernel) -> _Kernel:
-        torch.library.register_fake(f"{NAMESPACE}::{name}")(_on_one_device(name, kernel))
+        torch.library.register_fake(f"{NAMESPACE}::{name}")(on_one_device(name, kernel))
         return kernel
 
     return register
@@ -30,7 +30,7 @@ def register_kernel(name: str, devices: str | Sequence[str]) -> Callable[[_Kerne
     """The decorator ``torch.library.impl``, whose kernel refuses several devices."""
 
     def register(kernel: _Kernel) -> _Kernel:
-        checked = _on_one_device(name, kernel)
+        checked = on_one_device(name, kernel)
         for device in (devices,) if isinstance(devices, str) else devices:
             if device == "cuda":
                 register_gpu_kernel(name, checked)
@@ -41,7 +41,8 @@ def register_kernel(name: str, devices: str | Sequence[str]) -> Callable[[_Kerne
     return register
 
 
-def _on_one_device(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+def on_one_device(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel of an operator, refusing tensors on several devices."""
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     names = [argument.name for argument in operator._schema.arguments]
 

@@ -26,6 +26,7 @@ from ..backend.passes import (
     gradient_of_weight,
     gradients_by_torch,
 )
+from ._kernels import on_one_device
 
 _op = torch.ops.atrousx._measured_conv2d.default
 
@@ -121,4 +122,4 @@ def _composite(
     return _convolve(input, weight, bias, Options._make(geometry))
 
 
-implement_composite(_op, _composite)
+implement_composite(_op, on_one_device("_measured_conv2d", _composite))

@@ -365,7 +365,7 @@ def test_rejections(arguments, error, message):
     ("options", "message"),
     [
         ({"num_labels": 0}, "num_labels must be a positive int, got 0"),
-        ({"iterations": -1}, "iterations must be an int, 0 or more, got -1"),
+        ({"iterations": -1}, "iterations must be an int, 0 to 2147483647, got -1"),
         ({"bilateral_sigma_xy": -3.0}, "bilateral_sigma_xy must be one or 2 positive numbers"),
         ({"bilateral_sigma_rgb": (1.0, 2.0)}, "bilateral_sigma_rgb must be one or 3 positive"),
         ({"gaussian_sigma_xy": math.nan}, "gaussian_sigma_xy must be a finite number, got nan"),

@@ -223,6 +223,26 @@ _MAKERS: dict[str, dict[str, _Maker]] = {
         "narrow": lambda n: [n.normal(8, 1, 3, 3), 8, []],
         "one element": lambda n: [n.normal(1, 1, 1, 1), 1, []],
     },
+    "_measured_conv2d": _table(_convolution, _CONVOLUTIONS),
+    "_atrous_conv2d_algorithm": {
+        f"pass {number}": lambda n, number=number: [
+            n.normal(1),
+            number,
+            [1, 64, 9, 9],
+            [64, 64, 3, 3],
+            *_ROWS,
+            False,
+            False,
+            False,
+        ]
+        for number in range(3)
+    },
+    "_atrous_conv2d_suits_filters": {"wide": lambda n: [n.normal(16, 16, 3, 3)]},
+    "_fingerprint": {
+        "wide": lambda n: [n.normal(16, 16, 3, 3)],
+        "one element": lambda n: [n.normal(1, 1, 1, 1)],
+    },
+    "_set_highest_precision": {"off": lambda n: [False]},
     "_atrous_conv2d_points": {
         "wide": lambda n: [[1, 64, 9, 9], [64, 64, 3, 3], *_ROWS, True, n.dtype]
     },

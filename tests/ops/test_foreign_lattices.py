@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atrousx.ops._permutohedral_lattice import Lattice, assemble_by_sorting, build_lattice
+from tests.optional import given, settings, st
 
 ops = torch.ops.atrousx
 POINTS, LABELS = 12, 3

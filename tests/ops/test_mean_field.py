@@ -110,7 +110,7 @@ def test_direct_calls_are_checked():
     for wrong in (states[:, 1:], states[..., :3], states.float(), states[:0]):
         with pytest.raises(RuntimeError, match="states must be those of the logits"):
             torch.ops.atrousx._mean_field_backward(logits, wrong, tensors, weights, True, True)
-    with pytest.raises(RuntimeError, match="iterations must not be negative"):
+    with pytest.raises(RuntimeError, match="iterations must lie in 0"):
         torch.ops.atrousx._mean_field(logits, tensors, weights, -1)
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import atrousx
+from atrousx.backend.choice import winograd_points
 from atrousx.ops import atrous_conv2d
-from atrousx.ops._backend import winograd_points
 
 points_op = torch.ops.atrousx._atrous_conv2d_points.default
 fused_op = torch.ops.atrousx._atrous_conv2d_fused.default

@@ -122,5 +122,6 @@ def test_every_operator_has_a_kernel_that_is_compared():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("atrousx::")
     }
-    # This one is put together in Python, of others.
-    assert registered - {kernel.operator for kernel in KERNELS} == {"_permutohedral_build"}
+    # These are put together in Python, of others.
+    composed = {"_permutohedral_build", "_measured_conv2d"}
+    assert registered - {kernel.operator for kernel in KERNELS} == composed

@@ -125,7 +125,11 @@ def test_autocast_and_gradient_mode(device):
         ({"sum": torch.ones(1, 2, 0, 4)}, ValueError, "and a size"),
         ({"sum": torch.ones(1, 2, 4, 4).half()}, TypeError, "sum must be float32 for float32"),
         ({"logits": torch.ones(1, 2, 2, 2).double()}, TypeError, "must be float64 for float64"),
-        ({"sum": torch.ones(1, 2, 4, 4, device="meta")}, RuntimeError, "device of logits, cpu"),
+        (
+            {"sum": torch.ones(1, 2, 4, 4, device="meta")},
+            RuntimeError,
+            "device of logits .cpu., got meta",
+        ),
         ({"sum": torch.ones(1, 2, 4, 4, requires_grad=True)}, RuntimeError, "require a gradient"),
         ({"sum": torch.ones(1, 2, 1, 1).expand(1, 2, 4, 4)}, RuntimeError, "share memory"),
     ],

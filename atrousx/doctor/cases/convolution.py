@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...backend.precision import get_precision
 from ..devices import Device
 from .case import ALL, MAPS, Case, Tensors, gradients_of
 
@@ -159,12 +160,43 @@ def _packed_cases(quick: bool) -> Iterator[Case]:
         form = _ops._atrous_conv2d_pack_weight(w, g.groups, points)
         return (_ops._atrous_conv2d_fused(x, w, b, None, True, *g.options, tf32, form),)
 
+    def followed(t: Tensors, tf32: bool) -> Tensors:
+        before = _ops._fingerprint(t[1])
+        results = (
+            transformed(t, tf32) if _ops._atrous_conv2d_suits_filters(t[1]) else packed(t, tf32)
+        )
+        if _ops._fingerprint(t[1]) != before:
+            raise RuntimeError("the fingerprint of a weight that did not change has changed")
+        return results
+
+    def highest(t: Tensors, tf32: bool) -> Tensors:
+        before = get_precision() == "highest"
+        _ops._set_highest_precision(True)
+        try:
+            return packed(t, tf32)
+        finally:
+            _ops._set_highest_precision(before)
+
+    def explained(t: Tensors, tf32: bool) -> Tensors:
+        x, w = t[:2]
+        shapes = (x.shape, w.shape, *g.options)
+        _, *points = _ops._atrous_conv2d_algorithm(x, 0, *shapes, False, True, tf32)
+        return transformed(t, tf32) if points else packed(t, tf32)
+
+    def measured(t: Tensors, tf32: bool) -> Tensors:
+        return (_ops._measured_conv2d(*t[:3], *g.options, tf32).relu(),)
+
     def twin(t: Tensors) -> Tensors:
         return (g.torch(*t[:3]).relu(),)
 
     for operator, run, cpu_only in (
         ("_atrous_conv2d_pack_weight", packed, False),
         ("_atrous_conv2d_points", transformed, True),
+        ("_atrous_conv2d_suits_filters", followed, True),
+        ("_fingerprint", followed, True),
+        ("_set_highest_precision", highest, True),
+        ("_atrous_conv2d_algorithm", explained, False),
+        ("_measured_conv2d", measured, False),
     ):
         yield Case(
             operator, "forward", name, g.make, run, twin, g.fan_in, ALL, MAPS, cpu_only=cpu_only
