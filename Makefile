@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # A DeepLab's weights for the demo; without them it runs v3 on random ones.
 WEIGHTS ?=
 
-.PHONY: help install demo test sanitize-cpu long lint format bench wheel gpu clean
+.PHONY: help install demo test emulated sanitize-cpu long lint format bench wheel gpu clean
 
 help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
 	@echo "make test    the whole test-suite"
 	@echo "make long    checks that take an hour: the operators' tests on a CPU library with UBSan"
+	@echo "make emulated  all tests of the CUDA operators, on a device in host memory"
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
 	@echo "make bench   every layer of benchmarks/bench_atrous.py"
 	@echo "make wheel   a wheel in dist/, built in isolation and tried outside the tree"
@@ -45,6 +46,10 @@ sanitize-cpu: install
 # What takes too long for each change: all of them, for each instruction set.
 long: install
 	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python tests/sanitize_cpu.py || exit 1; done
+
+# Every operator's tests on the device that runs CUDA's launchers and kernels in host memory.
+emulated: install
+	ATROUSX_EMULATED=all $(BIN)/python -m pytest -n auto --maxprocesses 8 -m emulated
 
 CPP_FILES = git ls-files -z '*.h' '*.cuh' '*.cpp' '*.cu'
 

@@ -21,6 +21,16 @@ os.environ["ATROUSX_CACHE"] = "0"
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 # On CUDA, too, float32 is held to float32's accuracy; tests of TF32 turn the switch themselves.
 torch.backends.cudnn.allow_tf32 = False
+# The device in host memory is slow: a quick part of its tests runs always, `make emulated` runs all.
+EMULATED_FILES = (
+    "test_device.py",
+    "test_atrous_conv2d_fused.py",
+    "test_bilinear_upsample2d.py",
+    "test_fakes.py",
+    "test_mean_field.py",
+    "test_upsample_argmax.py",
+    "test_upsample_softmax_add.py",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +68,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "emulated: runs CUDA code in host memory")
 
 
+def is_wanted(item: pytest.Item) -> bool:
+    if item.get_closest_marker("cuda") is not None:
+        return torch.cuda.is_available()
+    if item.get_closest_marker("emulated") is None:
+        return True
+    return os.environ.get("ATROUSX_EMULATED") == "all" or item.path.name in EMULATED_FILES
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a CUDA device its tests are left out, not skipped: nothing was wrong with them."""
-    if torch.cuda.is_available():
-        return
-    kept = [item for item in items if item.get_closest_marker("cuda") is None]
+    kept = [item for item in items if is_wanted(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept

@@ -145,9 +145,10 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
                    c10::SymIntArrayRef dilation, bool transposed,
                    c10::SymIntArrayRef output_padding, c10::SymInt groups) {
   const auto cpu = [](const Tensor& t) { return t.cpu(); };
+  const bool biased = bias.has_value() && bias->defined();
   const auto result = at::convolution_symint(
-      cpu(input), cpu(weight), bias.has_value() ? std::optional(cpu(*bias)) : std::nullopt, stride,
-      padding, dilation, transposed, output_padding, groups);
+      cpu(input), cpu(weight), biased ? std::optional(cpu(*bias)) : std::nullopt, stride, padding,
+      dilation, transposed, output_padding, groups);
   return result.to(input.device());
 }
 
@@ -212,6 +213,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_cpu>());
 }
+
+// PyTorch's operators have no autocast rules for this device; atrousx's have.
+TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
 
 // Loading the library makes the device.
 const bool registered = [] {

@@ -13,6 +13,7 @@ __global__ void copy_kernel(const float* from, float* to, int64_t count, int64_t
 }
 
 // Shared memory of a size known at the launch, and 2,560 bytes of static.
+template <bool kOptsIn>  // a kernel of its own for those launches that do not
 __global__ void shared_kernel(float* to) {
   ATROUSX_SHARED(float, fixed, 640);
   ATROUSX_DYNAMIC_SHARED(float, dynamic);
@@ -60,7 +61,7 @@ Tensor shared(const Tensor& input, int64_t bytes, bool opt_in) {
   const LaunchContext context(input.get_device_index());
   const Tensor output = torch::stable::new_empty(input, {32});
   if (opt_in) {
-    launch({"planted shared memory", 1, 32, context.stream(), bytes}, shared_kernel,
+    launch({"planted shared memory", 1, 32, context.stream(), bytes}, shared_kernel<true>,
            writes<float>(output));
     return output;
   }
@@ -68,7 +69,7 @@ Tensor shared(const Tensor& input, int64_t bytes, bool opt_in) {
   config.gridDim = dim3(1);
   config.blockDim = dim3(32);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  check_cuda(cudaLaunchKernelEx(&config, shared_kernel, writes<float>(output).value),
+  check_cuda(cudaLaunchKernelEx(&config, shared_kernel<false>, writes<float>(output).value),
              "planted shared memory");
   return output;
 }

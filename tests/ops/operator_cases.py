@@ -47,12 +47,19 @@ class Numbers:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
+# What only the CPU's kernels and the layers that call them ask for.
+CPU_ONLY = ("_atrous_conv2d_suits_filters", "_fingerprint")
+
+
 @dataclass(frozen=True)
 class Case:
     operator: str
     label: str
     make: Callable[[Numbers], Sequence[Any]]
     dtypes: tuple[torch.dtype, ...]
+
+    def serves(self, device: torch.device) -> bool:
+        return device.type == "cpu" or self.operator not in CPU_ONLY
 
     def arguments(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32

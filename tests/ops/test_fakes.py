@@ -53,6 +53,8 @@ def differences(real: Tensor, fake: Tensor) -> list[str]:
 
 @pytest.mark.parametrize("case", all_cases(), ids=str)
 def test_fake_says_what_the_kernel_returns(device, case):
+    if not case.serves(device):
+        pytest.skip("asked on the CPU alone")
     op = getattr(torch.ops.atrousx, case.operator).default
     for dtype in case.dtypes:
         arguments = case.arguments(device, dtype)
