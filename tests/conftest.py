@@ -21,7 +21,7 @@ os.environ["ATROUSX_CACHE"] = "0"
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 # On CUDA, too, float32 is held to float32's accuracy; tests of TF32 turn the switch themselves.
 torch.backends.cudnn.allow_tf32 = False
-# The device in host memory is slow: a quick part of its tests runs always, `make emulated` runs all.
+# The device in host memory is slow: these of its tests run always, and all by `make emulated`.
 EMULATED_FILES = (
     "test_device.py",
     "test_atrous_conv2d_fused.py",
