@@ -58,7 +58,7 @@ void check_access(const void* address, size_t bytes, bool writes, bool aligned) 
   if (usual.stack.contains(address, bytes)) return;
   const bool right = !aligned || (reinterpret_cast<uintptr_t>(address) & (bytes - 1)) == 0;
   if (right && usual.block.contains(address, bytes)) return;
-  if (!in_kernel()) return;
+  if (!is_checked()) return;
   const char* what = fault_of(address, bytes, writes, aligned);
   if (what == nullptr) return;
   char text[160];

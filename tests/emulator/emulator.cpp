@@ -308,7 +308,7 @@ void abandon_launch(std::exception_ptr error) {
   std::abort();  // the scheduler does not come back
 }
 
-bool in_kernel() { return running != nullptr; }
+bool is_checked() { return running != nullptr && parameters.start != nullptr; }
 
 bool belongs_to_thread(const void* address, size_t bytes, bool writes) {
   if (Range{running->stack.get(), kStackBytes}.contains(address, bytes)) return true;
