@@ -25,7 +25,6 @@ torch.backends.cudnn.allow_tf32 = False
 EMULATED_FILES = (
     "test_device.py",
     "test_atrous_conv2d_fused.py",
-    "test_bilinear_upsample2d.py",
     "test_fakes.py",
     "test_mean_field.py",
     "test_upsample_argmax.py",

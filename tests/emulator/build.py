@@ -92,7 +92,7 @@ def build_module(variant: str) -> Path:
     lines = [
         *compile_rule("cxx", f"-Wall -Wextra {FLAGS[variant]} {' '.join(includes)}"),
         "rule link",
-        f"  command = g++ -shared {FLAGS[variant]} $in -o $out",
+        f"  command = g++ -shared -Wl,-Bsymbolic {FLAGS[variant]} $in -o $out",
         *(f"build {name}.o: cxx {target(HERE / name)}.cpp" for name in MODULE_SOURCES),
         f"build {output}: link {' '.join(f'{name}.o' for name in MODULE_SOURCES)}",
     ]

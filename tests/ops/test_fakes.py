@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from tests.ops.operator_cases import all_cases
+from tests.ops.operator_cases import CPU_ONLY, all_cases
 
 # Of these a size depends on values, and may be any in the fake.
 DYNAMIC = {
@@ -53,8 +53,8 @@ def differences(real: Tensor, fake: Tensor) -> list[str]:
 
 @pytest.mark.parametrize("case", all_cases(), ids=str)
 def test_fake_says_what_the_kernel_returns(device, case):
-    if not case.serves(device):
-        pytest.skip("asked on the CPU alone")
+    if case.operator in CPU_ONLY:
+        pytest.skip("tells about numbers, which a fake tensor does not have")
     op = getattr(torch.ops.atrousx, case.operator).default
     for dtype in case.dtypes:
         arguments = case.arguments(device, dtype)

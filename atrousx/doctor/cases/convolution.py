@@ -184,9 +184,13 @@ def _packed_cases(quick: bool) -> Iterator[Case]:
         return transformed(t, tf32) if points else packed(t, tf32)
 
     def measured(t: Tensors, tf32: bool) -> Tensors:
-        # The first call may measure; whoever it chooses computes from the second on.
-        _ops._measured_conv2d(*t[:3], *g.options, tf32)
-        return (_ops._measured_conv2d(*t[:3], *g.options, tf32).relu(),)
+        # Deterministic, so that no clock decides between two runs.
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            return (_ops._measured_conv2d(*t[:3], *g.options, tf32).relu(),)
+        finally:
+            torch.use_deterministic_algorithms(before)
 
     def twin(t: Tensors) -> Tensors:
         return (g.torch(*t[:3]).relu(),)
