@@ -14,6 +14,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -198,6 +199,10 @@ void start_fiber(unsigned int index, const Coordinates& coordinates) {
   fiber.state = State::kReady;
   fiber.fake_stack = nullptr;
   if (fiber.copies.size() != 1 || !fiber.copies.front().empty()) fiber.copies.assign(1, {});
+#if defined(__SANITIZE_ADDRESS__)
+  // The last thread on this stack has left its functions' borders behind.
+  __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
+#endif
   fiber.stack_pointer = new_stack(fiber.stack.get(), kStackBytes, fiber_main);
 }
 
