@@ -140,8 +140,8 @@ class CaptureAllowsLoading {
 };
 
 // Once for a kernel and device: loads the kernel's code, which CUDA would else do at the first
-// launch, and lets it have its dynamic shared memory. Without being told, CUDA allows 48 KiB, static
-// memory included.
+// launch, and lets it have its dynamic shared memory. Without being told, CUDA allows 48 KiB,
+// static memory included.
 template <typename... Parameters>
 void prepare(void (*kernel)(Parameters...), int64_t shared_bytes, const char* name) {
   static std::mutex mutex;
