@@ -29,6 +29,26 @@ CASES = {
     "depthwise, multiplied": (1, 3, 9, 3, (6, 7), (3, 3), (1, 2), (1, 1), (1, 1)),
     "one output": (1, 30, 1, 1, (5, 5), (3, 3), (1, 1), (2, 2), (2, 2)),
     "pixels without a live tap": (1, 8, 8, 1, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
+    "narrow groups, dead pixels": (1, 6, 6, 2, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
+    # More classes of pixels than a CUDA kernel takes at a time.
+    "many classes": (1, 8, 8, 1, (9, 3), (9, 1), (1, 1), (8, 0), (1, 1)),
+    # Channels in whole vectors, which CUDA has kernels for.
+    "depthwise, 16 channels": (2, 16, 16, 16, (9, 11), (3, 3), (1, 1), (4, 4), (4, 4)),
+    "depthwise, 8 channels, strided": (1, 8, 8, 8, (8, 7), (3, 2), (2, 3), (1, 2), (1, 2)),
+    "depthwise, 72 channels": (1, 72, 72, 72, (3, 4), (5, 5), (1, 1), (2, 2), (1, 1)),
+    "depthwise, 8 channels, dead pixels": (1, 8, 8, 8, (1, 2), (2, 2), (1, 1), (4, 3), (3, 2)),
+    # So many pixels that CUDA sums a grad-weight in parts.
+    "many pixels": (2, 16, 16, 1, (23, 23), (1, 2), (1, 1), (0, 1), (1, 2)),
+    "many pixels, depthwise": (2, 8, 8, 8, (23, 23), (1, 2), (1, 1), (0, 1), (1, 2)),
+}
+# In half types, which CUDA's tensor cores take: more than a stage of channels, than a tile of
+# outputs, of pixels.
+HALF = {
+    "72 channels": (2, 72, 24, 1, (2, 9), (1, 3), (1, 1), (0, 3), (1, 3)),
+    "136 outputs": (1, 16, 136, 1, (3, 2), (1, 2), (1, 1), (0, 1), (1, 1)),
+    "150 pixels": (3, 24, 16, 1, (1, 50), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "wide groups, strided": (1, 32, 40, 2, (5, 8), (3, 2), (2, 3), (1, 2), (1, 2)),
+    "16 channels, dead pixels": (1, 16, 16, 1, (1, 2), (2, 2), (1, 1), (4, 3), (3, 2)),
 }
 # Several slabs of channels, tiles, blocks of outputs, steps of packing. Not in float64: an oracle
 # in float64 rounds such long sums as much as what it would judge.
@@ -73,8 +93,17 @@ CONTIGUOUS = {
 }
 
 
+# C, K, groups, dtype: a layer of each kind of kernel.
+KINDS = {
+    "product": (9, 10, 1, torch.float32),
+    "narrow groups": (6, 9, 3, torch.float32),
+    "depthwise": (8, 8, 8, torch.float16),
+    "tensor cores": (24, 17, 1, torch.float16),
+}
+
+
 def make(name, dtype, device, memory_format=torch.contiguous_format):
-    case = (CASES | WIDE | CONTIGUOUS)[name]
+    case = (CASES | HALF | WIDE | CONTIGUOUS)[name]
     batch, channels, outputs, groups, size, taps, stride, padding, dilation = case
     x = torch.randn(batch, channels, *size, dtype=dtype, device=device)
     w = torch.randn(outputs, channels // groups, *taps, dtype=dtype, device=device)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import atrousx
 from atrousx.ops import atrous_conv2d
-from tests.ops.atrous_conv2d_cases import CASES, CONTIGUOUS, WIDE, make
+from tests.ops.atrous_conv2d_cases import (
+    CASES,
+    CONTIGUOUS,
+    HALF,
+    KINDS,
+    WIDE,
+    backward_input_op,
+    backward_weight_op,
+    forward_op,
+    make,
+)
 from tests.ops.common import (
     FLOATING,
     FORMATS,
@@ -65,6 +78,77 @@ def test_padding_is_never_multiplied(device):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_dead_taps_are_never_multiplied(device, kind, memory_format):
+    channels, outputs, groups, dtype = KINDS[kind]
+    x = torch.ones(1, channels, 2, 2, device=device, dtype=dtype)
+    w = torch.full((outputs, channels // groups, 3, 3), torch.inf, device=device, dtype=dtype)
+    w[..., 1, 1] = 3
+    x = x.to(memory_format=memory_format).requires_grad_()
+    y = atrous_conv2d(x, w, padding=2, dilation=2, groups=groups)
+    assert (y == 3 * channels // groups).all()
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert (grad == 3 * outputs // groups).all()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_that_differs_from_side_to_side(device, kind, memory_format):
+    channels, outputs, groups, dtype = KINDS[kind]
+    geometry = ((1, 1), (0, 1, 2, 2), (2, 1), groups)
+
+    def integers(*size):  # so small that every sum is exact
+        return torch.randint(-3, 4, size).to(device, dtype)
+
+    x = integers(1, channels, 6, 5).to(memory_format=memory_format)
+    w = integers(outputs, channels // groups, 2, 4)
+    y = forward_op(x, w, None, *geometry)
+    np.testing.assert_array_equal(
+        to_float64(y), reference.forward(to_float64(x), to_float64(w), None, *geometry)
+    )
+    grad = integers(*y.shape).to(memory_format=memory_format)
+    g = to_float64(grad)
+    np.testing.assert_array_equal(
+        to_float64(backward_input_op(grad, w, x.shape, *geometry)),
+        reference.backward_input(g, to_float64(w), x.shape[2:], *geometry),
+    )
+    np.testing.assert_array_equal(
+        to_float64(backward_weight_op(grad, x, w.shape, *geometry)),
+        reference.backward_weight(g, to_float64(x), w.shape[2:], *geometry),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("size", "groups", "before"),
+    [
+        ((2, 70, 9, 9), 1, 0),  # planes of 81 pixels: their rows start at every place of a vector
+        ((1, 37, 5, 13), 1, 3),  # a map that starts within a vector
+        ((2, 38, 3, 7), 2, 0),
+        ((1, 16, 8, 8), 1, 0),  # whole vectors throughout
+        ((1, 17, 1, 2), 1, 1),
+    ],
+)
+def test_a_filter_of_one_copies_a_map_wherever_it_lies(device, size, groups, before, dtype):
+    # On CUDA, tensor cores read maps of whole vectors, and others are packed.
+    values = torch.randint(-50, 50, (before + math.prod(size),)).to(device, dtype)
+    x = values[before:].view(size)
+    w = torch.eye(size[1] // groups, device=device, dtype=dtype).repeat(groups, 1)[..., None, None]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        assert torch.equal(atrous_conv2d(x, w, groups=groups), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_filter_of_one_copies_a_part_of_a_map(device, dtype):
+    # Every other pixel of channels_last rows, and all but some channels.
+    values = torch.randint(-50, 50, (2, 6, 9, 20)).to(device, dtype)
+    x = values[:, :, ::2, 1:18].permute(0, 3, 1, 2)
+    w = torch.eye(17, device=device, dtype=dtype)[..., None, None]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        assert torch.equal(atrous_conv2d(x, w), x)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
 def test_depthwise_padding_is_never_multiplied(device, memory_format):
     # An infinite number spoils what it touches, and nothing becomes NaN by a zero beside the map.
     x = torch.ones(1, 3, 6, 40, device=device).to(memory_format=memory_format)
@@ -111,19 +195,30 @@ def test_strided_depthwise_padding_is_never_multiplied(device, memory_format, st
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", WIDE)
 def test_long_sums_against_oracle(device, name, memory_format, dtype):
-    test_against_oracle(device, name, memory_format, dtype)
+    check_against_oracle(name, dtype, device, memory_format)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("name", CONTIGUOUS)
 def test_contiguous_against_oracle(device, name, dtype):
-    test_against_oracle(device, name, torch.contiguous_format, dtype)
+    check_against_oracle(name, dtype, device, torch.contiguous_format)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", HALF)
+def test_half_types_against_oracle(device, name, memory_format, dtype):
+    check_against_oracle(name, dtype, device, memory_format)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", CASES)
 def test_against_oracle(device, name, memory_format, dtype):
+    check_against_oracle(name, dtype, device, memory_format)
+
+
+def check_against_oracle(name, dtype, device, memory_format):
     x, w, b, (stride, padding, dilation, groups) = make(name, dtype, device, memory_format)
     tensors = [t.requires_grad_() for t in (x, w, b)]
     ours = atrous_conv2d(x, w, b, stride, padding, dilation, groups)
@@ -300,6 +395,17 @@ def test_empty_batch_and_no_channels(device):
     nothing, bias = torch.randn(1, 0, 5, 5, device=device), torch.ones(9, device=device)
     result = atrous_conv2d(nothing, torch.randn(9, 0, 3, 3, device=device), bias)
     assert torch.equal(result, torch.ones(1, 9, 3, 3, device=device))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_grad_weight_of_an_empty_batch_is_zero(device, kind, memory_format):
+    channels, outputs, groups, dtype = KINDS[kind]
+    x = torch.empty(0, channels, 5, 5, device=device, dtype=dtype).to(memory_format=memory_format)
+    grad = torch.empty(0, outputs, 5, 5, device=device, dtype=dtype)
+    size = (outputs, channels // groups, 3, 3)
+    result = backward_weight_op(grad, x, size, (1, 1), (1, 1, 1, 1), (1, 1), groups)
+    assert torch.equal(result, torch.zeros(size, device=device, dtype=dtype))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

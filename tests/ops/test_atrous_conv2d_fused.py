@@ -26,7 +26,16 @@ from tests.reference import atrous_conv2d as reference
 
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("name", ["rate 6 on a small map", "groups", "narrow groups", "depthwise"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rate 6 on a small map",
+        "groups",
+        "narrow groups",
+        "depthwise",
+        "depthwise, 8 channels, strided",
+    ],
+)
 def test_fused_epilogue(device, name, memory_format, dtype):
     x, w, b, (stride, padding, dilation, groups) = make(name, dtype, device, memory_format)
     geometry = (stride, (*padding, *padding), dilation, groups)

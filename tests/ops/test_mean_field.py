@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,9 @@ from atrousx.ops import _mean_field, _mean_field_rows
 from atrousx.ops._mean_field import Term, less_message, mean_field
 from atrousx.ops._permutohedral_lattice import build_lattice
 from atrousx.ops.permutohedral_filter import normalizer
+from tests.ops.common import to_float64
 from tests.ops.operator_cases import Numbers
+from tests.reference import permutohedral as reference
 
 
 def make_term(
@@ -92,6 +95,105 @@ def test_operators_of_rows_return_memory_of_their_own(labels, points):
     for result in _mean_field_rows.gradients_of_rows(grad, states, [], [], True, True):
         result.zero_()
     assert torch.equal(states, expected)
+
+
+def point_case(device, labels, points, dtype, images=2, dims=(2, 5)):
+    """Logits [N, L, P] and the features of each kernel [N, D, P]."""
+    logits = 2 * torch.randn(images, labels, points, dtype=dtype, device=device)
+    features = [2 * torch.randn(images, d, points, dtype=dtype, device=device) for d in dims]
+    return logits, features
+
+
+def plain_term(features, weight, compatibility=None, scales=(None, None)):
+    return Term(build_lattice(features), scales, weight, compatibility)
+
+
+def infer(logits, terms, iterations):
+    arguments = _mean_field._arguments(terms, logits)
+    return torch.ops.atrousx._mean_field(logits, *arguments, iterations)
+
+
+def check_against_reference(logits, features, costs, iterations, result):
+    """costs: [L, L] of each kernel; filters as they are."""
+    exact = np.empty(logits.shape)
+    for n, rows in enumerate(to_float64(logits)):
+        kernels = [(to_float64(f[n]).T, c) for f, c in zip(features, costs, strict=True)]
+        exact[n] = reference.mean_field(rows.T, kernels, iterations, "none").T
+    tolerance = 2e-5 if logits.dtype == torch.float32 else 1e-11
+    np.testing.assert_allclose(to_float64(result), exact, rtol=0, atol=tolerance)
+
+
+# One pack of labels to many: on CUDA a row is shared by 1, 8 and 32 threads, the last with several
+# packs each.
+@pytest.mark.parametrize(
+    ("labels", "points", "dtype"),
+    [
+        (1, 5, torch.float32),
+        (3, 40, torch.float64),
+        (21, 40, torch.float32),
+        (150, 3, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("kind", ["potts", "diagonal", "matrix"])
+def test_against_reference(device, labels, points, dtype, kind):
+    logits, features = point_case(device, labels, points, dtype)
+    weights = [0.3, 0.2]
+    given, costs = [None, None], [w * (1 - np.eye(labels)) for w in weights]
+    if kind == "diagonal":
+        given[0] = torch.randn(labels, dtype=dtype, device=device)
+        costs[0] = weights[0] * np.diag(to_float64(given[0]))
+    elif kind == "matrix":
+        square = {"dtype": dtype, "device": device}
+        given = [torch.randn(labels, labels, **square) / labels for _ in weights]
+        costs = [w * to_float64(g) for w, g in zip(weights, given, strict=True)]
+    terms = [plain_term(*of_term) for of_term in zip(features, weights, given, strict=True)]
+    check_against_reference(logits, features, costs, 2, infer(logits, terms, 2))
+
+
+def test_points_crowded_on_few_vertices(device):
+    # On CUDA a whole block sums runs of 300 entries and more, beside short ones; 70 labels in
+    # float64 are more packs than a warp has lanes, so that it goes over a run twice.
+    logits, (features,) = point_case(device, 70, 500, torch.float64, images=1, dims=(2,))
+    features[..., :330] = 0.1
+    term = plain_term(features, 0.01)
+    assert term.lattice.starts.diff().max() > 256
+    costs = [0.01 * (1 - np.eye(70))]
+    check_against_reference(logits, [features], costs, 1, infer(logits, [term], 1))
+
+
+def test_scales_multiply_points_in_and_out(device):
+    # More corners than CUDA gathers at once.
+    logits, (features,) = point_case(device, 6, 20, torch.float64, dims=(8,))
+    before, after = 0.5 + torch.rand(2, 40, 1, dtype=torch.float64, device=device) / 2
+    result = infer(logits, [plain_term(features, 0.4, None, (before, after))], 1)
+    rows = to_float64(logits.mT)
+    q = reference.softmax(rows) * to_float64(before).reshape(2, -1, 1)
+    filtered = reference.filter_images(q.transpose(0, 2, 1), to_float64(features), "none")
+    message = filtered.transpose(0, 2, 1) * to_float64(after).reshape(2, -1, 1)
+    exact = reference.softmax(rows + 0.4 * message).transpose(0, 2, 1)
+    np.testing.assert_allclose(to_float64(result), exact, rtol=0, atol=1e-11)
+
+
+def test_an_image_does_not_depend_on_its_batch(device):
+    logits, features = point_case(device, 21, 25, torch.float32, images=3)
+    weights = (0.3, 0.2)
+    whole = infer(logits, [*map(plain_term, features, weights)], 2)
+    alone = [plain_term(f[2:].contiguous(), w) for f, w in zip(features, weights, strict=True)]
+    assert torch.equal(whole[2:], infer(logits[2:].contiguous(), alone, 2))
+
+
+def test_labels_that_are_ruled_out(device):
+    logits = torch.tensor([[[0.0, 800.0], [1.0, 0.0], [-torch.inf, -800.0]]], device=device)
+    torch.testing.assert_close(infer(logits, [], 3), logits.softmax(1))
+    result = infer(logits, [plain_term(torch.zeros(1, 1, 2, device=device), 1.0)], 2)
+    assert result[0, 2].tolist() == [0, 0]
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 2, device=device))
+
+
+def test_nan_is_heard_by_its_own_point(device):
+    logits, (features,) = point_case(device, 3, 9, torch.float32, images=1, dims=(2,))
+    logits[0, 1, 4] = torch.nan
+    assert infer(logits, [plain_term(features, 0.3)], 1)[0, :, 4].isnan().all()
 
 
 @pytest.mark.parametrize("labels", [3, 9])

@@ -35,9 +35,20 @@ CASES = {
     "kernels of all sizes": (2, 6, (9, 12), [(3, (5, 1), 2), (3, (3, 7), 1), (3, (1, 3), 4)]),
 }
 
+# In half types, which CUDA's tensor cores take.
+HALF = {
+    "66 outputs of two pixels": (1, 16, (1, 2), [(66, (1, 3), 1)]),
+    "rates beyond a map": (1, 16, (4, 5), [(17, (3, 3), rate) for rate in (1, 3, 8)]),
+    "columns of taps": (1, 19, (3, 2), [(17, (3, 1), 2), (17, (5, 3), 1), (17, (1, 1), 1)]),
+    # More channels than are under way at once, and a full tile of pixels.
+    "136 channels": (3, 136, (1, 50), [(16, (1, 3), 1), (16, (1, 3), 40)]),
+    # Too many for CUDA to add the branches up in one launch.
+    "21 taps": (1, 16, (2, 31), [(16, (1, 21), 1), (16, (1, 3), 2)]),
+}
+
 
 def make(name, dtype, device, memory_format=torch.contiguous_format):
-    batch, channels, size, branches = CASES[name]
+    batch, channels, size, branches = (CASES | HALF)[name]
     options = {"dtype": dtype, "device": device}
     x = torch.randn(batch, channels, *size, **options).to(memory_format=memory_format)
     ws = [torch.randn(k, channels, *taps, **options) for k, taps, _ in branches]
@@ -81,6 +92,18 @@ def test_padding_is_never_multiplied(device):
 @pytest.mark.parametrize("reduce", ["cat", "sum"])
 @pytest.mark.parametrize("name", CASES)
 def test_against_oracle(device, name, reduce, memory_format, dtype):
+    check_against_oracle(name, reduce, memory_format, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("reduce", ["cat", "sum"])
+@pytest.mark.parametrize("name", HALF)
+def test_half_types_against_oracle(device, name, reduce, memory_format, dtype):
+    check_against_oracle(name, reduce, memory_format, dtype, device)
+
+
+def check_against_oracle(name, reduce, memory_format, dtype, device):
     x, ws, bs, rates = make(name, dtype, device, memory_format)
     leaves = [t.requires_grad_() for t in (x, *ws, *bs)]
     ours = multi_rate_conv2d(x, ws, bs, rates, reduce)
@@ -172,6 +195,16 @@ def test_opcheck(device, adds, memory_format):
     x, *ws, bias = (t.detach() for t in leaves)
     torch.library.opcheck(relu_op, (x, ws, bias, rates, adds, False, []))
     torch.library.opcheck(forward_op, (x[:0], ws, None, rates, adds, False))
+    expected = forward_op(x, ws, bias, rates, adds, False).relu()
+    assert torch.equal(relu_op(x, ws, bias, rates, adds, False, []), expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("name", ["v2's, 24 channels", "more than 32 outputs", "columns of taps"])
+def test_relu(device, name, adds, dtype):
+    x, ws, bs, rates = make(name, dtype, device)
+    bias = sum(bs) if adds else torch.cat(bs)
     expected = forward_op(x, ws, bias, rates, adds, False).relu()
     assert torch.equal(relu_op(x, ws, bias, rates, adds, False, []), expected)
 

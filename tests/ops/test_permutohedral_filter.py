@@ -342,6 +342,53 @@ def test_opcheck_of_the_builders(device):
     torch.library.opcheck(ops._permutohedral_corner_product.default, arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dims", [1, 5, 32])
+def test_simplices_enclose_their_points(device, dims, dtype):
+    # Up to the coordinates that the Python side lets pass.
+    scale = torch.logspace(-3, math.log10(2**29 / (dims + 1) ** 2), 40)
+    features = ((2 * torch.rand(1, dims, 40) - 1) * scale).to(device, dtype)
+    base, rank, weights = (t[0].cpu().numpy() for t in ops._permutohedral_embed(features))
+    assert (base % (dims + 1) == 0).all()
+    assert (base.sum(1) == 0).all()
+    assert (np.sort(rank, axis=1) == np.arange(dims + 1)).all()
+    # The barycentric combination of the vertices is the point itself.
+    k = np.arange(dims + 1)
+    wrapped = rank[:, :, None] > dims - k
+    vertices = base[:, :, None] + k - (dims + 1) * wrapped  # [P, D + 1, vertex]
+    combined = (vertices * weights[:, None, :]).sum(2)
+    elevated = to_float64(features)[0].T @ reference.projection(dims).T
+    # In float32 a coordinate below 2^15 is known to 2^-9, and weights are rounded once more.
+    tolerance = 1e-5 * np.abs(elevated).max(1) + 1e-5
+    assert (np.abs(combined - elevated).max(1) <= tolerance * (dims + 1)).all()
+    assert (weights >= -1e-2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_coordinates_are_held_within_bounds(device, dtype):
+    bad = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e30, 3e9], dtype=dtype)
+    features = torch.stack(torch.meshgrid(bad, bad, bad, indexing="ij")).view(1, 3, -1)
+    base, rank, _ = ops._permutohedral_embed(features.to(device))
+    assert base.abs().max() <= 2**30 + 4
+    assert rank.max() <= 3
+
+
+def test_neighbours_of_keys_of_two_words_by_hand(device):
+    # (0, 1), (0, 2), (1, 1), (1, 9) and the step (1, 0).
+    keys = torch.tensor([[0, 0, 1, 1], [1, 2, 1, 9]], device=device)
+    found = ops._permutohedral_neighbours(keys, torch.tensor([[1, 0]], device=device))
+    assert found.tolist() == [[[2, -1, -1, -1], [-1, -1, 0, -1]]]
+
+
+def test_scales_multiply_points_in_and_out(device):
+    values, features = random_case(dims=3, device=device)
+    lattice = build_lattice(features.flatten(2))
+    rows = values.flatten(2).movedim(1, 2).flatten(0, 1)
+    before, after = (1 + torch.rand_like(rows[:, :1]) for _ in range(2))
+    plain = apply_op(rows * before, *lattice, None, None, False) * after
+    torch.testing.assert_close(apply_op(rows, *lattice, before, after, False), plain)
+
+
 def test_compiles_whole(device):
     values, features = random_case(device=device)
     compiled = torch.compile(permutohedral_filter, fullgraph=True, backend="aot_eager")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,11 @@ SHAPES = [
     ((1, 40, 5, 7), (12, 7)),
     ((1, 64, 4, 3), (9, 5)),
     ((1, 70, 7, 4), (5, 11)),
+    # Pixels that a block of CUDA's takes in pieces, of whole vectors and not.
+    ((2, 150, 5, 14), (11, 29)),
+    ((2, 152, 5, 14), (11, 29)),
+    # More gradients reach an input than a block of CUDA's can hold.
+    ((1, 1, 1, 1), (1, 999)),
 ]
 
 
@@ -110,6 +116,26 @@ def test_infinite_gradients_reach_only_their_inputs(device, channels, memory_for
     expected = torch.zeros_like(gradient, dtype=torch.bool)
     expected[0, 0, 2, 2] = True
     assert torch.equal(~gradient.isfinite(), expected)
+
+
+def test_infinite_gradients_of_far_outputs_reach_only_their_inputs(device):
+    values = torch.randn(1, 1, 1, 3, device=device, requires_grad=True)
+    grad = torch.randn(1, 1, 1, 1025, device=device)
+    grad[..., 512] = torch.inf  # where the middle input lies
+    result = upsample_bilinear2d(values, (1, 1025), align_corners=True)
+    (gradient,) = torch.autograd.grad(result, values, grad)
+    assert gradient.isfinite().flatten().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [64, 3, 4])
+def test_columns_that_nothing_reads_have_no_gradient(device, channels, memory_format):
+    # A scale factor of its own leaves the last columns of the input unread.
+    grad = torch.randn(1, channels, 3, 1, device=device).to(memory_format=memory_format)
+    result = backward_op(grad, 12, 199, False, 0.01, 0.01)
+    exact = reference.backward(to_float64(grad), (12, 199), False, scale_factor=0.01)
+    assert (exact[..., 51:] == 0).all()
+    np.testing.assert_allclose(to_float64(result), exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
