@@ -47,7 +47,8 @@ const char* fault_of(const void* address, size_t bytes, bool writes, bool aligne
   if (belongs_to_thread(address, bytes, writes)) return nullptr;
   for (const Range& segment : own_segments())
     if (segment.contains(address, bytes)) return nullptr;
-  return "host memory";
+  return is_beside_shared_memory(address) ? "memory beyond the end of a shared array"
+                                          : "host memory";
 }
 
 }  // namespace
@@ -58,7 +59,7 @@ void check_access(const void* address, size_t bytes, bool writes, bool aligned) 
   if (usual.stack.contains(address, bytes)) return;
   const bool right = !aligned || (reinterpret_cast<uintptr_t>(address) & (bytes - 1)) == 0;
   if (right && usual.block.contains(address, bytes)) return;
-  if (!is_checked()) return;
+  if (!is_running()) return;
   const char* what = fault_of(address, bytes, writes, aligned);
   if (what == nullptr) return;
   char text[160];

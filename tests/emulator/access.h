@@ -22,12 +22,13 @@ struct Usual {
 };
 extern Usual usual;
 
-// Of the executor, in emulator.cpp: whether a thread of a kernel is running that was launched on
-// the device in host memory (others read the tests' own arrays); whether it may use that address:
-// its stack, its block's shared memory, the kernel's parameters, the executor's own; and how a
-// launch ends before its time, without going back into the thread.
-bool is_checked();
+// Of the executor, in emulator.cpp: whether a thread of a kernel is running; whether it may use
+// that address: its stack, its block's shared memory, the kernel's parameters, the executor's own;
+// whether the address lies just outside an array in shared memory; and how a launch ends before its
+// time, without going back into the thread.
+bool is_running();
 bool belongs_to_thread(const void* address, size_t bytes, bool writes);
+bool is_beside_shared_memory(const void* address);
 [[noreturn]] void abandon_launch(std::exception_ptr error);
 
 }  // namespace emulator

@@ -1,9 +1,7 @@
 """Compiles CUDA code with ordinary g++, to run on the host.
 
-:func:`load` gives a Python module of the executor itself, "plain" or "sanitized", the latter with
-AddressSanitizer and UBSan; no torch is imported, only its headers are used. :func:`build_device`
-gives the library that ``device.py`` loads into PyTorch: the launchers and kernels of ``csrc`` for a
-device in host memory.
+:func:`build_device` gives the library that ``device.py`` loads into PyTorch: the launchers and
+kernels of ``csrc`` for a device in host memory, and the executor that runs them.
 """
 
 from __future__ import annotations
@@ -12,29 +10,25 @@ import fcntl
 import importlib.util
 import os
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
-from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NAME = "atrousx_emulated"
-SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
-FLAGS = {
-    "plain": "-O2",
-    # -g1: lines and names are all that a report needs, and compile in two thirds of the time.
-    "sanitized": f"-O1 -g1 {SANITIZERS}",
-}
-EXECUTOR = ["access", "emulator", "matrices", "memory", "stack_switch"]
-MODULE_SOURCES = [*EXECUTOR, *sorted(s.stem for s in HERE.glob("*bindings.cpp"))]
-# Each load and store calls access.cpp, which stands for the flag's own runtime.
+# Each load and store calls access.cpp, which stands for the flag's own runtime. AddressSanitizer
+# cannot be had beside it, and is not missed: these calls see every access, too.
 CHECKED = "-fsanitize=thread"
 DEVICE_FLAGS = {
     "plain": "-O1",
     "coverage": "-O0 --coverage -fprofile-update=single",
-    "undefined": "-O1 -g1 -fsanitize=undefined",
+    # -g1: lines and names are all that a report needs.
+    "undefined": "-O1 -g1 -fsanitize=undefined -fno-sanitize-recover=all",
 }
+# Plain C++ on PyTorch's whole interface, and CUDA code on the stable one.
+HOST_SOURCES = [
+    *("access", "emulator", "matrices", "memory", "stack_switch"),
+    *("runtime", "device", "plans"),
+]
+PLANTED_SOURCES = ["planted", "planted_kernels", "ptx"]
 
 
 def torch_folder() -> Path:
@@ -76,39 +70,6 @@ def compile_rule(name: str, flags: str) -> list[str]:
     ]
 
 
-def build_module(variant: str) -> Path:
-    """The Python module's path, compiled as far as anything has changed."""
-    import pybind11
-
-    directory = ROOT / "build" / f"emulator-{variant}"
-    includes = [
-        f"-I{quoted(HERE)}",
-        f"-I{quoted(ROOT / 'csrc')}",
-        f"-isystem {quoted(torch_folder() / 'include')}",
-        f"-isystem {quoted(pybind11.get_include())}",
-        f"-isystem {quoted(sysconfig.get_path('include'))}",
-    ]
-    output = f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    lines = [
-        *compile_rule("cxx", f"-Wall -Wextra {FLAGS[variant]} {' '.join(includes)}"),
-        "rule link",
-        f"  command = g++ -shared -Wl,-Bsymbolic {FLAGS[variant]} $in -o $out",
-        *(f"build {name}.o: cxx {target(HERE / name)}.cpp" for name in MODULE_SOURCES),
-        f"build {output}: link {' '.join(f'{name}.o' for name in MODULE_SOURCES)}",
-    ]
-    run_ninja(directory, lines)
-    return directory / output
-
-
-def load(variant: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(NAME, build_module(variant))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def build_device(variant: str) -> Path:
     """The library's path, compiled as far as anything has changed."""
     directory = ROOT / "build" / f"emulated-device-{variant}"
@@ -124,41 +85,21 @@ def build_device(variant: str) -> Path:
         f"-isystem {quoted(torch / 'include/torch/csrc/api/include')}"
     )
     flags = DEVICE_FLAGS[variant]
-    plain = [*EXECUTOR, "runtime", "device"]
+    # Static variables in templates stay this library's own, whatever nvcc's library exports.
+    local = "-fno-gnu-unique"
     launchers = sorted((ROOT / "csrc").rglob("*_cuda.cu"))
-    objects = [f"{name}.o" for name in [*plain, "planted", *(s.stem for s in launchers)]]
+    launchers += [HERE / f"{name}.cpp" for name in PLANTED_SOURCES]
+    objects = [f"{name}.o" for name in [*HOST_SOURCES, *(s.stem for s in launchers)]]
     libraries = f"-L{quoted(torch / 'lib')} -ltorch_cpu -ltorch -lc10 -ldl"
     lines = [
         *compile_rule("host", f"-O2 -Wall -Wextra {includes}"),
-        *compile_rule("launcher", f"-Wall -Wextra {flags} {CHECKED} {stable} {includes}"),
+        *compile_rule("launcher", f"-Wall -Wextra {flags} {CHECKED} {local} {stable} {includes}"),
         "rule link",
         # Not with CHECKED: its runtime is what access.cpp stands for.
         f"  command = g++ -shared -Wl,-Bsymbolic {flags} $in -o $out {libraries}",
-        *(f"build {name}.o: host {target(HERE / name)}.cpp" for name in plain),
-        f"build planted.o: launcher {target(HERE / 'planted.cpp')}",
+        *(f"build {name}.o: host {target(HERE / name)}.cpp" for name in HOST_SOURCES),
         *(f"build {s.stem}.o: launcher {target(s)}" for s in launchers),
         f"build libemulated_device.so: link {' '.join(objects)}",
     ]
     run_ninja(directory, lines)
     return directory / "libemulated_device.so"
-
-
-def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with the sanitizers' runtimes loaded first, as they require."""
-    runtimes = [
-        subprocess.run(
-            ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": " ".join(runtimes),
-        "ATROUSX_EMULATOR": "sanitized",
-        # Python itself frees little at exit. An alternate signal stack clashes with fibers.
-        "ASAN_OPTIONS": "detect_leaks=0:use_sigaltstack=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )

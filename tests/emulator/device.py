@@ -34,6 +34,7 @@ class EmulatedDevice:
         # Global, so that the launchers find the current stream in it by name.
         self._library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         self._library.emulator_gpu.restype = ctypes.c_char_p
+        self._library.emulator_take_launched.restype = ctypes.c_char_p
 
     def set_order(self, reverse: bool) -> None:
         """Warps and lanes first to last, copies as late as may be; or reverse, and at once."""
@@ -47,6 +48,14 @@ class EmulatedDevice:
     def gpu(self, name: str) -> None:
         if not self._library.emulator_set_gpu(name.encode()):
             raise ValueError(f"no such GPU: {name}")
+
+    def take_launched(self) -> str:
+        """The kernels launched since the last call, with their template arguments, a line each."""
+        return self._library.emulator_take_launched().decode()
+
+    def set_most_blocks(self, count: int) -> None:
+        """Cuts larger grids: their kernels take in turn what a grid leaves."""
+        self._library.emulator_set_most_blocks(ctypes.c_uint(count))
 
     def set_registers(self, kernel: str, count: int) -> None:
         self._library.emulator_set_registers(kernel.encode(), count)

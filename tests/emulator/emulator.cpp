@@ -13,11 +13,6 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-
 namespace emulator {
 
 Coordinates current;
@@ -26,8 +21,9 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr unsigned int kWarpSize = 32;
-constexpr size_t kStaticSharedLimit = 48 * 1024;  // what nvcc allows a kernel to declare
-constexpr int kPoison = 0xff;                     // NaN as a float, -1 as an integer
+constexpr int64_t kStaticSharedLimit = 48 * 1024;  // what nvcc allows a kernel to declare
+constexpr size_t kGuardBytes = 4096;
+constexpr int kPoison = 0xff;  // NaN as a float, -1 as an integer
 
 enum class State { kReady, kAtBarrier, kAtExchange, kDone };
 
@@ -40,7 +36,6 @@ struct AsyncCopy {
 struct Fiber {
   void* stack_pointer;
   std::unique_ptr<char[]> stack;
-  void* fake_stack = nullptr;  // AddressSanitizer's own bookkeeping of the fiber
   Coordinates coordinates;
   State state;
   const char* site;  // where it waits
@@ -51,10 +46,10 @@ struct Fiber {
   std::deque<std::vector<AsyncCopy>> copies;  // committed groups, oldest first, then the open one
 };
 
+// Shared memory of a block. No other array is nearer than kGuardBytes to either end.
 struct SharedArray {
   const char* site;
-  size_t bytes;
-  void* memory;
+  Range memory;
 };
 
 bool reverse_order = false;
@@ -62,52 +57,25 @@ bool eager_copies = false;
 void* scheduler_stack_pointer = nullptr;
 // What all lanes of a warp handed over last; the next such exchange needs all of them to have read.
 std::array<std::array<Contribution, kWarpSize>, 1024 / kWarpSize> of_all;
-void* scheduler_fake_stack = nullptr;
-const void* scheduler_stack = nullptr;
-size_t scheduler_stack_bytes = 0;
 std::vector<std::unique_ptr<Fiber>> fibers;  // kept between launches: their stacks are reused
 Fiber* running = nullptr;
 unsigned int running_index = 0;
 const std::function<void()>* kernel_body = nullptr;
-std::vector<SharedArray> shared_arrays;
-Range dynamic_shared{};
+std::vector<SharedArray> shared_arrays;  // the first is the dynamic memory
 Range parameters{};
 std::exception_ptr failure;  // thrown by a kernel; it cannot unwind into the scheduler's stack
 
-// Tells AddressSanitizer which stack is next; without it every fiber looks like a wild stack
-// pointer.
-void announce_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* stack,
-                     [[maybe_unused]] size_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(save, stack, bytes);
-#endif
-}
-
-void complete_switch([[maybe_unused]] void* saved, [[maybe_unused]] bool into_fiber) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(saved, into_fiber ? &scheduler_stack : nullptr,
-                                  into_fiber ? &scheduler_stack_bytes : nullptr);
-#endif
-}
-
-void* allocate_poisoned(size_t bytes) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 128, bytes) != 0) throw std::bad_alloc();
+void add_shared_array(const char* site, size_t bytes) {
+  void* block = nullptr;
+  if (posix_memalign(&block, 128, bytes + 2 * kGuardBytes) != 0) throw std::bad_alloc();
+  char* const memory = static_cast<char*>(block) + kGuardBytes;
   std::memset(memory, kPoison, bytes);
-  return memory;
+  shared_arrays.push_back({site, {memory, bytes}});
 }
 
-void to_scheduler() {
-  Fiber* const self = running;
-  // A fiber that is done never comes back: a null save lets AddressSanitizer drop its fake stack.
-  announce_switch(self->state == State::kDone ? nullptr : &self->fake_stack, scheduler_stack,
-                  scheduler_stack_bytes);
-  switch_stack(&self->stack_pointer, scheduler_stack_pointer);
-  complete_switch(self->fake_stack, true);
-}
+void to_scheduler() { switch_stack(&running->stack_pointer, scheduler_stack_pointer); }
 
 void fiber_main() {
-  complete_switch(nullptr, true);
   try {
     (*kernel_body)();
   } catch (...) {
@@ -122,9 +90,7 @@ void resume(unsigned int index) {
   running_index = index;
   current = running->coordinates;
   usual.stack = {running->stack.get(), kStackBytes};
-  announce_switch(&scheduler_fake_stack, running->stack.get(), kStackBytes);
   switch_stack(&scheduler_stack_pointer, running->stack_pointer);
-  complete_switch(scheduler_fake_stack, false);
   running = nullptr;
   usual.stack = {};
   if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
@@ -197,12 +163,7 @@ void start_fiber(unsigned int index, const Coordinates& coordinates) {
   Fiber& fiber = *fibers[index];
   fiber.coordinates = coordinates;
   fiber.state = State::kReady;
-  fiber.fake_stack = nullptr;
   if (fiber.copies.size() != 1 || !fiber.copies.front().empty()) fiber.copies.assign(1, {});
-#if defined(__SANITIZE_ADDRESS__)
-  // The last thread on this stack has left its functions' borders behind.
-  __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
-#endif
   fiber.stack_pointer = new_stack(fiber.stack.get(), kStackBytes, fiber_main);
 }
 
@@ -244,17 +205,27 @@ void perform(const AsyncCopy& copy) {
 // Shared memory lives as long as a block; every block starts with it poisoned.
 class BlockMemory {
  public:
-  explicit BlockMemory(size_t dynamic_bytes) {
-    dynamic_shared = {dynamic_bytes > 0 ? allocate_poisoned(dynamic_bytes) : nullptr,
-                      dynamic_bytes};
-  }
+  explicit BlockMemory(size_t dynamic_bytes) { add_shared_array("dynamic", dynamic_bytes); }
   ~BlockMemory() {
-    for (const SharedArray& array : shared_arrays) std::free(array.memory);
+    for (const SharedArray& array : shared_arrays)
+      std::free(const_cast<char*>(static_cast<const char*>(array.memory.start)) - kGuardBytes);
     shared_arrays.clear();
-    std::free(const_cast<void*>(dynamic_shared.start));
-    dynamic_shared = {};
+  }
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const SharedArray& array : shared_arrays) sum += static_cast<int64_t>(array.memory.bytes);
+    return sum;
   }
 };
+
+// What CUDA checks before a launch, and the executor knows once a block has run.
+void check_shared_bytes(int64_t bytes, const SharedMemory& shared) {
+  if (bytes - static_cast<int64_t>(shared.dynamic_bytes) > kStaticSharedLimit)
+    throw std::runtime_error("more than 48 KiB of static shared memory");
+  if (bytes > shared.limit)
+    throw std::runtime_error(std::to_string(bytes) + " bytes of shared memory, where a block may " +
+                             "have " + std::to_string(shared.limit));
+}
 
 }  // namespace
 
@@ -298,13 +269,16 @@ void wait_async_copies(size_t groups) {
 }
 
 void* shared_memory(const char* site, size_t bytes) {
-  for (const SharedArray& array : shared_arrays)
-    if (array.site == site) return array.memory;
-  shared_arrays.push_back({site, bytes, allocate_poisoned(bytes)});
-  return shared_arrays.back().memory;
+  const auto has_site = [=](const SharedArray& array) { return array.site == site; };
+  auto found = std::find_if(shared_arrays.begin(), shared_arrays.end(), has_site);
+  if (found == shared_arrays.end()) {
+    add_shared_array(site, bytes);
+    found = shared_arrays.end() - 1;
+  }
+  return const_cast<void*>(found->memory.start);
 }
 
-void* dynamic_shared_memory() { return const_cast<void*>(dynamic_shared.start); }
+void* dynamic_shared_memory() { return const_cast<void*>(shared_arrays.front().memory.start); }
 
 void abandon_launch(std::exception_ptr error) {
   failure = std::move(error);
@@ -313,41 +287,38 @@ void abandon_launch(std::exception_ptr error) {
   std::abort();  // the scheduler does not come back
 }
 
-bool is_checked() { return running != nullptr && parameters.start != nullptr; }
+bool is_running() { return running != nullptr; }
 
 bool belongs_to_thread(const void* address, size_t bytes, bool writes) {
   if (Range{running->stack.get(), kStackBytes}.contains(address, bytes)) return true;
-  if (dynamic_shared.contains(address, bytes)) return true;
   for (const SharedArray& array : shared_arrays)
-    if (Range{array.memory, array.bytes}.contains(address, bytes)) return true;
+    if (array.memory.contains(address, bytes)) return true;
   // What the executor hands to a lane in an exchange lies in its fiber.
   return !writes && (parameters.contains(address, bytes) ||
                      Range{running, sizeof(Fiber)}.contains(address, bytes));
 }
 
-void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
-         const SharedLimits& limits, const Range& readable) {
-  if (grid.count() == 0 || block.count() == 0 || block.count() > 1024 || grid.y > 65535 ||
-      grid.z > 65535)
-    throw std::runtime_error("invalid launch configuration");
+bool is_beside_shared_memory(const void* address) {
+  for (const SharedArray& array : shared_arrays) {
+    const char* const start = static_cast<const char*>(array.memory.start) - kGuardBytes;
+    if (Range{start, array.memory.bytes + 2 * kGuardBytes}.contains(address, 1)) return true;
+  }
+  return false;
+}
+
+void run(dim3 grid, dim3 block, const SharedMemory& shared, const std::function<void()>& body,
+         const Range& readable) {
   kernel_body = &body;
   parameters = readable;
   usual = {};
   for (uint64_t k = 0; k < grid.count(); ++k) {
     const uint64_t i = reverse_order ? grid.count() - 1 - k : k;
-    const BlockMemory memory(dynamic_shared_bytes);
+    const BlockMemory memory(shared.dynamic_bytes);
     run_block(
         grid, block,
         {static_cast<unsigned int>(i % grid.x), static_cast<unsigned int>(i / grid.x % grid.y),
          static_cast<unsigned int>(i / grid.x / grid.y)});
-    size_t static_shared = 0;
-    for (const SharedArray& array : shared_arrays) static_shared += array.bytes;
-    if (static_shared > kStaticSharedLimit)
-      throw std::runtime_error("more than 48 KiB of static shared memory");
-    if (static_cast<int64_t>(static_shared + dynamic_shared_bytes) > limits.bytes)
-      throw std::runtime_error(std::to_string(static_shared + dynamic_shared_bytes) +
-                               " bytes of shared memory, where a block may have " +
-                               std::to_string(limits.bytes));
+    check_shared_bytes(memory.bytes(), shared);
   }
 }
 

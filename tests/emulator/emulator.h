@@ -5,10 +5,10 @@
 // each until it meets a barrier or ends; when all wait at the same barrier they go on. Within a
 // warp, threads run likewise from exchange to exchange. So a warp is as far ahead of the others as
 // barriers allow, and a missing one shows as a wrong result in at least one of the two orders, as
-// does a missing wait for an asynchronous copy. The executor itself fails on divergent barriers and
-// on launches that CUDA would refuse; AddressSanitizer, to which it announces every fiber, finds
-// accesses out of bounds, since every shared array is a heap block of its own. What it cannot show:
-// races through memory-model relaxations, and speed.
+// does a missing wait for an asynchronous copy. The executor fails on divergent barriers, and on
+// loads and stores outside the memory that a thread may use (access.h): every shared array lies
+// apart from the others, dynamic memory being one. What it cannot show: races through memory-model
+// relaxations, and speed.
 #pragma once
 
 #include <array>
@@ -40,24 +40,20 @@ struct Coordinates {
 };
 extern Coordinates current;
 
-// How much shared memory a block may have, static and dynamic together.
-struct SharedLimits {
-  int64_t bytes = 227 * 1024;
+// A block's shared memory: how much of it is dynamic, and how much static and dynamic memory
+// together may be.
+struct SharedMemory {
+  size_t dynamic_bytes;
+  int64_t limit;
 };
 
 // Runs `body` as every thread of the grid; it may read `parameters`. Throws std::runtime_error
 // where CUDA would fail or hang.
-void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function<void()>& body,
-         const SharedLimits& limits = {}, const Range& parameters = {});
+void run(dim3 grid, dim3 block, const SharedMemory& shared, const std::function<void()>& body,
+         const Range& parameters);
 
 // Blocks, and threads within a block, run last to first when true.
 void set_reverse(bool reverse);
-
-template <typename... Parameters, typename... Arguments>
-void launch(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*kernel)(Parameters...),
-            Arguments... arguments) {
-  run(grid, block, dynamic_shared_bytes, [&] { kernel(arguments...); });
-}
 
 // `site` names a place in the source: threads may only meet at the same one.
 void block_barrier(const char* site);

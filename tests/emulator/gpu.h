@@ -26,10 +26,19 @@ constexpr Gpu kGpus[] = {
     // Few multiprocessors: small work fills it, and takes the paths that large work takes
     // elsewhere.
     {"Jetson Orin NX", 87, 8, 163 * 1024},
+    // No GPU: the least that a test can ask of a launcher.
+    {"one multiprocessor", 80, 1, 163 * 1024},
+    {"little shared memory", 75, 1, 64 * 1024},
 };
 
 const Gpu& gpu();
 void set_gpu(const std::string& name);
+
+// Grids that are larger are cut: kernels take in turn what a grid leaves.
+void set_most_blocks(unsigned int count);
+
+// The names of the kernels launched since the last call, template arguments included, a line each.
+std::string take_launched();
 
 // What ptxas says that a thread of a kernel, by its mangled name, takes.
 void set_registers(const std::string& kernel, int count);

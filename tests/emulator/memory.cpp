@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <set>
 
 namespace emulator {
 
@@ -15,8 +16,8 @@ namespace {
 
 constexpr size_t kArenaBytes = size_t{1} << 40;  // of addresses; memory is taken as it is touched
 constexpr size_t kPage = 4096;
-constexpr size_t kMostFreedBytes = size_t{64} << 20;  // that keep their NaN, newest first
-constexpr int kFreed = 0xff;                          // NaN in every floating type, -1 in integers
+constexpr size_t kMostFreedBytes = size_t{4} << 20;  // that keep their NaN, newest first
+constexpr int kPoison = 0xff;                        // NaN in every floating type, -1 in integers
 
 struct Block {
   size_t bytes;
@@ -42,7 +43,8 @@ class Arena {
     if (block + room > start_ + kArenaBytes) throw std::bad_alloc();
     next_ += room + 2 * kDeviceAlignment;
     blocks_[block] = {bytes, false};
-    if (open_ > 0) protect(PROT_READ | PROT_WRITE);
+    present_.insert(block);
+    poison(block, bytes);
     return block;
   }
 
@@ -51,12 +53,10 @@ class Arena {
     auto* const block = static_cast<char*>(memory);
     Block& known = blocks_.at(block);
     known.freed = true;
-    open();
-    std::memset(block, kFreed, known.bytes);
+    poison(block, known.bytes);
     freed_.push_back(block);
     freed_bytes_ += known.bytes;
     while (freed_bytes_ > kMostFreedBytes && freed_.size() > 1) forget_oldest();
-    close();
   }
 
   void open_for(bool use) {
@@ -82,14 +82,24 @@ class Arena {
 
  private:
   void open() {
-    if (open_++ == 0) protect(PROT_READ | PROT_WRITE);
+    if (open_++ == 0) protect_all(PROT_READ | PROT_WRITE);
   }
   void close() {
-    if (--open_ == 0) protect(PROT_NONE);
+    if (--open_ == 0) protect_all(PROT_NONE);
   }
-  void protect(int mode) {
-    const size_t used = (next_ - start_ + kPage) / kPage * kPage;
-    if (mprotect(start_, used, mode) != 0) throw std::bad_alloc();
+  // From the first block whose memory is there: what lies before would take the system its time.
+  void protect_all(int mode) {
+    if (!present_.empty()) protect(*present_.begin(), next_, mode);
+  }
+  static void protect(const char* first, const char* last, int mode) {
+    const auto from = reinterpret_cast<uintptr_t>(first) / kPage * kPage;
+    const auto to = (reinterpret_cast<uintptr_t>(last) + kPage - 1) / kPage * kPage;
+    if (mprotect(reinterpret_cast<void*>(from), to - from, mode) != 0) throw std::bad_alloc();
+  }
+  void poison(char* block, size_t bytes) {
+    protect(block, block + bytes, PROT_READ | PROT_WRITE);
+    std::memset(block, kPoison, bytes);
+    if (open_ == 0) protect(block, block + bytes, PROT_NONE);
   }
 
   // Its whole pages go back to the system; the block stays known as freed.
@@ -98,6 +108,7 @@ class Arena {
     const size_t bytes = blocks_.at(block).bytes;
     freed_.pop_front();
     freed_bytes_ -= bytes;
+    present_.erase(block);
     const auto first = (reinterpret_cast<uintptr_t>(block) + kPage - 1) / kPage * kPage;
     const auto last = (reinterpret_cast<uintptr_t>(block) + bytes) / kPage * kPage;
     if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
@@ -106,6 +117,7 @@ class Arena {
   char* const start_;
   char* next_;
   std::map<char*, Block> blocks_;
+  std::set<char*> present_;  // blocks that are not freed, or keep their NaN
   std::deque<char*> freed_;
   size_t freed_bytes_ = 0;
   int open_ = 0;

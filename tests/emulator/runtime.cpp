@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -22,6 +23,8 @@ std::map<std::string, int>& registers() {
   return of_kernels;
 }
 std::map<const void*, int64_t> allowed_shared;
+unsigned int most_blocks = ~0u;
+std::set<const void*> launched;
 
 cudaError_t last_error = cudaSuccess;
 std::string last_message;
@@ -93,6 +96,14 @@ void set_gpu(const std::string& name) {
 
 void set_registers(const std::string& kernel, int count) { registers()[kernel] = count; }
 
+void set_most_blocks(unsigned int count) { most_blocks = count; }
+
+std::string take_launched() {
+  std::string names;
+  for (const void* kernel : std::exchange(launched, {})) names += plain_name(kernel) + "\n";
+  return names;
+}
+
 cudaError_t allow_shared_memory(const void* kernel, int bytes) {
   if (bytes > gpu().shared_bytes)
     return fail(cudaErrorInvalidValue, std::to_string(bytes) + " bytes of shared memory, where a " +
@@ -106,13 +117,15 @@ cudaError_t launch_checked(const Call& call, const cudaLaunchConfig_t& config) {
   const std::string name = plain_name(call.kernel);
   const std::string refused = refusal(call.kernel, config, call.memory.bytes);
   if (!refused.empty()) return fail(cudaErrorInvalidConfiguration, name + ": " + refused);
+  launched.insert(call.kernel);
   const OpenDeviceMemory open;
   const bool opted_in = allowed_shared.count(call.kernel) > 0;
-  const SharedLimits limits{opted_in ? gpu().shared_bytes : kSharedWithoutOptIn};
+  const SharedMemory shared{config.dynamicSmemBytes,
+                            opted_in ? gpu().shared_bytes : kSharedWithoutOptIn};
+  dim3 grid = config.gridDim;
+  grid.x = std::min(grid.x, most_blocks);
   try {
-    run(
-        config.gridDim, config.blockDim, config.dynamicSmemBytes,
-        [&] { call.run(call.memory.start); }, limits, call.memory);
+    run(grid, config.blockDim, shared, [&] { call.run(call.memory.start); }, call.memory);
   } catch (const AccessFault& error) {
     return fail(cudaErrorIllegalAddress, name + ": " + error.what());
   } catch (const std::exception& error) {
@@ -170,6 +183,12 @@ bool emulator_set_gpu(const char* name) try {
   return true;
 } catch (const std::exception&) {
   return false;
+}
+void emulator_set_most_blocks(unsigned int count) { emulator::set_most_blocks(count); }
+const char* emulator_take_launched() {
+  static std::string names;
+  names = emulator::take_launched();
+  return names.c_str();
 }
 void emulator_set_registers(const char* kernel, int count) {
   emulator::set_registers(kernel, count);

@@ -97,6 +97,10 @@ def test_freed_memory_is_filled_with_nan(emulated_device):
     assert view.untyped_storage().nbytes() == 0
 
 
+def test_new_memory_is_filled_with_nan(emulated_device):
+    assert torch.empty(7, device=NAME).isnan().all()
+
+
 def test_host_code_cannot_follow_a_device_pointer():
     code = (
         "import torch; from tests.emulator.device import add_device; add_device();"

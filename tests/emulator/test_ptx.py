@@ -1,36 +1,37 @@
-"""The host twins of csrc/ptx.cuh against the PTX manual's layouts and NumPy's matrix product."""
+"""The host twins of csrc/ptx.cuh against the PTX manual's layouts and PyTorch's matrix product."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+import torch
 
-LANES = np.arange(32)
+from tests.emulator.device import NAME
+
+pytestmark = pytest.mark.emulated
+LANES = torch.arange(32)
 GROUP, MEMBER = LANES // 4, LANES % 4
+KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
 
 
-def words(pairs):
-    """Two 16-bit values to a register, the first in the low half; 32-bit values as they are."""
-    return np.ascontiguousarray(pairs).view(np.uint32)
+@pytest.fixture(params=["forward", "reverse"])
+def ptx(emulated_device, request):
+    emulated_device.set_order(reverse=request.param == "reverse")
+    return torch.ops.atrousx_ptx
 
 
-def as_bits(values, kind):
-    """Values as the registers hold them."""
-    values = np.asarray(values, np.float32)
-    if kind == "float16":
-        return values.astype(np.float16).view(np.uint16)
-    bits = values.view(np.uint32)
-    return (bits >> 16).astype(np.uint16) if kind == "bfloat16" else bits
+def words(elements):
+    """Registers: two 16-bit values each, the first in the low half, or a 32-bit value."""
+    return elements.contiguous().view(torch.int32).to(NAME)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_load_matrices(emulated, transposed):
-    matrices = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)
-    registers = emulated.load_matrices(matrices, transposed)
+def test_load_matrices(ptx, transposed):
+    matrices = torch.arange(256, dtype=torch.int16).view(4, 8, 8)
+    registers = ptx.load_matrices(matrices.to(NAME), transposed)
     for q, matrix in enumerate(matrices):
         seen = matrix.T if transposed else matrix
-        expected = words(seen[GROUP[:, None], 2 * MEMBER[:, None] + [0, 1]])
-        np.testing.assert_array_equal(registers[:, q], expected[:, 0])
+        expected = words(seen[GROUP[:, None], 2 * MEMBER[:, None] + torch.arange(2)])
+        assert torch.equal(registers[:, q], expected[:, 0])
 
 
 # The manual's fragments of mma.m16n8k16 (16-bit) and m16n8k8 (TF32): for element i of a lane's
@@ -50,74 +51,78 @@ def right_elements(kind):
 RESULT_ELEMENTS = [(GROUP + 8 * (i // 2), MEMBER * 2 + i % 2) for i in range(4)]
 
 
-@pytest.mark.parametrize("kind", ["float16", "bfloat16", "tf32"])
-def test_multiply_matrices(emulated, kind):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_multiply_matrices(ptx, kind):
     depth = 8 if kind == "tf32" else 16
     # Small integers, exact in every type: any element out of place changes the result.
-    a, b, c = (
-        rng.integers(-8, 8, shape).astype(np.float32)
-        for shape in ((16, depth), (depth, 8), (16, 8))
+    a, b, c = (torch.randint(-8, 8, shape).float() for shape in ((16, depth), (depth, 8), (16, 8)))
+    left, right = (
+        words(torch.stack([m[at] for at in elements(kind)], 1).to(KINDS[kind]))
+        for m, elements in ((a, left_elements), (b, right_elements))
     )
-    left = words(np.stack([as_bits(a, kind)[at] for at in left_elements(kind)], axis=1))
-    right = words(np.stack([as_bits(b, kind)[at] for at in right_elements(kind)], axis=1))
-    sums = np.stack([c[at] for at in RESULT_ELEMENTS], axis=1)
-    result = emulated.multiply_matrices(kind, left, right, sums)
+    sums = torch.stack([c[at] for at in RESULT_ELEMENTS], 1).to(NAME)
+    result = ptx.multiply_matrices(list(KINDS).index(kind), left, right, sums).cpu()
     expected = a @ b + c
     for i, at in enumerate(RESULT_ELEMENTS):
-        np.testing.assert_array_equal(result[:, i], expected[at])
+        assert torch.equal(result[:, i], expected[at])
 
 
-def test_tf32_product_ignores_the_bits_that_rounding_clears(emulated):
-    left = np.full((32, 4), np.float32(1).view(np.uint32) | 0x1FFF, np.uint32)
-    right = np.full((32, 2), np.float32(1).view(np.uint32), np.uint32)
-    result = emulated.multiply_matrices("tf32", left, right, np.zeros((32, 4), np.float32))
+def test_tf32_product_ignores_the_bits_that_rounding_clears(ptx):
+    left = words(torch.ones(32, 4)) | 0x1FFF
+    right = words(torch.ones(32, 2))
+    result = ptx.multiply_matrices(2, left, right, torch.zeros(32, 4, device=NAME))
     assert (result == 8).all()
 
 
-@pytest.mark.parametrize(
-    ("value", "rounded"),
-    [
-        (1.0, 1.0),
-        (1 + 2.0**-11, 1 + 2.0**-10),  # a tie goes away from zero
-        (-1 - 2.0**-11, -1 - 2.0**-10),
-        (1 + 2.0**-12, 1.0),
-        (np.inf, np.inf),
-        (2.0**-130, 2.0**-130),
-    ],
-)
-def test_round_to_tf32(emulated, value, rounded):
-    bits = emulated.round_to_tf32(int(np.float32(value).view(np.uint32)))
-    assert np.uint32(bits).view(np.float32) == np.float32(rounded)
+def test_round_to_tf32(ptx):
+    rounded = {
+        1.0: 1.0,
+        1 + 2.0**-11: 1 + 2.0**-10,  # a tie goes away from zero
+        -1 - 2.0**-11: -1 - 2.0**-10,
+        1 + 2.0**-12: 1.0,
+        torch.inf: torch.inf,
+        2.0**-130: 2.0**-130,
+    }
+    values, expected = (
+        torch.tensor([*numbers, *[0.0] * (32 - len(rounded))])
+        for numbers in (rounded.keys(), rounded.values())
+    )
+    assert torch.equal(ptx.round_to_tf32(words(values)).view(torch.float32).cpu(), expected)
 
 
-VALUES = np.arange(256, dtype=np.float32).reshape(2, 32, 4)
+@pytest.fixture
+def values(emulated_device):
+    return torch.arange(256.0, device=NAME).view(2, 32, 4)
 
 
-def test_async_copies_are_there_after_the_wait(emulated):
-    np.testing.assert_array_equal(emulated.async_reverse(VALUES, 0, 32, 0), VALUES[:, ::-1])
+def test_async_copies_are_there_after_the_wait(ptx, values):
+    assert torch.equal(ptx.async_reverse(values, 0, 32, 0), values.flip(1))
 
 
-def test_absent_async_copies_write_zeros(emulated):
-    expected = np.where(LANES[:, None] < 20, VALUES, 0)[:, ::-1]
-    np.testing.assert_array_equal(emulated.async_reverse(VALUES, 0, 20, 0), expected)
+def test_absent_async_copies_write_zeros(ptx, values):
+    expected = torch.where(LANES[:, None] < 20, values.cpu(), 0).flip(1)
+    assert torch.equal(ptx.async_reverse(values, 0, 20, 0).cpu(), expected)
 
 
-def test_planted_missing_wait_is_seen(emulated):
-    emulated.set_eager_copies(False)
-    newest_under_way = emulated.async_reverse(VALUES, 1, 32, 0)
-    np.testing.assert_array_equal(newest_under_way[0], VALUES[0, ::-1])
-    assert np.isnan(newest_under_way[1]).all()
-    assert np.isnan(emulated.async_reverse(VALUES, 2, 32, 0)).all()
+def test_missing_wait_is_seen(emulated_device, values):
+    # Copies are as late as may be.
+    emulated_device.set_order(reverse=False)
+    ptx = torch.ops.atrousx_ptx
+    newest_under_way = ptx.async_reverse(values, 1, 32, 0)
+    assert torch.equal(newest_under_way[0], values[0].flip(0))
+    assert newest_under_way[1].isnan().all()
+    assert ptx.async_reverse(values, 2, 32, 0).isnan().all()
 
 
-def test_planted_early_overwrite_is_seen(emulated):
-    old = -VALUES[:, ::-1]
-    emulated.set_eager_copies(True)
-    assert (emulated.async_overwrite(VALUES, False) != old).any()
-    np.testing.assert_array_equal(emulated.async_overwrite(VALUES, True), old)
+def test_early_overwrite_is_seen(emulated_device, values):
+    # Copies are done at once.
+    emulated_device.set_order(reverse=True)
+    ptx = torch.ops.atrousx_ptx
+    old = -values.flip(1)
+    assert (ptx.async_overwrite(values, False) != old).any()
+    assert torch.equal(ptx.async_overwrite(values, True), old)
 
 
-def test_misaligned_async_copy_is_refused(emulated):
+def test_misaligned_async_copy_is_refused(ptx, values):
     with pytest.raises(RuntimeError, match="misaligned asynchronous copy"):
-        emulated.async_reverse(VALUES, 0, 32, 1)
+        ptx.async_reverse(values, 0, 32, 1)

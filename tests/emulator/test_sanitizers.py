@@ -1,14 +1,50 @@
-"""Every host-executed kernel once more, under AddressSanitizer and UBSan."""
+"""Kernels once more under UBSan, whose first finding ends the process."""
 
 from __future__ import annotations
 
-from tests.emulator.build import HERE, run_sanitized
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.emulator.build import ROOT
+
+pytestmark = pytest.mark.emulated
+# The executor's tests, and every operator in every dtype on its small cases.
+SAMPLE = ("tests/emulator", "tests/ops/test_operator_contract.py::test_cases_are_valid")
+LEFT_OUT = (
+    "--ignore=tests/emulator/test_sanitizers.py",
+    "--ignore=tests/emulator/test_plans.py",  # in no kernel
+    "--deselect=tests/emulator/test_device.py::test_misaligned_vector",  # planted, and found
+)
 
 
-def test_kernels_run_clean_under_sanitizers():
-    # confcutdir keeps tests/conftest.py, and with it torch, out of the sanitized process.
-    arguments = ["-m", "pytest", str(HERE), f"--confcutdir={HERE}", "-p", "no:cacheprovider"]
-    # The device in host memory is PyTorch's: torch stays out of this process.
-    ignored = (__file__, HERE / "test_device.py")
-    result = run_sanitized(*arguments, *(f"--ignore={path}" for path in ignored))
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "ATROUSX_EMULATED_DEVICE": "undefined",
+        "ATROUSX_EMULATED": "all",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(("value", "sound"), [(2**31 - 2, True), (2**31 - 1, False)])
+def test_overflow_is_caught(value, sound):
+    result = run(
+        "-c",
+        "import torch; from tests.emulator.device import add_device; add_device();"
+        f"value = torch.tensor([{value}], dtype=torch.int32, device='emulated');"
+        "print(torch.ops.atrousx_planted.next(value).item())",
+    )
+    assert (result.returncode == 0) == sound, result.stderr
+    assert ("signed integer overflow" in result.stderr) != sound
+
+
+def test_kernels_run_clean():
+    # What UBSan writes to the standard error must get past pytest.
+    options = ("-p", "no:cacheprovider", "--capture=sys", "-m", "emulated")
+    result = run("-m", "pytest", *options, *SAMPLE, *LEFT_OUT)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
