@@ -6,8 +6,8 @@
 #include "portable.h"
 
 #if defined(__CUDACC__)
-// Shared memory is declared through these macros because the host executor gives every array its
-// own heap block: exact bounds under AddressSanitizer, and a poisoned start for every thread block.
+// Shared memory is declared through these macros because the host executor gives every array memory
+// of its own: it sees each access beyond one, and poisons it at the start of every thread block.
 #define ATROUSX_SHARED(type, name, count) __shared__ type name[count]
 #define ATROUSX_DYNAMIC_SHARED(type, name)                                 \
   extern __shared__ __align__(128) unsigned char atrousx_dynamic_shared[]; \
