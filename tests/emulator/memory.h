@@ -24,8 +24,8 @@ struct Range {
   }
 };
 
+// Both fill it with NaN; the address of what is freed stays unusable.
 void* allocate_device_memory(size_t bytes);
-// Fills it with NaN; the address stays unusable.
 void free_device_memory(void* block);
 
 bool is_device_memory(const void* address);
