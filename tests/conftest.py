@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import zlib
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from tests.emulator.device import EmulatedDevice, add_device
+if TYPE_CHECKING:
+    from tests.emulator.device import EmulatedDevice
 
 # PyTorch 2.13's own convolution, which tests compare with, writes beyond its memory where the CPU
 # has AMX: in bfloat16, with the gradient of a bias of few outputs.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-# What is tested are our kernels, also where PyTorch's convolution would be the faster one.
+# What is tested are our kernels, also where PyTorch's convolution would be the faster one. atrousx
+# reads it when it is imported, so nothing above may import that.
 os.environ["ATROUSX_BACKEND"] = "native"
 # What one run measures must not decide another's.
 os.environ["ATROUSX_CACHE"] = "0"
@@ -54,6 +57,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def emulated_device(request: pytest.FixtureRequest) -> EmulatedDevice:
     """The device in host memory; half of the tests run its threads in reverse order."""
+    from tests.emulator.device import add_device
+
     device = add_device()
     device.gpu = "H200"
     forced = os.environ.get("ATROUSX_EMULATED_ORDER")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import atrousx
 from atrousx.ops import atrous_conv2d
 from tests.ops.atrous_conv2d_cases import CASES, CONTIGUOUS, WIDE, make
 from tests.ops.common import (
@@ -18,6 +19,10 @@ from tests.ops.common import (
 )
 from tests.optional import given, settings, st
 from tests.reference import atrous_conv2d as reference
+
+
+def test_our_own_kernels_are_tested():
+    assert atrousx.get_backend() == "native"
 
 
 def test_by_hand(device):
