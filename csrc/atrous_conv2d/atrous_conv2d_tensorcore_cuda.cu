@@ -36,15 +36,20 @@ bool has_instructions(int32_t device) {
 }  // namespace
 
 bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_tf32) {
-  constexpr int64_t kLeastChannels = 16;
+  // Tiles of fewer products are emptier than kernels without tensor cores are slow, and channels
+  // padded to whole vectors would be much larger than the maps.
+  constexpr int64_t kLeastProducts = 8;
   const ScalarType dtype = t.scalar_type();
   const bool served = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
                       (dtype == ScalarType::Float && allow_tf32);
-  // The kernels count pixels along an axis and channels in 32 bits; offsets have 64.
+  // The kernels count pixels along an axis, channels and a filter's weights in 32 bits; offsets
+  // have 64.
   const int64_t longest =
       std::max({shape.batch, shape.inner, shape.rows.destinations, shape.columns.destinations});
-  return served && longest <= INT32_MAX && shape.outer >= kLeastChannels &&
-         shape.inner >= kLeastChannels && has_instructions(t.get_device_index());
+  const bool countable =
+      longest <= INT32_MAX && whole_vectors(shape.inner, 8) <= kMostWeightStride / shape.taps();
+  return served && countable && shape.outer * shape.inner >= kLeastProducts &&
+         has_instructions(t.get_device_index());
 }
 
 Tensor map_for_tensorcores(const Tensor& t) {
