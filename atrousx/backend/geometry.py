@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._taps import output_size
+from .precision import get_precision
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, FUSED = "forward", "grad-input", "grad-weight", "fused forward"
 PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT)
@@ -30,7 +31,7 @@ class Geometry(NamedTuple):
     """All that a choice depends on."""
 
     pass_: str
-    device: str  # "cpu", or a GPU's name
+    device: str  # "cpu", at which precision, or a GPU's name
     dtype: str
     input: tuple[int, int, int, int]  # [N, C, H, W]
     weight: tuple[int, int, int, int]  # [K, C / groups, KH, KW]
@@ -131,8 +132,12 @@ def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = 
 
 
 def device_name(device: torch.device) -> str:
-    """What tells devices apart that may choose differently: equal GPUs are one."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """What tells devices apart that may choose differently: equal GPUs are one, and the CPU's
+    kernels are others at the highest precision."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    exact = device.type == "cpu" and get_precision() == "highest"
+    return "cpu at the highest precision" if exact else device.type
 
 
 def _hints(extents: Sequence[int]) -> Any:

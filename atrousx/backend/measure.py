@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .cache import read, write
 from .geometry import FORWARD, Geometry, Operands, Options, geometry_of
 from .machine import machine_of
+from .precision import get_precision
 from .table import Choice, Table
 from .trial import try_both
 
@@ -72,6 +73,7 @@ def _key(
         input.dtype,
         input.device,
         torch._C._get_deterministic_algorithms(),
+        get_precision(),
         ending,
     )
 

@@ -1,5 +1,6 @@
 // Which algorithm computes a pass on CUDA: what atrous_conv2d_cuda.cu decides, by the same
 // predicates, of maps that are dense.
+#include "../cuda/launch.h"
 #include "algorithm.h"
 #include "depthwise_cuda.h"
 #include "tensorcore.h"
@@ -22,6 +23,6 @@ Sizes atrous_conv2d_algorithm_cuda(const Tensor& like, int64_t pass_number, Size
 }  // namespace
 }  // namespace atrousx
 
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(atrousx, ATROUSX_CUDA_KEY, m) {
   m.impl("_atrous_conv2d_algorithm", ATROUSX_BOX(atrousx::atrous_conv2d_algorithm_cuda));
 }

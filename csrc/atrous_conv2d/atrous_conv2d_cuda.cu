@@ -4,13 +4,48 @@
 #include "atrous_conv2d_direct_kernels.cuh"
 #include "atrous_conv2d_kernels.cuh"
 #include "depthwise_cuda.h"
-#include "held_epilogue.h"
 #include "plan_cache.h"
+#include "sum_parts_cuda.h"
 #include "tensorcore.h"
+#include "tensorcore_operands.h"
 
 namespace atrousx {
 
-// source -> destination, one launch for each plan (nearly always one).
+namespace {
+
+template <typename T, int kColumns>
+void launch_gather(const GatherShape& shape, const Tensor& source,
+                   const VectorOperand<T, WeightStrides>& weight, const HeldEpilogue<T>& epilogue,
+                   const Tensor& destination, cudaStream_t stream) {
+  const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kProductLanes);
+  for (const TapPlan& plan : *plans) {
+    const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kColumns);
+    launch({"atrous_conv2d", job_grid(jobs), kProductThreads, stream},
+           atrous_conv2d_gather_kernel<T, kColumns>, reads<T>(source), weight.memory, epilogue,
+           writes<T>(destination), plan, shape, strides4(source), weight.strides,
+           strides4(destination));
+  }
+}
+
+// Narrow tiles where wide ones would be half empty or would not occupy the GPU.
+template <typename T>
+void gather_product(const GatherShape& shape, const Tensor& source,
+                    const VectorOperand<T, WeightStrides>& weight, const HeldEpilogue<T>& epilogue,
+                    const Tensor& destination, cudaStream_t stream) {
+  constexpr int kWide = kWideColumns<T>;
+  const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
+  const int64_t wide_jobs = ceil_div<int64_t>(pixels, kProductLanes) * shape.groups *
+                            ceil_div<int64_t>(shape.outer, kWide);
+  const int64_t processors =
+      device_attribute(cudaDevAttrMultiProcessorCount, source.get_device_index());
+  const bool narrow = shape.outer <= 32 || wide_jobs < kProductBlocks * processors;
+  const auto gather = narrow ? launch_gather<T, 32> : launch_gather<T, kWide>;
+  gather(shape, source, weight, epilogue, destination, stream);
+}
+
+}  // namespace
+
+// source -> destination.
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
   const auto& [shape, weight, weight_strides, tail, destination, packed, by_taps] = call;
   if (destination.numel() == 0) return;
@@ -27,14 +62,8 @@ void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) 
                     atrous_conv2d_gather_direct_kernel<T>, reads<T>(source), reads<T>(weight),
                     epilogue, writes<T>(destination), shape, strides4(source), weight_strides,
                     strides4(destination));
-    const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kTile);
-    for (const TapPlan& plan : *plans) {
-      const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kTile);
-      launch({"atrous_conv2d", job_grid(jobs), kProductThreads, context.stream()},
-             atrous_conv2d_gather_kernel<T>, reads<T>(source), reads<T>(weight), epilogue,
-             writes<T>(destination), plan, shape, strides4(source), weight_strides,
-             strides4(destination));
-    }
+    const auto by = weight_operand<T>(weight, weight_size(shape), weight_strides, context.stream());
+    gather_product<T>(shape, source, by, epilogue, destination, context.stream());
   });
 }
 
@@ -87,10 +116,20 @@ Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor
   return grad_input;
 }
 
+template <typename T, int kColumns>
+void grad_weight_product(const GatherShape& shape, const Tensor& grad_output, const Tensor& input,
+                         const Tensor& result, cudaStream_t stream) {
+  const GradWeightParts cut = grad_weight_parts(shape, {shape.inner, kProductLanes, kColumns});
+  const Tensor parts = scratch(input, cut.count * result.numel());
+  launch({"_atrous_conv2d_backward_weight", job_grid(cut.jobs(shape)), kProductThreads, stream},
+         atrous_conv2d_grad_weight_kernel<T, kColumns>, reads<T>(grad_output), reads<T>(input),
+         writes<Accumulate<T>>(parts), cut, shape, strides4(grad_output), strides4(input));
+  sum_parts<T>(shape, cut.count, parts, result, stream);
+}
+
 template <typename T>
 void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,
                  const Tensor& result, cudaStream_t stream) {
-  constexpr int64_t kWantedBlocks = 512;  // a few for each multiprocessor of a large GPU
   const GatherShape shape = g.forward();
   if (grad_weight_directly(g))
     return launch({"_atrous_conv2d_backward_weight, narrow groups", job_grid(result.numel()),
@@ -98,17 +137,9 @@ void grad_weight(const ConvGeometry& g, const Tensor& grad_output, const Tensor&
                   atrous_conv2d_grad_weight_direct_kernel<T>, reads<T>(grad_output),
                   reads<T>(input), writes<T>(result), shape, strides4(grad_output), strides4(input),
                   strides4(result));
-  const int64_t tasks = g.groups * g.kernel_h * g.kernel_w * ceil_div<int64_t>(shape.inner, kTile) *
-                        ceil_div<int64_t>(shape.outer, kTile);
-  const int64_t splits = grad_weight_splits(tasks, g.batch * g.out_h * g.out_w, kWantedBlocks);
-  const Tensor parts = scratch(input, splits * result.numel());
-  launch({"_atrous_conv2d_backward_weight", job_grid(splits * tasks), kProductThreads, stream},
-         atrous_conv2d_grad_weight_kernel<T>, reads<T>(grad_output), reads<T>(input),
-         writes<Accumulate<T>>(parts), splits, shape, strides4(grad_output), strides4(input));
-  launch({"_atrous_conv2d_backward_weight, sum of parts", grid_for(result.size(0) * result.size(1)),
-          kThreads, stream},
-         atrous_conv2d_sum_parts_kernel<T>, reads<Accumulate<T>>(parts), writes<T>(result), splits,
-         shape, strides4(result));
+  const auto product =
+      shape.outer <= 32 ? grad_weight_product<T, 32> : grad_weight_product<T, kWideColumns<T>>;
+  product(shape, grad_output, input, result, stream);
 }
 
 Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,

@@ -2,8 +2,8 @@
 #include "../cuda/launch.h"
 #include "atrous_conv2d_depthwise_grad_weight_kernels.cuh"
 #include "atrous_conv2d_depthwise_kernels.cuh"
-#include "atrous_conv2d_kernels.cuh"
 #include "depthwise_cuda.h"
+#include "sum_parts_cuda.h"
 
 namespace atrousx {
 namespace {
@@ -49,17 +49,6 @@ bool gather_planes(const GatherShape& shape, const Tensor& source, const Tensor&
   return true;
 }
 
-// Parts of a grad-weight, to be summed into `result`.
-template <typename T, typename Make>
-void sum_parts(const GatherShape& shape, int64_t splits, const Tensor& result, const Tensor& like,
-               cudaStream_t stream, const Make& make) {
-  const Tensor parts = scratch(like, splits * result.numel());
-  make(writes<Accumulate<T>>(parts));
-  launch({"_atrous_conv2d_backward_weight, sum of parts", grid_for(shape.groups), kThreads, stream},
-         atrous_conv2d_sum_parts_kernel<T>, reads<Accumulate<T>>(parts), writes<T>(result), splits,
-         shape, strides4(result));
-}
-
 template <typename T>
 bool grad_weight_vectors(const GatherShape& shape, const Tensor& grad_output, const Tensor& input,
                          const Tensor& result, cudaStream_t stream) {
@@ -68,12 +57,12 @@ bool grad_weight_vectors(const GatherShape& shape, const Tensor& grad_output, co
   const int64_t chunks = ceil_div<int64_t>(shape.groups, kChunkVectors * kDepthwiseVector<T>);
   const int64_t splits = grad_weight_splits(
       chunks, shape.batch * shape.rows.destinations * shape.columns.destinations, kWantedBlocks);
-  sum_parts<T>(shape, splits, result, input, stream, [&](const auto& parts) {
-    launch({"_atrous_conv2d_backward_weight, depthwise", job_grid(chunks * splits), kPlaneThreads,
-            stream, bytes},
-           atrous_conv2d_depthwise_grad_weight_kernel<T>, reads<T>(grad_output), reads<T>(input),
-           parts, splits, shape, strides4(grad_output), strides4(input));
-  });
+  const Tensor parts = scratch(input, splits * result.numel());
+  launch({"_atrous_conv2d_backward_weight, depthwise", job_grid(chunks * splits), kPlaneThreads,
+          stream, bytes},
+         atrous_conv2d_depthwise_grad_weight_kernel<T>, reads<T>(grad_output), reads<T>(input),
+         writes<Accumulate<T>>(parts), splits, shape, strides4(grad_output), strides4(input));
+  sum_parts<T>(shape, splits, parts, result, stream);
   return true;
 }
 
@@ -84,12 +73,12 @@ bool grad_weight_planes(const GatherShape& shape, const Tensor& grad_output, con
   if (bytes + kPlanesStaticBytes > most_shared_memory(input)) return false;
   const int64_t blocks = ceil_div<int64_t>(shape.groups, kPlanes);
   const int64_t splits = plane_splits(shape.batch, blocks, kWantedBlocks);
-  sum_parts<T>(shape, splits, result, input, stream, [&](const auto& parts) {
-    launch({"_atrous_conv2d_backward_weight, depthwise planes", job_grid(blocks * splits),
-            kPlaneThreads, stream, bytes},
-           atrous_conv2d_depthwise_planes_grad_weight_kernel<T, kPlanes>, reads<T>(grad_output),
-           reads<T>(input), parts, splits, shape);
-  });
+  const Tensor parts = scratch(input, splits * result.numel());
+  launch({"_atrous_conv2d_backward_weight, depthwise planes", job_grid(blocks * splits),
+          kPlaneThreads, stream, bytes},
+         atrous_conv2d_depthwise_planes_grad_weight_kernel<T, kPlanes>, reads<T>(grad_output),
+         reads<T>(input), writes<Accumulate<T>>(parts), splits, shape);
+  sum_parts<T>(shape, splits, parts, result, stream);
   return true;
 }
 

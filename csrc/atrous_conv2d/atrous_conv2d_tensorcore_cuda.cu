@@ -2,6 +2,7 @@
 #include "atrous_conv2d_tensorcore_grad_weight_kernels.cuh"
 #include "atrous_conv2d_tensorcore_kernels.cuh"
 #include "plan_cache.h"
+#include "sum_parts_cuda.h"
 #include "tensorcore.h"
 #include "tensorcore_operands.h"
 
@@ -35,15 +36,20 @@ bool has_instructions(int32_t device) {
 }  // namespace
 
 bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_tf32) {
-  constexpr int64_t kLeastChannels = 16;
+  // Tiles of fewer products are emptier than kernels without tensor cores are slow, and channels
+  // padded to whole vectors would be much larger than the maps.
+  constexpr int64_t kLeastProducts = 8;
   const ScalarType dtype = t.scalar_type();
   const bool served = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
                       (dtype == ScalarType::Float && allow_tf32);
-  // The kernels count pixels along an axis and channels in 32 bits; offsets have 64.
+  // The kernels count pixels along an axis, channels and a filter's weights in 32 bits; offsets
+  // have 64.
   const int64_t longest =
       std::max({shape.batch, shape.inner, shape.rows.destinations, shape.columns.destinations});
-  return served && longest <= INT32_MAX && shape.outer >= kLeastChannels &&
-         shape.inner >= kLeastChannels && has_instructions(t.get_device_index());
+  const bool countable =
+      longest <= INT32_MAX && whole_vectors(shape.inner, 8) <= kMostWeightStride / shape.taps();
+  return served && countable && shape.outer * shape.inner >= kLeastProducts &&
+         has_instructions(t.get_device_index());
 }
 
 Tensor map_for_tensorcores(const Tensor& t) {
@@ -90,14 +96,8 @@ void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const
 
 void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output,
                                 const Tensor& input, const Tensor& result) {
-  constexpr int64_t kWantedBlocks = 512;  // a few for each multiprocessor of a large GPU
   const LaunchContext context(input.get_device_index());
   const GatherShape shape = g.forward();
-  const int64_t tasks = g.groups * g.kernel_h * g.kernel_w *
-                        ceil_div<int64_t>(shape.inner, kTensorLanes) *
-                        ceil_div<int64_t>(shape.outer, kTensorLanes);
-  const int64_t splits = grad_weight_splits(tasks, g.batch * g.out_h * g.out_w, kWantedBlocks);
-  const Tensor parts = scratch(input, splits * result.numel());
   dispatch_tensorcore(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto grad = map_operand<T>(grad_output, g.groups, context.stream());
@@ -105,14 +105,14 @@ void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output
     const TensorGradWeightStrides strides{grad.strides, from.strides,
                                           whole_vectors(shape.outer, kVector<T>),
                                           whole_vectors(shape.inner, kVector<T>)};
-    launch({"_atrous_conv2d_backward_weight on tensor cores", job_grid(splits * tasks),
+    const GradWeightParts cut = grad_weight_parts(
+        shape, {whole_vectors(shape.inner, kVector<T>), kTensorLanes, kTensorLanes});
+    const Tensor parts = scratch(input, cut.count * result.numel());
+    launch({"_atrous_conv2d_backward_weight on tensor cores", job_grid(cut.jobs(shape)),
             kTensorThreads, context.stream(), kTensorSharedBytes<kTensorLanes>},
            atrous_conv2d_grad_weight_tensorcore_kernel<T>, grad.memory, from.memory,
-           writes<float>(parts), splits, shape, strides);
-    launch({"_atrous_conv2d_backward_weight, sum of parts",
-            grid_for(result.size(0) * result.size(1)), kThreads, context.stream()},
-           atrous_conv2d_sum_parts_kernel<T>, reads<float>(parts), writes<T>(result), splits, shape,
-           strides4(result));
+           writes<float>(parts), cut, shape, strides);
+    sum_parts<T>(shape, cut.count, parts, result, context.stream());
   });
 }
 

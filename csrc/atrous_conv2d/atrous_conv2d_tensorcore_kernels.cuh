@@ -4,13 +4,14 @@
 // (atrous_conv2d_pack_kernels.cuh). Only live taps are multiplied; sums are float32.
 #pragma once
 
-#include "atrous_conv2d_kernels.cuh"
+#include "plan.h"
 #include "tensorcore_product.cuh"
 
 namespace atrousx {
 
 // Element strides of the tensors of a gathering pass. Channels of a source, and source channels of
-// a weight, lie side by side; everything else is a multiple of kVector.
+// a weight, lie side by side; everything else is a multiple of kVector. Those of a weight within a
+// group are at most kMostWeightStride.
 struct TensorGatherStrides {
   using HoldsNoAddress = void;
   Strides4 source;
@@ -19,20 +20,32 @@ struct TensorGatherStrides {
   Strides4 destination;
 };
 
-// Copies the panels of a gathering pass, stage by stage: for every live tap, all source channels.
+// Copies the panels of a gathering pass, stage by stage. Depth is all source channels of the first
+// live tap, then of the next: a stage may end within a tap, or hold many taps of few channels.
 template <typename T, int kColumns>
 struct GatherFeed {
   static constexpr int kRowsAtOnce = kTensorThreads / 8;  // eight vectors in a row
 
-  const T* source;         // of the next tap, at this thread's channels
-  const T* weight;         // likewise, at this thread's first column
+  const T* source;         // at this thread's next tap and channel
+  const T* weight;         // likewise, at its first column
   const int64_t* offsets;  // [kTensorLanes], shared memory: each lane's source, or kNowhere
-  int64_t source_step, weight_step;          // from one tap to the next in its row
-  int64_t source_row_step, weight_row_step;  // from a row's last tap to the next row's first
-  int64_t column_stride;
+  // From behind a tap's last channel to the next tap of its row, and to the next row's first.
+  int64_t source_step, source_row_step;
+  int weight_step, weight_row_step;
+  int column_stride;      // of columns kRowsAtOnce apart
   int columns;            // of this thread's, those that exist, kRowsAtOnce apart
   int taps_in_row, tap;   // live taps of a row, and which is next
   int channels, channel;  // of the group, and this thread's next
+  int left;               // vectors of depth from there to the end
+
+  // At the first live tap's first channel: goes to this thread's own vector.
+  __device__ __forceinline__ void start(int64_t depth) {
+    const int vector = static_cast<int>(threadIdx.x) % 8;
+    tap = 0;
+    channel = 0;
+    left = static_cast<int>(depth / kVector<T>) - vector;
+    go_on(vector * kVector<T>);
+  }
 
   __device__ __forceinline__ void prepare() {}
 
@@ -41,7 +54,7 @@ struct GatherFeed {
     // Rows kRowsAtOnce apart are turned alike.
     const int turn = row_turn<T, PanelOrder::kDepthFastest>(row);
     unsigned char* to = stage + row * kStageDepthBytes + (vector ^ turn) * kVectorBytes;
-    const bool inside = channel < channels;
+    const bool inside = left > 0;
     ATROUSX_UNROLL
     for (int i = 0; i < kTensorLanes / kRowsAtOnce; ++i) {
       const int64_t offset = offsets[row + i * kRowsAtOnce];
@@ -56,20 +69,21 @@ struct GatherFeed {
       async_copy_16(to + i * kRowsAtOnce * kStageDepthBytes,
                     present ? weight + i * column_stride : weight, present);
     }
-    advance();
+    left -= 8;
+    go_on(kStageDepth<T>);
   }
 
-  __device__ __forceinline__ void advance() {
-    channel += kStageDepth<T>;
-    source += kStageDepth<T>;
-    weight += kStageDepth<T>;
-    const int start = channel - static_cast<int>(threadIdx.x) % 8 * kVector<T>;
-    if (start < channels) return;
-    channel -= start;
-    const bool last = ++tap == taps_in_row;
-    if (last) tap = 0;
-    source += (last ? source_row_step : source_step) - start;
-    weight += (last ? weight_row_step : weight_step) - start;
+  __device__ __forceinline__ void go_on(int depth) {
+    channel += depth;
+    source += depth;
+    weight += depth;
+    while (channel >= channels) {
+      channel -= channels;
+      const bool last = ++tap == taps_in_row;
+      if (last) tap = 0;
+      source += last ? source_row_step : source_step;
+      weight += last ? weight_row_step : weight_step;
+    }
   }
 };
 
@@ -77,27 +91,31 @@ template <typename T, int kColumns>
 __device__ __forceinline__ GatherFeed<T, kColumns> gather_feed(
     const T* source, const T* weight, const int64_t* offsets, const Tile& tile,
     const GatherShape& shape, const TensorGatherStrides& strides, int64_t first_column) {
-  const int channel = static_cast<int>(threadIdx.x) % 8 * kVector<T>;
+  using Feed = GatherFeed<T, kColumns>;
   const int64_t column = first_column + threadIdx.x / 8;
   const int64_t columns_left = min_of<int64_t>(shape.outer - column, kColumns);
   const int64_t row_taps = tile.columns.taps.count;
   const int64_t weight_step = tile.columns.taps.step * strides.weight.w;
-  return {source + channel,
-          weight + tile.rows.taps.first * strides.weight.h +
-              tile.columns.taps.first * strides.weight.w +
-              (columns_left > 0 ? column : first_column) * strides.weight.outer + channel,
-          offsets,
-          tile.tap_offset(0, 1, strides.source),
-          weight_step,
-          tile.tap_offset(1, 1 - row_taps, strides.source),
-          tile.rows.taps.step * strides.weight.h + (1 - row_taps) * weight_step,
-          GatherFeed<T, kColumns>::kRowsAtOnce * strides.weight.outer,
-          static_cast<int>(ceil_div<int64_t>(max_of<int64_t>(columns_left, 0),
-                                             GatherFeed<T, kColumns>::kRowsAtOnce)),
-          static_cast<int>(row_taps),
-          0,
-          static_cast<int>(shape.inner),
-          channel};
+  Feed feed{
+      source,
+      weight + tile.rows.taps.first * strides.weight.h +
+          tile.columns.taps.first * strides.weight.w +
+          (columns_left > 0 ? column : first_column) * strides.weight.outer,
+      offsets,
+      tile.tap_offset(0, 1, strides.source) - shape.inner,
+      tile.tap_offset(1, 1 - row_taps, strides.source) - shape.inner,
+      static_cast<int>(weight_step - shape.inner),
+      static_cast<int>(tile.rows.taps.step * strides.weight.h + (1 - row_taps) * weight_step -
+                       shape.inner),
+      static_cast<int>(Feed::kRowsAtOnce * strides.weight.outer),
+      static_cast<int>(ceil_div<int64_t>(max_of<int64_t>(columns_left, 0), Feed::kRowsAtOnce)),
+      static_cast<int>(row_taps),
+      0,
+      static_cast<int>(shape.inner),
+      0,
+      0};
+  feed.start(tile.live_taps() * shape.inner);
+  return feed;
 }
 
 template <typename T>
@@ -236,7 +254,7 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorBlocks<kColumns>)
                                          weight + group * strides.weight.group, source_lanes, tile,
                                          shape, strides, first);
     const int stages =
-        static_cast<int>(tile.live_taps() * ceil_div<int64_t>(shape.inner, kStageDepth<T>));
+        static_cast<int>(ceil_div<int64_t>(tile.live_taps() * shape.inner, kStageDepth<T>));
     TensorSums<kColumns> sums = {};
     multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, stages, memory, sums);
     finish_tile<T, kColumns>(sums, epilogue, group * shape.outer + first,

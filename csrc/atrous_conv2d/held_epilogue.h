@@ -7,7 +7,10 @@
 namespace atrousx {
 
 template <typename T>
-Held<Epilogue<T>, std::array<std::optional<Tensor>, 2>> held_epilogue(const Tail& tail) {
+using HeldEpilogue = Held<Epilogue<T>, std::array<std::optional<Tensor>, 2>>;
+
+template <typename T>
+HeldEpilogue<T> held_epilogue(const Tail& tail) {
   return {tail.epilogue<T>(), {tail.bias, tail.residual}};
 }
 

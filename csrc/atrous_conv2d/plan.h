@@ -209,7 +209,7 @@ struct GatherShape {
   TapAxis rows, columns;
   int64_t batch, groups, outer, inner;
 
-  int64_t taps() const { return rows.taps * columns.taps; }
+  ATROUSX_HOST_DEVICE int64_t taps() const { return rows.taps * columns.taps; }
 };
 
 // Element strides of a weight seen from a pass.

@@ -83,8 +83,9 @@ VectorOperand<T, WeightStrides> weight_operand(const Tensor& t, const WeightSize
   const WeightStrides to = packed_weight_strides(size, kVector<T>);
   const Tensor packed = uninitialised(size.groups * to.group, t);
   const PackShape copy = weight_pack(size, strides, kVector<T>);
-  launch({"atrous_conv2d, packing of a weight", job_grid(pack_jobs(copy)), kPackThreads, stream},
-         atrous_conv2d_pack_kernel<T>, memory, writes<T>(packed), copy);
+  if (packed.numel() > 0)
+    launch({"atrous_conv2d, packing of a weight", job_grid(pack_jobs(copy)), kPackThreads, stream},
+           atrous_conv2d_pack_kernel<T>, memory, writes<T>(packed), copy);
   return {reads<T>(packed), to};
 }
 

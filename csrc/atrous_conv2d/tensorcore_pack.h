@@ -81,9 +81,13 @@ inline WeightStrides weight_strides(const WeightSize& size, const WeightStrides&
           size.taps_w > 1 ? s.w : 0};
 }
 
+// A weight's strides but those of groups are multiplied by up to 16 and by its taps in 32 bits.
+constexpr int64_t kMostWeightStride = INT32_MAX / 16;
+
 inline bool weight_has_vectors(const WeightSize& size, const WeightStrides& s, const void* data,
                                int64_t vector) {
   return s.inner == 1 && (size.inner | s.group | s.outer | s.h | s.w) % vector == 0 &&
+         max_of(s.outer, size.taps_w * max_of(s.h, s.w)) <= kMostWeightStride &&
          reinterpret_cast<uintptr_t>(data) % 16 == 0;
 }
 

@@ -29,6 +29,9 @@ constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
 template <typename T>
 constexpr int kStageDepth = kStageDepthBytes / static_cast<int>(sizeof(T));
 
+// The offset of a lane or depth that does not exist: it counts as zeros.
+constexpr int64_t kNowhere = INT64_MIN;
+
 enum class PanelOrder { kDepthFastest, kLanesFastest };
 
 // A stage holds the panel of kTensorLanes lanes, then the one of kColumns columns.

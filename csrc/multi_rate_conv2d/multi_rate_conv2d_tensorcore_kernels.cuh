@@ -20,17 +20,18 @@ struct UnionWeights {
 // What one pass does in a tile.
 template <typename T>
 struct UnionSegment {
-  const T* weight;  // of its first live tap
-  int64_t outer;    // from one column's weights to the next's
-  int64_t source;   // from a pixel to what its first live tap reads
-  int64_t source_step, weight_step, source_row_step, weight_row_step;  // as in GatherFeed
+  const T* weight;                       // of its first live tap
+  int64_t outer;                         // from one column's weights to the next's
+  int64_t source;                        // from a pixel to what its first live tap reads
+  int64_t source_step, source_row_step;  // these and those of weights as in GatherFeed
+  int weight_step, weight_row_step;
   int taps_in_row, taps;
 };
 
 template <typename T>
 __device__ __forceinline__ UnionSegment<T> union_segment(
     const UnionPlan& plan, const typename UnionWeights<T>::Pass& weight, int pass,
-    const UnionTile& tile, const Strides4& strides) {
+    const UnionTile& tile, const Strides4& strides, int64_t inner) {
   const UnionTaps &rows = plan.rows[pass], &columns = plan.columns[pass];
   int first_row = 0, row_count = 0, first_column = 0, column_count = 0;
   rows.live(tile.row, plan.height, first_row, row_count);
@@ -40,12 +41,18 @@ __device__ __forceinline__ UnionSegment<T> union_segment(
           weight.outer,
           (rows.offset + int64_t{first_row} * rows.step) * strides.h +
               (columns.offset + int64_t{first_column} * columns.step) * strides.w,
-          source_step,
-          weight.w,
-          rows.step * strides.h - (column_count - 1) * source_step,
-          weight.h - (column_count - 1) * weight.w,
+          source_step - inner,
+          rows.step * strides.h - (column_count - 1) * source_step - inner,
+          static_cast<int>(weight.w - inner),
+          static_cast<int>(weight.h - (column_count - 1) * weight.w - inner),
           column_count,
           row_count * column_count};
+}
+
+// The stages of a pass: every one begins its own.
+template <typename T>
+__device__ __forceinline__ int union_stages(const UnionSegment<T>& segment, int64_t inner) {
+  return static_cast<int>(ceil_div<int64_t>(segment.taps * inner, kStageDepth<T>));
 }
 
 // Copies the panels of all passes, one after the other; see GatherFeed.
@@ -54,9 +61,9 @@ struct UnionFeed {
   using Feed = GatherFeed<T, kColumns>;
 
   Feed feed;
-  const T* source;                  // at this thread's channels
+  const T* source;
   const UnionSegment<T>* segments;  // [passes], shared memory
-  int segment, tap_stages;          // the next pass, and the stages of a tap
+  int segment;                      // the next pass
   int stages_left;                  // of the pass that is open
   int column;                       // this thread's first
 
@@ -73,22 +80,22 @@ struct UnionFeed {
     while (segments[segment].taps == 0) ++segment;
     const UnionSegment<T>& s = segments[segment++];
     feed.source = source + s.source;
-    feed.weight = s.weight + column * s.outer + feed.channel;
+    feed.weight = s.weight + column * s.outer;
     feed.source_step = s.source_step;
-    feed.weight_step = s.weight_step;
     feed.source_row_step = s.source_row_step;
+    feed.weight_step = s.weight_step;
     feed.weight_row_step = s.weight_row_step;
-    feed.column_stride = Feed::kRowsAtOnce * s.outer;
+    feed.column_stride = static_cast<int>(Feed::kRowsAtOnce * s.outer);
     feed.taps_in_row = s.taps_in_row;
-    feed.tap = 0;
-    stages_left = s.taps * tap_stages;
+    feed.start(int64_t{s.taps} * feed.channels);
+    stages_left = union_stages<T>(s, feed.channels);
   }
 };
 
 // The static shared memory of the kernel below: three lists of lanes and the segments.
 template <typename T>
-constexpr int kUnionStaticBytes =
-    kGatherStaticBytes + UnionPlan::kMaxPasses * static_cast<int>(sizeof(UnionSegment<T>));
+constexpr int kUnionStaticBytes = static_cast<int>(3 * kTensorLanes * sizeof(int64_t)) +
+                                  UnionPlan::kMaxPasses * static_cast<int>(sizeof(UnionSegment<T>));
 
 // Sum of branches. Who: a block owns one tile of the plan (up to kTensorLanes pixels at which all
 // passes have the same live taps) times kColumns outputs; blocks take such jobs in turn. Reads: for
@@ -127,25 +134,21 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     }
     if (thread < plan.passes)
       segments[thread] =
-          union_segment<T>(plan, weights.passes[thread], thread, tile, source_strides);
+          union_segment<T>(plan, weights.passes[thread], thread, tile, source_strides, inner);
     __syncthreads();  // segments and lanes of the job are known, to its end
-    const int tap_stages = static_cast<int>(ceil_div<int64_t>(inner, kStageDepth<T>));
-    int taps = 0;
-    for (int pass = 0; pass < plan.passes; ++pass) taps += segments[pass].taps;
-    const int channel = thread % 8 * kVector<T>;
+    int stages = 0;
+    for (int pass = 0; pass < plan.passes; ++pass) stages += union_stages(segments[pass], inner);
     const int own = static_cast<int>(first) + thread / 8;
     const int left = static_cast<int>(min_of<int64_t>(outer - own, kColumns));
     UnionFeed<T, kColumns> feed{};
     feed.feed.offsets = source_lanes;
     feed.feed.columns = ceil_div(max_of(left, 0), GatherFeed<T, kColumns>::kRowsAtOnce);
     feed.feed.channels = static_cast<int>(inner);
-    feed.feed.channel = channel;
-    feed.source = source + channel;
+    feed.source = source;
     feed.segments = segments;
-    feed.tap_stages = tap_stages;
     feed.column = left > 0 ? own : static_cast<int>(first);
     TensorSums<kColumns> sums = {};
-    multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, taps * tap_stages, memory, sums);
+    multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, stages, memory, sums);
     finish_tile<T, kColumns>(
         sums, epilogue, first, static_cast<int>(min_of<int64_t>(outer - first, kColumns)),
         residual_lanes, destination_lanes, vectors, destination_strides.c, destination, memory);

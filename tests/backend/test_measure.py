@@ -158,6 +158,19 @@ def test_right_kernels_agree_in_every_dtype(clock, dtype, memory_format):
     assert all(choice.agrees for _, choice in measuring.table)
 
 
+def test_the_highest_precision_is_measured_by_itself(clock, used):
+    x, w, b = operands()
+    convolve(x.detach(), w.detach(), b.detach(), backend="measure")
+    clock["native"] = 2.0
+    atrousx.set_precision("highest")
+    try:
+        convolve(x.detach(), w.detach(), b.detach(), backend="measure")
+    finally:
+        atrousx.set_precision("default")
+    kept = {g.device: choice.native for g, choice in measuring.table if g.pass_ == FORWARD}
+    assert kept == {"cpu": True, "cpu at the highest precision": False}
+
+
 def test_the_nearest_measured_size_decides_after_a_few(clock, used):
     clock.update(native=2.0)
     sizes = [8, 16, 32, 64]

@@ -2,12 +2,13 @@
 // allocates, copies and makes views; every operator of PyTorch's own is computed on the CPU and
 // copied back.
 #include <ATen/EmptyTensor.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
-#include <ATen/native/CPUFallback.h>
 #include <ATen/native/Resize.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/alias_native.h>
 #include <ATen/ops/as_strided_cpu_dispatch.h>
+#include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -78,7 +79,7 @@ Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
 
 // The same elements seen as a tensor of the CPU, while device memory is open.
 Tensor on_host(const Tensor& t) {
-  if (t.is_cpu()) return t;
+  if (!t.defined() || t.is_cpu()) return t;
   const auto options = t.options().device(c10::kCPU);
   if (t.numel() == 0) return at::empty_strided(t.sizes(), t.strides(), options);
   return at::from_blob(const_cast<void*>(t.const_data_ptr()), t.sizes(), t.strides(), options);
@@ -134,9 +135,18 @@ Tensor& set_storage(Tensor& self, at::Storage source, c10::SymInt offset, c10::S
                     c10::SymIntArrayRef stride) {
   auto* impl = self.unsafeGetTensorImpl();
   impl->set_storage_keep_dtype(std::move(source));
-  impl->set_sizes_and_strides(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride),
-                              offset.expect_int());
+  const auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  if (stride.empty()) {  // a contiguous tensor
+    impl->set_storage_offset(offset.expect_int());
+    impl->set_sizes_contiguous(sizes);
+  } else {
+    impl->set_sizes_and_strides(sizes, C10_AS_INTARRAYREF_SLOW(stride), offset.expect_int());
+  }
   return self;
+}
+
+Tensor& set_whole_storage(Tensor& self, at::Storage source) {
+  return at::native::set_(self, std::move(source));
 }
 
 // F.conv2d asks for these on devices that are not PyTorch's own.
@@ -163,8 +173,88 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   return {back(a), back(b), back(c)};
 }
 
+// What an operator of PyTorch's takes or returns, seen on the CPU.
+c10::IValue on_host(const c10::IValue& value) {
+  if (value.isTensor()) return on_host(value.toTensor());
+  if (value.isDevice()) return c10::Device(c10::kCPU);
+  if (value.isTensorList()) {
+    std::vector<Tensor> list;
+    for (const Tensor& t : value.toTensorVector()) list.push_back(on_host(t));
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> list;
+    for (const std::optional<Tensor>& t : value.toOptionalTensorVector())
+      list.push_back(t.has_value() ? std::optional(on_host(*t)) : std::nullopt);
+    return list;
+  }
+  return value;
+}
+
+Tensor on_device(const Tensor& t) {
+  if (!t.defined()) return t;
+  const Tensor copy = at::empty_strided(t.sizes(), t.strides(), t.options().device(kDevice));
+  on_host(copy).copy_(t);
+  return copy;
+}
+
+c10::IValue on_device(const c10::IValue& value) {
+  if (value.isTensor()) return on_device(value.toTensor());
+  if (!value.isTensorList()) return value;
+  std::vector<Tensor> list;
+  for (const Tensor& t : value.toTensorVector()) list.push_back(on_device(t));
+  return list;
+}
+
+bool is_changed(const c10::Argument& argument) {
+  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
+}
+
+// Where an operator writes what it was asked to write into `out`: memory that may grow.
+c10::IValue for_output(const c10::IValue& out) {
+  const Tensor& t = out.toTensor();
+  return at::empty_strided(t.sizes(), t.strides(), t.options().device(c10::kCPU));
+}
+
+void store_output(const c10::IValue& computed, const c10::IValue& out) {
+  const Tensor &from = computed.toTensor(), to = out.toTensor();
+  if (to.sizes() != from.sizes()) to.resize_(from.sizes(), from.suggest_memory_format());
+  on_host(to).copy_(from);
+}
+
+// The argument that a result is: the one that both stand for in the schema.
+size_t changed_argument(const c10::FunctionSchema& schema, const c10::AliasInfo& result) {
+  for (size_t i = 0; i < schema.arguments().size(); ++i)
+    if (is_changed(schema.arguments()[i]) && *schema.arguments()[i].alias_info() == result)
+      return i;
+  TORCH_CHECK(false, schema.name(), " makes a view, and the device has no kernel of it");
+}
+
+// Results keep the strides that PyTorch gives them on the CPU. One that is an argument, changed in
+// place, is that argument.
 void compute_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  at::native::cpu_fallback(op, stack);
+  const emulator::OpenDeviceMemory open;
+  const auto& schema = op.schema();
+  const size_t count = schema.arguments().size();
+  const std::vector<c10::IValue> given(stack->end() - static_cast<int64_t>(count), stack->end());
+  torch::jit::drop(*stack, count);
+  std::vector<c10::IValue> taken;
+  const auto is_output = [&](size_t i) {
+    const c10::Argument& argument = schema.arguments()[i];
+    return argument.kwarg_only() && is_changed(argument) && given[i].isTensor();
+  };
+  for (size_t i = 0; i < count; ++i)
+    taken.push_back(is_output(i) ? for_output(given[i]) : on_host(given[i]));
+  stack->insert(stack->end(), taken.begin(), taken.end());
+  op.callBoxed(stack);
+  for (size_t i = 0; i < count; ++i)
+    if (is_output(i)) store_output(taken[i], given[i]);
+  auto result = stack->end() - static_cast<int64_t>(schema.returns().size());
+  for (const c10::Argument& returned : schema.returns()) {
+    const c10::AliasInfo* alias = returned.alias_info();
+    *result = alias == nullptr ? on_device(*result) : given[changed_argument(schema, *alias)];
+    ++result;
+  }
 }
 
 // One device, one stream, on which everything is done when it is asked for.
@@ -205,6 +295,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("unfold", &at::native::unfold);
   m.impl("alias", &at::native::alias);
   m.impl("_local_scalar_dense", &local_scalar_dense);
+  m.impl("set_.source_Storage", &set_whole_storage);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
@@ -214,8 +305,11 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_cpu>());
 }
 
-// PyTorch's operators have no autocast rules for this device; atrousx's have.
+// Of PyTorch's operators the convolution alone has an autocast rule here; atrousx's have theirs.
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
+  KERNEL_PRIVATEUSEONE(conv2d, lower_precision_fp)
+}
 
 // Loading the library makes the device.
 const bool registered = [] {

@@ -7,6 +7,7 @@ which GPU's limits hold.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -68,6 +69,7 @@ def _module() -> types.ModuleType:
     module.device_count = lambda: 1
     module.current_device = lambda: 0
     module.set_device = lambda device: None
+    module.device = lambda device: contextlib.nullcontext()
     module.synchronize = lambda device=None: None
     module.is_initialized = lambda: True
     module._is_in_bad_fork = lambda: False

@@ -4,20 +4,18 @@
 #include <sys/mman.h>
 
 #include <cstring>
-#include <deque>
 #include <map>
 #include <mutex>
 #include <new>
-#include <set>
 
 namespace emulator {
 
 namespace {
 
 constexpr size_t kArenaBytes = size_t{1} << 40;  // of addresses; memory is taken as it is touched
-constexpr size_t kPage = 4096;
-constexpr size_t kMostFreedBytes = size_t{4} << 20;  // that keep their NaN, newest first
-constexpr int kPoison = 0xff;                        // NaN in every floating type, -1 in integers
+// Memory is opened and given back by chunks: few enough to be opened at every launch.
+constexpr size_t kChunkBytes = size_t{256} << 10;
+constexpr int kPoison = 0xff;  // NaN in every floating type, -1 in integers
 
 struct Block {
   size_t bytes;
@@ -31,6 +29,7 @@ class Arena {
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))),
         next_(start_) {
     if (start_ == MAP_FAILED) throw std::bad_alloc();
+    hold(start_, start_);
   }
 
   void* allocate(size_t bytes) {
@@ -41,9 +40,12 @@ class Arena {
         (bytes + 2 * kDeviceAlignment) / (2 * kDeviceAlignment) * 2 * kDeviceAlignment;
     char* const block = next_ + kDeviceAlignment;
     if (block + room > start_ + kArenaBytes) throw std::bad_alloc();
-    next_ += room + 2 * kDeviceAlignment;
+    char* const after = next_ + room + 2 * kDeviceAlignment;
+    hold(block, block + bytes);
+    hold(after, after);
+    release(next_, next_);
+    next_ = after;
     blocks_[block] = {bytes, false};
-    present_.insert(block);
     poison(block, bytes);
     return block;
   }
@@ -54,9 +56,7 @@ class Arena {
     Block& known = blocks_.at(block);
     known.freed = true;
     poison(block, known.bytes);
-    freed_.push_back(block);
-    freed_bytes_ += known.bytes;
-    while (freed_bytes_ > kMostFreedBytes && freed_.size() > 1) forget_oldest();
+    release(block, block + known.bytes);
   }
 
   void open_for(bool use) {
@@ -82,44 +82,54 @@ class Arena {
 
  private:
   void open() {
-    if (open_++ == 0) protect_all(PROT_READ | PROT_WRITE);
+    if (open_++ == 0) protect(PROT_READ | PROT_WRITE);
   }
   void close() {
-    if (--open_ == 0) protect_all(PROT_NONE);
-  }
-  // From the first block whose memory is there: what lies before would take the system its time.
-  void protect_all(int mode) {
-    if (!present_.empty()) protect(*present_.begin(), next_, mode);
-  }
-  static void protect(const char* first, const char* last, int mode) {
-    const auto from = reinterpret_cast<uintptr_t>(first) / kPage * kPage;
-    const auto to = (reinterpret_cast<uintptr_t>(last) + kPage - 1) / kPage * kPage;
-    if (mprotect(reinterpret_cast<void*>(from), to - from, mode) != 0) throw std::bad_alloc();
-  }
-  void poison(char* block, size_t bytes) {
-    protect(block, block + bytes, PROT_READ | PROT_WRITE);
-    std::memset(block, kPoison, bytes);
-    if (open_ == 0) protect(block, block + bytes, PROT_NONE);
+    if (--open_ == 0) protect(PROT_NONE);
   }
 
-  // Its whole pages go back to the system; the block stays known as freed.
-  void forget_oldest() {
-    char* const block = freed_.front();
-    const size_t bytes = blocks_.at(block).bytes;
-    freed_.pop_front();
-    freed_bytes_ -= bytes;
-    present_.erase(block);
-    const auto first = (reinterpret_cast<uintptr_t>(block) + kPage - 1) / kPage * kPage;
-    const auto last = (reinterpret_cast<uintptr_t>(block) + bytes) / kPage * kPage;
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  // All chunks in use, neighbours in one call.
+  void protect(int mode) {
+    for (auto chunk = uses_.begin(); chunk != uses_.end();) {
+      const size_t first = chunk->first;
+      size_t count = 0;
+      for (; chunk != uses_.end() && chunk->first == first + count; ++chunk) ++count;
+      protect(first, count, mode);
+    }
+  }
+  void protect(size_t chunk, size_t count, int mode) {
+    if (mprotect(start_ + chunk * kChunkBytes, count * kChunkBytes, mode) != 0)
+      throw std::bad_alloc();
+  }
+
+  void poison(char* block, size_t bytes) {
+    const size_t first = chunk_of(block), count = chunk_of(block + bytes) - first + 1;
+    protect(first, count, PROT_READ | PROT_WRITE);
+    std::memset(block, kPoison, bytes);
+    if (open_ == 0) protect(first, count, PROT_NONE);
+  }
+
+  size_t chunk_of(const char* address) const { return (address - start_) / kChunkBytes; }
+
+  void hold(const char* from, const char* to) {
+    for (size_t chunk = chunk_of(from); chunk <= chunk_of(to); ++chunk)
+      if (++uses_[chunk] == 1 && open_ > 0) protect(chunk, 1, PROT_READ | PROT_WRITE);
+  }
+
+  // A chunk that nothing lies in any more is closed for good, and its memory given back.
+  void release(const char* from, const char* to) {
+    for (size_t chunk = chunk_of(from); chunk <= chunk_of(to); ++chunk) {
+      if (--uses_.at(chunk) > 0) continue;
+      uses_.erase(chunk);
+      protect(chunk, 1, PROT_NONE);
+      madvise(start_ + chunk * kChunkBytes, kChunkBytes, MADV_DONTNEED);
+    }
   }
 
   char* const start_;
   char* next_;
   std::map<char*, Block> blocks_;
-  std::set<char*> present_;  // blocks that are not freed, or keep their NaN
-  std::deque<char*> freed_;
-  size_t freed_bytes_ = 0;
+  std::map<size_t, int64_t> uses_;  // of each chunk: blocks that lie in it, and the next one
   int open_ = 0;
   std::mutex mutex_;
 };

@@ -28,6 +28,8 @@ CASES = {
     "depthwise, taps wholly dead": (2, 6, 6, 6, (5, 7), (3, 3), (1, 1), (9, 4), (9, 4)),
     "depthwise, multiplied": (1, 3, 9, 3, (6, 7), (3, 3), (1, 2), (1, 1), (1, 1)),
     "one output": (1, 30, 1, 1, (5, 5), (3, 3), (1, 1), (2, 2), (2, 2)),
+    "stem": (2, 3, 20, 1, (15, 12), (7, 7), (2, 2), (3, 3), (1, 1)),
+    "stem of a grey image": (1, 1, 9, 1, (13, 14), (5, 5), (2, 2), (1, 3), (1, 2)),
     "pixels without a live tap": (1, 8, 8, 1, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
     "narrow groups, dead pixels": (1, 6, 6, 2, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
     # More classes of pixels than a CUDA kernel takes at a time.
@@ -54,6 +56,18 @@ HALF = {
 # in float64 rounds such long sums as much as what it would judge.
 WIDE = {
     "channels and outputs past a block": (1, 131, 70, 1, (19, 20), (3, 3), (1, 1), (6, 6), (6, 6)),
+    "outputs past a tile, channels past a stage": (
+        1,
+        72,
+        65,
+        1,
+        (9, 8),
+        (3, 3),
+        (1, 1),
+        (2, 2),
+        (2, 2),
+    ),
+    "few channels, pixels past a part": (2, 5, 33, 1, (31, 30), (3, 3), (1, 1), (4, 4), (4, 4)),
     "21 outputs": (2, 65, 21, 1, (13, 12), (3, 3), (1, 1), (4, 4), (4, 4)),
     "more taps than a product is deep": (1, 9, 8, 1, (19, 20), (26, 25), (1, 1), (13, 12), (1, 1)),
     "slabs by steps": (1, 24000, 16, 2, (10, 10), (1, 2), (1, 1), (0, 1), (1, 3)),

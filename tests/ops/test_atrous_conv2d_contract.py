@@ -180,7 +180,7 @@ def test_tf32_switch_compiles():
 
 
 # C, K, groups, (H, W), (KH, KW), stride, padding, dilation: what tensor cores read where it lies,
-# what is packed first (C % 4 is not 0), few outputs and many, every pass.
+# what is packed first (C % 4 is not 0), few channels and outputs and many, every pass.
 TF32 = {
     "64 channels": (64, 32, 1, (9, 9), (3, 3), 1, 2, 2),
     "odd channels, 21 outputs": (37, 21, 1, (7, 11), (3, 3), 1, 4, 4),
@@ -188,7 +188,11 @@ TF32 = {
     "pointwise": (128, 65, 1, (9, 15), (1, 1), 1, 0, 1),
     "7x7": (16, 24, 1, (9, 10), (7, 7), 1, 6, 2),
     "groups": (48, 40, 2, (8, 9), (3, 3), 1, 1, 1),
-    "too narrow": (3, 64, 1, (17, 15), (7, 7), 2, 3, 1),
+    "stem": (3, 64, 1, (17, 15), (7, 7), 2, 3, 1),
+    "one channel": (1, 9, 1, (12, 9), (3, 5), 1, 2, 1),
+    "one output": (30, 1, 1, (9, 8), (3, 3), 1, 2, 2),
+    "groups of few channels": (12, 9, 3, (9, 8), (3, 3), 1, 2, 2),
+    "too narrow": (8, 12, 4, (7, 6), (3, 3), 1, 1, 1),
 }
 
 
@@ -214,6 +218,25 @@ def test_float32_is_rounded_only_where_tf32_is_allowed(
     exact_grads = torch.autograd.grad(exact, wide, 2 * y.detach().double())
     for actual, expected in zip((y, *grads), (exact, *exact_grads), strict=True):
         assert (actual - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "algorithm"),
+    [
+        (torch.bfloat16, False, 4),
+        (torch.float32, True, 4),
+        (torch.float32, False, 0),
+        (torch.float64, True, 0),
+    ],
+)
+def test_a_stem_runs_on_tensor_cores_where_the_dtype_has_them(device, dtype, tf32, algorithm):
+    if device.type == "cpu":
+        pytest.skip("the CPU has none")
+    like = torch.empty(1, dtype=dtype, device=device)
+    geometry = ([16, 3, 513, 513], [64, 3, 7, 7], [2, 2], [3, 3, 3, 3], [1, 1], 1)
+    for number in (0, 2):
+        op = torch.ops.atrousx._atrous_conv2d_algorithm.default
+        assert op(like, number, *geometry, False, False, tf32) == [algorithm]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
