@@ -43,18 +43,15 @@ CASES = {
     "many pixels": (2, 16, 16, 1, (23, 23), (1, 2), (1, 1), (0, 1), (1, 2)),
     "many pixels, depthwise": (2, 8, 8, 8, (23, 23), (1, 2), (1, 1), (0, 1), (1, 2)),
 }
-# In half types, which CUDA's tensor cores take: more than a stage of channels, than a tile of
-# outputs, of pixels.
-HALF = {
+# Several slabs of channels, tiles, blocks of outputs, steps of packing. Not in float64: an oracle
+# in float64 rounds such long sums as much as what it would judge.
+WIDE = {
+    # More than tensor cores take at once of channels, of outputs, of pixels.
     "72 channels": (2, 72, 24, 1, (2, 9), (1, 3), (1, 1), (0, 3), (1, 3)),
     "136 outputs": (1, 16, 136, 1, (3, 2), (1, 2), (1, 1), (0, 1), (1, 1)),
     "150 pixels": (3, 24, 16, 1, (1, 50), (1, 1), (1, 1), (0, 0), (1, 1)),
     "wide groups, strided": (1, 32, 40, 2, (5, 8), (3, 2), (2, 3), (1, 2), (1, 2)),
     "16 channels, dead pixels": (1, 16, 16, 1, (1, 2), (2, 2), (1, 1), (4, 3), (3, 2)),
-}
-# Several slabs of channels, tiles, blocks of outputs, steps of packing. Not in float64: an oracle
-# in float64 rounds such long sums as much as what it would judge.
-WIDE = {
     "channels and outputs past a block": (1, 131, 70, 1, (19, 20), (3, 3), (1, 1), (6, 6), (6, 6)),
     "outputs past a tile, channels past a stage": (
         1,
@@ -117,7 +114,7 @@ KINDS = {
 
 
 def make(name, dtype, device, memory_format=torch.contiguous_format):
-    case = (CASES | HALF | WIDE | CONTIGUOUS)[name]
+    case = (CASES | WIDE | CONTIGUOUS)[name]
     batch, channels, outputs, groups, size, taps, stride, padding, dilation = case
     x = torch.randn(batch, channels, *size, dtype=dtype, device=device)
     w = torch.randn(outputs, channels // groups, *taps, dtype=dtype, device=device)

@@ -14,7 +14,6 @@ from atrousx.ops import atrous_conv2d
 from tests.ops.atrous_conv2d_cases import (
     CASES,
     CONTIGUOUS,
-    HALF,
     KINDS,
     WIDE,
     backward_input_op,
@@ -202,13 +201,6 @@ def test_long_sums_against_oracle(device, name, memory_format, dtype):
 @pytest.mark.parametrize("name", CONTIGUOUS)
 def test_contiguous_against_oracle(device, name, dtype):
     check_against_oracle(name, dtype, device, torch.contiguous_format)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("name", HALF)
-def test_half_types_against_oracle(device, name, memory_format, dtype):
-    check_against_oracle(name, dtype, device, memory_format)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
