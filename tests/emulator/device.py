@@ -58,6 +58,10 @@ class EmulatedDevice:
         """Cuts larger grids: their kernels take in turn what a grid leaves."""
         self._library.emulator_set_most_blocks(ctypes.c_uint(count))
 
+    def break_kernels(self, part_of_name: str) -> None:
+        """Has kernels whose names hold this run without their last block; "" mends them."""
+        self._library.emulator_break_kernels(part_of_name.encode())
+
     def set_registers(self, kernel: str, count: int) -> None:
         self._library.emulator_set_registers(kernel.encode(), count)
 

@@ -40,7 +40,11 @@ void set_most_blocks(unsigned int count);
 // The names of the kernels launched since the last call, template arguments included, a line each.
 std::string take_launched();
 
-// What ptxas says that a thread of a kernel, by its mangled name, takes.
+// Kernels whose names hold this run without their last block, as if a launcher had counted wrong;
+// none where it is empty.
+void break_kernels(const std::string& part_of_name);
+
+// What ptxas says that a thread of a kernel takes, by its name, mangled or as take_launched tells it.
 void set_registers(const std::string& kernel, int count);
 
 }  // namespace emulator

@@ -25,6 +25,7 @@ std::map<std::string, int>& registers() {
 std::map<const void*, int64_t> allowed_shared;
 unsigned int most_blocks = ~0u;
 std::set<const void*> launched;
+std::string broken;
 
 cudaError_t last_error = cudaSuccess;
 std::string last_message;
@@ -35,18 +36,18 @@ cudaError_t fail(cudaError_t error, const std::string& message) {
   return error;
 }
 
-std::string mangled_name(const void* kernel) {
-  Dl_info info{};
-  return dladdr(kernel, &info) != 0 && info.dli_sname != nullptr ? info.dli_sname : "";
+// A function without its parameters: nvcc mangles some of them otherwise than g++.
+std::string plain_name(const char* mangled) {
+  int status = 0;
+  char* plain = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
+  const std::string result = plain == nullptr ? mangled : plain;
+  std::free(plain);
+  return result.substr(0, result.find('('));
 }
 
 std::string plain_name(const void* kernel) {
-  const std::string name = mangled_name(kernel);
-  int status = 0;
-  char* plain = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
-  const std::string result = plain == nullptr ? name : plain;
-  std::free(plain);
-  return result.substr(0, result.find('('));
+  Dl_info info{};
+  return dladdr(kernel, &info) != 0 && info.dli_sname != nullptr ? plain_name(info.dli_sname) : "";
 }
 
 int64_t allowed(const void* kernel) {
@@ -57,7 +58,7 @@ int64_t allowed(const void* kernel) {
 
 // Of all threads of a block; the hardware deals registers to a warp in units of 256.
 int64_t registers_of_block(const void* kernel, uint64_t threads) {
-  const auto found = registers().find(mangled_name(kernel));
+  const auto found = registers().find(plain_name(kernel));
   if (found == registers().end()) return 0;
   const int64_t of_warp = (found->second * 32 + 255) / 256 * 256;
   return of_warp * static_cast<int64_t>((threads + 31) / 32);
@@ -94,9 +95,13 @@ void set_gpu(const std::string& name) {
   throw std::runtime_error("no such GPU: " + name);
 }
 
-void set_registers(const std::string& kernel, int count) { registers()[kernel] = count; }
+void set_registers(const std::string& kernel, int count) {
+  registers()[plain_name(kernel.c_str())] = count;
+}
 
 void set_most_blocks(unsigned int count) { most_blocks = count; }
+
+void break_kernels(const std::string& part_of_name) { broken = part_of_name; }
 
 std::string take_launched() {
   std::string names;
@@ -124,8 +129,12 @@ cudaError_t launch_checked(const Call& call, const cudaLaunchConfig_t& config) {
                             opted_in ? gpu().shared_bytes : kSharedWithoutOptIn};
   dim3 grid = config.gridDim;
   grid.x = std::min(grid.x, most_blocks);
+  const bool breaks = !broken.empty() && name.find(broken) != std::string::npos;
+  const auto body = [&] {
+    if (!breaks || blockIdx.x + 1 < gridDim.x) call.run(call.memory.start);
+  };
   try {
-    run(grid, config.blockDim, shared, [&] { call.run(call.memory.start); }, call.memory);
+    run(grid, config.blockDim, shared, body, call.memory);
   } catch (const AccessFault& error) {
     return fail(cudaErrorIllegalAddress, name + ": " + error.what());
   } catch (const std::exception& error) {
@@ -185,6 +194,7 @@ bool emulator_set_gpu(const char* name) try {
   return false;
 }
 void emulator_set_most_blocks(unsigned int count) { emulator::set_most_blocks(count); }
+void emulator_break_kernels(const char* part_of_name) { emulator::break_kernels(part_of_name); }
 const char* emulator_take_launched() {
   static std::string names;
   names = emulator::take_launched();

@@ -110,6 +110,23 @@ def test_host_code_cannot_follow_a_device_pointer():
     assert result.returncode == -11, result.stderr
 
 
+def test_a_block_has_so_many_registers(emulated_device):
+    def upsampled():
+        x = torch.ones(1, 1, 3, 3, device=NAME)
+        return torch.ops.atrousx.upsample_bilinear2d(x, [9, 9], False, None, None)
+
+    emulated_device.take_launched()
+    assert upsampled().sum() == 81
+    (name,) = emulated_device.take_launched().splitlines()
+    try:
+        emulated_device.set_registers(name, 1000)
+        with pytest.raises(RuntimeError, match="registers in a block"):
+            upsampled()
+    finally:
+        emulated_device.set_registers(name, 0)
+    assert upsampled().sum() == 81
+
+
 def test_no_such_gpu(emulated_device):
     with pytest.raises(ValueError, match="no such GPU: RTX 9999"):
         emulated_device.gpu = "RTX 9999"

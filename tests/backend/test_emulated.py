@@ -1,0 +1,72 @@
+"""Measuring on the device in host memory, as on a GPU: what is kept, and that a kernel which is
+broken on purpose is found out."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import atrousx
+from atrousx.backend import measure as measuring
+from atrousx.backend.geometry import FORWARD, GRAD_INPUT, GRAD_WEIGHT, PASSES
+from tests.backend.common import choices, operands, step
+from tests.emulator.device import NAME
+
+pytestmark = pytest.mark.emulated
+
+
+@pytest.fixture
+def device(emulated_device):
+    """Its kernels are whole again afterwards."""
+    atrousx.set_backend("measure")
+    yield emulated_device
+    emulated_device.break_kernels("")
+
+
+def both(dtype=torch.float32):
+    """The operands on the CPU and on the device."""
+    here = operands(dtype=dtype)
+    return here, [t.detach().to(NAME).requires_grad_() for t in here]
+
+
+def assert_agree(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-4, atol=1e-4)
+
+
+def test_auto_measures_there(device, clock):
+    atrousx.set_backend("auto")
+    here, there = both()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = step(*there)
+    assert_agree(found, step(*here))
+    measured = {geometry.pass_ for geometry, _ in measuring.table if geometry.device == NAME}
+    assert measured == set(PASSES)
+    assert all(c.agrees for g, c in measuring.table if g.device == NAME)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pass_"),
+    [
+        ("gather_direct_kernel", FORWARD),
+        ("gather_direct_kernel", GRAD_INPUT),
+        ("grad_weight_direct_kernel", GRAD_WEIGHT),
+    ],
+)
+def test_a_broken_kernel_is_found_out(device, clock, kernel, pass_):
+    clock["native"] = 0.1  # faster by far: it would be kept
+    here, there = both()
+    device.break_kernels(kernel)
+    with pytest.warns(
+        RuntimeWarning, match=f"differ by .*: {pass_} of .*, float32, {NAME}"
+    ) as said:
+        found = step(*there)
+    assert_agree(found, step(*here))
+    assert not choices()[pass_].agrees
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert_agree(step(*there), step(*here))
+    assert len([w for w in said if pass_ in str(w.message)]) == 1
