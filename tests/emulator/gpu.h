@@ -44,7 +44,8 @@ std::string take_launched();
 // none where it is empty.
 void break_kernels(const std::string& part_of_name);
 
-// What ptxas says that a thread of a kernel takes, by its name, mangled or as take_launched tells it.
+// What ptxas says that a thread of a kernel takes; by the kernel's name, mangled, or as
+// take_launched tells it.
 void set_registers(const std::string& kernel, int count);
 
 }  // namespace emulator
