@@ -133,45 +133,10 @@ def _gpu_problem(index: int) -> str | None:
     )
 
 
-def register_gradient(
-    op: torch._ops.OpOverload,
-    gradient: Callable[..., Any],
-    save: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
-) -> Callable[..., Any]:
-    """Gives an operator the gradient of its first argument, and returns a quicker way to call it.
-
-    ``gradient`` and ``save`` are what ``torch.library.register_autograd`` takes. Through the
-    dispatcher they cost 6 microseconds a call without a gradient and 20 with one, which small maps
-    do not take to compute. What is returned takes all the operator's arguments, in order, and goes
-    there only where a compiler, or something else that listens above autograd, may be in between.
-    """
-    torch.library.register_autograd(op, gradient, setup_context=save)
-
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op(*args)
-            if save is not None:
-                save(ctx, args, output)
-            return output
-
-        backward = staticmethod(gradient)
-
-    def call(first: torch.Tensor, *args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._is_any_autocast_enabled()
-            or torch._C._are_functorch_transforms_active()
-            or torch._C._len_torch_dispatch_stack()
-        ):
-            return op(first, *args)
-        if first.requires_grad and torch.is_grad_enabled():
-            return Direct.apply(first, *args)  # type: ignore[no-untyped-call]
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(first, *args)
-
-    return call
+def register_autograd_kernel(op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> None:
+    """Gives an operator what autograd calls, the keys to dispatch by before its arguments."""
+    name = op._schema.name.removeprefix(f"{NAMESPACE}::")
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
 
 
 def implement_composite(op: torch._ops.OpOverload, function: Callable[..., Any]) -> None:

@@ -24,11 +24,10 @@ from ..backend.self_check import ensure_right
 from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._check import check_device, check_same_device, pair
 from ..ops._geometry import sides_of
+from ..ops.atrous_conv2d import convolve_fused
+from ..ops.multi_rate_conv2d import multi_rate_conv2d_relu
 from .atrous_conv2d import AtrousConv2d
 from .packed import Lender, PackedWeight
-
-_fused = torch.ops.atrousx._atrous_conv2d_fused.default
-_multi_rate_relu = torch.ops.atrousx._multi_rate_conv2d_relu.default
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -155,7 +154,7 @@ class FusedConv2d(Lender, AtrousConv2d):
             del weight
             packed = self.packed.of(parameters, "weight", self.groups)
         options = (*geometry, self.groups, allows_tf32(input), packed)
-        output: Tensor = _fused(
+        output: Tensor = convolve_fused(
             input, parameters["weight"], parameters["bias"], residual, self.relu, *options
         )
         return output
@@ -238,7 +237,7 @@ class FusedASPP(nn.Module):
             ensure_right("multi_rate_conv2d", input)
             packed = [self._pack(input, branch) for branch in range(len(self.weights))]
             whole = [p for p in packed if p is not None]
-            branches = _multi_rate_relu(
+            branches = multi_rate_conv2d_relu(
                 input,
                 self.weights.all(),
                 self.bias,

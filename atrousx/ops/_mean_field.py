@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from .._derivatives import refuse_derivatives
 from ..backend.self_check import ensure_right
 from . import _mean_field_rows  # noqa: F401  (registers what the operators do on CUDA)
 from ._kernels import register_fake
@@ -56,7 +58,7 @@ def mean_field(
     """
     ensure_right("mean_field", logits)
     too_many = logits.device.type != "cpu" and len(terms) > _MAX_CUDA_TERMS
-    if torch.compiler.is_compiling() or too_many:
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or too_many:
         return _by_parts(logits, terms, iterations, recompute)
     if torch.is_grad_enabled() and _any_needs_gradient(logits, terms):
         inputs = [part for term in terms for part in _parts(term)]
@@ -210,6 +212,10 @@ def _arguments(terms: Sequence[Term], like: Tensor) -> tuple[list[Tensor], list[
 
 def _number(weight: float | Tensor) -> float:
     return float(weight.detach()) if isinstance(weight, Tensor) else weight
+
+
+for _operator in (_op, _states, _backward):
+    refuse_derivatives(_operator)
 
 
 @register_fake("_mean_field")

@@ -119,7 +119,10 @@ def _composite(
     allow_tf32: bool,
 ) -> Tensor:
     geometry: Any = (tuple(stride), tuple(padding), tuple(dilation), groups, allow_tf32)
-    return _convolve(input, weight, bias, Options._make(geometry))
+    options = Options._make(geometry)
+    if knows_torch_only():
+        return convolve_by_torch(input, weight, bias, options)
+    return _convolve(input, weight, bias, options)
 
 
 implement_composite(_op, on_one_device("_measured_conv2d", _composite))

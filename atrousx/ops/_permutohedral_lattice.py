@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._derivatives import register_derivatives
 from .._library import register_autocast
 from ..backend.self_check import ensure_right
 from ._kernels import register_fake, register_kernel
@@ -247,7 +248,7 @@ def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("permutohedral_filter has no second derivative with respect to features")
 
 
-torch.library.register_autograd(_build, _build_gradient, setup_context=_save_build)
+register_derivatives(_build, _build_gradient, _save_build)
 for _op in (_assemble, _embed, _embed_backward):
-    torch.library.register_autograd(_op, no_second_derivative)
+    register_derivatives(_op, no_second_derivative)
 register_autocast(_build, to_lower_precision=False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._derivatives import multilinear, refuse_derivatives, register_derivatives
 from .._library import register_autocast
 from .._taps import output_size
 from ..backend.choice import (
@@ -28,6 +29,7 @@ from ._measured_conv2d import convolve_measured
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default
+_pack_weight = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 _backward_input = torch.ops.atrousx._atrous_conv2d_backward_input.default
 _backward_weight = torch.ops.atrousx._atrous_conv2d_backward_weight.default
 
@@ -284,11 +286,15 @@ def _backward_weight_gradient(ctx: Any, grad: Tensor) -> _Gradients:
     )
 
 
-torch.library.register_autograd(_forward, _forward_gradient, setup_context=_save_forward)
+register_derivatives(
+    _forward, _forward_gradient, _save_forward, multilinear(_forward, 0, 1, added=2)
+)
 for _op, _gradient in (
     (_backward_input, _backward_input_gradient),
     (_backward_weight, _backward_weight_gradient),
 ):
-    torch.library.register_autograd(_op, _gradient, setup_context=_save_backward)
+    register_derivatives(_op, _gradient, _save_backward, multilinear(_op, 0, 1))
+refuse_derivatives(_pack_weight)
+convolve_fused = refuse_derivatives(_fused)
 register_autocast(_forward, to_lower_precision=True)
 register_autocast(_fused, to_lower_precision=True)

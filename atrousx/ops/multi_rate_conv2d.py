@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._derivatives import multilinear, refuse_derivatives, register_derivatives
 from .._library import only_torch, register_autocast
 from ..backend.choice import allows_tf32, get_backend
 from ..backend.self_check import ensure_right
@@ -226,4 +227,5 @@ for _name in ("multi_rate_conv2d", "_multi_rate_conv2d_relu"):
     register_fake(_name)(_fake)
 for _op in (_forward, _forward_relu):
     register_autocast(_op, to_lower_precision=True)
-torch.library.register_autograd(_forward, _gradient, setup_context=_save)
+register_derivatives(_forward, _gradient, _save, multilinear(_forward, 0, 1, added=2))
+multi_rate_conv2d_relu = refuse_derivatives(_forward_relu)

@@ -3,11 +3,13 @@ and autocast rule. The lattice's own construction is in _permutohedral_lattice.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._derivatives import multilinear, register_derivatives
 from .._library import register_autocast
 from ._check import check_device, check_floating, check_same_device
 from ._kernels import register_fake
@@ -250,6 +252,15 @@ def _apply_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_values, to_weights, *[None] * 8
 
 
-torch.library.register_autograd(_apply, _apply_gradient, setup_context=_save_apply)
-torch.library.register_autograd(_corner_product, no_second_derivative)
+def _apply_tangent(arguments: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
+    if any(tangent is not None for tangent in tangents[1:]):
+        raise NotImplementedError(
+            "_permutohedral_apply has no forward-mode derivative with respect to the lattice, and "
+            "so permutohedral_filter none with respect to features"
+        )
+    return multilinear(_apply, 0)(arguments, tangents)
+
+
+register_derivatives(_apply, _apply_gradient, _save_apply, _apply_tangent)
+register_derivatives(_corner_product, no_second_derivative)
 register_autocast(_apply, to_lower_precision=False)

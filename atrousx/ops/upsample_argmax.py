@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._derivatives import check_no_tangent, refuse_derivatives
 from .._library import register_autocast
 from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, check_result_size, pair
@@ -72,7 +73,9 @@ def upsample_argmax(
             f"dtype=torch.uint8 holds 256 labels, logits have {logits.shape[1]} channels"
         )
     ensure_right("upsample_argmax", logits)
-    labels, probability = _argmax(
+    if return_probability:
+        check_no_tangent("upsample_argmax", logits)
+    labels, probability = _labels(
         logits.detach(), output_size, bool(align_corners), bool(return_probability), narrow
     )
     return (labels, probability) if return_probability else labels
@@ -94,4 +97,5 @@ def _(
     )
 
 
+_labels = refuse_derivatives(_argmax)
 register_autocast(_argmax, to_lower_precision=False)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import register_autocast, register_gradient
+from .._derivatives import register_gradient
+from .._library import register_autocast
 from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, check_same_device, check_tensor
 from ._kernels import register_fake

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._derivatives import check_no_tangent, refuse_derivatives
 from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, check_same_device, check_tensor
 from ._kernels import register_fake
@@ -84,10 +85,15 @@ def upsample_softmax_add_(
     if not torch.compiler.is_compiling() and torch._debug_has_internal_overlap(sum) == 1:
         raise RuntimeError("sum must not share memory with itself, as an expanded tensor does")
     ensure_right("upsample_softmax_add_", logits)
-    _add(sum, logits.detach(), float(alpha), bool(flip), bool(align_corners))
+    for tensor in (sum, logits):
+        check_no_tangent("upsample_softmax_add_", tensor)
+    _add_term(sum, logits.detach(), float(alpha), bool(flip), bool(align_corners))
     return sum
 
 
 @register_fake("_upsample_softmax_add_")
 def _(sum: Tensor, logits: Tensor, alpha: float, flip: bool, align_corners: bool) -> None:
     return None
+
+
+_add_term = refuse_derivatives(_add)

@@ -42,12 +42,33 @@ struct WinogradWeight {
   // to: size() of them, [points of rows, of columns, numbers]. Any strides.
   template <typename T>
   void pack(const T* weight, const WeightStrides& strides, A* to) const {
+    pack_each(weight, strides, to, [](int64_t, const A*, int64_t) {});
+  }
+
+  // The same, and whether the filters suit: they are looked at where they are read anyway.
+  template <typename T>
+  bool pack_suited(const T* weight, const WeightStrides& strides, A* to) const {
+    std::vector<TapMagnitudes> parts(blocks() * ceil_div<int64_t>(filters.inner, kSlab));
+    pack_each(weight, strides, to, [&](int64_t task, const A* taps, int64_t count) {
+      parts[task] = measure_packed_taps(taps, count);
+    });
+    TapMagnitudes all;
+    for (const TapMagnitudes& part : parts)
+      for (size_t t = 0; t < all.size(); ++t) all[t].add(part[t]);
+    return winograd_suits_taps(all, filters.inner * filters.outer, !std::is_same_v<T, A>);
+  }
+
+ private:
+  // look(task, taps, count): the taps of a task, [9, count], before they are transformed.
+  template <typename T, typename F>
+  void pack_each(const T* weight, const WeightStrides& strides, A* to, const F& look) const {
     const int64_t slabs = ceil_div<int64_t>(filters.inner, kSlab);
     for_each_task(blocks() * slabs, [&](int64_t task, int64_t) {
       const int64_t slab = task % slabs, block = task / slabs;
       const int64_t depth = std::min<int64_t>(kSlab, filters.inner - slab * kSlab);
       std::vector<A> taps(9 * depth * R::kColumns);
       filters.pack_slab(weight, strides, block * R::kColumns, slab * kSlab, kSlab, taps.data());
+      look(task, taps.data(), depth * R::kColumns);
       A* panel = to + block * block_size() + slab * kSlab * count() * R::kColumns;
       with_forms<!std::is_same_v<T, A>>(points, [&](auto rows, auto columns) {
         run_with_lanes<TransformFilters<rows, columns>::template Loop>(

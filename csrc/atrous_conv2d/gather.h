@@ -2,6 +2,8 @@
 // atrous_conv2d.
 #pragma once
 
+#include <memory>
+
 #include "arguments.h"
 
 namespace atrousx {
@@ -85,7 +87,8 @@ struct GatherCall {
   Tail tail;
   Tensor destination;
   std::optional<Tensor> packed = std::nullopt;
-  bool by_taps = false;  // never by minimal filtering (winograd.h)
+  bool by_taps = false;                               // never by minimal filtering (winograd.h)
+  std::shared_ptr<const void> transformed = nullptr;  // the filters, where they were for this call
 };
 
 // Calls that read the same source, in order. Destinations may be the residuals of later calls.

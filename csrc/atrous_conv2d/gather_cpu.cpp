@@ -15,6 +15,7 @@ template <typename T, typename Weight>
 std::shared_ptr<const typename Weight::A> packed_weight(const GatherCall& call,
                                                         const Weight& weight) {
   using A = typename Weight::A;
+  if (call.transformed != nullptr) return std::static_pointer_cast<const A>(call.transformed);
   if (!call.packed.has_value() || call.packed->numel() == 0) {
     const auto own = std::make_shared<Workspace<A>>(weight.size());
     weight.pack(data<T>(call.weight), call.weight_strides, own->data());
@@ -49,19 +50,33 @@ std::optional<WinogradPoints> points_of(const GatherCall& call) {
   return points;
 }
 
-// The calls with the algorithm settled: by their live taps where their numbers do not suit minimal
-// filtering. Filters that were transformed beforehand were looked at then.
-std::vector<GatherCall> settled(const Tensor& source, std::vector<GatherCall> calls) {
-  std::optional<bool> suits;  // of the source: it is looked at once
-  for (GatherCall& call : calls) {
-    if (!points_of(call).has_value()) continue;
-    if (!suits.has_value())
-      suits =
-          winograd_allowed() && winograd_suits_map(source, call.shape.inner * call.shape.taps());
-    call.by_taps = !*suits || (!call.packed.has_value() && !winograd_suits_filters(call.weight));
-    if (call.by_taps) call.packed.reset();
-  }
-  return calls;
+// Transforms a call's filters, or finds that they do not suit.
+bool transform_suited(GatherCall& call, const WinogradPoints& points) {
+  bool suits = false;
+  dispatch_floating(call.weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    if constexpr (!std::is_same_v<T, double>)
+      with_register_tile<A>(call.shape.outer, [&](auto tile) {
+        const WinogradWeight<decltype(tile)> weight(call.shape, points);
+        const auto own = std::make_shared<Workspace<A>>(weight.size());
+        suits = weight.pack_suited(data<T>(call.weight), call.weight_strides, own->data());
+        if (suits) call.transformed = {own, own->data()};
+      });
+  });
+  return suits;
+}
+
+// Settles a call's algorithm: by its live taps where its numbers do not suit minimal filtering.
+// Filters that were transformed beforehand were looked at then. source_suits: as far as known.
+void settle(const Tensor& source, GatherCall& call, std::optional<bool>& source_suits) {
+  const auto points = points_of(call);
+  if (!points.has_value()) return;
+  if (!source_suits.has_value())
+    source_suits =
+        winograd_allowed() && winograd_suits_map(source, call.shape.inner * call.shape.taps());
+  call.by_taps = !*source_suits || (!call.packed.has_value() && !transform_suited(call, *points));
+  if (call.by_taps) call.packed.reset();
 }
 
 // Whether tasks pack their weights themselves: packed at once, a large weight would go to memory
@@ -178,12 +193,14 @@ void gather_together(const Tensor& source, const std::vector<GatherCall>& calls,
 void gather_cpu(const Tensor& source, const std::vector<GatherCall>& all) {
   if (source.size(0) == 0) return;
   std::vector<GatherCall> calls;
-  for (const GatherCall& call : settled(source, all)) {
+  std::optional<bool> suits;
+  for (GatherCall call : all) {
+    settle(source, call, suits);
     const auto points = points_of(call);
     if (points.has_value() && source.scalar_type() != ScalarType::Float)
       gather_half(source, call, *points);
     else
-      calls.push_back(call);
+      calls.push_back(std::move(call));
   }
   for (size_t first = 0, end; first < calls.size(); first = end) {
     const bool in_place = reads_in_place(source, calls[first]);

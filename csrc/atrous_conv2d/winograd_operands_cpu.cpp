@@ -19,20 +19,6 @@ constexpr int64_t kPiece = 9 * 4096;  // elements of a task; a multiple of a fil
 
 std::atomic<bool> highest_precision{false};
 
-// Of |x|: the largest, the sum, and the sum of squares. A NaN or infinity makes the sum one, too.
-struct Magnitudes {
-  double largest = 0, sum = 0, squares = 0, count = 0;
-
-  void add(const Magnitudes& other) {
-    largest = std::max(largest, other.largest);
-    sum += other.sum;
-    squares += other.squares;
-    count += other.count;
-  }
-  // Which share of the numbers would make the same sums if they were equal and all others zero.
-  double share() const { return sum * sum / (count * squares); }
-};
-
 template <int kBytes>
 struct MeasureMap {
   template <typename T>
@@ -175,6 +161,20 @@ bool in_range(const Magnitudes& m) {
          m.largest >= 0x1p-50;
 }
 
+// Whether filters may be transformed. taps(): their sums of squares by tap.
+template <typename Taps>
+bool suit(const Magnitudes& m, bool half, const Taps& taps) {
+  constexpr double kLeastShare = 1 / 8.0, kLeastTaps = 0.5;
+  if (m.largest == 0 && m.sum == 0) return true;
+  if (!in_range(m)) return false;
+  if (half) return true;
+  if (m.share() < kLeastShare) return false;
+  const std::array<double, kTaps> of_taps = taps();
+  const double sum = std::accumulate(of_taps.begin(), of_taps.end(), 0.0);
+  const double squares = std::inner_product(of_taps.begin(), of_taps.end(), of_taps.begin(), 0.0);
+  return sum * sum >= kLeastTaps * kTaps * squares;
+}
+
 }  // namespace
 
 bool winograd_allowed() { return !highest_precision.load(std::memory_order_relaxed); }
@@ -191,16 +191,25 @@ bool winograd_suits_map(const Tensor& map, int64_t terms) {
 }
 
 bool winograd_suits_filters(const Tensor& weight) {
-  constexpr double kLeastShare = 1 / 8.0, kLeastTaps = 0.5;
   const Magnitudes m = measure(weight);
-  if (m.largest == 0 && m.sum == 0) return true;
-  if (!in_range(m)) return false;
-  if (is_half(weight)) return true;
-  if (m.share() < kLeastShare) return false;
-  const auto taps = measure_taps(weight);
-  const double sum = std::accumulate(taps.begin(), taps.end(), 0.0);
-  const double squares = std::inner_product(taps.begin(), taps.end(), taps.begin(), 0.0);
-  return sum * sum >= kLeastTaps * kTaps * squares;
+  return suit(m, is_half(weight), [&] { return measure_taps(weight); });
+}
+
+TapMagnitudes measure_packed_taps(const float* taps, int64_t count) {
+  TapMagnitudes all;
+  for (int t = 0; t < kTaps; ++t) run_with_lanes<MeasureMap>(taps + t * count, count, &all[t]);
+  return all;
+}
+
+bool winograd_suits_taps(const TapMagnitudes& taps, int64_t filters, bool half) {
+  Magnitudes m;
+  for (const Magnitudes& tap : taps) m.add(tap);
+  m.count = static_cast<double>(kTaps * filters);
+  return suit(m, half, [&] {
+    std::array<double, kTaps> squares;
+    for (int t = 0; t < kTaps; ++t) squares[t] = taps[t].squares;
+    return squares;
+  });
 }
 
 namespace {

@@ -156,7 +156,7 @@ struct Chains {
     int64_t first = vertices, count = 0;
     for (int64_t m = vertices - 1; m >= 0; --m) {
       out[first - 1] = static_cast<Index>(m);
-      first -= behind[m] < 0 && ahead[m] >= 0;
+      first -= (behind[m] & ~ahead[m]) < 0;  // of two comparisons a compiler makes a branch
     }
     // Where each vertex is behind the one ahead of it, chains share no vertex and come to an end.
     for (; first < vertices; ++first) {
@@ -242,15 +242,21 @@ struct SliceRows {
                                           const T* point_scale, T* output, int64_t channels,
                                           int dims, int64_t begin, int64_t end) {
     const T scale = slice_scale<T>(dims);
-    const int64_t count = std::min<int64_t>(kVectors * RowVector<T>::kLanes, channels - lane);
+    constexpr int64_t kLanes = kVectors * RowVector<T>::kLanes;
+    const int64_t count = std::min<int64_t>(kLanes, channels - lane);
+    const int64_t whole_end = begin + whole_rows(end - begin, lane, count, kLanes);
     for (int64_t p = begin; p < end; ++p) {
       prefetch_corners(lattice + lane, stride, vertices, p, end, dims, kVectors);
       RowBlock<T, kVectors> sum;
       slice_block(lattice + lane, stride, vertices + p * (dims + 1), weights + p * (dims + 1),
                   point_scale == nullptr ? scale : scale * point_scale[p], dims, sum);
-      T whole[kVectors * RowVector<T>::kLanes];
-      sum.store(whole);
       T* row = output + p * channels + lane;
+      if (p < whole_end) {
+        sum.store(row);
+        continue;
+      }
+      T whole[kLanes];
+      sum.store(whole);
       for (int64_t c = 0; c < count; ++c) row[c] = whole[c];
     }
   }
@@ -262,6 +268,15 @@ struct SliceRows {
     constexpr int64_t kLanes = RowVector<T>::kLanes;
     over_blocks<SliceRows>(vectors, kLanes, lattice, vectors * kLanes, vertices, weights,
                            point_scale, output, channels, dims, begin, end);
+  }
+
+ private:
+  // How many rows of a task may be stored in whole vectors. These reach into the rows behind, which
+  // are written later: not at the task's end, nor where a block before this one has written them.
+  static int64_t whole_rows(int64_t rows, int64_t lane, int64_t count, int64_t lanes) {
+    if (count == lanes) return rows;
+    if (lane != 0 || rows * count < lanes) return 0;
+    return (rows * count - lanes) / count + 1;
   }
 };
 
