@@ -22,14 +22,19 @@ OPERATOR = "_permutohedral_pack"
 ONE = ["--device", "cpu", "--quick", "--no-timing", "--operators", OPERATOR]
 
 
-def doctor(tmp_path: Path, *arguments: str, broken: str = "") -> tuple[int, str]:
-    """The command in a process of its own, with an operator broken on purpose."""
+def doctor(
+    tmp_path: Path, *arguments: str, broken: str = "", kernel: str | None = None
+) -> tuple[int, str]:
+    """The command in a process of its own, with an operator broken on purpose; or, on the emulated
+    device, with a kernel."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "broken"), str(ROOT)]),
         "ATROUSX_TEST_BREAK": broken,
         "ATROUSX_TEST_BREAK_ONCE": str(tmp_path / "once"),
     }
+    if kernel is not None:
+        environment["ATROUSX_TEST_BREAK_KERNEL"] = kernel
     done = subprocess.run(
         [sys.executable, "-m", "atrousx", "doctor", *arguments],
         cwd=tmp_path,
@@ -40,6 +45,18 @@ def doctor(tmp_path: Path, *arguments: str, broken: str = "") -> tuple[int, str]
     )
     assert broken or not done.stderr  # PyTorch warns that an operator is overridden
     return done.returncode, done.stdout
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("broken", [False, True])
+def test_on_the_emulated_device(tmp_path: Path, emulated_device, broken: bool):
+    kernel = "argmax_kernel" if broken else ""
+    options = ["--quick", "--no-timing", "--operators", "_upsample_argmax,_permutohedral_pack"]
+    code, out = doctor(tmp_path, "--device", "emulated", *options, kernel=kernel)
+    assert code == int(broken), out
+    assert ("All is well." in out) != broken
+    assert (" 0 WRONG" in out) != broken
+    assert "_permutohedral_pack forward" in out
 
 
 def test_all_is_well(tmp_path: Path):

@@ -1,6 +1,9 @@
 """Breaks an operator in every Python that starts with this folder on PYTHONPATH, to see whether the
 doctor notices: ATROUSX_TEST_BREAK=OPERATOR:HOW, where HOW is "wrong" (results a hundredth too
-large), "raise", or "abort" (once: a file, ATROUSX_TEST_BREAK_ONCE, says that it has happened)."""
+large), "raise", or "abort" (once: a file, ATROUSX_TEST_BREAK_ONCE, says that it has happened).
+
+ATROUSX_TEST_BREAK_KERNEL makes the emulated device, and breaks kernels there whose names hold this:
+"" breaks none."""
 
 import os
 from pathlib import Path
@@ -32,3 +35,8 @@ if name:
 
     library = torch.library.Library("atrousx", "IMPL")
     library.impl(name, broken, "CPU", allow_override=True)
+
+if (kernels := os.environ.get("ATROUSX_TEST_BREAK_KERNEL")) is not None:
+    from tests.emulator.device import add_device
+
+    add_device().break_kernels(kernels)
