@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 CHECKED = "-fsanitize=thread"
 DEVICE_FLAGS = {
     "plain": "-O1",
-    "coverage": "-O0 --coverage -fprofile-update=single",
+    "coverage": "-O1 --coverage -fprofile-update=single",
     # -g1: lines and names are all that a report needs.
     "undefined": "-O1 -g1 -fsanitize=undefined -fno-sanitize-recover=all",
 }
