@@ -6,13 +6,15 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # A DeepLab's weights for the demo; without them it runs v3 on random ones.
 WEIGHTS ?=
 
-.PHONY: help install demo test emulated sanitize-cpu long lint format bench wheel gpu clean
+.PHONY: help install demo test emulated coverage sanitize-cpu long lint format bench wheel gpu clean
 
 help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
 	@echo "make test    the whole test-suite"
-	@echo "make long    checks that take an hour: the operators' tests on a CPU library with UBSan"
+	@echo "make long    checks that take hours: 'make emulated', then the operators' tests on a CPU"
+	@echo "             library with UBSan, for each instruction set"
 	@echo "make emulated  all tests of the CUDA operators, on a device in host memory"
+	@echo "make coverage  the same, and which lines of the .cu files they run"
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
 	@echo "make bench   every layer of benchmarks/bench_atrous.py"
 	@echo "make wheel   a wheel in dist/, built in isolation and tried outside the tree"
@@ -46,13 +48,17 @@ SEED ?= 0
 sanitize-cpu: install
 	$(BIN)/python tests/sanitize_cpu.py --sample 0.1 --seed $(SEED)
 
-# What takes too long for each change: all of them, for each instruction set.
-long: install
+# What takes too long for each change: all tests on the emulated device, and the operators' tests on
+# a CPU library with UBSan, for each instruction set.
+long: emulated
 	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python tests/sanitize_cpu.py || exit 1; done
 
 # Every operator's tests on the device that runs CUDA's launchers and kernels in host memory.
 emulated: install
 	ATROUSX_EMULATED=all $(BIN)/python -m pytest -n auto --maxprocesses 8 -m emulated
+
+coverage: install
+	$(BIN)/python -m tests.emulator.coverage
 
 CPP_FILES = git ls-files -z '*.h' '*.cuh' '*.cpp' '*.cu'
 
