@@ -1,8 +1,8 @@
 """Which lines of the .cu files have the tests on the emulated device run?
 
 ``python -m tests.emulator.coverage`` runs them all on a library compiled with gcov's counters and
-prints a table: each file, its lines, the share that ran, and those that did not. ``--report`` prints
-the table of the last run. Arguments behind ``--`` go to pytest in place of all tests.
+prints a table: each file, its lines, the share that ran, and those that did not. ``--report``
+prints the table of the last run. Arguments behind ``--`` go to pytest in place of all tests.
 """
 
 from __future__ import annotations
