@@ -123,3 +123,30 @@ def test_same_bits_with_any_number_of_blocks_in_any_order(
         results.append((y, *gradients))
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "algorithm", "kernel"),
+    [
+        ("plain", 0, "atrous_conv2d_gather_kernel"),
+        ("depthwise, 16 channels", 2, "depthwise"),
+        ("narrow groups", 3, "gather_direct_kernel"),
+    ],
+)
+def test_the_algorithm_that_is_told_is_the_one_that_runs(
+    emulated_device, name, algorithm, kernel, memory_format
+):
+    x, w, _, (stride, padding, dilation, groups) = make(name, torch.float32, NAME, memory_format)
+    geometry = (stride, (*padding, *padding), dilation, groups)
+    channels_last = memory_format == torch.channels_last
+    tell = torch.ops.atrousx._atrous_conv2d_algorithm.default
+    emulated_device.take_launched()
+    y = forward_op(x, w, None, *geometry)
+    assert kernel in emulated_device.take_launched()
+    backward_input_op(y, w, x.shape, *geometry)
+    backward_weight_op(y, x, w.shape, *geometry)
+    assert ("depthwise" in emulated_device.take_launched()) == (algorithm == 2)
+    for number in range(3):
+        told = tell(x, number, x.shape, w.shape, *geometry, channels_last, False, False)
+        assert told == [algorithm]
