@@ -83,6 +83,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--limit", type=float, default=1.03, help="new over old; default: 1.03")
     args = parser.parse_args()
+    for tree in args.trees:
+        if not list(tree.glob("atrousx/_C*.so")):
+            parser.error(f"{tree}: no tree in which atrousx was built in place")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
     both = [start(tree) for tree in args.trees]
     names = [ask(process) for process in both][1].split(",")
     slower = 0
