@@ -33,8 +33,9 @@ DEFAULT_CUDA_HOME = Path("/usr/local/cuda")
 # 8.9 run the code of 8.6: nvcc makes the same of both, byte for byte.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "9.0a", "10.0", "12.0")
 
-CPU_SOURCES = [ROOT / "csrc" / "schema.cpp", *sorted(ROOT.glob("csrc/*/*_cpu.cpp"))]
-CUDA_SOURCES = [ROOT / "csrc" / "cuda_module.cpp", *sorted(ROOT.glob("csrc/*/*_cuda.cu"))]
+CSRC = ROOT / "csrc"
+CPU_SOURCES = [CSRC / "schema.cpp", *sorted(CSRC.glob("*/cpu/**/*.cpp"))]
+CUDA_SOURCES = [CSRC / "cuda" / "module.cpp", *sorted(CSRC.glob("*/cuda/**/*.cu"))]
 
 
 def say(message: str) -> None:
@@ -164,7 +165,7 @@ class NinjaBuild(build_ext):
             shutil.copyfile(directory / f"{name}.so", output)
 
     def ninja_file(self) -> str:
-        includes = f"-isystem torch/include -isystem {word(sysconfig.get_path('include'))}"
+        includes = f"-I../../csrc -isystem torch/include -isystem {word(sysconfig.get_path('include'))}"
         defines = (
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DPy_LIMITED_API=0x030A0000 "
             + define("ATROUSX_BUILT_WITH_TORCH", torch.__version__)
@@ -223,7 +224,7 @@ class NinjaBuild(build_ext):
     def library(name: str, sources: list[Path], link: str, flags: str = "") -> list[str]:
         lines, objects = [], []
         for source in sources:
-            target = f"{name}/{source.relative_to(ROOT / 'csrc').with_suffix('.o')}"
+            target = f"{name}/{source.relative_to(CSRC).with_suffix('.o')}"
             rule = "nvcc" if source.suffix == ".cu" else "cxx"
             lines.append(f"build {target}: {rule} {Path('../..') / source.relative_to(ROOT)}")
             if flags and source.suffix != ".cu":

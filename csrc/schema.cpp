@@ -3,7 +3,7 @@
 // autocast in atrousx/ops/<operator>.py.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu_dispatch.h"
+#include "cpu/dispatch.h"
 #include "python_module.h"
 
 STABLE_TORCH_LIBRARY(atrousx, m) {
@@ -19,7 +19,7 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool allow_tf32) -> Tensor");
   // The filters as the CPU's matrix products read them, for calls to come: what it holds depends on
   // the CPU. Empty on a GPU, and where groups are too narrow for a product. points: transformed for
-  // minimal filtering (atrous_conv2d/winograd.h), for calls that it serves.
+  // minimal filtering (winograd_plan.h), for calls that it serves.
   m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups, int[] points=[]) -> Tensor");
   // The points by which the CPU convolves, none where it multiplies live taps. frozen:
   // by a weight that is packed beforehand.
@@ -33,7 +33,7 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "_atrous_conv2d_algorithm(Tensor like, int pass_number, int[4] input_size, "
       "int[4] weight_size, int[2] stride, int[4] padding, int[2] dilation, int groups, "
       "bool channels_last, bool frozen, bool allow_tf32) -> int[]");
-  // Whether the error stays small where 3x3 filters are transformed (winograd_operands.h).
+  // Whether the error stays small where 3x3 filters are transformed (operand_check.h).
   m.def("_atrous_conv2d_suits_filters(Tensor weight) -> bool");
   // A hash of a weight's bytes, by which a packed form finds that they have changed.
   m.def("_fingerprint(Tensor weight) -> int");

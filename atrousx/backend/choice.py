@@ -173,7 +173,7 @@ def winograd_points(
 ) -> tuple[int, ...]:
     """How the CPU's kernels convolve 3x3 filters by fewer products than live taps, where that pays.
 
-    The points of a transformed filter, rows and columns, as ``csrc/atrous_conv2d/winograd.h`` has
+    The points of a transformed filter, rows and columns, as ``winograd_plan.h`` has
     them; empty elsewhere. ``frozen``: filters are transformed once, not at every call.
     """
     if backend == "torch" or knows_torch_only() or _undecidable(input, weight):

@@ -39,7 +39,7 @@ class Problem(NamedTuple):
     strided: bool = False
     multiplied: bool = False  # whether a channel has several outputs
     taps: int = 9
-    walks: bool = False  # whether csrc's cpu_depthwise_walks.h may serve it: by taps and channels
+    walks: bool = False  # whether depthwise/row_driver.h may serve it: by taps and channels
     clips: bool = False  # whether a ReLU follows, which atrousx's kernels apply as they store
 
 

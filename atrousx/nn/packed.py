@@ -49,7 +49,7 @@ class PackedWeight:
 
         The weight is one of its module's parameters, which nobody else should hold meanwhile. With
         ``points`` 3x3 filters are transformed to so many, rows and columns, where their numbers
-        suit that: see ``csrc/atrous_conv2d/winograd.h``. None comes on GPUs, under autocast, which
+        suit that: see ``winograd_plan.h``. None comes on GPUs, under autocast, which
         would round it, and in code that is traced.
         """
         if not _is_packed(parameters[name]):

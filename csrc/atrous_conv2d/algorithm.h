@@ -1,7 +1,7 @@
 // How a pass of atrous_conv2d is computed, for those who only ask: _atrous_conv2d_algorithm.
 #pragma once
 
-#include "arguments.h"
+#include "atrous_conv2d/arguments.h"
 
 namespace atrousx {
 

@@ -2,9 +2,9 @@
 // torch.ops.atrousx.* from reading out of bounds; the Python wrapper has the messages.
 #pragma once
 
-#include "../checked.h"
-#include "../tensor.h"
-#include "plan.h"
+#include "atrous_conv2d/plan.h"
+#include "checked.h"
+#include "tensor.h"
 
 namespace atrousx {
 

@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "arguments.h"
+#include "atrous_conv2d/arguments.h"
 
 namespace atrousx {
 
@@ -87,7 +87,7 @@ struct GatherCall {
   Tail tail;
   Tensor destination;
   std::optional<Tensor> packed = std::nullopt;
-  bool by_taps = false;                               // never by minimal filtering (winograd.h)
+  bool by_taps = false;  // never by minimal filtering (winograd_plan.h)
   std::shared_ptr<const void> transformed = nullptr;  // the filters, where they were for this call
 };
 

@@ -16,7 +16,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../portable.h"
+#include "portable.h"
 
 namespace atrousx {
 

@@ -7,7 +7,7 @@
 #include <memory>
 #include <mutex>
 
-#include "plan.h"
+#include "atrous_conv2d/plan.h"
 
 namespace atrousx {
 

@@ -12,7 +12,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "../tensor.h"
+#include "tensor.h"
 
 // The dispatch key that the kernels are registered for. The tests build them for a device in host
 // memory, which has another.

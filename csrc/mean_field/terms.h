@@ -1,7 +1,7 @@
 // A term's tensors as the operator takes them, and the checks of a direct call.
 #pragma once
 
-#include "../permutohedral/lattice.h"
+#include "permutohedral_filter/lattice.h"
 
 namespace atrousx {
 

@@ -2,8 +2,8 @@
 // in their order.
 #pragma once
 
-#include "../atrous_conv2d/gather.h"
-#include "plan.h"
+#include "atrous_conv2d/gather.h"
+#include "multi_rate_conv2d/plan.h"
 
 namespace atrousx {
 

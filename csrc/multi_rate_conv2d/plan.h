@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "../atrous_conv2d/plan.h"
+#include "atrous_conv2d/plan.h"
 
 namespace atrousx {
 

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../upsample_bilinear2d/arguments.h"
+#include "upsample_bilinear2d/arguments.h"
 
 namespace atrousx {
 

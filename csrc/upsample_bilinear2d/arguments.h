@@ -2,8 +2,8 @@
 // torch.ops.atrousx.* from reading out of bounds; the Python wrapper has the messages.
 #pragma once
 
-#include "../tensor.h"
-#include "plan.h"
+#include "tensor.h"
+#include "upsample_bilinear2d/plan.h"
 
 namespace atrousx {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "../portable.h"
+#include "portable.h"
 
 namespace atrousx {
 

@@ -4,8 +4,8 @@
 
 #include <tuple>
 
-#include "../upsample_bilinear2d/arguments.h"
-#include "plan.h"
+#include "upsample_bilinear2d/arguments.h"
+#include "upsample_cross_entropy/plan.h"
 
 namespace atrousx {
 

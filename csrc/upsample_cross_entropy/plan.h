@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "../portable.h"
+#include "portable.h"
 
 namespace atrousx {
 

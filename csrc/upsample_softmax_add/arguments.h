@@ -1,7 +1,7 @@
 // Torch-facing checks of upsample_softmax_add, shared by the CPU and CUDA sides.
 #pragma once
 
-#include "../upsample_bilinear2d/arguments.h"
+#include "upsample_bilinear2d/arguments.h"
 
 namespace atrousx {
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
 # Each load and store calls access.cpp, which stands for the flag's own runtime. AddressSanitizer
 # cannot be had beside it, and is not missed: these calls see every access, too.
 CHECKED = "-fsanitize=thread"
@@ -81,15 +82,17 @@ def build_device(variant: str) -> Path:
         "-DATROUSX_MOST_BLOCKS=3"
     )
     includes = (
-        f"-I{quoted(HERE)} -I{quoted(ROOT / 'csrc')} -isystem {quoted(torch / 'include')} "
+        f"-I{quoted(HERE)} -I{quoted(CSRC)} -isystem {quoted(torch / 'include')} "
         f"-isystem {quoted(torch / 'include/torch/csrc/api/include')}"
     )
     flags = DEVICE_FLAGS[variant]
     # Static variables in templates stay this library's own, whatever nvcc's library exports.
     local = "-fno-gnu-unique"
-    launchers = sorted((ROOT / "csrc").rglob("*_cuda.cu"))
-    launchers += [HERE / f"{name}.cpp" for name in PLANTED_SOURCES]
-    objects = [f"{name}.o" for name in [*HOST_SOURCES, *(s.stem for s in launchers)]]
+    launchers = {
+        **{f"{s.relative_to(CSRC)}.o": s for s in sorted(CSRC.rglob("*.cu"))},
+        **{f"{name}.o": HERE / f"{name}.cpp" for name in PLANTED_SOURCES},
+    }
+    objects = [*(f"{name}.o" for name in HOST_SOURCES), *launchers]
     libraries = f"-L{quoted(torch / 'lib')} -ltorch_cpu -ltorch -lc10 -ldl"
     lines = [
         *compile_rule("host", f"-O2 -Wall -Wextra {includes}"),
@@ -98,7 +101,7 @@ def build_device(variant: str) -> Path:
         # Not with CHECKED: its runtime is what access.cpp stands for.
         f"  command = g++ -shared -Wl,-Bsymbolic {flags} $in -o $out {libraries}",
         *(f"build {name}.o: host {target(HERE / name)}.cpp" for name in HOST_SOURCES),
-        *(f"build {s.stem}.o: launcher {target(s)}" for s in launchers),
+        *(f"build {object}: launcher {target(s)}" for object, s in launchers.items()),
         f"build libemulated_device.so: link {' '.join(objects)}",
     ]
     run_ninja(directory, lines)

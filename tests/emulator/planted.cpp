@@ -1,8 +1,8 @@
 // Launches with planted faults, on the device in host memory, to show that each is caught; and
 // sound ones beside them. They use csrc/cuda/launch.h as the operators do, or go around it where it
 // would not let the fault pass.
+#include "cuda/device.cuh"
 #include "cuda/launch.h"
-#include "device.cuh"
 
 namespace atrousx {
 namespace {

@@ -1,7 +1,7 @@
 // Kernels with planted faults, on the device in host memory, to show that each is caught; and sound
 // ones beside them.
+#include "cuda/device.cuh"
 #include "cuda/launch.h"
-#include "device.cuh"
 
 namespace atrousx {
 namespace {

@@ -1,6 +1,6 @@
-// The host twins of csrc/ptx.cuh, one warp at a time, on the device in host memory; with a planted
-// missing wait. 16-bit elements come as int16, registers as int32.
-#include "ptx.cuh"
+// The host twins of csrc/cuda/ptx.cuh, one warp at a time, on the device in host memory; with a
+// planted missing wait. 16-bit elements come as int16, registers as int32.
+#include "cuda/ptx.cuh"
 
 #include "cuda/launch.h"
 

@@ -1,4 +1,4 @@
-"""The host twins of csrc/ptx.cuh against the PTX manual's layouts and PyTorch's matrix product."""
+"""The host twins of csrc/cuda/ptx.cuh against the PTX manual and PyTorch's matrix product."""
 
 from __future__ import annotations
 

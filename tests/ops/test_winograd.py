@@ -1,4 +1,4 @@
-"""3x3 convolutions by minimal filtering (csrc/atrous_conv2d/winograd.h): chosen or asked for."""
+"""3x3 convolutions by minimal filtering (csrc/atrous_conv2d/cpu/winograd): chosen or asked for."""
 
 from __future__ import annotations
 

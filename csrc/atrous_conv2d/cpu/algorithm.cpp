@@ -1,0 +1,31 @@
+// Which algorithm computes a pass on the CPU: what atrous_conv2d.cpp, indirect_conv.cpp and
+// indirect_grad_weight.h decide, by the same predicates.
+#include "atrous_conv2d/algorithm.h"
+#include "atrous_conv2d/cpu/winograd/winograd_weight.h"
+
+namespace atrousx {
+namespace {
+
+Sizes atrous_conv2d_algorithm_cpu(const Tensor& like, int64_t pass_number, Sizes input,
+                                  Sizes weight, Sizes stride, Sizes padding, Sizes dilation,
+                                  int64_t groups, bool /*channels_last*/, bool frozen,
+                                  bool /*allow_tf32*/) {
+  const ConvPass pass(conv_geometry(input, weight, stride, padding, dilation, groups), pass_number);
+  const GatherShape& shape = pass.shape;
+  if (pass.directly())
+    return number_of(shape.outer == 1 && shape.inner == 1 ? ConvAlgorithm::kDepthwise
+                                                          : ConvAlgorithm::kDirect);
+  // Grad-weight transforms maps alone, and in float32 only; packed weights are the forward's.
+  const ScalarType dtype = like.scalar_type();
+  if (pass.of_weight && dtype != ScalarType::Float) return number_of(ConvAlgorithm::kProduct);
+  const auto points = winograd_points(shape, dtype, pass.of_weight || (frozen && pass_number == 0));
+  if (!points.has_value()) return number_of(ConvAlgorithm::kProduct);
+  return {static_cast<int64_t>(ConvAlgorithm::kMinimalFiltering), (*points)[0], (*points)[1]};
+}
+
+}  // namespace
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
+  m.impl("_atrous_conv2d_algorithm", ATROUSX_BOX(atrousx::atrous_conv2d_algorithm_cpu));
+}

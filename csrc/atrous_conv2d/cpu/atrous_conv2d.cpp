@@ -1,0 +1,235 @@
+// CPU checks, allocation and registration of atrous_conv2d and its two backward operators. Wide
+// groups are matrix products (indirect_conv.cpp, indirect_grad_weight.h), narrow ones direct
+// (direct_conv.h).
+#include "atrous_conv2d/arguments.h"
+#include "atrous_conv2d/cpu/depthwise/channels_last_grad_weight.h"
+#include "atrous_conv2d/cpu/depthwise/planes.h"
+#include "atrous_conv2d/cpu/depthwise/planes_grad_weight.h"
+#include "atrous_conv2d/cpu/depthwise/row_driver.h"
+#include "atrous_conv2d/cpu/direct/direct_conv.h"
+#include "atrous_conv2d/cpu/indirect/indirect_grad_weight.h"
+#include "atrous_conv2d/cpu/winograd/winograd_weight.h"
+#include "atrous_conv2d/gather.h"
+
+namespace atrousx {
+namespace {
+
+// A result that was just allocated: clearing its pages is a part of the call's time.
+Tensor in_huge_pages(const Tensor& result) {
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
+// The weight as `form` has it, [points of rows, of columns, numbers] or flat.
+template <typename T, typename Form>
+Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& strides,
+                 Sizes points) {
+  Sizes size = std::move(points);
+  const int64_t all = form.size();
+  size.push_back(size.empty() ? all : all / (size[0] * size[1]));
+  const bool wide = sizeof(typename Form::A) == sizeof(double);
+  const Tensor packed = torch::stable::empty({size.data(), size.size()},
+                                             wide ? ScalarType::Double : ScalarType::Float,
+                                             std::nullopt, weight.device());
+  in_huge_pages(packed);
+  form.pack(data<T>(weight), strides, static_cast<typename Form::A*>(packed.mutable_data_ptr()));
+  return packed;
+}
+
+Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes points) {
+  const Sizes size = sizes4(weight, "weight");
+  STD_TORCH_CHECK(groups > 0 && size[0] % groups == 0, "groups must divide weight's outputs");
+  checked_numel(size);
+  GatherShape shape{};
+  shape.groups = groups;
+  shape.outer = size[0] / groups;
+  shape.inner = size[1];
+  shape.rows.taps = size[2];
+  shape.columns.taps = size[3];
+  const Strides4 strides = strides4(weight);
+  const WeightStrides seen{shape.outer * strides.n, strides.n, strides.c, strides.h, strides.w};
+  std::optional<Tensor> packed;
+  if (!points.empty()) {
+    STD_TORCH_CHECK(shape.rows.taps == 3 && shape.columns.taps == 3 && groups == 1 &&
+                        weight.scalar_type() != ScalarType::Double,
+                    "only 3x3 filters in float32 or a half type without groups are transformed");
+    const bool half = weight.scalar_type() != ScalarType::Float;
+    const auto mixes = [](int64_t p) { return p == kTilePoints || p == kPairPoints; };
+    const auto twice = [&](int64_t p) { return points[0] == p && points[1] == p; };
+    STD_TORCH_CHECK(
+        points.size() == 2 && (half ? twice(kHalfPoints)
+                                    : (mixes(points[0]) && mixes(points[1])) ||
+                                          twice(kTriplePoints) || twice(kQuadPoints)),
+        "points must be two, ",
+        half ? "6 and 6 in a half type" : "each 3 or 4, or both 5, or both 7, in float32");
+    const WinogradPoints both{static_cast<int>(points[0]), static_cast<int>(points[1])};
+    dispatch_floating(weight.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      if constexpr (!std::is_same_v<T, double>)
+        with_register_tile<float>(shape.outer, [&](auto tile) {
+          packed = packed_as<T>(WinogradWeight<decltype(tile)>(shape, both), weight, seen, points);
+        });
+    });
+    return *packed;
+  }
+  if (gathers_directly(shape)) return scratch(weight, 0);
+  dispatch_floating(weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>([&](auto pack) {
+      with_register_tile<Accumulate<T>, decltype(pack)::value>(shape.outer, [&](auto tile) {
+        packed = packed_as<T>(PackedWeight<decltype(tile)>(shape), weight, seen, {});
+      });
+    });
+  });
+  return *packed;
+}
+
+// The points by which a frozen (or any) weight's forward should go on a CPU, none where its live
+// taps are the faster.
+Sizes atrous_conv2d_points(Sizes input, Sizes weight, Sizes stride, Sizes padding, Sizes dilation,
+                           int64_t groups, bool frozen, ScalarType dtype) {
+  const GatherShape shape =
+      conv_geometry(input, weight, stride, padding, dilation, groups).forward();
+  const std::optional<WinogradPoints> points = winograd_points(shape, dtype, frozen);
+  return points.has_value() ? Sizes{(*points)[0], (*points)[1]} : Sizes{};
+}
+
+// Narrow groups. Returns the destination, in the memory format asked for.
+Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                       const WeightStrides& weight_strides, const Tail& tail,
+                       const std::array<int64_t, 4>& size, bool channels_last) {
+  // Pixels hold many channels side by side only when every group is one channel wide.
+  const bool depthwise = shape.outer == 1 && shape.inner == 1,
+             by_pixel = channels_last && depthwise;
+  const Tensor from = torch::stable::contiguous(source, memory_format(by_pixel));
+  const Tensor destination = in_huge_pages(empty4(source, size, by_pixel));
+  dispatch_floating(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const DirectEnd<T> ending{tail.bias.has_value() ? data<T>(*tail.bias) : nullptr,
+                              tail.relu && !tail.residual.has_value()};
+    T* to = static_cast<T*>(destination.mutable_data_ptr());
+    if (by_pixel && PixelWalks<T>::fit(shape))
+      PixelWalks<T>(shape, data<T>(from), data<T>(weight), weight_strides, ending, to).run();
+    else if (by_pixel)
+      gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, ending, to, source);
+    else if (depthwise)
+      gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, ending, to);
+    else
+      gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, ending, to);
+  });
+  return torch::stable::contiguous(destination, memory_format(channels_last));
+}
+
+// Direct sums leave a residual, and the ReLU behind it, to a pass of their own.
+void finish_directly(const Tail& tail, const Tensor& destination) {
+  if (!tail.residual.has_value()) return;
+  dispatch_floating(destination.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Epilogue<T> epilogue = tail.epilogue<T>();
+    epilogue.bias = nullptr;  // already added
+    const Strides4 strides = strides4(destination), from = epilogue.residual_strides;
+    const int64_t channels = destination.size(1), height = destination.size(2);
+    T* to = static_cast<T*>(destination.mutable_data_ptr());
+    torch::stable::parallel_for(
+        0, destination.size(0) * channels * height, 64, [&](int64_t begin, int64_t end) {
+          for (int64_t r = begin; r < end; ++r) {
+            const int64_t n = r / height / channels, c = r / height % channels, h = r % height;
+            for (int64_t w = 0; w < destination.size(3); ++w) {
+              T& value = to[strides.offset(n, c, h, w)];
+              value = epilogue.finish(value, c, from.offset(n, c, h, w));
+            }
+          }
+        });
+  });
+}
+
+Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+              const WeightStrides& weight_strides, const Tail& tail,
+              const std::array<int64_t, 4>& size, bool channels_last,
+              const std::optional<Tensor>& packed = std::nullopt) {
+  if (size[0] * size[1] * size[2] * size[3] == 0) return empty4(source, size, channels_last);
+  if (gathers_directly(shape)) {
+    const Tensor destination =
+        gather_directly(shape, source, weight, weight_strides, tail, size, channels_last);
+    finish_directly(tail, destination);
+    return destination;
+  }
+  const Tensor destination = in_huge_pages(empty4(source, size, channels_last));
+  gather_cpu(source, {{shape, weight, weight_strides, tail, destination, packed}});
+  return destination;
+}
+
+Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
+                const Sizes& padding, const Sizes& dilation, int64_t groups,
+                const std::optional<Tensor>& packed = std::nullopt) {
+  const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
+  return gather(call.g.forward(), input, weight, call.g.forward_weight(strides4(weight)), tail,
+                call.size, call.channels_last, packed);
+}
+
+Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
+                         Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
+                         bool /*allow_tf32*/) {
+  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups);
+}
+
+Tensor atrous_conv2d_fused_cpu(const Tensor& input, const Tensor& weight,
+                               std::optional<Tensor> bias, std::optional<Tensor> residual,
+                               bool relu, Sizes stride, Sizes padding, Sizes dilation,
+                               int64_t groups, bool /*allow_tf32*/, std::optional<Tensor> packed) {
+  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups, packed);
+}
+
+Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
+                                        Sizes input_size, Sizes stride, Sizes padding,
+                                        Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
+  const ConvCall call =
+      grad_input_call(grad_output, weight, input_size, stride, padding, dilation, groups);
+  return gather(call.g.grad_input(), grad_output, weight,
+                call.g.grad_input_weight(strides4(weight)), Tail{}, call.size, call.channels_last);
+}
+
+Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor& input,
+                                         Sizes weight_size, Sizes stride, Sizes padding,
+                                         Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
+  const ConvCall call =
+      grad_weight_call(grad_output, input, weight_size, stride, padding, dilation, groups);
+  const ConvGeometry& g = call.g;
+  const Tensor grad_weight = in_huge_pages(empty4(input, call.size, call.channels_last));
+  if (grad_weight.numel() == 0) return grad_weight;
+  dispatch_floating(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* to = static_cast<T*>(grad_weight.mutable_data_ptr());
+    if (g.batch == 0) return (void)std::fill_n(to, grad_weight.numel(), T(0));
+    if (grad_weight_directly(g)) {
+      const bool by_pixel = call.channels_last && g.group_channels() == 1 && g.group_outputs() == 1;
+      const Tensor grad = torch::stable::contiguous(grad_output, memory_format(by_pixel));
+      const Tensor from = torch::stable::contiguous(input, memory_format(by_pixel));
+      if (by_pixel)
+        return grad_weight_pixels(g, data<T>(grad), data<T>(from), to, strides4(grad_weight),
+                                  input);
+      return grad_weight_planes(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
+    }
+    with_pack<T>([&](auto pack) {
+      with_register_tile<Accumulate<T>, decltype(pack)::value>(g.group_outputs(), [&](auto tile) {
+        CpuGradWeight<T, decltype(tile)>(g, grad_output, input).run(to, strides4(grad_weight));
+      });
+    });
+  });
+  return grad_weight;
+}
+
+}  // namespace
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
+  m.impl("_atrous_conv2d_points", ATROUSX_BOX(atrousx::atrous_conv2d_points));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
+  m.impl("atrous_conv2d", ATROUSX_BOX(atrousx::atrous_conv2d_cpu));
+  m.impl("_atrous_conv2d_pack_weight", ATROUSX_BOX(atrousx::atrous_conv2d_pack_weight_cpu));
+  m.impl("_atrous_conv2d_fused", ATROUSX_BOX(atrousx::atrous_conv2d_fused_cpu));
+  m.impl("_atrous_conv2d_backward_input", ATROUSX_BOX(atrousx::atrous_conv2d_backward_input_cpu));
+  m.impl("_atrous_conv2d_backward_weight", ATROUSX_BOX(atrousx::atrous_conv2d_backward_weight_cpu));
+}

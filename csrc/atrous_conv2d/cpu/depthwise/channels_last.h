@@ -1,0 +1,184 @@
+// Depthwise forward and grad-input on the CPU in channels_last: the sums of a few vectors of
+// channels stay in registers over all live taps, so an element is written once.
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "atrous_conv2d/arguments.h"
+#include "atrous_conv2d/plan.h"
+#include "cpu/lanes.h"
+#include "tensor.h"
+
+namespace atrousx {
+
+inline int64_t rows_per_task(int64_t multiply_adds) {
+  constexpr int64_t kPerTask = 65536;
+  return max_of<int64_t>(1, kPerTask / max_of<int64_t>(1, multiply_adds));
+}
+
+// A live tap of a stretch of depthwise pixels: channels are neighbours, each with its own weight.
+template <typename T, typename A>
+struct PixelTap {
+  const T* source;   // [channels] of the first pixel
+  const A* weights;  // [channels]
+};
+
+// Pixels that share their live taps, and how far apart they lie.
+struct PixelRun {
+  int64_t count, source_step, step;
+};
+
+// The line that the next row of destinations reads and none before it did, so many pixels of it for
+// each pixel of a run. Prefetched meanwhile, into L2: L1 is for what taps share.
+template <typename T>
+struct NextLine {
+  const T* from;
+  int64_t pixels;
+};
+
+// What direct sums begin with, and what they are raised to at their end.
+template <typename T>
+struct DirectEnd {
+  const T* bias;  // [groups * outer] or null
+  bool relu;
+
+  Accumulate<T> first(int64_t channel) const {
+    return bias == nullptr ? Accumulate<T>(0) : static_cast<Accumulate<T>>(bias[channel]);
+  }
+  Accumulate<T> least() const {
+    return relu ? Accumulate<T>(0) : -std::numeric_limits<Accumulate<T>>::infinity();
+  }
+};
+
+// NaN stays NaN.
+template <typename Vector>
+ATROUSX_ALWAYS_INLINE Vector at_least(Vector v, Vector least) {
+  return v < least ? least : v;
+}
+
+// out[p][c] = max(ending.least(), bias[c] + sum over taps of weights[c] * source[p][c]). The sums
+// of four pixels' vectors stay in registers over all taps: a pixel is written once, and a weight is
+// loaded once for four. A kilobyte of channels at a time, so that pixels find in L1 what their
+// neighbours read.
+template <int kBytes>
+struct SumPixelTaps {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const PixelTap<T, A>* taps, int64_t count,
+                                        DirectEnd<T> ending, int64_t channels, PixelRun pixels,
+                                        NextLine<T> next, T* out) {
+    constexpr int64_t kChunk = 1024 / sizeof(A);
+    for (int64_t c = 0; c < channels; c += kChunk) {
+      const Channels<T, A> chunk{taps,     count,  ending, c,  std::min(kChunk, channels - c),
+                                 channels, pixels, next,   out};
+      int64_t p = 0;
+      for (; p + 4 <= pixels.count; p += 4) sum<4, kLanesIn<kBytes, A>>(chunk, p);
+      if (pixels.count - p == 3) sum<3, kLanesIn<kBytes, A>>(chunk, p);
+      if (pixels.count - p == 2) sum<2, kLanesIn<kBytes, A>>(chunk, p);
+      if (pixels.count - p == 1) sum<1, kLanesIn<kBytes, A>>(chunk, p);
+    }
+  }
+
+ private:
+  template <typename T, typename A>
+  struct Channels {
+    const PixelTap<T, A>* taps;
+    int64_t tap_count;
+    DirectEnd<T> ending;
+    int64_t first, count, all;
+    PixelRun pixels;
+    NextLine<T> next;
+    T* out;
+  };
+
+  // The last vector overlaps the one before it; fewer channels than one has make a shorter one.
+  template <int kPixels, int kLanes, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void sum(const Channels<T, A>& c, int64_t p) {
+    if constexpr (kLanes > 1)
+      if (c.count < kLanes) return sum<kPixels, kLanes / 2>(c, p);
+    int64_t i = 0;
+    for (; i + 2 * kLanes <= c.count; i += 2 * kLanes)
+      vectors<kPixels, 2, kLanes>(c, c.first + i, p);
+    for (; i < c.count; i += kLanes)
+      vectors<kPixels, 1, kLanes>(c, c.first + std::min(i, c.count - kLanes), p);
+  }
+
+  template <int kPixels, int kVectors, int kLanes, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void vectors(const Channels<T, A>& all, int64_t c, int64_t p) {
+    using Vector = Lanes<A, kLanes>;
+    const int64_t step = all.pixels.source_step;
+    Vector sums[kPixels][kVectors] = {};
+    if (all.ending.bias != nullptr)
+      for (int v = 0; v < kVectors; ++v) {
+        sums[0][v] = load_lanes<kLanes>(all.ending.bias + c + v * kLanes);
+        for (int q = 1; q < kPixels; ++q) sums[q][v] = sums[0][v];
+      }
+    for (const PixelTap<T, A>* tap = all.taps; tap < all.taps + all.tap_count; ++tap) {
+      const T* source = tap->source + p * step + c;
+      Vector weights[kVectors];
+      for (int v = 0; v < kVectors; ++v)
+        weights[v] = load_lanes<kLanes>(tap->weights + c + v * kLanes);
+      for (int q = 0; q < kPixels; ++q)
+        for (int v = 0; v < kVectors; ++v)
+          sums[q][v] += weights[v] * load_lanes<kLanes>(source + q * step + v * kLanes);
+    }
+    const T* next = all.next.from + p * all.next.pixels * all.all + c;
+    for (int64_t k = 0; k < kPixels * all.next.pixels; ++k)
+      for (int v = 0; v < kVectors; v += 64 / sizeof(T) / kLanes)
+        __builtin_prefetch(next + k * all.all + v * kLanes, 0, 2);
+    const Vector least = Vector{} + all.ending.least();
+    for (int q = 0; q < kPixels; ++q)
+      for (int v = 0; v < kVectors; ++v)
+        store_lanes<kLanes>(all.out + (p + q) * all.pixels.step + c + v * kLanes,
+                            at_least(sums[q][v], least));
+  }
+};
+
+// Depthwise (inner = outer = 1) in channels_last.
+template <typename T>
+void gather_pixels(const GatherShape& shape,
+                   const T* source,  // [N, source rows, source columns, groups]
+                   const T* weight, const WeightStrides& ws, DirectEnd<T> ending,
+                   T* destination,  // [N, rows, columns, groups]
+                   const Tensor& like) {
+  using A = Accumulate<T>;
+  const int64_t height = shape.rows.destinations, channels = shape.groups;
+  const int64_t width = shape.columns.destinations, taps = shape.columns.taps;
+  const Tensor by_tap = scratch(like, shape.rows.taps * taps * channels);
+  A* weights = static_cast<A*>(by_tap.mutable_data_ptr());  // [KH, KW, groups]
+  for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
+    for (int64_t kw = 0; kw < taps; ++kw)
+      for (int64_t c = 0; c < channels; ++c)
+        weights[(kh * taps + kw) * channels + c] =
+            static_cast<A>(weight[c * ws.group + kh * ws.h + kw * ws.w]);
+  const auto classes = axis_classes(shape.columns);
+  const int64_t grain = rows_per_task(width * channels * shape.rows.taps * taps);
+  torch::stable::parallel_for(0, shape.batch * height, grain, [&](int64_t begin, int64_t end) {
+    std::vector<PixelTap<T, A>> live(shape.rows.taps * taps);
+    for (int64_t r = begin; r < end; ++r)
+      for (const AxisClass& c : classes) {
+        int64_t count = 0, last = 0;
+        for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
+          const int64_t line = shape.rows.source(r % height, kh);
+          if (line < 0) continue;
+          last = std::max(last, line);
+          const int64_t pixel =
+              (r / height * shape.rows.sources + line) * shape.columns.sources + c.source_first;
+          for (int64_t i = 0; i < c.taps.count; ++i)
+            live[count++] = {source + (pixel + i * c.source_per_tap) * channels,
+                             weights + (kh * taps + c.taps.at(i)) * channels};
+        }
+        run_with_lanes<SumPixelTaps>(
+            static_cast<const PixelTap<T, A>*>(live.data()), count, ending, channels,
+            PixelRun{c.destinations.count, c.source_per_destination * channels,
+                     c.destinations.step * channels},
+            NextLine<T>{source + (r / height * shape.rows.sources + last + 1) *
+                                     shape.columns.sources * channels,
+                        min_of(shape.rows.scale, shape.rows.sources) *
+                            min_of(shape.columns.scale, shape.columns.sources)},
+            destination + (r * width + c.destinations.first) * channels);
+      }
+  });
+}
+
+}  // namespace atrousx

@@ -1,0 +1,202 @@
+// Finished sums on their way to memory on the CPU: an Epilogue applied to pixels' channels, by
+// vectors of channels where these are neighbours there, else by vectors of pixels.
+#pragma once
+
+#include "atrous_conv2d/plan.h"
+#include "cpu/lanes.h"
+
+namespace atrousx {
+
+// What is added to a pixel's channels, or to a few pixels'; a residual's channels lie
+// `residual_step` apart.
+template <typename T>
+struct PixelTail {
+  const T *bias, *residual;  // [channels] or null
+  int64_t residual_step;
+  bool relu;
+};
+
+// to[l] = max(0, sums[l] + bias[l] + residual[l]), as Epilogue::finish has it.
+template <int kLanes, typename T, typename A>
+ATROUSX_ALWAYS_INLINE void finish_lanes(const A* sums, Lanes<A, kLanes> bias, const T* residual,
+                                        bool relu, T* to) {
+  using Vector = Lanes<A, kLanes>;
+  Vector v = load_lanes<kLanes>(sums) + bias;
+  if (residual != nullptr) v += load_lanes<kLanes>(residual);
+  if (relu) v = v < Vector{} ? Vector{} : v;  // NaN stays
+  store_lanes<kLanes>(to, v);
+}
+
+// Where pixels go, as offsets of their channel 0, and where their residuals are.
+struct PixelPlaces {
+  const int64_t *to, *residual;
+  int64_t count;
+};
+// Channels [first, first + count), whose sums of one pixel lie `step` before the next one's.
+struct ChannelRange {
+  int64_t first, count, step;
+};
+
+// Pixels whose channels are neighbours. The loop over them is inside: a pixel takes less time than
+// a call.
+template <int kBytes>
+struct FinishPixels {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* sums, PixelPlaces pixels, ChannelRange channels,
+                                        PixelTail<T> tail, T* to) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    const bool by_vectors = tail.residual == nullptr || tail.residual_step == 1;
+    for (int64_t p = 0; p < pixels.count; ++p, sums += channels.step) {
+      const T* residual = tail.residual == nullptr ? nullptr : tail.residual + pixels.residual[p];
+      int64_t c = 0;
+      if (by_vectors)
+        for (; c + kLanes <= channels.count; c += kLanes)
+          finish<kLanes>(sums, c, residual, c, tail, to + pixels.to[p]);
+      for (; c < channels.count; ++c)
+        finish<1>(sums, c, residual, c * tail.residual_step, tail, to + pixels.to[p]);
+    }
+  }
+
+ private:
+  template <int kLanes, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void finish(const A* sums, int64_t c, const T* residual,
+                                           int64_t residual_offset, const PixelTail<T>& tail,
+                                           T* to) {
+    Lanes<A, kLanes> bias = -Lanes<A, kLanes>{};  // added, -0 changes nothing
+    if (tail.bias != nullptr) bias = load_lanes<kLanes>(tail.bias + c);
+    finish_lanes<kLanes>(sums + c, bias, residual == nullptr ? nullptr : residual + residual_offset,
+                         tail.relu, to + c);
+  }
+};
+
+// Pixels that are neighbours in a row of the destination, and of the residual: which ones, and
+// where the first one's channel 0 lies there.
+struct PixelRun {
+  int64_t first, count, to, residual;
+};
+
+// A few pixels of planes of channels, run by run: their sums are transposed first.
+template <int kBytes>
+struct FinishPlanes {
+  static constexpr int64_t kPixels = 64;  // at most
+  static constexpr int64_t kAhead = 12;   // channels
+
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const A* sums,  // [pixels, step]
+                                        int64_t step, int64_t pixels, const PixelRun* runs,
+                                        int64_t count, int64_t channels, PixelTail<T> tail, T* to,
+                                        int64_t plane) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    A turned[kLanes * kPixels];
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t first = std::min(c, step - kLanes);  // the last square overlaps the one before
+      turn<kLanes>(sums + first, step, pixels, turned);
+      for (int64_t k = c; k < std::min(c + kLanes, channels); ++k) {
+        const A bias = tail.bias == nullptr ? -A(0) : static_cast<A>(tail.bias[k]);
+        const T* residual =
+            tail.residual == nullptr ? nullptr : tail.residual + k * tail.residual_step;
+        // Rows of planes are far apart: stores would wait for their lines one by one.
+        for (int64_t r = 0; r < count; ++r)
+          __builtin_prefetch(to + (k + kAhead) * plane + runs[r].to, 1);
+        for (int64_t r = 0; r < count; ++r)
+          finish<kLanes>(turned + (k - first) * kPixels + runs[r].first, runs[r].count, bias,
+                         residual == nullptr ? nullptr : residual + runs[r].residual, tail.relu,
+                         to + k * plane + runs[r].to);
+      }
+    }
+  }
+
+ private:
+  template <int kLanes, typename A>
+  static ATROUSX_ALWAYS_INLINE void turn(const A* sums, int64_t step, int64_t pixels,
+                                         A* turned) {  // [kLanes, kPixels]
+    using Vector = Lanes<A, kLanes>;
+    for (int64_t p = 0; p < pixels; p += kLanes) {
+      Vector rows[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        rows[i] = p + i < pixels ? load_lanes<kLanes>(sums + (p + i) * step) : Vector{};
+      transpose_lanes(rows);
+      for (int k = 0; k < kLanes; ++k) store_lanes<kLanes>(turned + k * kPixels + p, rows[k]);
+    }
+  }
+
+  // By ever shorter vectors.
+  template <int kLanes, typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void finish(const A* sums, int64_t count, A bias, const T* residual,
+                                           bool relu, T* to) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+      finish_lanes<kLanes>(sums + i, bias - Lanes<A, kLanes>{},
+                           residual == nullptr ? nullptr : residual + i, relu, to + i);
+    if constexpr (kLanes > 1)
+      if (i < count)
+        finish<kLanes / 2>(sums + i, count - i, bias, residual == nullptr ? nullptr : residual + i,
+                           relu, to + i);
+  }
+};
+
+template <typename T>
+struct FinishedPixels {
+  Epilogue<T> epilogue;
+  T* destination;  // [N, channels, rows, columns]
+  Strides4 strides;
+  static constexpr int64_t kTurned = FinishPlanes<64>::kPixels;
+
+  // How many pixels should be stored at a time: planes want long runs.
+  int64_t pixels_at_once(int64_t least) const { return strides.c == 1 ? least : kTurned; }
+
+  template <typename A>
+  void store(const PixelPlaces& pixels, const ChannelRange& channels, const A* sums) const {
+    const int64_t first = channels.first, residual_step = epilogue.residual_strides.c;
+    const auto from = [](const T* data, int64_t offset) {
+      return data == nullptr ? nullptr : data + offset;
+    };
+    const PixelTail<T> tail{from(epilogue.bias, first),
+                            from(epilogue.residual, first * residual_step), residual_step,
+                            epilogue.relu};
+    if (strides.c == 1)
+      return run_with_lanes<atrousx::FinishPixels>(sums, pixels, channels, tail,
+                                                   destination + first);
+    for (int64_t p = 0; p < pixels.count; p += kTurned) {
+      PixelRun runs[kTurned];
+      const int64_t some = std::min(kTurned, pixels.count - p);
+      const int64_t count = find_runs(pixels, p, some, runs);
+      run_with_lanes<FinishPlanes>(sums + p * channels.step, channels.step, some,
+                                   static_cast<const PixelRun*>(runs), count, channels.count, tail,
+                                   destination + first * strides.c, strides.c);
+    }
+  }
+
+  // Asks for the lines that will be stored to, and for the residual's.
+  void prefetch(const PixelPlaces& pixels, const ChannelRange& channels) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    if (strides.c != 1) return;
+    const T* residual = epilogue.residual_strides.c == 1 ? epilogue.residual : nullptr;
+    for (int64_t p = 0; p < pixels.count; ++p)
+      for (int64_t c = channels.first; c < channels.first + channels.count; c += kLine) {
+        if (residual != nullptr) __builtin_prefetch(residual + pixels.residual[p] + c, 0, 2);
+        __builtin_prefetch(destination + pixels.to[p] + c, 1, 2);
+      }
+  }
+
+ private:
+  // The runs among `count` pixels from p on.
+  int64_t find_runs(const PixelPlaces& pixels, int64_t p, int64_t count, PixelRun* runs) const {
+    const int64_t step = epilogue.residual == nullptr ? 0 : 1;
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t to = pixels.to[p + i], residual = pixels.residual[p + i];
+      if (found > 0) {
+        PixelRun& last = runs[found - 1];
+        if (to == last.to + last.count && residual * step == last.residual + last.count * step) {
+          ++last.count;
+          continue;
+        }
+      }
+      runs[found++] = {i, 1, to, residual * step};
+    }
+    return found;
+  }
+};
+
+}  // namespace atrousx

@@ -1,0 +1,307 @@
+// Forward and grad-input on the CPU: tiles of the tap plan as indirect matrix products.
+//
+// The source is packed by slabs of channels, a step at a time: a few images, or some slabs of one.
+// Within a step, one task owns the pixels of a few tiles and a few blocks of destination channels.
+// It walks through the source channels: a chunk of them, its weights of all taps and the task's
+// sums stay in the L2 cache while every tile is multiplied. Lanes are pixels, read where they lie
+// in the slabs.
+#pragma once
+
+#include <bit>
+#include <memory>
+
+#include "atrous_conv2d/cpu/gemm/epilogue.h"
+#include "atrous_conv2d/cpu/gemm/microkernel.h"
+#include "atrous_conv2d/cpu/gemm/packed_weight.h"
+#include "atrous_conv2d/cpu/indirect/source_steps.h"
+#include "atrous_conv2d/plan_cache.h"
+#include "cpu/workspace.h"
+#include "tensor.h"
+
+namespace atrousx {
+
+template <typename T, typename R>
+class CpuGather {
+  using A = typename R::A;
+  static constexpr int kDepth = 9 * kSlab;  // of one product: all taps of a 3x3 kernel
+  static constexpr int64_t kTilePixels = 256;
+  static constexpr int64_t kTaskPixels = 576;
+  static constexpr int64_t kTaskColumns = 128;     // channels of a task, at most
+  static constexpr int64_t kPackingPixels = 4608;  // of a task that packs its weights, at most
+
+ public:
+  CpuGather(const GatherShape& shape, GatherWeight<T, R> weight, const Epilogue<T>& epilogue,
+            T* destination, const Strides4& destination_strides)
+      : shape_(shape),
+        weights_(std::move(weight)),
+        weight_(weights_.form()),
+        finished_{epilogue, destination, destination_strides} {}
+
+  // The steps of some images come in order, first to last.
+  void multiply(const GatherStep& step, const SourceView<A>& source) {
+    if (step.first) plan(step);
+    const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
+    A* sums = sums_->data();
+    A* chunks = chunks_->data();
+    for_each_task(tasks, [&](int64_t task, int64_t worker) {
+      const int64_t part = task % parts_, first = part * weight_.blocks() / parts_;
+      run_task({groups_[task / parts_ / shape_.groups], task / parts_ % shape_.groups, first,
+                (part + 1) * weight_.blocks() / parts_ - first, chunks + worker * task_chunk_},
+               step, source, sums + (step.first && step.last ? worker : task) * task_sums_);
+    });
+  }
+
+ private:
+  // Tiles that share a task, and where each one's sums begin among the task's pixels.
+  struct Group {
+    std::vector<Tile> tiles;
+    std::vector<int64_t> first;
+    int64_t pixels = 0, cost = 0;
+
+    void add(const Tile& tile) {
+      tiles.push_back(tile);
+      first.push_back(pixels);
+      pixels += tile.pixels;
+      cost += tile.pixels * (tile.live_taps() + 1);  // dead pixels are stored, too
+    }
+  };
+
+  // `wanted` groups, where there are as many tiles, of about equal cost: threads then end together.
+  std::vector<Group> group_tiles(int64_t images, int64_t wanted) const {
+    std::vector<Tile> tiles;
+    const auto plans = cached_tap_plans(shape_.rows, shape_.columns, images, kTilePixels);
+    for (const TapPlan& plan : *plans)
+      for (int64_t t = 0; t < plan.tiles(); ++t) tiles.push_back(plan.tile(t, images));
+    std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
+      return a.pixels * a.live_taps() > b.pixels * b.live_taps();
+    });
+    std::vector<Group> groups(std::min<int64_t>(wanted, static_cast<int64_t>(tiles.size())));
+    const auto lighter = [](const Group& a, const Group& b) { return a.cost < b.cost; };
+    for (const Tile& tile : tiles)
+      std::min_element(groups.begin(), groups.end(), lighter)->add(tile);
+    return groups;
+  }
+
+  // Divides the work on a step's images among tasks, and makes room for their sums: a task's are
+  // kept from step to step, a worker's where there is but one.
+  void plan(const GatherStep& step) {
+    // Few pixels are divided by channels and by tile, so that every thread has work.
+    const int64_t wanted = ceil_div<int64_t>(2 * torch::stable::get_num_threads(), shape_.groups);
+    const int64_t pixels = step.images * shape_.rows.destinations * shape_.columns.destinations;
+    const bool packs = weights_.packs_chunks();
+    const int64_t rows = ceil_div(pixels, packs ? kPackingPixels : kTaskPixels);
+    parts_ = std::min(weight_.blocks(),
+                      std::max(ceil_div(wanted, rows),
+                               ceil_div<int64_t>(weight_.blocks() * R::kColumns,
+                                                 packs ? kPackingColumns : kTaskColumns)));
+    groups_ = group_tiles(step.images, std::max(rows, ceil_div(wanted, parts_)));
+    int64_t most_pixels = 0;
+    for (const Group& group : groups_) most_pixels = std::max(most_pixels, group.pixels);
+    task_sums_ = ceil_div(weight_.blocks(), parts_) * most_pixels * R::kColumns;
+    const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
+    sums_.emplace((step.last ? cpu_workers(tasks) : tasks) * task_sums_);
+    task_chunk_ = weights_.chunk_size(chunk_elements(), ceil_div(weight_.blocks(), parts_));
+    chunks_.emplace(cpu_workers(tasks) * task_chunk_);
+  }
+
+  struct Task {
+    const Group& tiles;
+    int64_t group, first_block, blocks;
+    A* chunk;  // memory for weights, if it packs them
+  };
+
+  void run_task(const Task& task, const GatherStep& step, const SourceView<A>& packed,
+                A* sums) const {  // [pixels by tile, blocks, pixels of the tile, kColumns]
+    const Group& group = task.tiles;
+    std::vector<int64_t> lanes(group.pixels);
+    for (size_t t = 0; t < group.tiles.size(); ++t) {
+      const Tile& tile = group.tiles[t];
+      for (int64_t i = 0; i < tile.pixels; ++i)
+        lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides);
+    }
+    const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
+    const A* source = packed.data + task.group * packed.group_size;
+    const int64_t chunk = chunk_elements();
+    const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
+    const auto weight = [&](int64_t from, int64_t to) {
+      return weights_.chunk(task.group, task.first_block, task.blocks, from, to, task.chunk);
+    };
+    if (step.first && step.last && end <= chunk) {
+      const WeightChunk<A> all = weight(0, end);
+      for (size_t t = 0; t < group.tiles.size(); ++t) {
+        SegmentList segments = lay_out(group.tiles[t], packed, 0, 0, end, all);
+        segments.begins = true;
+        multiply_and_store(task, step.first_image, group.tiles[t], segments, source,
+                           lanes.data() + group.first[t], all, sums);
+      }
+      return;
+    }
+    for (int64_t first = step.first_slab * kSlab; first < end; first += chunk) {
+      const int64_t until = std::min(first + chunk, end);
+      const WeightChunk<A> some = weight(first, until);
+      for (size_t t = 0; t < group.tiles.size(); ++t) {
+        const Tile& tile = group.tiles[t];
+        A* const own = sums + group.first[t] * tile_step;
+        SegmentList segments = lay_out(tile, packed, step.first_slab, first, until, some);
+        segments.begins = first == 0;
+        if (!segments.items.empty())
+          multiply(segments, source, lanes.data() + group.first[t], tile.pixels, some, task.blocks,
+                   own);
+        else if (segments.begins)
+          std::fill_n(own, tile.pixels * tile_step, A(0));
+      }
+    }
+    if (!step.last) return;
+    for (size_t t = 0; t < group.tiles.size(); ++t)
+      store(task, step.first_image, group.tiles[t], sums + group.first[t] * tile_step);
+  }
+
+  // How much of the source's depth is multiplied at a time: part of a slab or whole slabs. Filters
+  // of many taps take a whole cache line all the same while the weight fits the L2 cache.
+  int64_t chunk_elements() const {
+    const int64_t taps = weight_.taps();
+    const int64_t fit =
+        std::max<int64_t>({1, kDepth / taps, std::min<int64_t>(kLine<A>, 2 * kDepth / taps)});
+    return fit >= kSlab ? fit / kSlab * kSlab : std::bit_floor(static_cast<uint64_t>(fit));
+  }
+
+  // The live taps of source elements [first, end), as segments of the weight and of slabs that
+  // begin with the first one packed.
+  SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, int64_t first_slab,
+                      int64_t first, int64_t end, const WeightChunk<A>& weight) const {
+    SegmentList segments{kRunning<A>, packed.step};
+    for (int64_t at = first; at < end;) {
+      const int64_t slab = at / kSlab, within = at % kSlab;
+      const int64_t all = std::min<int64_t>(kSlab, weight_.elements() - slab * kSlab);
+      const int64_t depth = std::min(all - within, end - at);
+      const auto& own = weight.first_packed;
+      const int64_t width = own.has_value() ? depth : all;
+      const int64_t begin =
+          own.has_value() ? (at - *own) * weight_.taps() : slab * kSlab * weight_.taps() + within;
+      const int64_t source = (slab - first_slab) * packed.slab_size + within * packed.step;
+      for (int64_t i = 0; i < tile.rows.taps.count; ++i)
+        for (int64_t j = 0; j < tile.columns.taps.count; ++j) {
+          const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
+          segments.add({source + tile.tap_offset(i, j, packed.strides),
+                        (begin + tap * width) * R::kColumns, depth},
+                       packed.step, R::kColumns);
+        }
+      at += depth;
+    }
+    return segments;
+  }
+
+  // The lanes of a piece, and which the next ones are.
+  struct Piece {
+    int64_t first, pixels, next[kNextLanes<R>];
+
+    Piece(const LanePieces& pieces, int64_t s, const int64_t* lanes)
+        : first(pieces.first(s)), pixels(pieces.size(s)) {
+      const int64_t soon = std::min(s + 1, pieces.count - 1);
+      for (int64_t l = 0; l < kNextLanes<R>; ++l)
+        next[l] = lanes[pieces.first(soon) + l % pieces.size(soon)];
+    }
+  };
+
+  static void multiply(const SegmentList& segments, const A* source, const int64_t* lanes,
+                       const Piece& piece, const A* weight, A* sums) {  // [pixels, kColumns]
+    const Prefetch<A> next{nullptr, piece.next};
+    if (segments.step == 1)
+      return multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first, weight, segments, next,
+                                  sums);
+    // Only maps in float32 are read in place.
+    if constexpr (std::is_same_v<A, float> && R::kPack == 1)
+      multiply_lanes<R, kPlanes>(piece.pixels, source, lanes + piece.first, weight, segments, next,
+                                 sums);
+  }
+
+  // The lanes of a piece stay in the L1 cache while the weight streams by.
+  void multiply(const SegmentList& segments, const A* source, const int64_t* lanes, int64_t pixels,
+                const WeightChunk<A>& weight, int64_t blocks,
+                A* sums) const {  // [blocks, pixels, kColumns]
+    const LanePieces pieces(pixels, R::kLanes);
+    for (int64_t s = 0; s < pieces.count; ++s) {
+      const Piece piece(pieces, s, lanes);
+      for (int64_t b = 0; b < blocks; ++b)
+        multiply(segments, source, lanes, piece, weight.data + b * weight.block_size,
+                 sums + (b * pixels + piece.first) * R::kColumns);
+    }
+  }
+
+  // The same where one product holds the whole depth: sums are stored, some pieces' at a time,
+  // while the inner caches have them.
+  void multiply_and_store(const Task& task, int64_t first_image, const Tile& tile,
+                          const SegmentList& segments, const A* source, const int64_t* lanes,
+                          const WeightChunk<A>& weight,
+                          A* sums) const {  // [pixels, kColumns]
+    const Places places = places_of(tile, first_image);
+    const LanePieces pieces(tile.pixels, R::kLanes);
+    const int64_t some = finished_.pixels_at_once(R::kLanes) / R::kLanes;
+    for (int64_t first = 0; first < pieces.count; first += some) {
+      const int64_t end = std::min(first + some, pieces.count), from = pieces.first(first);
+      const int64_t pixels = pieces.first(end) - from;
+      for (int64_t b = 0; b < task.blocks; ++b) {
+        if (segments.items.empty()) std::fill_n(sums, pixels * R::kColumns, A(0));
+        for (int64_t s = first; s < end; ++s) {
+          const Piece piece(pieces, s, lanes);
+          prefetch(task, places, b, piece);
+          if (!segments.items.empty())
+            multiply(segments, source, lanes, piece, weight.data + b * weight.block_size,
+                     sums + (piece.first - from) * R::kColumns);
+        }
+        store(task, places, b, from, pixels, sums);
+      }
+    }
+  }
+
+  // Where a tile's pixels go, and where their residuals are.
+  struct Places {
+    int64_t to[kTilePixels], residual[kTilePixels];
+  };
+
+  Places places_of(const Tile& tile, int64_t first_image) const {
+    Places places;
+    for (int64_t i = 0; i < tile.pixels; ++i) {
+      Tile::Pixel p = tile.pixel(i);
+      p.n += first_image;
+      places.to[i] = tile.destination_offset(p, finished_.strides);
+      places.residual[i] = tile.destination_offset(p, finished_.epilogue.residual_strides);
+    }
+    return places;
+  }
+
+  void store(const Task& task, int64_t first_image, const Tile& tile,
+             const A* sums) const {  // [blocks, pixels, kColumns]
+    const Places places = places_of(tile, first_image);
+    for (int64_t b = 0; b < task.blocks; ++b)
+      store(task, places, b, 0, tile.pixels, sums + b * tile.pixels * R::kColumns);
+  }
+
+  // The lines that a piece will be stored to come while it is multiplied.
+  void prefetch(const Task& task, const Places& places, int64_t b, const Piece& piece) const {
+    finished_.prefetch(
+        {places.to + piece.first, places.residual + piece.first, piece.pixels},
+        {task.group * shape_.outer + (task.first_block + b) * R::kColumns, R::kColumns, 0});
+  }
+
+  // Some pixels of a block of channels.
+  void store(const Task& task, const Places& places, int64_t b, int64_t first, int64_t pixels,
+             const A* sums) const {  // [pixels, kColumns]
+    const int64_t outer = (task.first_block + b) * R::kColumns;
+    finished_.store({places.to + first, places.residual + first, pixels},
+                    {task.group * shape_.outer + outer,
+                     std::min<int64_t>(R::kColumns, shape_.outer - outer), R::kColumns},
+                    sums);
+  }
+
+  const GatherShape shape_;
+  const GatherWeight<T, R> weights_;
+  const PackedWeight<R> weight_;
+  const FinishedPixels<T> finished_;
+  // Of the images at hand.
+  std::vector<Group> groups_;
+  int64_t parts_ = 0, task_sums_ = 0, task_chunk_ = 0;
+  std::optional<Workspace<A>> sums_, chunks_;
+};
+
+}  // namespace atrousx

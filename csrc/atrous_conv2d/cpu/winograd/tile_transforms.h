@@ -1,0 +1,261 @@
+// What minimal filtering makes of a tile's sources, of filters and of sums; see winograd_plan.h.
+#pragma once
+
+#include <algorithm>
+
+#include "atrous_conv2d/cpu/winograd/axis_transforms.h"
+#include "cpu/lanes.h"
+
+namespace atrousx {
+
+// Calls f with the forms of both axes as integral constants: of a half type's, or of float32's.
+template <bool kHalf, typename F>
+void with_forms(const WinogradPoints& points, F&& f) {
+  const auto constant = [&]<int kRows, int kColumns>(std::integer_sequence<int, kRows, kColumns>) {
+    f(std::integral_constant<int, kRows>{}, std::integral_constant<int, kColumns>{});
+  };
+  const auto with_columns = [&](auto rows) {
+    if (points[1] == kTilePoints) return constant(std::integer_sequence<int, rows, kTilePoints>{});
+    constant(std::integer_sequence<int, rows, kPairPoints>{});
+  };
+  if constexpr (kHalf)
+    constant(std::integer_sequence<int, kHalfPoints, kHalfPoints>{});
+  else if (points[0] == kTriplePoints)  // along both axes, and so are quads
+    constant(std::integer_sequence<int, kTriplePoints, kTriplePoints>{});
+  else if (points[0] == kQuadPoints)
+    constant(std::integer_sequence<int, kQuadPoints, kQuadPoints>{});
+  else if (points[0] == kTilePoints)
+    with_columns(std::integral_constant<int, kTilePoints>{});
+  else
+    with_columns(std::integral_constant<int, kPairPoints>{});
+}
+
+template <int kForm, typename F>
+void with_pixels(int pixels, F&& f) {
+  constexpr int kLeast = winograd_least_pixels(kForm);
+  [&]<int... kMore>(std::integer_sequence<int, kMore...>) {
+    (void)((pixels == kLeast + kMore && (f(TileOf<kForm, kLeast + kMore>{}), true)) || ...);
+  }(std::make_integer_sequence<int, winograd_most_pixels(kForm) - kLeast + 1>{});
+}
+
+// Calls f with the tiles of both axes as TileOfs.
+template <bool kHalf, typename F>
+void with_tiles(const WinogradTile& rows, const WinogradTile& columns, F&& f) {
+  with_forms<kHalf>({rows.form, columns.form}, [&](auto row_form, auto column_form) {
+    with_pixels<row_form>(rows.pixels, [&](auto r) {
+      with_pixels<column_form>(columns.pixels, [&](auto c) { f(r, c); });
+    });
+  });
+}
+
+// Where a form's points lie, rows first; a tile has the first of either axis.
+struct TilePlanes {
+  int64_t row, column;  // from one point to the next
+
+  constexpr int64_t offset(int i, int j) const { return i * row + j * column; }
+};
+
+// Some channels of tiles' pixels become [points, tiles, width]. offsets: of
+// each tile's pixels, rows first; negative where there is none, and zeros are read.
+// Axes says which pixels those are, and transforms along either axis.
+template <typename RowTile, typename ColumnTile, typename Axes>
+struct TransformTiles {
+  static constexpr int kRows = RowTile::kPoints, kHigh = Axes::template kPixels<RowTile>;
+  static constexpr int kColumns = ColumnTile::kPoints, kWide = Axes::template kPixels<ColumnTile>;
+
+  template <int kBytes>
+  struct Loop {
+    template <typename T, typename A>
+    static ATROUSX_ALWAYS_INLINE void run(const T* source, const int64_t* offsets, int64_t tiles,
+                                          int64_t channels, int64_t width, TilePlanes planes,
+                                          A* to) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      constexpr int kAhead = 2;  // tiles: their pixels lie too far apart for the CPU to foresee
+      // Vectors of a cache line; each asks for its share of a later tile's.
+      constexpr int kShares = 64 / (kLanes * static_cast<int>(sizeof(T)));
+      constexpr int kPixels = kHigh * kWide;
+      for (int64_t t = 0; t < tiles; ++t, offsets += kPixels, to += width) {
+        const int64_t* const ahead = offsets + (t + kAhead < tiles ? kAhead * kPixels : 0);
+        int64_t c = 0;
+        for (; c + kLanes <= channels; c += kLanes) {
+          for (int i = c / kLanes % kShares; i < kPixels; i += kShares)
+            __builtin_prefetch(source + ahead[i] + c);
+          transform<kLanes>(source + c, offsets, to + c, planes);
+        }
+        if (c + kLanes / 2 <= channels) {
+          transform<kLanes / 2>(source + c, offsets, to + c, planes);
+          c += kLanes / 2;
+        }
+        for (; c < channels; ++c) transform<1>(source + c, offsets, to + c, planes);
+      }
+    }
+
+   private:
+    template <int kLanes, typename T, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(const T* source, const int64_t* offsets, A* to,
+                                                TilePlanes planes) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[kWide][kRows];
+      for (int j = 0; j < kWide; ++j) {
+        Vector x[kHigh];
+        for (int i = 0; i < kHigh; ++i) {
+          const int64_t offset = offsets[i * kWide + j];
+          x[i] = offset < 0 ? Vector{} : load_lanes<kLanes>(source + offset);
+        }
+        Axes::template run<RowTile>(x, columns[j]);
+      }
+      for (int i = 0; i < kRows; ++i) {
+        Vector x[kWide], points[kColumns];
+        for (int j = 0; j < kWide; ++j) x[j] = columns[j][i];
+        Axes::template run<ColumnTile>(x, points);
+        for (int j = 0; j < kColumns; ++j) store_lanes<kLanes>(to + planes.offset(i, j), points[j]);
+      }
+    }
+  };
+};
+
+struct SourceAxes {
+  template <typename Tile>
+  static constexpr int kPixels = Tile::kSources;
+  template <typename Tile, typename V>
+  static ATROUSX_ALWAYS_INLINE void run(const V* x, V* points) {
+    transform_axis<Tile>(x, points);
+  }
+};
+template <typename Rows, typename Columns>
+using TransformSources = TransformTiles<Rows, Columns, SourceAxes>;
+
+struct GradientAxes {
+  template <typename Tile>
+  static constexpr int kPixels = Tile::kPixels;
+  template <typename Tile, typename V>
+  static ATROUSX_ALWAYS_INLINE void run(const V* y, V* points) {
+    transform_gradient_axis<Tile>(y, points);
+  }
+};
+template <typename Rows, typename Columns>
+using TransformGradients = TransformTiles<Rows, Columns, GradientAxes>;
+
+// Sums of tiles become rows of channels: the tile's destinations, rows
+// first, go to those that `rows` names.
+template <typename RowTile, typename ColumnTile>
+struct TransformSums {
+  static constexpr int kRows = RowTile::kPoints, kHigh = RowTile::kPixels;
+  static constexpr int kColumns = ColumnTile::kPoints, kWide = ColumnTile::kPixels;
+
+  template <int kBytes>
+  struct Loop {
+    template <typename A>
+    static ATROUSX_ALWAYS_INLINE void run(const A* sums, TilePlanes planes, int64_t tiles,
+                                          int64_t channels, const int64_t* rows, A* to) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      for (int64_t t = 0; t < tiles; ++t, sums += channels, rows += kHigh * kWide) {
+        int64_t c = 0;
+        for (; c + kLanes <= channels; c += kLanes)
+          transform<kLanes>(sums + c, planes, rows, channels, to + c);
+        if (c < channels) transform<kLanes / 2>(sums + c, planes, rows, channels, to + c);
+      }
+    }
+
+   private:
+    template <int kLanes, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(const A* sums, TilePlanes planes,
+                                                const int64_t* rows, int64_t channels, A* to) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[kColumns][kHigh];
+      for (int j = 0; j < kColumns; ++j) {
+        Vector m[kRows];
+        for (int i = 0; i < kRows; ++i) m[i] = load_lanes<kLanes>(sums + planes.offset(i, j));
+        transform_axis_back<RowTile>(m, columns[j]);
+      }
+      for (int i = 0; i < kHigh; ++i) {
+        Vector m[kColumns], y[kWide];
+        for (int j = 0; j < kColumns; ++j) m[j] = columns[j][i];
+        transform_axis_back<ColumnTile>(m, y);
+        for (int j = 0; j < kWide; ++j)
+          store_lanes<kLanes>(to + rows[i * kWide + j] * channels, y[j]);
+      }
+    }
+  };
+};
+
+// Filters [9 taps, channels, columns] become [points, channels, columns]; columns as above.
+template <int kRowForm, int kColumnForm>
+struct TransformFilters {
+  static constexpr int kRows = winograd_filters(kRowForm);
+  static constexpr int kColumns = winograd_filters(kColumnForm);
+
+  template <int kBytes>
+  struct Loop {
+    template <typename A>
+    static ATROUSX_ALWAYS_INLINE void run(const A* taps, bool mirror_rows, bool mirror_columns,
+                                          int64_t count, A* to) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      int64_t i = 0;
+      for (; i + kLanes <= count; i += kLanes)
+        transform<kLanes>(taps + i, mirror_rows, mirror_columns, count, to + i);
+      if (i < count) transform<kLanes / 2>(taps + i, mirror_rows, mirror_columns, count, to + i);
+    }
+
+   private:
+    template <int kLanes, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(const A* taps, bool mirror_rows,
+                                                bool mirror_columns, int64_t step, A* to) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[3][kRows];
+      for (int j = 0; j < 3; ++j) {
+        Vector g[3];
+        for (int i = 0; i < 3; ++i)
+          g[i] = load_lanes<kLanes>(
+              taps + ((mirror_rows ? 2 - i : i) * 3 + (mirror_columns ? 2 - j : j)) * step);
+        transform_filter_axis<kRowForm>(g, columns[j]);
+      }
+      for (int i = 0; i < kRows; ++i) {
+        Vector g[3], points[kColumns];
+        for (int j = 0; j < 3; ++j) g[j] = columns[j][i];
+        transform_filter_axis<kColumnForm>(g, points);
+        for (int j = 0; j < kColumns; ++j)
+          store_lanes<kLanes>(to + (i * kColumns + j) * step, points[j]);
+      }
+    }
+  };
+};
+
+// In place, planes of points' gradients become those of the nine taps, the first nine.
+template <int kRowForm, int kColumnForm>
+struct TransformFilterGradients {
+  static constexpr int kRows = winograd_filters(kRowForm);
+  static constexpr int kColumns = winograd_filters(kColumnForm);
+
+  template <int kBytes>
+  struct Loop {
+    template <typename A>
+    static ATROUSX_ALWAYS_INLINE void run(A* sums, int64_t plane) {
+      constexpr int kLanes = kLanesIn<kBytes, A>;
+      int64_t i = 0;
+      for (; i + kLanes <= plane; i += kLanes) transform<kLanes>(sums + i, plane);
+      if (i < plane) transform<kLanes / 2>(sums + i, plane);
+    }
+
+   private:
+    template <int kLanes, typename A>
+    static ATROUSX_ALWAYS_INLINE void transform(A* sums, int64_t plane) {
+      using Vector = Lanes<A, kLanes>;
+      Vector columns[kColumns][3];
+      for (int j = 0; j < kColumns; ++j) {
+        Vector points[kRows];
+        for (int i = 0; i < kRows; ++i)
+          points[i] = load_lanes<kLanes>(sums + (i * kColumns + j) * plane);
+        transform_filter_gradient_axis<kRowForm>(points, columns[j]);
+      }
+      for (int i = 0; i < 3; ++i) {
+        Vector points[kColumns], g[3];
+        for (int j = 0; j < kColumns; ++j) points[j] = columns[j][i];
+        transform_filter_gradient_axis<kColumnForm>(points, g);
+        for (int j = 0; j < 3; ++j) store_lanes<kLanes>(sums + (i * 3 + j) * plane, g[j]);
+      }
+    }
+  };
+};
+
+}  // namespace atrousx

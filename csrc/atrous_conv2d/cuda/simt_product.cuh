@@ -1,0 +1,229 @@
+// The product of two gathered panels by ordinary multiply-adds, shared by all three passes:
+//   sums[lane][column] = sum over depth of lanes[lane][depth] * columns[depth][column]
+// in float32, of float64 in itself. It serves what tensor cores refuse. Sums are of kTableDepth
+// products each, which are then added up: one long sum in order would round several times as much.
+//
+// Depth arrives in panels of kPanelDepth. While one panel is multiplied, the next one's values are
+// on their way to registers; two panels lie in shared memory, so that one barrier parts them.
+//
+// A thread sums lanes kLaneThreads apart and columns kColumnThreads apart: neighbouring threads
+// then store neighbouring elements. Panels hold lanes in another order, by their *place*, in which
+// four that a thread multiplies lie side by side: it reads 16 bytes at a time, and 32 neighbouring
+// places, which a warp writes, are in 32 different banks.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace atrousx {
+
+constexpr int kProductThreads = 128;
+constexpr int kProductLanes = 128;
+constexpr int kPanelDepth = 8;
+constexpr int kLaneThreads = 16, kColumnThreads = kProductThreads / kLaneThreads;
+constexpr int kLaneSums = kProductLanes / kLaneThreads;
+template <int kColumns>
+constexpr int kColumnSums = kColumns / kColumnThreads;
+// Depths whose offsets are found at once, one by each thread, and whose products make one sum.
+constexpr int kTableDepth = kProductThreads;
+static_assert(kTableDepth % kPanelDepth == 0);
+
+// Columns of a tile: sums of float64 take twice the registers.
+template <typename T>
+constexpr int kWideColumns = sizeof(Accumulate<T>) == 8 ? 32 : 64;
+
+// Blocks that a multiprocessor should hold: as many as leave them the registers of their sums.
+constexpr int kProductBlocks = 2;
+
+template <typename A>
+struct alignas(16) Quad {
+  A values[4];
+};
+
+// Where a lane (or column) lies in a panel, for threads that own every kThreads-th.
+template <int kThreads>
+__device__ __forceinline__ int place_of(int lane) {
+  return lane / (4 * kThreads) * (4 * kThreads) + lane % kThreads * 4 + lane / kThreads % 4;
+}
+
+// A row of a panel has a quad more than lanes: threads that write along depth meet all banks.
+template <int kLanes>
+constexpr int kRowQuads = kLanes / 4 + 1;
+template <int kColumns>
+constexpr int kPanelQuads = kPanelDepth * (kRowQuads<kProductLanes> + kRowQuads<kColumns>);
+
+// One operand: its value at a lane and a depth is values[lanes[place] + depths[depth]].
+template <typename T, int kLanes>
+struct Operand {
+  static constexpr int kCount = kPanelDepth * kLanes / kProductThreads;  // of a thread in a panel
+
+  const T* values;
+  const int64_t* lanes;  // [kLanes], shared memory, by place; lanes that do not exist repeat others
+  const int64_t* depths;  // [kTableDepth], shared memory
+  bool along_depth;       // which way values lie closer together
+
+  // Of this thread's `i`th value in a panel: its depth and place.
+  template <bool kAlongDepth>
+  static __device__ __forceinline__ int depth(int i) {
+    const int thread = static_cast<int>(threadIdx.x);
+    return kAlongDepth ? thread % kPanelDepth : thread / kLanes + i * (kProductThreads / kLanes);
+  }
+  template <bool kAlongDepth>
+  static __device__ __forceinline__ int place(int i) {
+    constexpr int kThreads = kLanes == kProductLanes ? kLaneThreads : kColumnThreads;
+    const int thread = static_cast<int>(threadIdx.x);
+    return kAlongDepth ? thread / kPanelDepth + i * (kProductThreads / kPanelDepth)
+                       : place_of<kThreads>(thread % kLanes);
+  }
+
+  // The panel that starts at `at` in the table; beyond the last `left` depths there are zeros.
+  __device__ __forceinline__ void load(int at, int left, T (&held)[kCount]) const {
+    if (along_depth)
+      load_as<true>(at, left, held);
+    else
+      load_as<false>(at, left, held);
+  }
+  template <bool kAlongDepth>
+  __device__ __forceinline__ void load_as(int at, int left, T (&held)[kCount]) const {
+    // All of this thread's values have one depth, or one lane.
+    const T* from = values + (kAlongDepth ? depths[at + depth<true>(0)] : lanes[place<false>(0)]);
+    ATROUSX_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const int d = depth<kAlongDepth>(i);
+      const int64_t offset = kAlongDepth ? lanes[place<true>(i)] : depths[at + d];
+      held[i] = d < left ? from[offset] : T(0);
+    }
+  }
+
+  template <typename A>
+  __device__ __forceinline__ void store(const T (&held)[kCount], Quad<A>* panel) const {
+    if (along_depth)
+      store_as<true>(held, reinterpret_cast<A*>(panel));
+    else
+      store_as<false>(held, reinterpret_cast<A*>(panel));
+  }
+  template <bool kAlongDepth, typename A>
+  __device__ __forceinline__ void store_as(const T (&held)[kCount], A* panel) const {
+    ATROUSX_UNROLL
+    for (int i = 0; i < kCount; ++i)
+      panel[depth<kAlongDepth>(i) * 4 * kRowQuads<kLanes> + place<kAlongDepth>(i)] =
+          static_cast<A>(held[i]);
+  }
+};
+
+// This thread's first lane and column. `lanes_first` lets neighbouring threads own neighbouring
+// lanes, else columns.
+struct ThreadPlace {
+  int lane, column;
+
+  __device__ __forceinline__ explicit ThreadPlace(bool lanes_first)
+      : lane(static_cast<int>(lanes_first ? threadIdx.x % kLaneThreads
+                                          : threadIdx.x / kColumnThreads)),
+        column(static_cast<int>(lanes_first ? threadIdx.x / kLaneThreads
+                                            : threadIdx.x % kColumnThreads)) {}
+};
+
+// What a thread sums: sums[i][j] is at (lane + i * kLaneThreads, column + j * kColumnThreads).
+template <typename A, int kColumns>
+using ProductSums = A[kLaneSums][kColumnSums<kColumns>];
+
+template <typename A, int kColumns>
+__device__ __forceinline__ void move_sums(ProductSums<A, kColumns>& from,
+                                          ProductSums<A, kColumns>& to) {
+  ATROUSX_UNROLL
+  for (int i = 0; i < kLaneSums; ++i) ATROUSX_UNROLL
+  for (int j = 0; j < kColumnSums<kColumns>; ++j) {
+    to[i][j] += from[i][j];
+    from[i][j] = A(0);
+  }
+}
+
+template <typename A, int kColumns>
+__device__ __forceinline__ void multiply_panel(const Quad<A>* panel, const ThreadPlace& place,
+                                               ProductSums<A, kColumns>& sums) {
+  const Quad<A>* lanes = panel + place.lane;
+  const Quad<A>* columns = panel + kPanelDepth * kRowQuads<kProductLanes> + place.column;
+  ATROUSX_UNROLL
+  for (int d = 0; d < kPanelDepth; ++d) {
+    Quad<A> a[kLaneSums / 4], b[kColumnSums<kColumns> / 4];
+    ATROUSX_UNROLL
+    for (int i = 0; i < kLaneSums / 4; ++i)
+      a[i] = lanes[d * kRowQuads<kProductLanes> + i * kLaneThreads];
+    ATROUSX_UNROLL
+    for (int j = 0; j < kColumnSums<kColumns> / 4; ++j)
+      b[j] = columns[d * kRowQuads<kColumns> + j * kColumnThreads];
+    ATROUSX_UNROLL
+    for (int i = 0; i < kLaneSums; ++i) ATROUSX_UNROLL
+    for (int j = 0; j < kColumnSums<kColumns>; ++j)
+      sums[i][j] += a[i / 4].values[i % 4] * b[j / 4].values[j % 4];
+  }
+}
+
+// Adds all of `depth` to `sums`. find_offsets(d) writes the operands' depth offsets at d to their
+// tables, each thread those of one depth. Synchronisation: one barrier per panel and per table, one
+// at the end.
+template <typename T, int kColumns, typename A, typename FindOffsets>
+__device__ __forceinline__ void multiply_panels(const Operand<T, kProductLanes>& lanes,
+                                                const Operand<T, kColumns>& columns, int64_t depth,
+                                                const FindOffsets& find_offsets,
+                                                const ThreadPlace& place, Quad<A>* memory,
+                                                ProductSums<A, kColumns>& sums) {
+  T held_lanes[Operand<T, kProductLanes>::kCount], held_columns[Operand<T, kColumns>::kCount];
+  const auto load = [&](int64_t start) {
+    const int at = static_cast<int>(start % kTableDepth);
+    if (at == 0) {
+      find_offsets(start + threadIdx.x);
+      __syncthreads();  // the table is complete
+    }
+    const int left = static_cast<int>(min_of<int64_t>(depth - start, kPanelDepth));
+    lanes.load(at, left, held_lanes);
+    columns.load(at, left, held_columns);
+  };
+  ProductSums<A, kColumns> table_sums = {};
+  if (depth > 0) load(0);
+  for (int64_t start = 0; start < depth; start += kPanelDepth) {
+    Quad<A>* panel = memory + start / kPanelDepth % 2 * kPanelQuads<kColumns>;
+    lanes.store(held_lanes, panel);
+    columns.store(held_columns, panel + kPanelDepth * kRowQuads<kProductLanes>);
+    // The panel is complete and its offsets have been read; the panel before it has been
+    // multiplied, so that the next one may take its place.
+    __syncthreads();
+    const int64_t next = start + kPanelDepth;
+    if (next < depth) load(next);
+    multiply_panel<A, kColumns>(panel, place, table_sums);
+    if (next % kTableDepth == 0) move_sums<A, kColumns>(table_sums, sums);
+  }
+  move_sums<A, kColumns>(table_sums, sums);
+  __syncthreads();  // everyone has left the panels and the tables
+}
+
+// Calls use(lane, column, sum) for every sum of the tile, through shared memory: neighbouring
+// threads are given neighbouring lanes, or columns, and the code of use() is there once for many
+// sums. Where lanes come first, a thread's lane is its own number. Synchronisation: two barriers
+// per kRound columns.
+template <typename A, int kColumns, typename Use>
+__device__ __forceinline__ void for_each_sum(const ProductSums<A, kColumns>& sums,
+                                             const ThreadPlace& place, bool lanes_first,
+                                             Quad<A>* memory, const Use& use) {
+  constexpr int kRound = 2 * kColumnThreads, kPitch = kProductLanes + 4;
+  static_assert(kRound * kPitch <= 2 * kPanelQuads<kColumns> * 4, "the panels' memory is reused");
+  A* rounds = reinterpret_cast<A*>(memory);
+  ATROUSX_UNROLL
+  for (int round = 0; round < kColumns / kRound; ++round) {
+    ATROUSX_UNROLL
+    for (int i = 0; i < kLaneSums; ++i) ATROUSX_UNROLL
+    for (int j = 0; j < 2; ++j)
+      rounds[(place.column + j * kColumnThreads) * kPitch + place.lane + i * kLaneThreads] =
+          sums[i][2 * round + j];
+    __syncthreads();  // the round's columns are complete
+    ATROUSX_UNROLL_BY(1)
+    for (int e = 0; e < kRound; ++e) {
+      const int number = e * kProductThreads + static_cast<int>(threadIdx.x);
+      const int lane = lanes_first ? static_cast<int>(threadIdx.x) : number / kRound;
+      const int column = lanes_first ? e : number % kRound;
+      use(lane, round * kRound + column, rounds[column * kPitch + lane]);
+    }
+    __syncthreads();  // everyone has read them
+  }
+}
+
+}  // namespace atrousx

@@ -1,0 +1,119 @@
+// CUDA launchers of atrous_conv2d's tensor-core kernels. Results are written in their own layout.
+#include "atrous_conv2d/cuda/sum_parts.h"
+#include "atrous_conv2d/cuda/tensorcore.h"
+#include "atrous_conv2d/cuda/tensorcore_grad_weight_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore_operands.h"
+#include "atrous_conv2d/plan_cache.h"
+
+namespace atrousx {
+namespace {
+
+template <typename T, int kColumns>
+void launch_gather(const GatherShape& shape, const Held<const T*>& source,
+                   const Held<const T*>& weight, const Tail& tail, const Tensor& destination,
+                   const TensorGatherStrides& strides, cudaStream_t stream) {
+  const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kTensorLanes);
+  for (const TapPlan& plan : *plans) {
+    const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kColumns);
+    launch({"atrous_conv2d on tensor cores", job_grid(jobs), kTensorThreads, stream,
+            kTensorSharedBytes<kColumns>},
+           atrous_conv2d_gather_tensorcore_kernel<T, kColumns>, source, weight,
+           held_epilogue<T>(tail), writes<T>(destination), plan, shape, strides);
+  }
+}
+
+// Whether the code that this GPU runs was compiled for compute capability 8.0 or later: what was
+// compiled for an earlier one traps, on whichever GPU.
+bool has_instructions(int32_t device) {
+  const LaunchContext context(device);
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, atrous_conv2d_gather_tensorcore_kernel<Half, 64>),
+             "attributes of a tensor-core kernel");
+  return attributes.ptxVersion >= 80;
+}
+
+}  // namespace
+
+bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_tf32) {
+  // Tiles of fewer products are emptier than kernels without tensor cores are slow, and channels
+  // padded to whole vectors would be much larger than the maps.
+  constexpr int64_t kLeastProducts = 8;
+  const ScalarType dtype = t.scalar_type();
+  const bool served = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
+                      (dtype == ScalarType::Float && allow_tf32);
+  // The kernels count pixels along an axis, channels and a filter's weights in 32 bits; offsets
+  // have 64.
+  const int64_t longest =
+      std::max({shape.batch, shape.inner, shape.rows.destinations, shape.columns.destinations});
+  const bool countable =
+      longest <= INT32_MAX && whole_vectors(shape.inner, 8) <= kMostWeightStride / shape.taps();
+  return served && countable && shape.outer * shape.inner >= kLeastProducts &&
+         has_instructions(t.get_device_index());
+}
+
+Tensor map_for_tensorcores(const Tensor& t) {
+  const LaunchContext context(t.get_device_index());
+  std::optional<Tensor> packed;
+  dispatch_tensorcore(t.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto map = dense_operand<T>(t, 1);
+    if (map_has_vectors(map.size, map.strides, map.memory.value, kVector<T>)) return;
+    if (map.size.channels % kVector<T> != 0) return;  // padded: no tensor of these sizes
+    packed = empty4(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, true);
+    pack_map(map, *packed, context.stream());
+  });
+  return packed.value_or(t);
+}
+
+void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
+                           const WeightStrides& weight_strides, const Tail& tail,
+                           const Tensor& destination) {
+  const int32_t device = source.get_device_index();
+  const LaunchContext context(device);
+  // Narrow tiles where wide ones would be half empty, or too few for two rounds of the two blocks
+  // that a multiprocessor holds: a last round that is nearly empty costs more than narrow tiles do.
+  constexpr int64_t kLeastWide = 4;
+  const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
+  const int64_t wide_jobs =
+      ceil_div<int64_t>(pixels, kTensorLanes) * shape.groups * ceil_div<int64_t>(shape.outer, 128);
+  const bool wide =
+      shape.outer > 64 &&
+      wide_jobs >= kLeastWide * device_attribute(cudaDevAttrMultiProcessorCount, device);
+  dispatch_tensorcore(source.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto from = map_operand<T>(source, shape.groups, context.stream());
+    const auto by = weight_operand<T>(weight, weight_size(shape), weight_strides, context.stream());
+    GatherShape whole = shape;
+    whole.inner = whole_vectors(shape.inner, kVector<T>);
+    const TensorGatherStrides strides{from.strides, whole.inner, by.strides, strides4(destination)};
+    const auto gather = shape.outer <= 32 ? launch_gather<T, 32>
+                        : wide            ? launch_gather<T, 128>
+                                          : launch_gather<T, 64>;
+    gather(whole, from.memory, by.memory, tail, destination, strides, context.stream());
+  });
+}
+
+void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output,
+                                const Tensor& input, const Tensor& result) {
+  const LaunchContext context(input.get_device_index());
+  const GatherShape shape = g.forward();
+  dispatch_tensorcore(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto grad = map_operand<T>(grad_output, g.groups, context.stream());
+    const auto from = map_operand<T>(input, g.groups, context.stream());
+    const TensorGradWeightStrides strides{grad.strides, from.strides,
+                                          whole_vectors(shape.outer, kVector<T>),
+                                          whole_vectors(shape.inner, kVector<T>)};
+    const GradWeightParts cut = grad_weight_parts(
+        shape, {whole_vectors(shape.inner, kVector<T>), kTensorLanes, kTensorLanes});
+    const Tensor parts = scratch(input, cut.count * result.numel());
+    launch({"_atrous_conv2d_backward_weight on tensor cores", job_grid(cut.jobs(shape)),
+            kTensorThreads, context.stream(), kTensorSharedBytes<kTensorLanes>},
+           atrous_conv2d_grad_weight_tensorcore_kernel<T>, grad.memory, from.memory,
+           writes<float>(parts), cut, shape, strides);
+    sum_parts<T>(shape, cut.count, parts, result, context.stream());
+  });
+}
+
+}  // namespace atrousx

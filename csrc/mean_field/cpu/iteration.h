@@ -1,0 +1,160 @@
+// An iteration of mean-field inference, and of its gradient, over rows of labels, for the CPU.
+#pragma once
+
+#include "mean_field/cpu/softmax_rows.h"
+
+namespace atrousx {
+
+// One Gaussian kernel of the energy, with Blur(Splat(Q)); in the gradient, with that of the slopes
+// through the transposed filter.
+template <typename T, typename Index>
+struct MessageTerm {
+  const T* lattice;         // [M, padded L]
+  const Index* vertices;    // [N P, D + 1]
+  const T* corner_weights;  // [N P, D + 1]
+  const T* slice_scale;     // [N P] or null
+  const T* costs;           // [L, padded L], row: the label that is met; null is Potts'
+  T weight;
+  int dims;
+};
+
+// What an iteration starts from and makes of the messages, for row p: its probabilities,
+template <typename T>
+struct SoftmaxStep {
+  using Vector = typename RowVector<T>::type;
+  const T* log_p;
+
+  ATROUSX_ALWAYS_INLINE void begin(int64_t at, Vector* v, int64_t vectors) const {
+    for (int64_t i = 0; i < vectors; ++i) v[i] = reinterpret_cast<const Vector*>(log_p + at)[i];
+  }
+  ATROUSX_ALWAYS_INLINE void finish(int64_t, Vector* v, int64_t vectors) const {
+    softmax<T>(v, vectors);
+  }
+};
+
+// or the gradient of the logits that its probabilities came from.
+template <typename T>
+struct SlopeStep {
+  using Vector = typename RowVector<T>::type;
+  const T* q;
+  T* total;
+
+  ATROUSX_ALWAYS_INLINE void begin(int64_t, Vector* v, int64_t vectors) const {
+    for (int64_t i = 0; i < vectors; ++i) v[i] = Vector{};
+  }
+  ATROUSX_ALWAYS_INLINE void finish(int64_t at, Vector* v, int64_t vectors) const {
+    slope<T>(v, reinterpret_cast<const Vector*>(q + at), reinterpret_cast<Vector*>(total + at),
+             vectors);
+  }
+};
+
+// rows[p] = step(messages)
+struct UpdateRows {
+  // sum += factor * the filtered labels of one point. D is kDims where that is not 0.
+  template <int kDims, int kVectors, typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void add_filtered(const MessageTerm<T, Index>& term, int64_t lane,
+                                                 int64_t stride, int64_t point, T factor,
+                                                 RowBlock<T, kVectors>& sum) {
+    const int dims = kDims != 0 ? kDims : term.dims;
+    const Index* vertex = term.vertices + point * (dims + 1);
+    const T* weight = term.corner_weights + point * (dims + 1);
+    if (term.slice_scale != nullptr) factor *= term.slice_scale[point];
+    factor *= slice_scale<T>(dims);
+    for (int k = 0; k <= dims; ++k)
+      sum.add(factor * weight[k], term.lattice + vertex[k] * stride + lane);
+  }
+
+  // row += factor * the filtered labels of one point
+  template <int kVectors, typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const MessageTerm<T, Index>* term,
+                                          int64_t stride, int64_t point, T factor, T* row) {
+    RowBlock<T, kVectors> sum;
+    sum.load(row + lane);
+    if (term->dims == 2)
+      add_filtered<2>(*term, lane, stride, point, factor, sum);
+    else if (term->dims == 5)
+      add_filtered<5>(*term, lane, stride, point, factor, sum);
+    else
+      add_filtered<0>(*term, lane, stride, point, factor, sum);
+    sum.store(row + lane);
+  }
+
+  // The same for a whole row. A function, not a lambda: it is compiled for its caller's
+  // instructions.
+  template <int kVectors, typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void add_message(const MessageTerm<T, Index>* term, int64_t point,
+                                                T factor, int64_t vectors, T* row) {
+    constexpr int64_t kLanes = RowVector<T>::kLanes;
+    if constexpr (kVectors != 0)
+      block<kVectors>(0, term, kVectors * kLanes, point, factor, row);
+    else
+      over_blocks<UpdateRows>(vectors, kLanes, term, vectors * kLanes, point, factor, row);
+  }
+
+  // A row is `vectors` vectors; where kVectors is not 0, it is that many and stays in registers.
+  template <int kVectors, typename T, typename Index, typename Step>
+  static ATROUSX_ALWAYS_INLINE void update(const MessageTerm<T, Index>* terms, int64_t count,
+                                           const Step& step, int64_t point, int64_t labels,
+                                           int64_t vectors, T* scratch, T* row) {
+    using Vector = typename RowVector<T>::type;
+    constexpr int64_t kLanes = RowVector<T>::kLanes;
+    const int64_t stride = vectors * kLanes;
+    Vector* v = reinterpret_cast<Vector*>(row);
+    step.begin(point * stride, v, vectors);
+    for (const MessageTerm<T, Index>* term = terms; term != terms + count; ++term) {
+      // Potts: probabilities sum to one, so what unequal labels cost is a constant less what equal
+      // ones do, and softmax drops the constant.
+      if (term->costs == nullptr) {
+        add_message<kVectors>(term, point, term->weight, vectors, row);
+        continue;
+      }
+      for (int64_t i = 0; i < stride; ++i) scratch[i] = T(0);
+      add_message<kVectors>(term, point, -term->weight, vectors, scratch);
+      for (int64_t l = 0; l < labels; ++l) {
+        const Vector* cost = reinterpret_cast<const Vector*>(term->costs + l * stride);
+        for (int64_t i = 0; i < vectors; ++i) v[i] += scratch[l] * cost[i];
+      }
+    }
+    step.finish(point * stride, v, vectors);
+  }
+
+  template <int kVectors, typename T, typename Index, typename Step>
+  static ATROUSX_ALWAYS_INLINE void points(const MessageTerm<T, Index>* terms, int64_t count,
+                                           const Step& step, T* rows, T* scratch, int64_t labels,
+                                           int64_t vectors, int64_t begin, int64_t end) {
+    constexpr int64_t kLanes = RowVector<T>::kLanes;
+    if constexpr (kVectors != 0) vectors = kVectors;
+    const int64_t stride = vectors * kLanes;
+    for (int64_t p = begin; p < end; ++p) {
+      for (const MessageTerm<T, Index>* term = terms; term != terms + count; ++term)
+        prefetch_corners(term->lattice, stride, term->vertices, p, end, term->dims, vectors);
+      T* row = rows + p * stride;
+      if constexpr (kVectors == 0) {
+        update<0>(terms, count, step, p, labels, vectors, scratch, row);
+      } else {
+        RowBlock<T, kVectors> own;
+        update<kVectors>(terms, count, step, p, labels, kVectors, scratch,
+                         reinterpret_cast<T*>(own.v));
+        own.store(row);
+      }
+    }
+  }
+
+  template <typename T, typename Index, typename Step>
+  static ATROUSX_ALWAYS_INLINE void run(const MessageTerm<T, Index>* terms, int64_t count,
+                                        Step step, T* rows, T* scratch, int64_t labels,
+                                        int64_t vectors, int64_t begin, int64_t end) {
+    switch (vectors) {
+      case 1:
+        return points<1>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+      case 2:
+        return points<2>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+      case 3:
+        return points<3>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+      default:
+        return points<0>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+    }
+  }
+};
+
+}  // namespace atrousx

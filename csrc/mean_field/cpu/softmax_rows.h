@@ -1,0 +1,194 @@
+// Rows of labels, one a point, for the CPU: their softmax, and their way from [N, L, P] and back.
+//
+// Rows are padded to whole vectors. Padding has a log-probability of minus infinity, so that its
+// probability is 0; its gradients are 0.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/vector_math.h"
+#include "permutohedral_filter/cpu/splat_blur_slice.h"
+
+namespace atrousx {
+
+// f joins the second vector to the first: here halves, then quarters, ... until every lane holds
+// what all lanes give. By reference: who returns vectors warns of their ABI.
+template <int kStep, typename T, typename F, size_t... kLane>
+ATROUSX_ALWAYS_INLINE typename RowVector<T>::type over_lanes(typename RowVector<T>::type v,
+                                                             const F& f,
+                                                             std::index_sequence<kLane...> lanes) {
+  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  constexpr int kLanes = sizeof...(kLane);
+  const Lanes<Index, kLanes> from = {static_cast<Index>(kLane ^ kStep)...};
+  f(v, permute_lanes<kLanes, T, Index>(v, v, from));
+  if constexpr (kStep > 1)
+    return over_lanes<kStep / 2, T>(v, f, lanes);
+  else
+    return v;
+}
+
+template <typename T, typename F>
+ATROUSX_ALWAYS_INLINE typename RowVector<T>::type over_lanes(typename RowVector<T>::type v,
+                                                             const F& f) {
+  constexpr int kLanes = static_cast<int>(RowVector<T>::kLanes);
+  return over_lanes<kLanes / 2, T>(v, f, std::make_index_sequence<kLanes>{});
+}
+
+template <typename T>
+ATROUSX_ALWAYS_INLINE typename RowVector<T>::type largest(const typename RowVector<T>::type* v,
+                                                          int64_t vectors) {
+  using Vector = typename RowVector<T>::type;
+  const auto larger = [](Vector& a, const Vector& b) { a = b > a ? b : a; };
+  Vector most = v[0];
+  for (int64_t i = 1; i < vectors; ++i) larger(most, v[i]);
+  return over_lanes<T>(most, larger);
+}
+
+// In place; minus infinity becomes 0.
+template <typename T>
+ATROUSX_ALWAYS_INLINE void softmax(typename RowVector<T>::type* v, int64_t vectors) {
+  using Vector = typename RowVector<T>::type;
+  const Vector most = largest<T>(v, vectors);
+  Vector sums{};
+  for (int64_t i = 0; i < vectors; ++i) {
+    v[i] = LaneMath<T, RowVector<T>::kLanes>::exp_nonpositive(v[i] - most);
+    sums += v[i];
+  }
+  const Vector scale = T(1) / over_lanes<T>(sums, [](Vector& a, const Vector& b) { a += b; });
+  for (int64_t i = 0; i < vectors; ++i) v[i] *= scale;
+}
+
+// Between labels [L, P] of an image and rows of labels: squares of kLanes points and labels turn
+// over in registers. A label's part of a tile is some cache lines long, which memory likes better
+// than single ones far apart.
+template <typename T>
+struct Turned {
+  using Vector = typename RowVector<T>::type;
+  static constexpr int64_t kLanes = RowVector<T>::kLanes, kTile = 128;
+
+  // How many of the points [p, end) are turned at once: whole squares within an image, or 0 where
+  // there are too few.
+  static ATROUSX_ALWAYS_INLINE int64_t tile(int64_t p, int64_t end, int64_t points) {
+    return std::min({kTile, end - p, points - p % points}) / kLanes * kLanes;
+  }
+
+  // Points from p on of labels [N, L, P] -> their rows, the padding as given: how many were read,
+  // of those until `end`.
+  static ATROUSX_ALWAYS_INLINE int64_t to_rows(const T* labels, int64_t p, int64_t end,
+                                               int64_t points, int64_t count, int64_t vectors,
+                                               T padding, T* rows) {
+    const T* source = labels + p / points * count * points + p % points;
+    const int64_t taken = tile(p, end, points), stride = vectors * kLanes;
+    if (taken == 0) {
+      for (int64_t l = 0; l < stride; ++l) rows[l] = l < count ? source[l * points] : padding;
+      return 1;
+    }
+    for (int64_t i = 0; i < vectors; ++i)
+      for (int64_t at = 0; at < taken; at += kLanes) {
+        Vector square[kLanes];
+        for (int64_t j = 0; j < kLanes; ++j) {
+          const int64_t label = i * kLanes + j;
+          square[j] =
+              label < count ? load_raw<Vector>(source + label * points + at) : Vector{} + padding;
+        }
+        transpose_lanes(square);
+        for (int64_t j = 0; j < kLanes; ++j)
+          reinterpret_cast<Vector*>(rows)[(at + j) * vectors + i] = square[j];
+      }
+    return taken;
+  }
+
+  // The same back.
+  static ATROUSX_ALWAYS_INLINE int64_t to_labels(const T* rows, int64_t p, int64_t end,
+                                                 int64_t points, int64_t count, int64_t vectors,
+                                                 T* labels) {
+    T* target = labels + p / points * count * points + p % points;
+    const int64_t taken = tile(p, end, points);
+    if (taken == 0) {
+      for (int64_t l = 0; l < count; ++l) target[l * points] = rows[l];
+      return 1;
+    }
+    for (int64_t i = 0; i < vectors; ++i)
+      for (int64_t at = 0; at < taken; at += kLanes) {
+        Vector square[kLanes];
+        for (int64_t j = 0; j < kLanes; ++j)
+          square[j] = reinterpret_cast<const Vector*>(rows)[(at + j) * vectors + i];
+        transpose_lanes(square);
+        for (int64_t j = 0; j < std::min(kLanes, count - i * kLanes); ++j)
+          *reinterpret_cast<Vector*>(target + (i * kLanes + j) * points + at) = square[j];
+      }
+    return taken;
+  }
+};
+
+// logits [N, L, P] -> log P, up to a constant per point, and Q = P: rows of labels
+struct StartRows {
+  template <typename T>
+  static ATROUSX_ALWAYS_INLINE void run(const T* logits, T* log_p, T* q, int64_t labels,
+                                        int64_t vectors, int64_t points, int64_t begin,
+                                        int64_t end) {
+    using Vector = typename RowVector<T>::type;
+    const int64_t stride = vectors * RowVector<T>::kLanes;
+    constexpr T kNever = -std::numeric_limits<T>::infinity();
+    for (int64_t p = begin, count; p < end; p += count) {
+      T* rows = log_p + p * stride;
+      count = Turned<T>::to_rows(logits, p, end, points, labels, vectors, kNever, rows);
+      for (int64_t i = 0; i < count; ++i) {
+        Vector* row = reinterpret_cast<Vector*>(rows + i * stride);
+        Vector* own = reinterpret_cast<Vector*>(q + (p + i) * stride);
+        const Vector most = largest<T>(row, vectors);
+        for (int64_t v = 0; v < vectors; ++v) own[v] = row[v] -= most;
+        softmax<T>(own, vectors);
+      }
+    }
+  }
+};
+
+// rows -> [N, L, P]
+struct FinishRows {
+  template <typename T>
+  static ATROUSX_ALWAYS_INLINE void run(const T* rows, T* output, int64_t labels, int64_t vectors,
+                                        int64_t points, int64_t begin, int64_t end) {
+    const int64_t stride = vectors * RowVector<T>::kLanes;
+    for (int64_t p = begin; p < end;)
+      p += Turned<T>::to_labels(rows + p * stride, p, end, points, labels, vectors, output);
+  }
+};
+
+// The gradient of softmax in place of its result's gradient, summed over all uses of the logits:
+// v = q (v - <v, q>), total += v.
+template <typename T>
+ATROUSX_ALWAYS_INLINE void slope(typename RowVector<T>::type* v,
+                                 const typename RowVector<T>::type* q,
+                                 typename RowVector<T>::type* total, int64_t vectors) {
+  using Vector = typename RowVector<T>::type;
+  Vector sums{};
+  for (int64_t i = 0; i < vectors; ++i) sums += v[i] * q[i];
+  const Vector mean = over_lanes<T>(sums, [](Vector& a, const Vector& b) { a += b; });
+  for (int64_t i = 0; i < vectors; ++i) {
+    v[i] = q[i] * (v[i] - mean);
+    total[i] += v[i];
+  }
+}
+
+// Gradient of Q [N, L, P] -> that of its logits, in two arrays of rows: the next iteration's
+// gradients replace those of the first and add to the second.
+struct StartSlopeRows {
+  template <typename T>
+  static ATROUSX_ALWAYS_INLINE void run(const T* grad, const T* q, T* slopes, T* total,
+                                        int64_t labels, int64_t vectors, int64_t points,
+                                        int64_t begin, int64_t end) {
+    using Vector = typename RowVector<T>::type;
+    const int64_t stride = vectors * RowVector<T>::kLanes;
+    std::fill(total + begin * stride, total + end * stride, T(0));
+    for (int64_t p = begin, count; p < end; p += count) {
+      count = Turned<T>::to_rows(grad, p, end, points, labels, vectors, T(0), slopes + p * stride);
+      for (int64_t i = p * stride; i < (p + count) * stride; i += stride)
+        slope<T>(reinterpret_cast<Vector*>(slopes + i), reinterpret_cast<const Vector*>(q + i),
+                 reinterpret_cast<Vector*>(total + i), vectors);
+    }
+  }
+};
+
+}  // namespace atrousx

@@ -1,0 +1,322 @@
+// Loops over rows of channels, for the CPU: splat, blur and slice. What they read lies scattered
+// over megabytes: each asks for its rows some steps before it reads them.
+//
+// Values and vertices are rows of channels. A row is cut into vectors of 32 bytes, and up to four
+// of them stay in registers while a loop visits its rows; more channels are visited four vectors at
+// a time. Rows of vertices are padded to whole vectors. The lanes of the padding hold whatever lay
+// behind the values' rows: no lane looks at another, and nothing reads them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/huge_pages.h"
+#include "permutohedral_filter/lattice.h"
+
+namespace atrousx {
+
+template <typename T>
+struct RowVector {
+  // Unaligned, and free to look at elements of a plain array.
+  typedef T type __attribute__((vector_size(32), aligned(alignof(T)), may_alias));
+  static constexpr int64_t kLanes = 32 / sizeof(T);
+};
+
+template <typename T>
+int64_t row_vectors(int64_t channels) {
+  return (channels + RowVector<T>::kLanes - 1) / RowVector<T>::kLanes;
+}
+
+// `kVectors` vectors of a row.
+template <typename T, int kVectors>
+struct RowBlock {
+  using Vector = typename RowVector<T>::type;
+  Vector v[kVectors];
+
+  ATROUSX_ALWAYS_INLINE void clear() {
+    for (int i = 0; i < kVectors; ++i) v[i] = Vector{};
+  }
+  ATROUSX_ALWAYS_INLINE void load(const T* from) {
+    for (int i = 0; i < kVectors; ++i) v[i] = reinterpret_cast<const Vector*>(from)[i];
+  }
+  ATROUSX_ALWAYS_INLINE void store(T* to) const {
+    for (int i = 0; i < kVectors; ++i) reinterpret_cast<Vector*>(to)[i] = v[i];
+  }
+  ATROUSX_ALWAYS_INLINE void add(T weight, const T* from) {
+    for (int i = 0; i < kVectors; ++i) v[i] += weight * reinterpret_cast<const Vector*>(from)[i];
+  }
+};
+
+// Calls Loop::block<kVectors>(first lane, args...) until `vectors` are done.
+template <typename Loop, typename... Args>
+ATROUSX_ALWAYS_INLINE void over_blocks(int64_t vectors, int64_t lanes, Args... args) {
+  int64_t at = 0;
+  for (; vectors - at > 4; at += 4) Loop::template block<4>(at * lanes, args...);
+  switch (vectors - at) {
+    case 1:
+      return Loop::template block<1>(at * lanes, args...);
+    case 2:
+      return Loop::template block<2>(at * lanes, args...);
+    case 3:
+      return Loop::template block<3>(at * lanes, args...);
+    case 4:
+      return Loop::template block<4>(at * lanes, args...);
+  }
+}
+
+// Asks the caches for `vectors` vectors, of which it takes the first 256 bytes. Rows are multiples
+// of 32 bytes apart, as their memory is: one of whole cache lines may reach into another.
+template <typename T>
+ATROUSX_ALWAYS_INLINE void prefetch_row(const T* row, int64_t vectors) {
+  constexpr int64_t kLine = 64, kMost = 4 * kLine;
+  const char* bytes = reinterpret_cast<const char*>(row);
+  const int64_t size = std::min<int64_t>(kMost, vectors * 32);
+  for (int64_t at = 0; at < size; at += kLine) __builtin_prefetch(bytes + at);
+  if (size % kLine == 0) __builtin_prefetch(bytes + size - 1);
+}
+
+// Rows of values, one a point. Whole vectors are read, so that a row's last reaches into the rows
+// behind it; the final rows are read from a copy that has room.
+template <typename T>
+struct PointRows {
+  const T* rows;   // [P, stride]
+  const T* final;  // [P - first_final, stride], padded
+  int64_t first_final, stride;
+
+  ATROUSX_ALWAYS_INLINE const T* row(int64_t point) const {
+    return point < first_final ? rows + point * stride : final + (point - first_final) * stride;
+  }
+};
+
+// lattice[m] = sum of the points around vertex m
+struct SplatRows {
+  template <int kVectors, typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, PointRows<T> values, const Index* starts,
+                                          const Index* points, const T* weights,
+                                          const T* point_scale, T* lattice, int64_t stride,
+                                          int64_t begin, int64_t end) {
+    constexpr int64_t kAhead = 24;
+    const int64_t last = static_cast<int64_t>(starts[end]) - 1;
+    for (int64_t m = begin; m < end; ++m) {
+      RowBlock<T, kVectors> sum;
+      sum.clear();
+      for (int64_t e = starts[m]; e < static_cast<int64_t>(starts[m + 1]); ++e) {
+        const int64_t point = points[e];
+        prefetch_row(values.row(points[std::min(e + kAhead, last)]) + lane, kVectors);
+        const T weight = point_scale == nullptr ? weights[e] : weights[e] * point_scale[point];
+        sum.add(weight, values.row(point) + lane);
+      }
+      sum.store(lattice + m * stride + lane);
+    }
+  }
+
+  template <typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void run(PointRows<T> values, const Index* starts,
+                                        const Index* points, const T* weights, const T* point_scale,
+                                        T* lattice, int64_t vectors, int64_t begin, int64_t end) {
+    constexpr int64_t kLanes = RowVector<T>::kLanes;
+    over_blocks<SplatRows>(vectors, kLanes, values, starts, points, weights, point_scale, lattice,
+                           vectors * kLanes, begin, end);
+  }
+};
+
+// The vertices linked along each axis, chain after chain; one without neighbours is in none. A
+// chain's last vertex m is written as ~m.
+template <typename Index>
+struct Chains {
+  static constexpr int64_t kAhead = 12;  // vertex 0 so often behind an axis' last chain
+
+  std::vector<int64_t> counts;                  // [D + 1]
+  std::vector<std::unique_ptr<Index[]>> lists;  // [D + 1], counts + kAhead each
+
+  // Of checked indices (index_check.h).
+  static Chains make(const Lattice& l) {
+    const int64_t axes = l.dims() + 1, vertices = l.vertices();
+    Chains chains;
+    chains.counts.resize(axes);
+    chains.lists.resize(axes);
+    torch::stable::parallel_for(0, axes, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t axis = begin; axis < end; ++axis)
+        chains.counts[axis] =
+            list(data<Index>(l.neighbours) + axis * 2 * vertices, vertices, chains.lists[axis]);
+    });
+    for (const int64_t count : chains.counts)
+      STD_TORCH_CHECK(count != kBroken, "neighbours must be mutual, ahead and behind");
+    return chains;
+  }
+
+ private:
+  static constexpr int64_t kBroken = -1;
+
+  static int64_t list(const Index* ahead, int64_t vertices, std::unique_ptr<Index[]>& out) {
+    const Index* behind = ahead + vertices;
+    out = std::make_unique_for_overwrite<Index[]>(vertices + kAhead);
+    // The chains' first vertices are gathered without branches, at the end of the list.
+    int64_t first = vertices, count = 0;
+    for (int64_t m = vertices - 1; m >= 0; --m) {
+      out[first - 1] = static_cast<Index>(m);
+      first -= (behind[m] & ~ahead[m]) < 0;  // of two comparisons a compiler makes a branch
+    }
+    // Where each vertex is behind the one ahead of it, chains share no vertex and come to an end.
+    for (; first < vertices; ++first) {
+      for (Index at = out[first], next; at >= 0; at = next) {
+        out[count++] = at;
+        next = ahead[at];
+        if (next >= 0 && behind[next] != at) return kBroken;
+      }
+      out[count - 1] = ~out[count - 1];
+    }
+    std::fill_n(&out[count], kAhead, Index{0});
+    return count;
+  }
+};
+
+// One axis, in place: lattice[m] += half of each neighbour's former value. A task owns the chains
+// that begin in [begin, end) of the list.
+struct BlurChains {
+  template <int kVectors, typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const Index* chain, T* lattice,
+                                          int64_t stride, int64_t begin, int64_t end) {
+    while (begin != 0 && begin < end && chain[begin - 1] >= 0) ++begin;
+    if (begin == end) return;
+    while (chain[end - 1] >= 0) ++end;
+    const auto row_of = [&](Index at) {
+      return lattice + static_cast<int64_t>(at < 0 ? ~at : at) * stride + lane;
+    };
+    RowBlock<T, kVectors> before, here, after;
+    before.clear();
+    after.clear();
+    T* row = row_of(chain[begin]);
+    here.load(row);
+    for (int64_t i = begin; i < end; ++i) {
+      prefetch_row(row_of(chain[i + Chains<Index>::kAhead]), kVectors);
+      T* next = row_of(chain[i + 1]);  // of the next chain where this one ends
+      if (i + 1 < end) after.load(next);
+      if (chain[i] >= 0) {
+        for (int v = 0; v < kVectors; ++v)
+          before.v[v] = here.v[v] + T(0.5) * (before.v[v] + after.v[v]);
+        before.store(row);
+        before = here;
+      } else {
+        for (int v = 0; v < kVectors; ++v) here.v[v] += T(0.5) * before.v[v];
+        here.store(row);
+        before.clear();
+      }
+      here = after;
+      row = next;
+    }
+  }
+
+  template <typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void run(const Index* chain, T* lattice, int64_t vectors,
+                                        int64_t begin, int64_t end) {
+    constexpr int64_t kLanes = RowVector<T>::kLanes;
+    over_blocks<BlurChains>(vectors, kLanes, chain, lattice, vectors * kLanes, begin, end);
+  }
+};
+
+// The rows around a point some points behind `point`.
+template <typename T, typename Index>
+ATROUSX_ALWAYS_INLINE void prefetch_corners(const T* lattice, int64_t stride, const Index* vertices,
+                                            int64_t point, int64_t end, int dims, int64_t vectors) {
+  constexpr int64_t kAhead = 6;
+  const Index* soon = vertices + std::min(point + kAhead, end - 1) * (dims + 1);
+  for (int k = 0; k <= dims; ++k) prefetch_row(lattice + soon[k] * stride, vectors);
+}
+
+// The vertices around one point, weighted.
+template <typename T, int kVectors, typename Index>
+ATROUSX_ALWAYS_INLINE void slice_block(const T* lattice, int64_t stride, const Index* vertex,
+                                       const T* weight, T scale, int dims,
+                                       RowBlock<T, kVectors>& sum) {
+  sum.clear();
+  for (int k = 0; k <= dims; ++k) sum.add(scale * weight[k], lattice + vertex[k] * stride);
+}
+
+// output[p] = the vertices around point p, weighted
+struct SliceRows {
+  template <int kVectors, typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const T* lattice, int64_t stride,
+                                          const Index* vertices, const T* weights,
+                                          const T* point_scale, T* output, int64_t channels,
+                                          int dims, int64_t begin, int64_t end) {
+    const T scale = slice_scale<T>(dims);
+    constexpr int64_t kLanes = kVectors * RowVector<T>::kLanes;
+    const int64_t count = std::min<int64_t>(kLanes, channels - lane);
+    const int64_t whole_end = begin + whole_rows(end - begin, lane, count, kLanes);
+    for (int64_t p = begin; p < end; ++p) {
+      prefetch_corners(lattice + lane, stride, vertices, p, end, dims, kVectors);
+      RowBlock<T, kVectors> sum;
+      slice_block(lattice + lane, stride, vertices + p * (dims + 1), weights + p * (dims + 1),
+                  point_scale == nullptr ? scale : scale * point_scale[p], dims, sum);
+      T* row = output + p * channels + lane;
+      if (p < whole_end) {
+        sum.store(row);
+        continue;
+      }
+      T whole[kLanes];
+      sum.store(whole);
+      for (int64_t c = 0; c < count; ++c) row[c] = whole[c];
+    }
+  }
+
+  template <typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void run(const T* lattice, const Index* vertices, const T* weights,
+                                        const T* point_scale, T* output, int64_t channels,
+                                        int64_t vectors, int dims, int64_t begin, int64_t end) {
+    constexpr int64_t kLanes = RowVector<T>::kLanes;
+    over_blocks<SliceRows>(vectors, kLanes, lattice, vectors * kLanes, vertices, weights,
+                           point_scale, output, channels, dims, begin, end);
+  }
+
+ private:
+  // How many rows of a task may be stored in whole vectors. These reach into the rows behind, which
+  // are written later: not at the task's end, nor where a block before this one has written them.
+  static int64_t whole_rows(int64_t rows, int64_t lane, int64_t count, int64_t lanes) {
+    if (count == lanes) return rows;
+    if (lane != 0 || rows * count < lanes) return 0;
+    return (rows * count - lanes) / count + 1;
+  }
+};
+
+// Rows per task: enough elements to pay for waking a thread.
+inline int64_t row_grain(int64_t row_elements) {
+  constexpr int64_t kElementsPerTask = 16384;
+  return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row_elements));
+}
+
+// Splat, then blur axis by axis, in reverse when transposed, into `lattice` [M, padded channels].
+// entry_weights [E] and point_scale [P] or null are what splatting multiplies by.
+template <typename T, typename Index>
+void lift(const Lattice& l, const Chains<Index>& chains, const T* values, int64_t stride,
+          int64_t vectors, const T* entry_weights, const T* point_scale, bool transpose,
+          T* lattice) {
+  using torch::stable::parallel_for;
+  const int64_t grain = row_grain(stride);
+  const int64_t total = l.points() * stride, padded = vectors * RowVector<T>::kLanes;
+  const int64_t first_final = total < padded ? 0 : (total - padded) / stride + 1;
+  std::vector<T> final(total - first_final * stride + padded, T(0));
+  std::copy(values + first_final * stride, values + total, final.begin());
+  const PointRows<T> rows{values, final.data(), first_final, stride};
+  parallel_for(0, l.vertices(), grain, [&](int64_t begin, int64_t end) {
+    run_best<SplatRows>(rows, data<Index>(l.starts), data<Index>(l.entry_points), entry_weights,
+                        point_scale, lattice, vectors, begin, end);
+  });
+  for (int axis = 0; axis <= l.dims(); ++axis) {
+    const int64_t line = transpose ? l.dims() - axis : axis;
+    const Index* chain = chains.lists[line].get();
+    parallel_for(0, chains.counts[line], grain, [&](int64_t begin, int64_t end) {
+      run_best<BlurChains>(chain, lattice, vectors, begin, end);
+    });
+  }
+}
+
+// A new tensor in large pages where it is large.
+inline Tensor empty_large(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
+  const Tensor t = empty_like_of(like, size, dtype);
+  prefer_huge_pages(t.mutable_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
+  return t;
+}
+
+}  // namespace atrousx

@@ -1,0 +1,174 @@
+// The vertices of one image that share their coordinates' remainder modulo D + 1, for the CPU:
+// keys, their order, the vertices they are.
+//
+// Corner k of every point is a vertex of remainder k. So the corners of an image fall into D + 1
+// classes of P corners that are sorted apart, with keys of the coordinates' quotients, a few bits
+// each; and a neighbour's key lies in the next class, at a constant distance.
+#pragma once
+
+#include <bit>
+#include <memory>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/huge_pages.h"
+#include "permutohedral_filter/plan.h"
+
+namespace atrousx {
+
+// Uninitialised memory.
+template <typename T>
+std::unique_ptr<T[]> scratch(int64_t count) {
+  auto memory = std::make_unique_for_overwrite<T[]>(static_cast<size_t>(count));
+  prefer_huge_pages(memory.get(), count * static_cast<int64_t>(sizeof(T)));
+  return memory;
+}
+
+// How quotients become digits of one or more words. Digits have room for a neighbour's step.
+struct ClassKeys {
+  int dims, words = 1, point_bits, word_bits[kMaxFeatures];
+  int word[kMaxFeatures];
+  uint64_t stride[kMaxFeatures];
+  int64_t minimum[kMaxFeatures];
+
+  // From the least and largest multiple of each coordinate. False where a digit alone is wider than
+  // what a point's number leaves of 64 bits.
+  bool make(int dimensions, int64_t points, const int32_t* least, const int32_t* most) {
+    dims = dimensions;
+    point_bits = std::bit_width(static_cast<uint64_t>(points));
+    words = 1;
+    int used = 0;
+    for (int i = 0; i < dims; ++i) {
+      // A quotient is a multiple or one less, a neighbour's one less or one more.
+      minimum[i] = int64_t{least[i]} - 2;
+      const auto extent = static_cast<uint64_t>(most[i] + 2 - minimum[i]);
+      const int bits = std::bit_width(extent - 1);
+      if (bits + point_bits > 63) return false;
+      if (used + bits + point_bits > 63) {
+        ++words;
+        used = 0;
+      }
+      word[i] = words - 1;
+      stride[i] = uint64_t{1} << used;
+      word_bits[words - 1] = used += bits;
+    }
+    return true;
+  }
+
+  uint64_t point_mask() const { return (uint64_t{1} << point_bits) - 1; }
+
+  // What leads, in word `w`, from a vertex of class k to the next along an axis: there a coordinate
+  // goes up by D and the others down by 1, into class k - 1, or from class 0 to class D.
+  uint64_t step(int w, int k, int axis) const {
+    uint64_t sum = 0;
+    for (int i = 0; i < dims; ++i)
+      if (word[i] == w) sum += stride[i] * (static_cast<uint64_t>(i == axis) - (k == 0 ? 1 : 0));
+    return sum;
+  }
+};
+
+// Word `w` of the keys of points [0, count)'s corners k, above the points' numbers.
+struct PackClass {
+  static ATROUSX_ALWAYS_INLINE void run(const ClassKeys* keys, int w, int k,
+                                        const int32_t* multiple, const uint8_t* rank, int64_t rows,
+                                        int64_t count, uint64_t* out) {
+    constexpr int64_t kChunk = 512;
+    for (int64_t begin = 0; begin < count; begin += kChunk) {
+      const int64_t end = min_of(count, begin + kChunk);
+      for (int64_t p = begin; p < end; ++p) out[p] = static_cast<uint64_t>(p);
+      for (int i = 0; i < keys->dims; ++i) {
+        if (keys->word[i] != w) continue;
+        const int32_t* m = multiple + i * rows;
+        const uint8_t* r = rank + i * rows;
+        const auto low = static_cast<int32_t>(keys->minimum[i]);
+        const int shift = std::countr_zero(keys->stride[i]) + keys->point_bits;
+        for (int64_t p = begin; p < end; ++p) {
+          const auto digit = static_cast<uint32_t>(m[p] - low - (r[p] > keys->dims - k));
+          out[p] += static_cast<uint64_t>(digit) << shift;
+        }
+      }
+    }
+  }
+};
+
+// Sorts by bits [low, high), keeping the order of equals. Returns which of the two holds the
+// result.
+inline uint64_t* radix_sort(uint64_t* from, uint64_t* to, int64_t count, int low, int high) {
+  constexpr int kDigitBits = 11;
+  const int passes = max_of(1, ceil_div(high - low, kDigitBits));
+  const int bits = ceil_div(high - low, passes);
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  for (int pass = 0; pass < passes; ++pass, low += bits) {
+    int64_t next[1 << kDigitBits] = {};
+    for (int64_t i = 0; i < count; ++i) ++next[from[i] >> low & mask];
+    int64_t before = 0;
+    for (uint64_t digit = 0; digit <= mask; ++digit) {
+      const int64_t own = next[digit];
+      next[digit] = before;
+      before += own;
+    }
+    for (int64_t i = 0; i < count; ++i) to[next[from[i] >> low & mask]++] = from[i];
+    std::swap(from, to);
+  }
+  return from;
+}
+
+// The corners of one class of an image, sorted, and the vertices that they are.
+template <typename Index>
+struct VertexClass {
+  uint64_t* entries;                 // [P] by key, then point: a word of the key over the point
+  int64_t vertices = 0;              // M'
+  std::unique_ptr<Index[]> begins;   // [M' + 1] entries of a vertex
+  std::unique_ptr<Index[]> number;   // [M'] the vertex's number in the lattice
+  std::unique_ptr<uint64_t[]> keys;  // [words, M' + 1], an end of all ones
+
+  // `memory` [words + 1, P] is overwritten.
+  void sort(const ClassKeys& layout, int k, const int32_t* multiple, const uint8_t* rank,
+            int64_t rows, int64_t points, uint64_t* memory) {
+    const uint64_t mask = layout.point_mask();
+    uint64_t* other = memory + layout.words * points;
+    for (int w = layout.words - 1; w >= 0; --w) {
+      uint64_t* word = memory + w * points;
+      run_best<PackClass>(&layout, w, k, multiple, rank, rows, points, word);
+      if (w == layout.words - 1)
+        std::copy(word, word + points, other);
+      else
+        for (int64_t i = 0; i < points; ++i) other[i] = word[entries[i] & mask];
+      const int low = layout.point_bits;
+      const uint64_t* sorted = radix_sort(other, entries, points, low, low + layout.word_bits[w]);
+      if (sorted != entries) std::copy(sorted, sorted + points, entries);
+    }
+    find_vertices(layout, memory, points);
+  }
+
+ private:
+  // given [words, P]: words in the points' order
+  void find_vertices(const ClassKeys& layout, const uint64_t* given, int64_t points) {
+    const uint64_t mask = layout.point_mask();
+    const auto word = [&](int w, int64_t i) {
+      const uint64_t at = entries[i];
+      return (w == 0 ? at : given[w * points + static_cast<int64_t>(at & mask)]) >>
+             layout.point_bits;
+    };
+    const auto begins_vertex = [&](int64_t i) {
+      bool differs = i == 0;
+      for (int w = 0; w < layout.words && !differs; ++w) differs = word(w, i) != word(w, i - 1);
+      return differs;
+    };
+    for (int64_t i = 0; i < points; ++i) vertices += begins_vertex(i);
+    begins = scratch<Index>(vertices + 1);
+    number = scratch<Index>(vertices);
+    keys = scratch<uint64_t>(layout.words * (vertices + 1));
+    int64_t m = 0;
+    for (int64_t i = 0; i < points; ++i) {
+      if (!begins_vertex(i)) continue;
+      begins[m] = static_cast<Index>(i);
+      for (int w = 0; w < layout.words; ++w) keys[w * (vertices + 1) + m] = word(w, i);
+      ++m;
+    }
+    begins[m] = static_cast<Index>(points);
+    for (int w = 0; w < layout.words; ++w) keys[w * (vertices + 1) + m] = ~uint64_t{0};
+  }
+};
+
+}  // namespace atrousx

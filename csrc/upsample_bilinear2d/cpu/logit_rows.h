@@ -1,0 +1,140 @@
+// Rows of logits on the CPU, of any floating dtype and layout, read into channels side by side.
+#pragma once
+
+#include "tensor.h"
+#include "upsample_bilinear2d/cpu/axis.h"
+#include "upsample_bilinear2d/cpu/blend.h"
+
+namespace atrousx {
+
+// Asks for numbers side by side that are read soon: a channel's row is too short for the processor
+// to see it coming.
+template <typename T>
+ATROUSX_ALWAYS_INLINE void fetch_ahead(const T* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t j = 0; j < count; j += kLine) __builtin_prefetch(from + j);
+}
+
+// to[c][w] = from[c * channel_stride + w * column_stride]
+template <int kBytes>
+struct ReadLogits {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* from, int64_t channels, int64_t width,
+                                        int64_t channel_stride, int64_t column_stride, A* to,
+                                        int64_t pitch) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    if (column_stride == 1) {
+      for (int64_t c = 0; c < channels; ++c) {
+        if (c + 1 < channels) fetch_ahead(from + (c + 1) * channel_stride, width);
+        Rows<kBytes>::convert(from + c * channel_stride, to + c * pitch, width);
+      }
+    } else if (channel_stride == 1 && channels >= kLanes && width >= kLanes) {
+      for (int64_t c = 0; c < channels; c += kLanes)
+        for (int64_t w = 0; w < width; w += kLanes)
+          turn(from, min_of(c, channels - kLanes), min_of(w, width - kLanes), column_stride, to,
+               pitch);
+    } else {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t w = 0; w < width; ++w)
+          to[c * pitch + w] = static_cast<A>(from[c * channel_stride + w * column_stride]);
+    }
+  }
+
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void turn(const T* from, int64_t c, int64_t w, int64_t column_stride,
+                                         A* to, int64_t pitch) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    Lanes<A, kLanes> block[kLanes];
+    for (int i = 0; i < kLanes; ++i)
+      block[i] = load_lanes<kLanes>(from + (w + i) * column_stride + c);
+    transpose_lanes(block);
+    for (int i = 0; i < kLanes; ++i) store_lanes<kLanes>(to + (c + i) * pitch + w, block[i]);
+  }
+};
+
+// The same of fewer columns than there are: each blended from the two around it as they are read.
+template <int kBytes>
+struct ShrinkLogits {
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void run(const T* from, int64_t channels, const CpuAxis<A>* columns,
+                                        int64_t channel_stride, int64_t column_stride, A* to,
+                                        int64_t pitch) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    const int64_t *lower = columns->lower.data(), out = columns->out;
+    const A* weight = columns->weight.data();
+    if (channel_stride == 1 && channels >= kLanes && out >= kLanes) {
+      for (int64_t o = 0; o < out; o += kLanes)
+        for (int64_t c = 0; c < channels; c += kLanes)
+          turn(from, lower, weight, min_of(c, channels - kLanes), min_of(o, out - kLanes),
+               column_stride, to, pitch);
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      if (column_stride == 1 && c + 1 < channels)
+        fetch_ahead(from + (c + 1) * channel_stride, columns->in);
+      for (int64_t o = 0; o < out; ++o) {
+        const T* left = from + c * channel_stride + lower[o] * column_stride;
+        const T* right = left + (weight[o] > A(0) ? column_stride : 0);
+        to[c * pitch + o] =
+            (A(1) - weight[o]) * static_cast<A>(*left) + weight[o] * static_cast<A>(*right);
+      }
+    }
+  }
+
+  template <typename T, typename A>
+  static ATROUSX_ALWAYS_INLINE void turn(const T* from, const int64_t* lower, const A* weight,
+                                         int64_t c, int64_t o, int64_t column_stride, A* to,
+                                         int64_t pitch) {
+    constexpr int kLanes = kLanesIn<kBytes, A>;
+    Lanes<A, kLanes> block[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const A w = weight[o + i];
+      const T* left = from + lower[o + i] * column_stride + c;
+      const T* right = left + (w > A(0) ? column_stride : 0);
+      block[i] = (A(1) - w) * load_lanes<kLanes>(left) + w * load_lanes<kLanes>(right);
+    }
+    transpose_lanes(block);
+    for (int i = 0; i < kLanes; ++i) store_lanes<kLanes>(to + (c + i) * pitch + o, block[i]);
+  }
+};
+
+// The logits, in any floating dtype and layout.
+struct LogitRows {
+  const void* data;
+  ScalarType dtype;
+  Strides4 strides;
+
+  explicit LogitRows(const Tensor& t)
+      : data(t.const_data_ptr()), dtype(t.scalar_type()), strides(strides4(t)) {}
+
+  // Row h of image n, widened: [channels, pitch].
+  template <typename A>
+  void read(int64_t n, int64_t h, int64_t channels, int64_t width, A* to, int64_t pitch) const {
+    row<A>(n, h, [&](auto* from) {
+      run_with_lanes<ReadLogits>(from, channels, width, strides.c, strides.w, to, pitch);
+    });
+  }
+
+  // The same, resampled to columns->out columns; `mirrored`: its columns come in reverse.
+  template <typename A>
+  void shrink(int64_t n, int64_t h, int64_t channels, const CpuAxis<A>& columns, bool mirrored,
+              A* to, int64_t pitch) const {
+    row<A>(n, h, [&](auto* from) {
+      run_with_lanes<ShrinkLogits>(mirrored ? from + (columns.in - 1) * strides.w : from, channels,
+                                   &columns, strides.c, mirrored ? -strides.w : strides.w, to,
+                                   pitch);
+    });
+  }
+
+ private:
+  template <typename A, typename F>
+  void row(int64_t n, int64_t h, F&& f) const {
+    dispatch_floating(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      if constexpr (std::is_same_v<Accumulate<T>, A>)
+        f(static_cast<const T*>(data) + strides.offset(n, 0, h, 0));
+    });
+  }
+};
+
+}  // namespace atrousx

@@ -1,0 +1,146 @@
+// The gradient of the cross-entropy of bilinearly upsampled logits, summed where it is made.
+#pragma once
+
+#include "upsample_cross_entropy/cuda/forward_kernels.cuh"
+
+namespace atrousx {
+
+constexpr int kSlopeChannels = 4;
+
+// The gradient of the reduced loss by each pixel's.
+template <typename A>
+struct PixelGradient {
+  const A* grad;               // one a pixel [N, OH, OW], or []
+  const double* total_weight;  // [] for the mean, else null
+  bool per_pixel;
+
+  __device__ __forceinline__ A at(int64_t pixel) const {
+    if (per_pixel) return grad[pixel];
+    return total_weight == nullptr ? *grad : static_cast<A>(*grad / *total_weight);
+  }
+};
+
+// How the backward is cut up: a block takes `columns` logits of a row, so few that the pixels which
+// they reach are one a thread, or a single column.
+struct SlopeJobs {
+  using HoldsNoAddress = void;
+  int64_t batch, rows, tiles, columns;
+
+  template <typename A>
+  static SlopeJobs make(int64_t batch, const BilinearPlan<A>& plan) {
+    int64_t columns = min_of<int64_t>(plan.columns.in, kLossThreads);
+    while (columns > 1 && !fits(plan.columns, columns)) columns = columns * 3 / 4;
+    return {batch, plan.rows.in, ceil_div(plan.columns.in, columns), columns};
+  }
+  ATROUSX_HOST_DEVICE int64_t count() const { return batch * rows * tiles; }
+
+ private:
+  template <typename A>
+  static bool fits(const BilinearAxis<A>& axis, int64_t columns) {
+    for (int64_t w = 0; w < axis.in; w += columns)
+      if (axis.readers(min_of(axis.in, w + columns) - 1).last - axis.readers(w).first >
+          kLossThreads)
+        return false;
+    return true;
+  }
+};
+
+// The slopes of kSlopeChannels channels, from channel c on, summed down the pixels of a column with
+// the weights with which they read row h of the logits.
+template <typename T, typename Label>
+__device__ __forceinline__ void sum_slopes(
+    const LogitColumn<T>& column, const Label* target, const Accumulate<T>* log_sum,
+    const PixelGradient<Accumulate<T>>& gradient, const PixelLoss<Accumulate<T>>& loss,
+    Accumulate<T> total, const BilinearPlan<Accumulate<T>>& plan, int64_t n, int64_t h, int64_t c,
+    int64_t ow, Accumulate<T> (&sums)[kSlopeChannels]) {
+  using A = Accumulate<T>;
+  ColumnWalk<T> walks[kSlopeChannels];
+  const auto range = plan.rows.readers(h);
+  for (int64_t oh = range.first; oh < range.last; ++oh) {
+    const BilinearTap<A> row = plan.rows.tap(oh);
+    const A share =
+        (row.lower == h ? A(1) - row.weight : A(0)) + (row.upper == h ? row.weight : A(0));
+    const int64_t at = (n * plan.rows.out + oh) * plan.columns.out + ow;
+    const auto label = static_cast<int64_t>(target[at]);
+    if (share == A(0) || loss.ignored(label)) continue;
+    const A lse = log_sum[at], scale = loss.softmax_scale(label, total);
+    const A grad = share * gradient.at(at);
+    ATROUSX_UNROLL
+    for (int i = 0; i < kSlopeChannels; ++i) {
+      const int64_t channel = min_of(c + i, loss.channels - 1);
+      const A v = walks[i].value(column, channel, row);
+      A slope = scale * std::exp(v - lse) - loss.spread() * loss.weight(channel);
+      if (label == channel) slope -= (A(1) - loss.smoothing) * loss.weight(channel);
+      sums[i] += grad * slope;
+    }
+  }
+}
+
+// Who: a block owns jobs.columns logits of a row, every channel; a thread, the pixels of a column
+// that read this row, whose slopes it sums; then logits, which it gathers from these sums.
+// Reads: the labels, log-sums and gradients of the pixels, once for every kSlopeChannels channels
+// and each of the two rows of logits around them, and these logits. Writes: its logits' gradients.
+// Synchronisation: sums and column taps lie in shared memory; a barrier before they are read and
+// one before they are overwritten. No atomics: the order is always the same.
+template <typename T, typename Label>
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
+    upsample_cross_entropy_backward_kernel(PixelGradient<Accumulate<T>> gradient,
+                                           const T* logits,               // [N, C, H, W]
+                                           const Label* target,           // [N, OH, OW]
+                                           const Accumulate<T>* log_sum,  // [N, OH, OW]
+                                           T* grad_logits,                // [N, C, H, W]
+                                           SlopeJobs jobs, BilinearPlan<Accumulate<T>> plan,
+                                           PixelLoss<Accumulate<T>> loss, Strides4 strides,
+                                           Strides4 grad_logits_strides) {
+  using A = Accumulate<T>;
+  ATROUSX_SHARED(A, sums, kSlopeChannels * kLossThreads);
+  ATROUSX_SHARED(A, totals, kSlopeChannels * kLossThreads);
+  ATROUSX_SHARED(BilinearTap<A>, taps, kLossThreads);
+  const int thread = threadIdx.x;
+  const A total = loss.total_weight();
+  for (int64_t job = blockIdx.x; job < jobs.count(); job += gridDim.x) {
+    const int64_t n = job / jobs.tiles / jobs.rows, h = job / jobs.tiles % jobs.rows;
+    const int64_t begin = job % jobs.tiles * jobs.columns;
+    const int columns = static_cast<int>(min_of(plan.columns.in - begin, jobs.columns));
+    const int64_t first = plan.columns.readers(begin).first;
+    const int64_t last = plan.columns.readers(begin + columns - 1).last;
+    for (int64_t c = 0; c < loss.channels; c += kSlopeChannels) {
+      for (int i = thread; i < kSlopeChannels * columns; i += kLossThreads) totals[i] = A(0);
+      for (int64_t piece = first; piece < last; piece += kLossThreads) {
+        const int64_t ow = piece + thread;
+        A partial[kSlopeChannels] = {};
+        if (ow < last) {
+          const LogitColumn<T> column{logits + n * strides.n, strides, plan.columns.tap(ow)};
+          taps[thread] = column.tap;
+          sum_slopes(column, target, log_sum, gradient, loss, total, plan, n, h, c, ow, partial);
+        }
+        ATROUSX_UNROLL
+        for (int i = 0; i < kSlopeChannels; ++i) sums[i * kLossThreads + thread] = partial[i];
+        __syncthreads();  // sums and taps are complete
+        for (int i = thread; i < kSlopeChannels * columns; i += kLossThreads) {
+          const int64_t w = begin + i % columns;
+          const A* from = sums + i / columns * kLossThreads;
+          const auto range = plan.columns.readers(w);
+          A sum = A(0);
+          for (int64_t o = max_of(range.first, piece);
+               o < min_of(range.last, min_of(last, piece + kLossThreads)); ++o) {
+            const BilinearTap<A> tap = taps[o - piece];
+            const A share =
+                (tap.lower == w ? A(1) - tap.weight : A(0)) + (tap.upper == w ? tap.weight : A(0));
+            if (share != A(0)) sum += share * from[o - piece];
+          }
+          totals[i] += sum;
+        }
+        __syncthreads();  // sums and taps have been read; the next piece's overwrite them
+      }
+      for (int i = thread; i < kSlopeChannels * columns; i += kLossThreads) {
+        const int64_t channel = c + i / columns;
+        if (channel < loss.channels)
+          grad_logits[grad_logits_strides.offset(n, channel, h, begin + i % columns)] =
+              static_cast<T>(totals[i]);
+      }
+    }
+  }
+}
+
+}  // namespace atrousx
