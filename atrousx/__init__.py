@@ -1,11 +1,12 @@
 """atrousx: hand-written kernels for dilated convolution, bilinear upsampling and the dense CRF."""
 
-from . import backend, models, ops
+from . import backend, metrics, models, ops
 from ._library import VERSION
 from .backend import get_backend, set_backend
 from .backend.explain import explain
 from .backend.precision import get_precision, set_precision
-from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, optimize, replace_convs
+from .inference import optimize
+from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, replace_convs
 
 __version__ = VERSION
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "explain",
     "get_backend",
     "get_precision",
+    "metrics",
     "models",
     "ops",
     "optimize",

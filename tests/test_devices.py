@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousx
 from atrousx import _library, ops
-from atrousx.nn import fused
+from atrousx.inference import fused
 
 SERVED = [
     ((8, 6), "8.6"),

@@ -24,9 +24,9 @@ from ..crf import (
     confusions,
     mean_iou,
 )
+from ._heat_map import draw_heat_maps
 from ._progress import Progress
 from ._shared import CommandError, add_device_option, chosen_device, make_folder, one_line
-from ._surface import draw_surface
 from ._validation import Files, find_files, load_sample
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class _Search:
         )
         try:
             (out / "crf-search.json").write_text(json.dumps(report, indent=2) + "\n")
-            data.write_image(out / "crf-search.png", draw_surface(done, best, title))
+            data.write_image(out / "crf-search.png", draw_heat_maps(done, best, title))
         except OSError as error:
             raise CommandError(one_line(error)) from error
 

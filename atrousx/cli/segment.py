@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from .. import DenseCRF, data, models
-from ..models.architecture import BUILDERS, Architecture, architecture_of
+from ..models.checkpoints.architecture import BUILDERS, Architecture, architecture_of
+from ..models.checkpoints.files import read_weights
 from ..models.deeplab_v1 import FC6
 from ..models.deeplab_v2 import RATES
 from ..models.segmenter import Segmenter
-from ..models.weight_files import read_weights
 from ._progress import Progress
 from ._shared import (
     CommandError,

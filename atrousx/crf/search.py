@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models.confusion import ConfusionMatrix
+from ..metrics import ConfusionMatrix
 from ..nn.dense_crf import pixel_features
 from ..ops import upsample_bilinear2d
 from ..ops._mean_field import Term, mean_field

@@ -1,20 +1,23 @@
 """DeepLab assembled on the operators, and the weights people have for it."""
 
-from .confusion import ConfusionMatrix
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from ..metrics import ConfusionMatrix as _ConfusionMatrix
+from .checkpoints import LoadReport, from_vgg16, from_weights, load_weights
 from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v2 import DeepLabV2, deeplab_v2
 from .deeplab_v3 import DeepLabV3, deeplab_v3
 from .dense import to_dense
 from .export import to_torch
 from .freezing import freeze_bn
-from .from_vgg16 import from_vgg16
-from .looks import Prediction
+from .multi_scale import Prediction
 from .output_stride import set_output_stride
 from .preprocess import Preprocess
-from .weights import LoadReport, from_weights, load_weights
 
 __all__ = [
-    "ConfusionMatrix",
     "DeepLabV1",
     "DeepLabV2",
     "DeepLabV3",
@@ -32,3 +35,14 @@ __all__ = [
     "to_dense",
     "to_torch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ConfusionMatrix":
+        warnings.warn(
+            "atrousx.models.ConfusionMatrix is now atrousx.metrics.ConfusionMatrix",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return _ConfusionMatrix
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

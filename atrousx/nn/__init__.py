@@ -4,7 +4,6 @@ from .aspp import ASPP
 from .atrous_conv2d import AtrousConv2d
 from .bilinear_upsample2d import BilinearUpsample2d
 from .dense_crf import DenseCRF
-from .optimize import optimize
 from .replace import replace_convs
 
-__all__ = ["ASPP", "AtrousConv2d", "BilinearUpsample2d", "DenseCRF", "optimize", "replace_convs"]
+__all__ = ["ASPP", "AtrousConv2d", "BilinearUpsample2d", "DenseCRF", "replace_convs"]

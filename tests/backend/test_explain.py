@@ -12,7 +12,7 @@ import atrousx
 from atrousx import explain
 from atrousx.backend import measure as measuring
 from atrousx.backend.geometry import PASSES
-from atrousx.nn.fused import FusedConv2d
+from atrousx.inference.fused import FusedConv2d
 from atrousx.ops import atrous_conv2d
 
 WIDE = (256, 256, 3, 3)

@@ -13,7 +13,7 @@ from atrousx.backend import measure as measuring
 from atrousx.backend import trial
 from atrousx.backend.geometry import FORWARD, FUSED, GRAD_INPUT, GRAD_WEIGHT, PASSES
 from atrousx.backend.table import FEW
-from atrousx.nn.fused import FusedConv2d
+from atrousx.inference.fused import FusedConv2d
 from atrousx.ops import atrous_conv2d
 from tests.backend.common import choices, convolve, operands, plant, step
 

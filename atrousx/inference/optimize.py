@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .atrous_conv2d import AtrousConv2d, hooked, why_not_served
+from ..nn.atrous_conv2d import AtrousConv2d, hooked, why_not_served
+from ..nn.replace import swap
 from .chains import Calls, is_aspp, is_norm, is_relu
 from .fused import FusedASPP, FusedConv2d
-from .replace import swap
 from .rewritten import rewrite
 
 CONVS = (nn.Conv2d, AtrousConv2d)

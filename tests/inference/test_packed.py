@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import atrousx
-from atrousx.nn import packed as packed_module
+from atrousx.inference import packed as packed_module
 
 
 @pytest.fixture(autouse=True)

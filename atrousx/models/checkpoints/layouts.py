@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .deeplab_v1 import DeepLabV1
+from ..deeplab_v1 import DeepLabV1
 from .from_vgg16 import vgg16_values
 
 Weights = Mapping[str, Tensor]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import atrousx
+from atrousx.inference.fused import FusedASPP, FusedConv2d
 from atrousx.models.resnet import Bottleneck
-from atrousx.nn.fused import FusedASPP, FusedConv2d
 from tests.models.torchvision_reference import random_state
 
 

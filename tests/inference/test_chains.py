@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import atrousx
-from atrousx.nn import rewritten
-from atrousx.nn.fused import FusedConv2d
+from atrousx.inference import rewritten
+from atrousx.inference.fused import FusedConv2d
 from tests.models.torchvision_reference import random_state, segmentation
 
 

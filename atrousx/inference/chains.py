@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .aspp import ASPP, PooledBatchNorm2d
-from .atrous_conv2d import hooked
+from ..nn.aspp import ASPP, PooledBatchNorm2d
+from ..nn.atrous_conv2d import hooked
 
 RELUS = {torch.relu, F.relu, "relu", "relu_"}
 SUMS = {operator.add, torch.add, "add"}

@@ -16,7 +16,7 @@ PANELS_PER_ROW = 4
 INK, PAPER = (40, 40, 40), 255
 
 
-def draw_surface(rounds: Sequence[Round], best: Setting, title: str) -> Image:
+def draw_heat_maps(rounds: Sequence[Round], best: Setting, title: str) -> Image:
     """``[H, W, 3]``: every round's mean IoU in %, on one scale of colours; the best is framed."""
     scores = [score for done in rounds for score in done.scores.values()]
     low, high = min(scores), max(scores)

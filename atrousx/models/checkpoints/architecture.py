@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .deeplab_v1 import FC6, deeplab_v1
-from .deeplab_v2 import BACKBONES, RATES, deeplab_v2
-from .deeplab_v3 import deeplab_v3
+from ..deeplab_v1 import FC6, deeplab_v1
+from ..deeplab_v2 import BACKBONES, RATES, deeplab_v2
+from ..deeplab_v3 import deeplab_v3
+from ..resnet import UNITS
+from ..segmenter import Segmenter
 from .layouts import Weights, recognise, renamed
-from .resnet import UNITS
-from .segmenter import Segmenter
 
 Arguments = dict[str, object]
 BUILDERS: dict[str, Callable[..., Segmenter]] = {

@@ -21,12 +21,12 @@ from ..backend.choice import (
 from ..backend.geometry import FUSED, Operands, Options
 from ..backend.measure import runs_natively
 from ..backend.self_check import ensure_right
+from ..nn.atrous_conv2d import AtrousConv2d
 from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._check import check_device, check_same_device, pair
 from ..ops._geometry import sides_of
 from ..ops.atrous_conv2d import convolve_fused
 from ..ops.multi_rate_conv2d import multi_rate_conv2d_relu
-from .atrous_conv2d import AtrousConv2d
 from .packed import Lender, PackedWeight
 
 

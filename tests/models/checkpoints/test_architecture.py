@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, from_weights, load_weights
-from atrousx.models.architecture import architecture_of
+from atrousx.models.checkpoints.architecture import architecture_of
 
 V3 = list(itertools.product(("resnet50", "resnet101"), ("paper", "torchvision"), (False, True)))
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..deeplab_v2 import SummedBranches
+from ..preprocess import Preprocess
+from ..segmenter import Segmenter
 from .architecture import BUILDERS, architecture_of
-from .deeplab_v2 import SummedBranches
+from .files import read_weights
 from .layouts import SOURCES, Layout, recognise, translate
-from .preprocess import Preprocess
-from .segmenter import Segmenter
-from .weight_files import read_weights
 
 # Batch normalisation's counters: files from before PyTorch 0.4.1 lack them, inference ignores them.
 OPTIONAL = ".num_batches_tracked"

@@ -31,7 +31,7 @@ class ConfusionMatrix:
 
     Example:
         >>> import torch
-        >>> from atrousx.models import ConfusionMatrix
+        >>> from atrousx.metrics import ConfusionMatrix
         >>> confusion = ConfusionMatrix(2)
         >>> predicted, true = torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 255]])
         >>> confusion.update(predicted, true).iou()

@@ -1,0 +1,6 @@
+"""Weights that people have on disk: files, key layouts, and the networks they belong to."""
+
+from .from_vgg16 import from_vgg16
+from .load import LoadReport, from_weights, load_weights
+
+__all__ = ["LoadReport", "from_vgg16", "from_weights", "load_weights"]
