@@ -165,7 +165,9 @@ class NinjaBuild(build_ext):
             shutil.copyfile(directory / f"{name}.so", output)
 
     def ninja_file(self) -> str:
-        includes = f"-I../../csrc -isystem torch/include -isystem {word(sysconfig.get_path('include'))}"
+        includes = (
+            f"-I../../csrc -isystem torch/include -isystem {word(sysconfig.get_path('include'))}"
+        )
         defines = (
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DPy_LIMITED_API=0x030A0000 "
             + define("ATROUSX_BUILT_WITH_TORCH", torch.__version__)

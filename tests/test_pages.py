@@ -10,7 +10,7 @@ import torch
 
 import atrousx
 from tests.models import torchvision_reference as reference
-from tests.models.test_layouts import coco_initialisation, port_with_base
+from tests.models.checkpoints.published import coco_initialisation, port_with_base
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = SIZE = (33, 41)
@@ -29,11 +29,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     third = atrousx.models.deeplab_v3(layout="torchvision", aux=True)
-    second, units = atrousx.models.deeplab_v2(), atrousx.models.resnet.UNITS["resnet101"]
+    second = atrousx.models.deeplab_v2()
     files = {
         "deeplabv3_resnet50_coco.pth": third.state_dict(),
-        "deeplabv2_resnet101_msc-vocaug-20000.pth": port_with_base(second, units=units),
-        "deeplabv1_resnet101-coco.pth": coco_initialisation(second, units),
+        "deeplabv2_resnet101_msc-vocaug-20000.pth": port_with_base(second),
+        "deeplabv1_resnet101-coco.pth": coco_initialisation(second),
     }
     for name, weights in files.items():
         torch.save({key: value.half() for key, value in weights.items()}, folder / name)

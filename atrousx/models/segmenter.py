@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..nn import DenseCRF
 from ..ops import upsample_argmax, upsample_bilinear2d, upsample_cross_entropy
 from ..ops._check import check_rank
-from .looks import Looks, Prediction, checked_photograph
+from .multi_scale import MultiScale, Prediction, checked_photograph
 from .preprocess import Preprocess
 
 # A call of torch's interpolate(mode="bilinear"): ours, or in a model for export, PyTorch's.
@@ -137,7 +137,7 @@ class Segmenter(nn.Module):
         Example:
             >>> import torch, atrousx
             >>> model = atrousx.models.deeplab_v3(num_classes=3).eval()
-            >>> confusion = atrousx.models.ConfusionMatrix(3)
+            >>> confusion = atrousx.metrics.ConfusionMatrix(3)
             >>> images, target = torch.rand(2, 3, 33, 33), torch.randint(3, (2, 33, 33))
             >>> 0 <= confusion.update(model.labels(images), target).mean_iou() <= 1
             True
@@ -203,13 +203,13 @@ class Segmenter(nn.Module):
             >>> before.shape, after.shape
             (torch.Size([1, 33, 41]), torch.Size([1, 33, 41]))
         """
-        looks = Looks.checked(scales, flip, tile, overlap)
+        inference = MultiScale.checked(scales, flip, tile, overlap)
         photograph = checked_photograph(image).to(self.preprocess.mean.device)
         if crf is not None and not isinstance(crf, (bool, nn.Module)):
             raise TypeError(f"crf must be a DenseCRF, a bool or None, got {type(crf).__name__}")
         refiner = (self.crf if crf else None) if isinstance(crf, bool) else crf
         with _evaluating(self):
-            probabilities = looks.probabilities(self, photograph)
+            probabilities = inference.probabilities(self, photograph)
             labels = probabilities.argmax(1)
             if refiner is None:
                 return Prediction(labels, None, probabilities)

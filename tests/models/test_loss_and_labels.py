@@ -1,4 +1,4 @@
-"""The models' loss and labels, which never upsample logits, and the confusion matrix."""
+"""The models' loss and labels, which never upsample logits."""
 
 from collections import OrderedDict
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from atrousx.models import ConfusionMatrix, deeplab_v1, deeplab_v2, deeplab_v3
+from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3
 
 IGNORED = 255
 CLASSES = 3
@@ -103,30 +103,3 @@ def test_predict_at_any_size(networks, size):
         found = network.predict(photograph, scales=(0.5, 1.75), flip=True)
         assert found.labels.shape == (1, *size)
         torch.testing.assert_close(found.probabilities.sum(1), torch.ones(1, *size))
-
-
-def test_confusion_matrix_by_hand():
-    confusion = ConfusionMatrix(3)
-    assert torch.tensor(confusion.mean_iou()).isnan()
-    true = torch.tensor([[0, 0, 1], [1, 1, 255]], dtype=torch.uint8)
-    confusion.update(torch.tensor([[0, 1, 1], [1, 0, 2]]), true)
-    assert confusion.matrix.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
-    assert confusion.iou()[:2].tolist() == [1 / 3, 2 / 4]
-    assert confusion.mean_iou() == pytest.approx((1 / 3 + 1 / 2) / 2)  # class 2 never occurs
-    assert confusion.accuracy() == 3 / 5
-    confusion.update(true[:0], true[:0])
-    assert confusion.update(torch.tensor([2]), torch.tensor([2])).matrix.sum() == 6
-
-
-@pytest.mark.parametrize(
-    ("predicted", "true", "error", "message"),
-    [
-        ([0.0], [0], TypeError, "predicted must be integers, got float32"),
-        ([0], [0, 1], ValueError, "must have the same shape"),
-        ([0, 3], [0, 1], ValueError, "predicted must hold labels from 0 to 2, got 0 to 3"),
-        ([0, 1], [0, -1], ValueError, "true must hold labels from 0 to 2, got -1 to 0"),
-    ],
-)
-def test_confusion_matrix_rejects(predicted, true, error, message):
-    with pytest.raises(error, match=message):
-        ConfusionMatrix(3).update(torch.tensor(predicted), torch.tensor(true))

@@ -1,0 +1,47 @@
+"""State dicts as published ports of DeepLab v2 have them, made of a model's own weights."""
+
+import torch
+
+STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def port_with_base(model, prefix="base."):
+    """The state_dict of a port that wraps convolution and normalisation in one module."""
+    own, port = model.state_dict(), {}
+
+    def put(theirs, conv, norm):
+        port[f"{prefix}{theirs}.conv.weight"] = own[f"backbone.{conv}.weight"]
+        for name in STATISTICS:
+            port[f"{prefix}{theirs}.bn.{name}"] = own[f"backbone.{norm}.{name}"]
+
+    put("layer1.conv1", "conv1", "bn1")
+    for stage in range(1, 5):
+        for unit in range(len(getattr(model.backbone, f"layer{stage}"))):
+            theirs, ours = f"layer{stage + 1}.block{unit + 1}", f"layer{stage}.{unit}"
+            put(f"{theirs}.reduce", f"{ours}.conv1", f"{ours}.bn1")
+            put(f"{theirs}.conv3x3", f"{ours}.conv2", f"{ours}.bn2")
+            put(f"{theirs}.increase", f"{ours}.conv3", f"{ours}.bn3")
+            if unit == 0:
+                put(f"{theirs}.shortcut", f"{ours}.downsample.0", f"{ours}.downsample.1")
+    for branch in range(4):
+        for name in ("weight", "bias"):
+            port[f"{prefix}aspp.c{branch}.{name}"] = own[f"classifier.branches.{branch}.{name}"]
+    assert len(port) == len(own)
+    return port
+
+
+def port_with_scale(model, prefix="Scale."):
+    """The state_dict of a port on torchvision's names, without counters as in older PyTorch."""
+    port = {}
+    for key, value in model.state_dict().items():
+        key = key.replace("classifier.branches.", f"{prefix}layer5.conv2d_list.")
+        if not key.endswith("num_batches_tracked"):
+            port[key.replace("backbone.", prefix)] = value
+    return port
+
+
+def coco_initialisation(model):
+    """What the first port starts its training from: no ``base.``, and 91 scores of a 1x1."""
+    port = port_with_base(model, "")
+    kept = {key: value for key, value in port.items() if not key.startswith("aspp.")}
+    return kept | {"fc.weight": torch.ones(91, 2048, 1, 1), "fc.bias": torch.ones(91)}
