@@ -73,7 +73,8 @@ def environment_of_tests() -> dict[str, str]:
 
 
 def collected(arguments: list[str]) -> list[str]:
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    # pyproject.toml has -q already; twice, it would print numbers in place of names.
+    command = [sys.executable, "-m", "pytest", "--collect-only", *arguments]
     found = subprocess.run(
         command, cwd=TREE, env=environment_of_tests(), capture_output=True, text=True
     )
@@ -89,7 +90,8 @@ def run(tests: list[str]) -> bool:
     REPORTS.mkdir(parents=True)
     listed = REPORTS.parent / "tests.txt"
     listed.write_text("\n".join(tests))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"@{listed}"]
+    options = ["-p", "no:cacheprovider", "-n", "auto", "--maxprocesses", "8"]
+    command = [sys.executable, "-m", "pytest", *options, f"@{listed}"]
     passed = subprocess.run(command, cwd=TREE, env=environment_of_tests()).returncode == 0
     reports = sorted(REPORTS.iterdir())
     for report in reports:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atrousx import _library
+
 FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def multiplies_bfloat16_pairs() -> bool:
+    """Whether the CPU kernels use AVX512-BF16, whose products of bfloat16 come in pairs."""
+    cpu = Path("/proc/cpuinfo")
+    has = cpu.is_file() and " avx512_bf16" in cpu.read_text()
+    hidden = os.environ.get("ATROUSX_CPU") == "avx512"
+    return has and not hidden and _library.core.cpu_isa == "avx512"
 
 
 def to_float64(tensor: Tensor) -> NDArray[np.float64]:

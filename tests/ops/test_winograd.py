@@ -11,6 +11,7 @@ from tests.ops.common import (
     FORMATS,
     assert_as_accurate_as_torch,
     assert_same_bits_with_any_threads,
+    multiplies_bfloat16_pairs,
     to_float64,
 )
 from tests.reference import atrous_conv2d as reference
@@ -279,4 +280,6 @@ def test_where_it_pays():
     # Few pixels do not pay for transforming the filters.
     assert pays(9, 1, frozen=True) == (4, 4)
     assert pays(9, 1, frozen=False) == ()
-    assert pays(33, dtype=torch.bfloat16, frozen=False) == ()
+    # Pairs of bfloat16 are multiplied twice as fast by their live taps.
+    if multiplies_bfloat16_pairs():
+        assert pays(33, dtype=torch.bfloat16, frozen=False) == ()
