@@ -78,15 +78,17 @@ struct MeasureTaps {
 // and a high bit that changes reaches the low ones: to change two of them does not undo itself.
 template <int kBytes>
 struct HashWords {
-  static ATROUSX_ALWAYS_INLINE void run(const uint32_t* from, int64_t count, uint64_t* hash) {
+  // Halves may lie at any even address.
+  static ATROUSX_ALWAYS_INLINE void run(const char* from, int64_t count, uint64_t* hash) {
     constexpr int kLanes = 16, kChains = 4;  // whatever the vectors
-    using Words = Lanes<uint32_t, kLanes>;
+    using Words = LanesAt<uint32_t, kLanes, 1>;
     Words states[kChains];
     for (int c = 0; c < kChains; ++c) states[c] = Words{} + (0x9e3779b9u + 0x85ebca6bu * c);
     int64_t i = 0;
     for (; i + kChains * kLanes <= count; i += kChains * kLanes)
       for (int c = 0; c < kChains; ++c) {
-        const Words mixed = (states[c] ^ load_raw<Words>(from + i + c * kLanes)) * 0x01000193u;
+        const Words mixed =
+            (states[c] ^ load_raw<Words>(from + 4 * (i + c * kLanes))) * 0x01000193u;
         states[c] = mixed ^ (mixed >> 15);
       }
     uint64_t all = *hash;
@@ -96,7 +98,11 @@ struct HashWords {
     };
     for (int c = 0; c < kChains; ++c)
       for (int l = 0; l < kLanes; ++l) add(states[c][l]);
-    for (; i < count; ++i) add(from[i]);
+    for (; i < count; ++i) {
+      uint32_t word;
+      std::memcpy(&word, from + 4 * i, sizeof(word));
+      add(word);
+    }
     *hash = all;
   }
 };
@@ -225,15 +231,15 @@ int64_t fingerprint_cpu(const Tensor& weight) {
   check_on_cpu(weight);
   const Tensor dense = weight.dim() == 4 ? filling(weight) : torch::stable::contiguous(weight);
   const int64_t bytes = dense.numel() * dense.element_size(), words = bytes / 4;
-  const auto* from = static_cast<const uint32_t*>(dense.const_data_ptr());
+  const auto* from = static_cast<const char*>(dense.const_data_ptr());
   const int64_t pieces = ceil_div(words, kPiece);
   std::vector<uint64_t> parts(pieces + 1, static_cast<uint64_t>(bytes));
   for_each_task(pieces, [&](int64_t piece, int64_t) {
     const int64_t first = piece * kPiece;
-    run_with_lanes<HashWords>(from + first, std::min(kPiece, words - first), &parts[piece]);
+    run_with_lanes<HashWords>(from + 4 * first, std::min(kPiece, words - first), &parts[piece]);
   });
   uint32_t last = 0;  // of an odd number of halves
-  std::memcpy(&last, from + words, bytes % 4);
+  std::memcpy(&last, from + 4 * words, bytes % 4);
   parts[pieces] ^= last;
   uint64_t all = 0;
   for (const uint64_t part : parts) all = (all ^ part) * 0x9fb21c651e98df25u + (all >> 29);
