@@ -5,9 +5,12 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/Exception.h>
@@ -78,11 +81,30 @@ inline int device_attribute(cudaDeviceAttr attribute, int32_t device) {
 
 // An address, or a struct of addresses, together with the tensors whose memory is meant. A launch
 // takes addresses in this form alone: what it reads and writes is owned until it returns. After
-// that PyTorch's allocator gives the memory to later work of the same stream only.
+// that PyTorch's allocator gives the memory to later work of the same stream only. The functions
+// below alone make one, each from the tensors that it then owns.
 template <typename Value, typename Owners = std::optional<Tensor>>
-struct Held {
-  Value value;
-  Owners owners;
+class Held {
+ public:
+  const Value& value() const { return value_; }
+
+ private:
+  Held(const Value& value, const Owners& owners) : value_(value), owners_(owners) {}
+
+  Value value_;
+  Owners owners_;
+
+  template <typename T>
+  friend Held<const T*> reads(const std::optional<Tensor>& t);
+  template <typename T>
+  friend Held<T*> writes(const std::optional<Tensor>& t);
+  template <typename T>
+  friend Held<T*> operator+(const Held<T*>& memory, int64_t elements);
+  template <typename Make, typename... Values, typename... OtherOwners>
+  friend auto combine(const Make& make, const Held<Values, OtherOwners>&... parts);
+  template <typename Make, typename T>
+  friend auto combine(const Make& make, const std::vector<Held<T*>>& parts);
+  friend class Arena;
 };
 
 template <typename T>
@@ -97,8 +119,89 @@ Held<T*> writes(const std::optional<Tensor>& t) {
 
 template <typename T>
 Held<T*> operator+(const Held<T*>& memory, int64_t elements) {
-  return {memory.value + elements, memory.owners};
+  return {memory.value_ + elements, memory.owners_};
 }
+
+// A struct that `make` puts together from addresses.
+template <typename Make, typename... Values, typename... OtherOwners>
+auto combine(const Make& make, const Held<Values, OtherOwners>&... parts) {
+  using Value = decltype(make(parts.value_...));
+  return Held<Value, std::tuple<OtherOwners...>>(make(parts.value_...), {parts.owners_...});
+}
+
+template <typename Make, typename T>
+auto combine(const Make& make, const std::vector<Held<T*>>& parts) {
+  std::vector<T*> values;
+  std::vector<std::optional<Tensor>> owners;
+  for (const Held<T*>& part : parts) {
+    values.push_back(part.value_);
+    owners.push_back(part.owners_);
+  }
+  return Held<decltype(make(values)), std::vector<std::optional<Tensor>>>(make(values), owners);
+}
+
+// The memory of several launches whose kernels take structs of many addresses: it owns whatever it
+// has given the address of, and lends no other.
+class Arena {
+ public:
+  explicit Arena(const Tensor& like) : like_(like) {}
+  Arena(const Arena&) = delete;
+
+  // Null for no tensor.
+  template <typename T>
+  const T* reads(const std::optional<Tensor>& t) {
+    return t.has_value() ? static_cast<const T*>(own(*t, atrousx::data<T>(*t))) : nullptr;
+  }
+
+  template <typename T>
+  T* writes(const Tensor& t) {
+    void* const start = t.mutable_data_ptr();
+    own(t, start);
+    return static_cast<T*>(start);
+  }
+
+  // New memory, uninitialised.
+  template <typename T>
+  T* take(int64_t count) {
+    const int64_t bytes = max_of<int64_t>(1, count) * static_cast<int64_t>(sizeof(T));
+    return writes<T>(
+        torch::stable::empty({&bytes, 1}, ScalarType::Byte, std::nullopt, like_.device()));
+  }
+
+  template <typename T>
+  Held<T*, const Arena&> lend(T* address) const {
+    STD_TORCH_CHECK(address == nullptr || owns(address),
+                    "atrousx: an address that the arena does not own");
+    return {address, *this};
+  }
+
+  // Numbers, and structs of the addresses above.
+  template <typename T>
+  Held<T, const Arena&> lend(const T& value) const {
+    return {value, *this};
+  }
+
+ private:
+  struct Owned {
+    Tensor tensor;
+    const char *begin, *end;
+  };
+
+  const void* own(const Tensor& t, const void* start) {
+    const auto* const begin = static_cast<const char*>(start);
+    owned_.push_back({t, begin, begin + t.numel() * static_cast<int64_t>(t.element_size())});
+    return start;
+  }
+
+  bool owns(const void* address) const {
+    const auto* const at = static_cast<const char*>(address);
+    return std::any_of(owned_.begin(), owned_.end(),
+                       [&](const Owned& o) { return at >= o.begin && at <= o.end; });
+  }
+
+  const Tensor like_;
+  std::vector<Owned> owned_;
+};
 
 // What a kernel may be given by value: numbers, and structs which say that they hold no address.
 template <typename T>
@@ -112,7 +215,7 @@ const T& passed(const T& value) {
 
 template <typename Value, typename Owners>
 const Value& passed(const Held<Value, Owners>& held) {
-  return held.value;
+  return held.value();
 }
 
 // Where and how wide a kernel runs, and what an error calls it.
@@ -141,16 +244,21 @@ class CaptureAllowsLoading {
 
 // Once for a kernel and device: loads the kernel's code, which CUDA would else do at the first
 // launch, and lets it have its dynamic shared memory. Without being told, CUDA allows 48 KiB,
-// static memory included.
+// static memory included. Returns the compute capability that the code was compiled for, times 10.
 template <typename... Parameters>
-void prepare(void (*kernel)(Parameters...), int64_t shared_bytes, const char* name) {
+int prepare(void (*kernel)(Parameters...), int64_t shared_bytes, const char* name) {
+  struct Prepared {
+    int64_t shared_bytes;
+    int capability;
+  };
   static std::mutex mutex;
-  static std::map<std::pair<void (*)(Parameters...), int>, int64_t> allowed;
+  static std::map<std::pair<void (*)(Parameters...), int>, Prepared> prepared;
   int device = 0;
   check_cuda(cudaGetDevice(&device), "the current device");
   const std::lock_guard lock(mutex);
-  const auto found = allowed.find({kernel, device});
-  if (found != allowed.end() && shared_bytes <= found->second) return;
+  const auto found = prepared.find({kernel, device});
+  if (found != prepared.end() && shared_bytes <= found->second.shared_bytes)
+    return found->second.capability;
   const CaptureAllowsLoading guard;
   cudaFuncAttributes attributes{};
   check_cuda(cudaFuncGetAttributes(&attributes, kernel), name);
@@ -158,10 +266,14 @@ void prepare(void (*kernel)(Parameters...), int64_t shared_bytes, const char* na
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                name);
-  allowed[{kernel, device}] = shared_bytes;
+  prepared[{kernel, device}] = {shared_bytes, attributes.ptxVersion};
+  return attributes.ptxVersion;
 }
 
-template <typename... Parameters, typename... Arguments>
+template <typename T>
+concept LaunchArgument = requires(const T& argument) { passed(argument); };
+
+template <typename... Parameters, LaunchArgument... Arguments>
 void launch(const Launch& at, void (*kernel)(Parameters...), const Arguments&... arguments) {
   prepare(kernel, at.shared_bytes, at.name);
   cudaLaunchConfig_t config{};

@@ -51,10 +51,8 @@ struct LossArguments {
   }
 
   template <typename A>
-  PixelLoss<A> loss() const {
-    return {
-        class_weight.has_value() ? static_cast<const A*>(class_weight->const_data_ptr()) : nullptr,
-        r.channels, ignore_index, static_cast<A>(smoothing)};
+  PixelLoss<A> loss(const A* class_weights) const {
+    return {class_weights, r.channels, ignore_index, static_cast<A>(smoothing)};
   }
 
   Tensor empty(const std::vector<int64_t>& size, ScalarType dtype) const {

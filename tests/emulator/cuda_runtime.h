@@ -14,6 +14,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
 using cudaStream_t = void*;
 
@@ -39,6 +40,10 @@ namespace emulator {
 // A kernel's memory of its own: what cudaFuncSetAttribute allowed it, in bytes.
 cudaError_t allow_shared_memory(const void* kernel, int bytes);
 
+// Loads a kernel's code: an error while a stream is captured, unless the thread has said that it
+// may.
+cudaError_t load(const void* kernel);
+
 // A kernel and its arguments; both lie in `memory`, which a thread may read.
 struct Call {
   const void* kernel;
@@ -58,9 +63,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 
 template <typename... Parameters>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
   attributes->ptxVersion = 80;
-  return cudaSuccess;
+  return emulator::load(reinterpret_cast<const void*>(kernel));
 }
 
 template <typename... Parameters>

@@ -36,6 +36,7 @@ class EmulatedDevice:
         self._library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         self._library.emulator_gpu.restype = ctypes.c_char_p
         self._library.emulator_take_launched.restype = ctypes.c_char_p
+        self._library.emulator_peek.restype = ctypes.c_float
 
     def set_order(self, reverse: bool) -> None:
         """Warps and lanes first to last, copies as late as may be; or reverse, and at once."""
@@ -61,6 +62,19 @@ class EmulatedDevice:
     def break_kernels(self, part_of_name: str) -> None:
         """Has kernels whose names hold this run without their last block; "" mends them."""
         self._library.emulator_break_kernels(part_of_name.encode())
+
+    @property
+    def last_error(self) -> int:
+        """What cudaGetLastError would return, and not forget."""
+        return self._library.emulator_last_error()
+
+    def set_capturing(self, whether: bool) -> None:
+        """As if a stream were captured: a kernel that is not loaded yet cannot be."""
+        self._library.emulator_set_capturing(ctypes.c_bool(whether))
+
+    def peek(self, address: int) -> float:
+        """The float32 at an address of the device, also of freed memory."""
+        return self._library.emulator_peek(ctypes.c_void_p(address))
 
     def set_registers(self, kernel: str, count: int) -> None:
         self._library.emulator_set_registers(kernel.encode(), count)

@@ -3,13 +3,41 @@
 // would not let the fault pass.
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
+#include "upsample_cross_entropy/cuda/forward_kernels.cuh"
 
 namespace atrousx {
 namespace {
 
+// A launch takes no address without its owner, and nobody but launch.h can make up an owner.
+template <typename... Arguments>
+concept Launchable = requires(void (*kernel)(const float*), const Arguments&... arguments) {
+  launch(Launch{}, kernel, arguments...);
+};
+static_assert(Launchable<Held<const float*>>);
+static_assert(!Launchable<const float*> && !Launchable<std::vector<const float*>>);
+static_assert(!std::is_constructible_v<Held<const float*>, const float*, std::nullopt_t>);
+static_assert(!std::is_constructible_v<Held<const float*>, const float*, Tensor>);
+
+constexpr int kBlockSumThreads = 64;
+
 // to[i] = from[i + shift]
 __global__ void copy_kernel(const float* from, float* to, int64_t count, int64_t shift) {
   for (int64_t i = global_thread(); i < count; i += global_threads()) to[i] = from[i + shift];
+}
+
+// A block copies its own elements, and none that the grid leaves.
+__global__ void copy_once_kernel(const float* from, float* to, int64_t count) {
+  const int64_t i = global_thread();
+  if (i < count) to[i] = from[i];
+}
+
+// Twice, so that the second sum would meet what the first one's slower threads still read.
+__global__ void block_sum_kernel(const double* from,  // [threads]
+                                 double* sums) {      // [2, threads]
+  ATROUSX_SHARED(double, room, kBlockSumThreads);
+  const double value = from[threadIdx.x];
+  sums[threadIdx.x] = block_sum(value, room, blockDim.x);
+  sums[blockDim.x + threadIdx.x] = block_sum(2 * value, room, blockDim.x);
 }
 
 // Shared memory of a size known at the launch, and 2,560 bytes of static.
@@ -37,23 +65,61 @@ __global__ void mask_kernel(float* to, uint32_t mask) {
 
 // Copies `input`; the fault says how the launch goes wrong.
 Tensor copy(const Tensor& input, int64_t fault) {
-  enum : int64_t { kNone, kFreed, kHost, kGrid, kBeyond, kBefore };
+  enum : int64_t { kNone, kGrid, kBeyond, kBefore };
   const LaunchContext context(input.get_device_index());
   const Tensor output = torch::stable::new_empty(input, {input.numel()});
   const int64_t count = input.numel();
-  Held<const float*> from = reads<float>(input);
-  std::vector<float> heap(1024);
-  if (fault == kFreed) {
-    const Tensor temporary = torch::stable::clone(input);
-    from = {static_cast<const float*>(temporary.const_data_ptr()), std::nullopt};
-  }
-  if (fault == kHost) from = {heap.data(), std::nullopt};
   const unsigned int blocks = fault == kGrid ? 0 : grid_for(count);
-  launch({"planted copy", blocks, kThreads, context.stream()}, copy_kernel, from,
+  launch({"planted copy", blocks, kThreads, context.stream()}, copy_kernel, reads<float>(input),
          writes<float>(output), count,
          fault == kBeyond   ? int64_t{1}
          : fault == kBefore ? int64_t{-1}
                             : int64_t{0});
+  return output;
+}
+
+// Copies from an address that launch() would not take: of freed memory, or of the host's.
+Tensor copy_unowned(const Tensor& input, bool host) {
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {input.numel()});
+  const std::vector<float> heap(input.numel());
+  const float* from = heap.data();
+  if (!host) from = data<float>(torch::stable::clone(input));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid_for(input.numel()));
+  config.blockDim = dim3(kThreads);
+  check_cuda(cudaLaunchKernelEx(&config, copy_kernel, from, writes<float>(output).value(),
+                                input.numel(), int64_t{0}),
+             "planted copy");
+  return output;
+}
+
+// With as many blocks as it is told.
+Tensor copy_once(const Tensor& input, int64_t blocks) {
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {input.numel()});
+  launch({"planted copy", static_cast<unsigned int>(blocks), kThreads, context.stream()},
+         copy_once_kernel, reads<float>(input), writes<float>(output), input.numel());
+  return output;
+}
+
+Tensor block_sums(const Tensor& input) {
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {2, input.numel()});
+  launch({"planted sums", 1, static_cast<unsigned int>(input.numel()), context.stream()},
+         block_sum_kernel, reads<double>(input), writes<double>(output));
+  return output;
+}
+
+// Reads through an arena that does not own the address.
+Tensor arena_copy(const Tensor& input, bool owned) {
+  const LaunchContext context(input.get_device_index());
+  const Tensor output = torch::stable::new_empty(input, {input.numel()});
+  Arena arena(input);
+  const float* from = owned ? arena.reads<float>(input) : data<float>(input);
+  launch({"planted arena", grid_for(input.numel()), kThreads, context.stream()}, copy_kernel,
+         arena.lend(from), arena.lend(arena.writes<float>(output)), arena.lend(input.numel()),
+         arena.lend(int64_t{0}));
   return output;
 }
 
@@ -69,7 +135,7 @@ Tensor shared(const Tensor& input, int64_t bytes, bool opt_in) {
   config.gridDim = dim3(1);
   config.blockDim = dim3(32);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  check_cuda(cudaLaunchKernelEx(&config, shared_kernel<false>, writes<float>(output).value),
+  check_cuda(cudaLaunchKernelEx(&config, shared_kernel<false>, writes<float>(output).value()),
              "planted shared memory");
   return output;
 }
@@ -98,6 +164,10 @@ double peek(const Tensor& input) { return *static_cast<const float*>(input.const
 
 STABLE_TORCH_LIBRARY(atrousx_planted, m) {
   m.def("copy(Tensor input, int fault) -> Tensor");
+  m.def("copy_unowned(Tensor input, bool host) -> Tensor");
+  m.def("copy_once(Tensor input, int blocks) -> Tensor");
+  m.def("block_sums(Tensor input) -> Tensor");
+  m.def("arena_copy(Tensor input, bool owned) -> Tensor");
   m.def("shared(Tensor input, int bytes, bool opt_in) -> Tensor");
   m.def("vector(Tensor input, int first) -> Tensor");
   m.def("mask(Tensor input, int mask) -> Tensor");
@@ -106,6 +176,10 @@ STABLE_TORCH_LIBRARY(atrousx_planted, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx_planted, ATROUSX_CUDA_KEY, m) {
   m.impl("copy", TORCH_BOX(&atrousx::copy));
+  m.impl("copy_unowned", TORCH_BOX(&atrousx::copy_unowned));
+  m.impl("copy_once", TORCH_BOX(&atrousx::copy_once));
+  m.impl("block_sums", TORCH_BOX(&atrousx::block_sums));
+  m.impl("arena_copy", TORCH_BOX(&atrousx::arena_copy));
   m.impl("shared", TORCH_BOX(&atrousx::shared));
   m.impl("vector", TORCH_BOX(&atrousx::vector));
   m.impl("mask", TORCH_BOX(&atrousx::mask));

@@ -25,6 +25,9 @@ std::map<std::string, int>& registers() {
 std::map<const void*, int64_t> allowed_shared;
 unsigned int most_blocks = ~0u;
 std::set<const void*> launched;
+std::set<const void*> loaded;
+bool capturing = false;
+cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 std::string broken;
 
 cudaError_t last_error = cudaSuccess;
@@ -109,6 +112,17 @@ std::string take_launched() {
   return names;
 }
 
+void set_capturing(bool whether) { capturing = whether; }
+
+cudaError_t load(const void* kernel) {
+  if (loaded.count(kernel) > 0) return cudaSuccess;
+  if (capturing && capture_mode != cudaStreamCaptureModeRelaxed)
+    return fail(cudaErrorStreamCaptureUnsupported,
+                plain_name(kernel) + ": loaded while a stream is captured");
+  loaded.insert(kernel);
+  return cudaSuccess;
+}
+
 cudaError_t allow_shared_memory(const void* kernel, int bytes) {
   if (bytes > gpu().shared_bytes)
     return fail(cudaErrorInvalidValue, std::to_string(bytes) + " bytes of shared memory, where a " +
@@ -122,6 +136,8 @@ cudaError_t launch_checked(const Call& call, const cudaLaunchConfig_t& config) {
   const std::string name = plain_name(call.kernel);
   const std::string refused = refusal(call.kernel, config, call.memory.bytes);
   if (!refused.empty()) return fail(cudaErrorInvalidConfiguration, name + ": " + refused);
+  const cudaError_t error = load(call.kernel);
+  if (error != cudaSuccess) return error;
   launched.insert(call.kernel);
   const OpenDeviceMemory open;
   const bool opted_in = allowed_shared.count(call.kernel) > 0;
@@ -168,8 +184,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
-  static cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
-  std::swap(current, *mode);
+  std::swap(emulator::capture_mode, *mode);
   return cudaSuccess;
 }
 
@@ -192,6 +207,12 @@ bool emulator_set_gpu(const char* name) try {
   return true;
 } catch (const std::exception&) {
   return false;
+}
+int emulator_last_error() { return emulator::last_error; }
+void emulator_set_capturing(bool whether) { emulator::set_capturing(whether); }
+float emulator_peek(const void* address) {
+  const emulator::OpenDeviceMemory open;
+  return *static_cast<const float*>(address);
 }
 void emulator_set_most_blocks(unsigned int count) { emulator::set_most_blocks(count); }
 void emulator_break_kernels(const char* part_of_name) { emulator::break_kernels(part_of_name); }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -13,10 +16,8 @@ from tests.emulator.device import NAME
 
 pytestmark = pytest.mark.emulated
 # What csrc's planted copy does wrong; its first value is a sound launch.
-SOUND, FREED, HOST, NO_BLOCKS, BEYOND, BEFORE = range(6)
+SOUND, NO_BLOCKS, BEYOND, BEFORE = range(4)
 FAULTS = {
-    "a temporary that was freed": (FREED, "loaded 4 bytes of freed memory"),
-    "a host pointer": (HOST, "loaded 4 bytes of host memory"),
     "an empty grid": (NO_BLOCKS, "invalid grid of 0 blocks"),
     "an element too far": (BEYOND, "memory beyond the end of a tensor"),
     "an element too early": (BEFORE, "memory beyond the end of a tensor"),
@@ -46,10 +47,97 @@ def test_fault_is_caught(planted, values, fault):
         planted.copy(values, number)
 
 
-def test_an_error_is_not_blamed_on_the_next_launch(planted, values):
+@pytest.mark.parametrize("whose", ["freed", "host"])
+def test_memory_without_an_owner_is_caught(planted, values, whose):
+    with pytest.raises(RuntimeError, match=f"loaded 4 bytes of {whose} memory"):
+        planted.copy_unowned(values, whose == "host")
+
+
+def test_an_arena_lends_what_it_owns(planted, values):
+    assert torch.equal(planted.arena_copy(values, True), values)
+    with pytest.raises(RuntimeError, match="an address that the arena does not own"):
+        planted.arena_copy(values, False)
+
+
+def test_a_block_too_few_leaves_nan(planted, values):
+    assert torch.equal(planted.copy_once(values, 2), values)
+    copied = planted.copy_once(values, 1)
+    assert torch.equal(copied[:256], values[:256])
+    assert copied[256:].isnan().all()
+
+
+def test_an_error_is_not_blamed_on_the_next_launch(emulated_device, planted, values):
     with pytest.raises(RuntimeError, match="invalid grid"):
         planted.copy(values, NO_BLOCKS)
+    assert emulated_device.last_error == 0
     assert torch.equal(planted.copy(values, SOUND), values)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_every_thread_of_a_block_gets_its_sum(emulated_device, planted, reverse):
+    emulated_device.set_order(reverse)
+    values = torch.arange(64, dtype=torch.float64)
+    once, twice = planted.block_sums(values.to(NAME)).cpu()
+    assert once.eq(2016).all()
+    assert twice.eq(2 * 2016).all()
+
+
+FIRST_LAUNCHES = {
+    "convolution": """
+        for dtype in (torch.float32, torch.bfloat16):
+            for groups in (1, 16):
+                x = torch.ones(1, 16, 5, 5, device="emulated", dtype=dtype, requires_grad=True)
+                w = torch.ones(16, 16 // groups, 3, 3, device="emulated", dtype=dtype)
+                w.requires_grad_()
+                y = capture(lambda: atrousx.ops.atrous_conv2d(x, w, padding=1, groups=groups))
+                capture(lambda: torch.autograd.grad(y, (x, w), torch.ones_like(y)))
+    """,
+    "upsampling": """
+        x = torch.ones(1, 2, 5, 5, device="emulated", requires_grad=True)
+        y = capture(lambda: atrousx.ops.upsample_bilinear2d(x, (9, 9)))
+        capture(lambda: torch.autograd.grad(y, x, torch.ones_like(y)))
+    """,
+    "mean field": """
+        crf = atrousx.DenseCRF(2, iterations=2).to("emulated")
+        image = torch.full((1, 3, 5, 5), 7.0, device="emulated")
+        capture(lambda: crf(torch.ones(1, 2, 5, 5, device="emulated"), image))
+    """,
+}
+
+
+@pytest.mark.parametrize("what", FIRST_LAUNCHES)
+def test_first_launches_may_be_captured(what):
+    """A kernel's code is loaded at its first use, which a capture forbids unless told otherwise."""
+    code = f"""
+        import torch, atrousx
+        from tests.emulator.device import add_device
+        device = add_device()
+        def capture(work):
+            device.set_capturing(True)
+            try:
+                return work()
+            finally:
+                device.set_capturing(False)
+        {FIRST_LAUNCHES[what]}
+    """
+    environment = {**os.environ, "ATROUSX_BACKEND": "native"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_a_load_under_capture_is_refused():
+    code = """
+        import torch
+        from tests.emulator.device import add_device
+        device = add_device()
+        values = torch.ones(5, device="emulated")
+        device.set_capturing(True)
+        torch.ops.atrousx_planted.copy_unowned(values, True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "loaded while a stream is captured" in result.stderr
 
 
 def test_shared_memory_needs_its_opt_in(planted, values):
@@ -86,15 +174,20 @@ def test_mask_of_absent_lanes(planted, values):
         planted.mask(values, 0xFFFFFFFF)
 
 
-def test_freed_memory_is_filled_with_nan(emulated_device):
-    # As cudaMalloc aligns, and no better.
+def test_memory_is_aligned_as_cuda_aligns_it_and_no_better(emulated_device):
     tensor = torch.ones(7, device=NAME)
     assert tensor.data_ptr() % 256 == 0
     assert tensor.data_ptr() % 512 != 0
-    view = tensor.as_strided((7,), (1,))
-    storage = tensor.untyped_storage()
-    storage.resize_(0)
-    assert view.untyped_storage().nbytes() == 0
+
+
+def test_freed_memory_is_filled_with_nan(emulated_device):
+    tensor = torch.ones(7, device=NAME)
+    beside = torch.ones(7, device=NAME)  # keeps the page in use
+    address = tensor.data_ptr()
+    assert emulated_device.peek(address) == 1
+    del tensor
+    assert math.isnan(emulated_device.peek(address))
+    assert beside.sum() == 7
 
 
 def test_new_memory_is_filled_with_nan(emulated_device):

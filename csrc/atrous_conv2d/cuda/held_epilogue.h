@@ -7,11 +7,16 @@
 namespace atrousx {
 
 template <typename T>
-using HeldEpilogue = Held<Epilogue<T>, std::array<std::optional<Tensor>, 2>>;
+auto held_epilogue(const Tail& tail) {
+  const auto make = [&](const T* bias, const T* residual) {
+    return Epilogue<T>{bias, residual,
+                       tail.residual.has_value() ? strides4(*tail.residual) : Strides4{},
+                       tail.relu};
+  };
+  return combine(make, reads<T>(tail.bias), reads<T>(tail.residual));
+}
 
 template <typename T>
-HeldEpilogue<T> held_epilogue(const Tail& tail) {
-  return {tail.epilogue<T>(), {tail.bias, tail.residual}};
-}
+using HeldEpilogue = decltype(held_epilogue<T>(Tail{}));
 
 }  // namespace atrousx

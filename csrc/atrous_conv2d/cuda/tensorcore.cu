@@ -27,10 +27,7 @@ void launch_gather(const GatherShape& shape, const Held<const T*>& source,
 // compiled for an earlier one traps, on whichever GPU.
 bool has_instructions(int32_t device) {
   const LaunchContext context(device);
-  cudaFuncAttributes attributes{};
-  check_cuda(cudaFuncGetAttributes(&attributes, atrous_conv2d_gather_tensorcore_kernel<Half, 64>),
-             "attributes of a tensor-core kernel");
-  return attributes.ptxVersion >= 80;
+  return prepare(atrous_conv2d_gather_tensorcore_kernel<Half, 64>, 0, "a tensor-core kernel") >= 80;
 }
 
 }  // namespace
@@ -58,7 +55,7 @@ Tensor map_for_tensorcores(const Tensor& t) {
   dispatch_tensorcore(t.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto map = dense_operand<T>(t, 1);
-    if (map_has_vectors(map.size, map.strides, map.memory.value, kVector<T>)) return;
+    if (map_has_vectors(map.size, map.strides, map.memory.value(), kVector<T>)) return;
     if (map.size.channels % kVector<T> != 0) return;  // padded: no tensor of these sizes
     packed = empty4(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, true);
     pack_map(map, *packed, context.stream());

@@ -62,7 +62,7 @@ void pack_map(const DenseOperand<T>& map, const Tensor& packed, cudaStream_t str
 template <typename T>
 VectorOperand<T, Strides4> map_operand(const Tensor& t, int64_t groups, cudaStream_t stream) {
   const DenseOperand<T> map = dense_operand<T>(t, groups);
-  if (map_has_vectors(map.size, map.strides, map.memory.value, kVector<T>))
+  if (map_has_vectors(map.size, map.strides, map.memory.value(), kVector<T>))
     return {map.memory, map.strides};
   const Strides4 to = packed_map_strides(map.size, kVector<T>);
   const Tensor packed = uninitialised(map.size.batch * to.n, t);
@@ -79,7 +79,7 @@ VectorOperand<T, WeightStrides> weight_operand(const Tensor& t, const WeightSize
                                                const WeightStrides& from, cudaStream_t stream) {
   const WeightStrides strides = weight_strides(size, from);
   const Held<const T*> memory = reads<T>(t);
-  if (weight_has_vectors(size, strides, memory.value, kVector<T>)) return {memory, strides};
+  if (weight_has_vectors(size, strides, memory.value(), kVector<T>)) return {memory, strides};
   const WeightStrides to = packed_weight_strides(size, kVector<T>);
   const Tensor packed = uninitialised(size.groups * to.group, t);
   const PackShape copy = weight_pack(size, strides, kVector<T>);

@@ -8,40 +8,13 @@ namespace {
 
 using torch::stable::contiguous;
 
-// Everything that the launches read and write, as plain addresses: what it names lives as long as
-// it does.
-class Workspace {
- public:
-  explicit Workspace(const Tensor& like) : like_(like) {}
-
-  template <typename T>
-  const T* keep(const std::optional<Tensor>& t) {
-    if (!t.has_value()) return nullptr;
-    kept_.push_back(*t);
-    return data<T>(*t);
-  }
-
-  // New memory, uninitialised.
-  template <typename T>
-  T* take(int64_t count) {
-    const int64_t bytes = max_of<int64_t>(1, count) * static_cast<int64_t>(sizeof(T));
-    kept_.push_back(empty_like_of(like_, {bytes}, ScalarType::Byte));
-    return static_cast<T*>(kept_.back().mutable_data_ptr());
-  }
-
- private:
-  const Tensor like_;
-  std::vector<Tensor> kept_;
-};
-
 struct StreamLaunch {
   cudaStream_t stream;
-  const Workspace& workspace;
+  const Arena& arena;
 
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t threads, Arguments... arguments) const {
-    launch({"_mean_field", grid_for(threads), kThreads, stream}, kernel,
-           Held<Arguments, const Workspace&>{arguments, workspace}...);
+    launch({"_mean_field", grid_for(threads), kThreads, stream}, kernel, arena.lend(arguments)...);
   }
 };
 
@@ -49,27 +22,27 @@ static_assert(kThreads == kRowThreads);
 
 template <typename T, typename Index>
 MeanFieldTerm<T, Index> make_term(const MeanFieldTensors& tensors, double weight, RowShape shape,
-                                  Workspace& workspace) {
+                                  Arena& arena) {
   const Lattice& l = tensors.lattice;
   MeanFieldTerm<T, Index> term{};
-  term.corner_weights = workspace.keep<T>(l.corner_weights);
-  term.corner_vertices = workspace.keep<Index>(l.corner_vertices);
-  term.starts = workspace.keep<Index>(l.starts);
-  term.entry_points = workspace.keep<Index>(l.entry_points);
-  term.entry_weights = workspace.keep<T>(l.entry_weights);
-  term.neighbours = workspace.keep<Index>(l.neighbours);
-  term.splat_scale = workspace.keep<T>(tensors.splat_scale);
-  term.slice_scale = workspace.keep<T>(tensors.slice_scale);
-  term.compatibility = workspace.keep<T>(tensors.compatibility);
+  term.corner_weights = arena.reads<T>(l.corner_weights);
+  term.corner_vertices = arena.reads<Index>(l.corner_vertices);
+  term.starts = arena.reads<Index>(l.starts);
+  term.entry_points = arena.reads<Index>(l.entry_points);
+  term.entry_weights = arena.reads<T>(l.entry_weights);
+  term.neighbours = arena.reads<Index>(l.neighbours);
+  term.splat_scale = arena.reads<T>(tensors.splat_scale);
+  term.slice_scale = arena.reads<T>(tensors.slice_scale);
+  term.compatibility = arena.reads<T>(tensors.compatibility);
   term.diagonal = tensors.diagonal();
   term.weight = static_cast<T>(weight);
   term.vertices = l.vertices();
   term.entries = l.entry_points.numel();
   term.dims = l.dims();
-  if (term.splat_scale != nullptr) term.scaled_entries = workspace.take<T>(term.entries);
+  if (term.splat_scale != nullptr) term.scaled_entries = arena.take<T>(term.entries);
   if (term.compatibility != nullptr)
-    term.costs = workspace.take<LabelPack<T>>((term.diagonal ? 1 : shape.labels) * shape.packs);
-  term.lattice = workspace.take<LabelPack<T>>(term.vertices * shape.packs);
+    term.costs = arena.take<LabelPack<T>>((term.diagonal ? 1 : shape.labels) * shape.packs);
+  term.lattice = arena.take<LabelPack<T>>(term.vertices * shape.packs);
   return term;
 }
 
@@ -79,24 +52,23 @@ void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& tensors,
   const int64_t images = logits.size(0), points = logits.size(2);
   const RowShape shape = RowShape::make<T>(logits.size(1));
   const LaunchContext context(logits.get_device_index());
-  Workspace workspace(logits);
+  Arena arena(logits);
   std::vector<MeanFieldTerm<T, Index>> terms;
   int64_t most_vertices = 0;
   bool matrix = false;
   for (size_t k = 0; k < tensors.size(); ++k) {
-    terms.push_back(make_term<T, Index>(tensors[k], weights[k], shape, workspace));
+    terms.push_back(make_term<T, Index>(tensors[k], weights[k], shape, arena));
     most_vertices = max_of(most_vertices, terms[k].vertices);
     matrix = matrix || terms[k].message().matrix;
   }
   const int64_t packs = images * points * shape.packs;
   MeanFieldRows<T> rows{};
-  rows.log_p = workspace.take<LabelPack<T>>(packs);
-  rows.q = workspace.take<LabelPack<T>>(packs);
-  if (matrix) rows.filtered = workspace.take<LabelPack<T>>(packs);
-  rows.spare = workspace.take<LabelPack<T>>(most_vertices * shape.packs);
-  workspace.keep<T>(output);
-  run_mean_field(StreamLaunch{context.stream(), workspace}, workspace.keep<T>(logits),
-                 mutable_data<T>(output), terms, rows, images, points, iterations, shape);
+  rows.log_p = arena.take<LabelPack<T>>(packs);
+  rows.q = arena.take<LabelPack<T>>(packs);
+  if (matrix) rows.filtered = arena.take<LabelPack<T>>(packs);
+  rows.spare = arena.take<LabelPack<T>>(most_vertices * shape.packs);
+  run_mean_field(StreamLaunch{context.stream(), arena}, arena.reads<T>(logits),
+                 arena.writes<T>(output), terms, rows, images, points, iterations, shape);
 }
 
 Tensor mean_field_cuda(const Tensor& logits, std::vector<Tensor> tensors,

@@ -14,24 +14,34 @@ namespace {
 template <typename T>
 struct UnionOperands {
   std::vector<RatePass> passes;
-  Held<UnionWeights<T>, std::vector<std::optional<Tensor>>> weights;
+  std::vector<Held<const T*>> memory;  // of each pass
+  std::vector<int64_t> strides;        // of its outputs
 
   // False where there are too many.
   bool add(const Tensor& weight, const ConvGeometry& g, bool centre, cudaStream_t stream) {
     const auto operand = weight_operand<T>(weight, weight_size(g.forward()),
                                            g.forward_weight(strides4(weight)), stream);
-    weights.owners.push_back(operand.memory.owners);
-    const Strides4 strides{operand.strides.outer, 1, operand.strides.h, operand.strides.w};
-    const auto added = centre ? std::vector{rate_pass(g, strides, {0, 1, 1}, {0, 1, 1})}
-                              : off_centre_passes(g, strides);
+    const Strides4 from{operand.strides.outer, 1, operand.strides.h, operand.strides.w};
+    const auto added =
+        centre ? std::vector{rate_pass(g, from, {0, 1, 1}, {0, 1, 1})} : off_centre_passes(g, from);
     for (const RatePass& pass : added) {
       if (passes.size() == UnionPlan::kMaxPasses) return false;
-      weights.value.passes[passes.size()] = {
-          operand.memory.value + strides.offset(0, 0, pass.first_row, pass.first_column), strides.n,
-          pass.weight_strides.h, pass.weight_strides.w};
+      memory.push_back(operand.memory + from.offset(0, 0, pass.first_row, pass.first_column));
+      strides.push_back(from.n);
       passes.push_back(pass);
     }
     return true;
+  }
+
+  auto weights() const {
+    const auto make = [&](const std::vector<const T*>& addresses) {
+      UnionWeights<T> weights{};
+      for (size_t i = 0; i < passes.size(); ++i)
+        weights.passes[i] = {addresses[i], strides[i], passes[i].weight_strides.h,
+                             passes[i].weight_strides.w};
+      return weights;
+    };
+    return combine(make, memory);
   }
 };
 
@@ -50,7 +60,7 @@ bool launch_union(const MultiRate& call, const Tensor& input, const std::vector<
   const int64_t jobs = plan->tiles() * ceil_div<int64_t>(g.outputs, kColumns);
   launch({"multi_rate_conv2d, sum on tensor cores", job_grid(jobs), kTensorThreads, stream,
           kTensorSharedBytes<kColumns>},
-         multi_rate_sum_tensorcore_kernel<T, kColumns>, map.memory, operands.weights,
+         multi_rate_sum_tensorcore_kernel<T, kColumns>, map.memory, operands.weights(),
          held_epilogue<T>(call.tail), writes<T>(call.output), *plan, g.batch, g.outputs,
          whole_vectors(g.channels, kVector<T>), map.strides, strides4(call.output));
   return true;

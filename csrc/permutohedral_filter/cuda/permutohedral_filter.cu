@@ -62,8 +62,11 @@ Tensor pack_cuda(const Tensor& base, const Tensor& rank, std::vector<int64_t> wo
 Tensor neighbours_cuda(const Tensor& keys, const Tensor& steps) {
   check_keys(keys, steps);
   const Tensor source = contiguous(keys), offsets = contiguous(steps);
-  const Held<SortedKeys> sorted{
-      {data<int64_t>(source), keys.size(1), static_cast<int>(keys.size(0))}, source};
+  const auto sorted = combine(
+      [&](const int64_t* address) {
+        return SortedKeys{address, keys.size(1), static_cast<int>(keys.size(0))};
+      },
+      reads<int64_t>(source));
   const int64_t axes = steps.size(0);
   const Tensor neighbours = empty_like_of(keys, {axes, 2, keys.size(1)}, ScalarType::Long);
   if (neighbours.numel() == 0) return neighbours;

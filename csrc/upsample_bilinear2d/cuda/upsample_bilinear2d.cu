@@ -27,7 +27,7 @@ template <typename T>
 void forward(const Held<const T*>& input, const Held<T*>& output, const Resampling& r,
              const Layout& layout, cudaStream_t stream) {
   const int64_t row = r.out_width * layout.pixel;
-  const bool vectors = moves_vectors(output.value, row, kFullVector<T>);
+  const bool vectors = moves_vectors(output.value(), row, kFullVector<T>);
   const auto jobs = ForwardJobs::make(layout.maps, r.out_height, row, vectors ? kFullVector<T> : 1);
   const auto kernel = vectors ? upsample_bilinear2d_forward_kernel<T, kFullVector<T>>
                               : upsample_bilinear2d_forward_kernel<T, 1>;
@@ -53,7 +53,7 @@ template <typename T, bool kShort>
 bool gather(const Held<const T*>& grad_output, const Held<T*>& grad_input, const Resampling& r,
             const Layout& layout, cudaStream_t stream) {
   constexpr int kFull = kFullVector<T>;
-  if (moves_vectors(grad_output.value, r.out_width * layout.pixel, kFull) &&
+  if (moves_vectors(grad_output.value(), r.out_width * layout.pixel, kFull) &&
       gather<T, kShort, kFull>(grad_output, grad_input, r, layout, stream))
     return true;
   return gather<T, kShort, 1>(grad_output, grad_input, r, layout, stream);

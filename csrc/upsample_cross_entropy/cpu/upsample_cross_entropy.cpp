@@ -12,7 +12,8 @@ namespace {
 
 template <typename A>
 LossPlan<A> loss_plan(const LossArguments& arguments) {
-  LossPlan<A> plan{LinesPlan<A>(arguments.r, arguments.logits), arguments.loss<A>(), A(0),
+  LossPlan<A> plan{LinesPlan<A>(arguments.r, arguments.logits),
+                   arguments.loss<A>(data<A>(arguments.class_weight)), A(0),
                    Labels{arguments.target.const_data_ptr(), arguments.target.scalar_type(),
                           arguments.r.channels, arguments.ignore_index}};
   plan.loss.ignore_index = kIgnoredClass;

@@ -7,8 +7,9 @@ namespace atrousx {
 namespace {
 
 template <typename A>
-Held<PixelLoss<A>> held_loss(const LossArguments& arguments) {
-  return {arguments.loss<A>(), arguments.class_weight};
+auto held_loss(const LossArguments& arguments) {
+  const auto make = [&](const A* class_weight) { return arguments.loss<A>(class_weight); };
+  return combine(make, reads<A>(arguments.class_weight));
 }
 
 struct CudaLoss {
@@ -48,10 +49,12 @@ struct CudaLoss {
       const auto plan = r.plan<T>();
       const auto jobs = SlopeJobs::make(r.batch, plan);
       const bool mean = arguments.reduction == Reduction::kMean;
-      const Held<PixelGradient<A>, std::array<Tensor, 2>> grad{
-          {read_as<A>(gradient.grad), mean ? read_as<double>(gradient.total_weight) : nullptr,
-           arguments.reduction == Reduction::kNone},
-          {gradient.grad, gradient.total_weight}};
+      const auto make = [&](const A* address, const double* total_weight) {
+        return PixelGradient<A>{address, total_weight, arguments.reduction == Reduction::kNone};
+      };
+      const auto grad =
+          combine(make, reads<A>(gradient.grad),
+                  reads<double>(mean ? std::optional(gradient.total_weight) : std::nullopt));
       launch({"_upsample_cross_entropy_backward", job_grid(jobs.count()), kLossThreads,
               context.stream()},
              upsample_cross_entropy_backward_kernel<T, Label>, grad, reads<T>(arguments.logits),
