@@ -15,11 +15,8 @@ struct Tail {
 
   template <typename T>
   Epilogue<T> epilogue() const {
-    const auto data = [](const std::optional<Tensor>& t) {
-      return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
-    };
-    return {data(bias), data(residual), residual.has_value() ? strides4(*residual) : Strides4{},
-            relu};
+    return {data<T>(bias), data<T>(residual),
+            residual.has_value() ? strides4(*residual) : Strides4{}, relu};
   }
 };
 

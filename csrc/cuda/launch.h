@@ -109,7 +109,7 @@ class Held {
 
 template <typename T>
 Held<const T*> reads(const std::optional<Tensor>& t) {
-  return {t.has_value() ? data<T>(*t) : nullptr, t};
+  return {data<T>(t), t};
 }
 
 template <typename T>

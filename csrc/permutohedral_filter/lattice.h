@@ -151,14 +151,4 @@ inline void check_rows(const Lattice& l, const Tensor& rows, const Tensor& value
   STD_TORCH_CHECK(rows.size(1) == values.size(1), "rows and values must have the same channels");
 }
 
-template <typename T>
-const T* data(const std::optional<Tensor>& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
-}
-
-template <typename T>
-T* mutable_data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 }  // namespace atrousx

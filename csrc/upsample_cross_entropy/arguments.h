@@ -115,15 +115,6 @@ void dispatch_loss(const LossArguments& arguments, F&& f) {
   });
 }
 
-template <typename T>
-const T* read_as(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-template <typename T>
-T* write_as(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 template <typename Device>
 std::tuple<Tensor, Tensor, Tensor> upsample_cross_entropy(
     const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, int64_t ignore_index,

@@ -105,8 +105,7 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
   const Tensor destination = in_huge_pages(empty4(source, size, by_pixel));
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const DirectEnd<T> ending{tail.bias.has_value() ? data<T>(*tail.bias) : nullptr,
-                              tail.relu && !tail.residual.has_value()};
+    const DirectEnd<T> ending{data<T>(tail.bias), tail.relu && !tail.residual.has_value()};
     T* to = static_cast<T*>(destination.mutable_data_ptr());
     if (by_pixel && PixelWalks<T>::fit(shape))
       PixelWalks<T>(shape, data<T>(from), data<T>(weight), weight_strides, ending, to).run();

@@ -27,15 +27,15 @@ void forward_as(const LossArguments& arguments, const LossResults& results) {
   const bool per_pixel = arguments.reduction == Reduction::kNone;
   const int64_t rows = r.batch * r.out_height;
   std::vector<double> row_loss(rows), row_weight(rows);
-  const LossForwardPlan<A> plan{loss_plan<A>(arguments), write_as<A>(results.log_sum),
-                                per_pixel ? write_as<A>(results.loss) : nullptr, row_loss.data(),
-                                row_weight.data()};
+  const LossForwardPlan<A> plan{loss_plan<A>(arguments), mutable_data<A>(results.log_sum),
+                                per_pixel ? mutable_data<A>(results.loss) : nullptr,
+                                row_loss.data(), row_weight.data()};
   over_pixel_rows<LossBlocks>(plan);
   const double weight = std::accumulate(row_weight.begin(), row_weight.end(), 0.0);
-  *write_as<double>(results.total_weight) = weight;
+  *mutable_data<double>(results.total_weight) = weight;
   if (per_pixel) return;
   const double loss = std::accumulate(row_loss.begin(), row_loss.end(), 0.0);
-  *write_as<A>(results.loss) =
+  *mutable_data<A>(results.loss) =
       static_cast<A>(arguments.reduction == Reduction::kMean ? loss / weight : loss);
 }
 
@@ -43,11 +43,11 @@ template <typename A>
 void backward_as(const LossArguments& arguments, const LossGradient& gradient,
                  const Tensor& grad_logits) {
   const Resampling& r = arguments.r;
-  const A* grad = read_as<A>(gradient.grad);
+  const A* grad = data<A>(gradient.grad);
   const bool per_pixel = arguments.reduction == Reduction::kNone;
   const double weight =
-      arguments.reduction == Reduction::kMean ? *read_as<double>(gradient.total_weight) : 1.0;
-  const LossBackwardPlan<A> plan{loss_plan<A>(arguments), read_as<A>(gradient.log_sum),
+      arguments.reduction == Reduction::kMean ? *data<double>(gradient.total_weight) : 1.0;
+  const LossBackwardPlan<A> plan{loss_plan<A>(arguments), data<A>(gradient.log_sum),
                                  per_pixel ? grad : nullptr,
                                  per_pixel ? A(0) : static_cast<A>(*grad / weight),
                                  GradientRows{grad_logits.mutable_data_ptr(),

@@ -25,7 +25,7 @@ struct PixelTap {
 };
 
 // Pixels that share their live taps, and how far apart they lie.
-struct PixelRun {
+struct SpacedPixels {
   int64_t count, source_step, step;
 };
 
@@ -65,7 +65,7 @@ template <int kBytes>
 struct SumPixelTaps {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const PixelTap<T, A>* taps, int64_t count,
-                                        DirectEnd<T> ending, int64_t channels, PixelRun pixels,
+                                        DirectEnd<T> ending, int64_t channels, SpacedPixels pixels,
                                         NextLine<T> next, T* out) {
     constexpr int64_t kChunk = 1024 / sizeof(A);
     for (int64_t c = 0; c < channels; c += kChunk) {
@@ -86,7 +86,7 @@ struct SumPixelTaps {
     int64_t tap_count;
     DirectEnd<T> ending;
     int64_t first, count, all;
-    PixelRun pixels;
+    SpacedPixels pixels;
     NextLine<T> next;
     T* out;
   };
@@ -170,8 +170,8 @@ void gather_pixels(const GatherShape& shape,
         }
         run_with_lanes<SumPixelTaps>(
             static_cast<const PixelTap<T, A>*>(live.data()), count, ending, channels,
-            PixelRun{c.destinations.count, c.source_per_destination * channels,
-                     c.destinations.step * channels},
+            SpacedPixels{c.destinations.count, c.source_per_destination * channels,
+                         c.destinations.step * channels},
             NextLine<T>{source + (r / height * shape.rows.sources + last + 1) *
                                      shape.columns.sources * channels,
                         min_of(shape.rows.scale, shape.rows.sources) *

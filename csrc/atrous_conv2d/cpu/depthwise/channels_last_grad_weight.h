@@ -22,7 +22,7 @@ template <int kBytes>
 struct SumTapProducts {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const T* grad, const TapProduct<T, A>* taps, int64_t count,
-                                        int64_t channels, PixelRun pixels) {
+                                        int64_t channels, SpacedPixels pixels) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     int64_t c = 0;
     for (; c + 2 * kLanes <= channels; c += 2 * kLanes)
@@ -34,7 +34,7 @@ struct SumTapProducts {
   // Channels from c on, by vectors of ever fewer lanes.
   template <int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void rest(const T* grad, const TapProduct<T, A>* taps, int64_t count,
-                                         int64_t c, int64_t channels, PixelRun pixels) {
+                                         int64_t c, int64_t channels, SpacedPixels pixels) {
     for (; c + kLanes <= channels; c += kLanes)
       all_taps<1, kLanes>(grad + c, taps, count, c, pixels);
     if constexpr (kLanes > 1)
@@ -43,7 +43,7 @@ struct SumTapProducts {
 
   template <int kVectors, int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void all_taps(const T* grad, const TapProduct<T, A>* taps,
-                                             int64_t count, int64_t c, PixelRun pixels) {
+                                             int64_t count, int64_t c, SpacedPixels pixels) {
     int64_t t = 0;
     for (; t + 3 <= count; t += 3) few_taps<3, kVectors, kLanes>(grad, taps + t, c, pixels);
     for (; t < count; ++t) few_taps<1, kVectors, kLanes>(grad, taps + t, c, pixels);
@@ -51,7 +51,7 @@ struct SumTapProducts {
 
   template <int kTaps, int kVectors, int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void few_taps(const T* grad, const TapProduct<T, A>* taps, int64_t c,
-                                             PixelRun pixels) {
+                                             SpacedPixels pixels) {
     using Vector = Lanes<A, kLanes>;
     Vector sums[kTaps][kVectors] = {};
     for (int64_t p = 0; p < pixels.count; ++p)
@@ -92,8 +92,8 @@ void add_row_products(const ConvGeometry& g, const GatherShape& shape,
         grad_output + (row * g.out_w + c.destinations.first) * g.channels + first,
         static_cast<const TapProduct<T, A>*>(live.data()), static_cast<int64_t>(live.size()),
         channels,
-        PixelRun{c.destinations.count, c.source_per_destination * g.channels,
-                 c.destinations.step * g.channels});
+        SpacedPixels{c.destinations.count, c.source_per_destination * g.channels,
+                     c.destinations.step * g.channels});
   }
 }
 
