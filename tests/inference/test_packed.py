@@ -314,6 +314,15 @@ def test_any_changed_bits_change_the_fingerprint():
             assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_at_any_address_has_its_fingerprint(dtype):
+    fingerprint = torch.ops.atrousx._fingerprint.default
+    weight = torch.randn(9, 5, 3, 3).to(dtype)
+    held = torch.zeros(weight.numel() + 1, dtype=dtype)
+    apart = held[1:].view(weight.shape).copy_(weight)  # two bytes on, of a half type
+    assert fingerprint(apart) == fingerprint(weight)
+
+
 def test_parameters_are_listed_as_usual():
     layer, x = layer_and_input()
     assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
