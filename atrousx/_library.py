@@ -7,9 +7,11 @@ import importlib
 import re
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMESPACE = "atrousx"
 VERSION = "0.1.0"
@@ -131,6 +133,16 @@ def _gpu_problem(index: int) -> str | None:
         f"was compiled for {cuda.architectures}; install it again with "
         f"TORCH_CUDA_ARCH_LIST={number}"
     )
+
+
+def assume_constant_result(function: _Function) -> _Function:
+    """Makes a function a constant to torch.compile, which calls it while it traces.
+
+    It does what ``torch.compiler.assume_constant_result`` does, which would import torch._dynamo:
+    a second that only those who compile should wait for.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def register_autograd_kernel(op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._library import is_gpu, only_torch
+from .._library import assume_constant_result, is_gpu, only_torch
 from .geometry import is_channels_last
 from .precision import get_precision
 from .rule import cpu_rule, current_points, has_limits
@@ -187,7 +187,7 @@ def allows_tf32(input: Tensor) -> bool:
 
 
 # A constant to torch.compile, which cannot look into PyTorch's switches.
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def tf32_switch() -> bool:
     # The attribute belongs to an object that torch puts in the module's place.
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

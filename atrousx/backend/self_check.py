@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .._library import is_gpu
+from .._library import assume_constant_result, is_gpu
 
 ENVIRONMENT = "ATROUSX_SELF_CHECK"
 
@@ -68,7 +68,7 @@ def ensure_right(name: str, tensor: Tensor) -> None:
 
 
 # A compiler asks when it traces.
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _ensure(name: str, dtype: torch.dtype, device: torch.device) -> None:
     key = (name, dtype, device)
     if key not in _found and not getattr(_local, "checks", False):
