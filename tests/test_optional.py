@@ -1,4 +1,5 @@
-"""The tests that a GPU runs can be found and run with torch, numpy and pytest alone."""
+"""What is imported when: atrousx with no more than it needs, the tests that a GPU runs with torch,
+numpy and pytest alone."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from atrousx.cli import main
 
 ROOT = Path(__file__).parents[1]
 ABSENT = (
@@ -69,3 +73,66 @@ def test_hypothesis_is_used_where_it_is_there():
     from tests import optional
 
     assert optional.given.__module__.startswith("hypothesis")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import atrousx", "from atrousx.cli import main; main(['refine', '--labels'])"],
+    ids=["import", "wrong option"],
+)
+def test_what_takes_long_to_import_is_not_imported(statement: str):
+    # A wrong option ends the process, as it should. What torch itself imports is not atrousx's.
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+try:
+    {statement}
+except SystemExit:
+    pass
+print(*(set(sys.modules) - before))
+"""
+    done = python(code)
+    imported = set(done.stdout.split())
+    assert "atrousx" in imported, done.stderr
+    assert not imported & {"cv2", "matplotlib", "torch._dynamo", "torch._inductor", "sympy"}
+
+
+def test_torch_marks_constants_for_its_compiler_in_the_same_way():
+    from atrousx._library import assume_constant_result
+
+    def one() -> None: ...
+
+    def other() -> None: ...
+
+    assert vars(assume_constant_result(one)) == vars(torch.compiler.assume_constant_result(other))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "segment photograph.jpg --weights w.pth --out folder",
+        "refine photograph.jpg labels.png --out refined.png",
+        "crf-search --images a --scores b --labels c --out folder",
+    ],
+)
+def test_without_opencv_commands_say_so_in_a_sentence(monkeypatch, capsys, arguments: str):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert main(arguments.split()) == 2
+    command = arguments.split()[0]
+    message = capsys.readouterr().err
+    assert message.startswith(f"atrousx {command}: pictures need OpenCV, which cannot be imported")
+    assert "pip install opencv-python" in message
+    assert message.count("\n") == 1
+
+
+def test_without_opencv_help_is_there(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(SystemExit):
+        main(["segment", "--help"])
+    assert "--weights" in capsys.readouterr().out

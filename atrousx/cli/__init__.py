@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..data import OpenCVMissing
 from ._shared import CommandError
 
 PAGES = ("segment", "refine", "crf_search", "doctor", "info")
@@ -28,15 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line, ``sys.argv``'s by default, and returns the exit code."""
     parser = _Parser(prog="atrousx", description="Semantic segmentation with DeepLab.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    # The doctor must come where OpenCV, which others read photographs with, cannot be imported.
-    named = [page for page in PAGES if given and given[0] == page.replace("_", "-")]
-    for page in named or PAGES:
+    for page in PAGES:
         importlib.import_module(f".{page}", __name__).register(commands)
-    args = parser.parse_args(given)
+    args = parser.parse_args(arguments)
     try:
         code: int = args.run(args)
-    except CommandError as error:
+    except (CommandError, OpenCVMissing) as error:
         print(f"atrousx {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

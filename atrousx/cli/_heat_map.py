@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from ..crf import Grid, Round, Setting
-from ..data import Image
+from ..data import Image, opencv
 
 CELL_WIDTH, CELL_HEIGHT = 60, 34
 LEFT, TOP, BOTTOM, GAP = 64, 34, 46, 14
@@ -63,6 +62,7 @@ def _panel(done: Round, weight: float, best: Setting, low: float, high: float) -
 
 def _fill(cell: Image, score: float, low: float, high: float, framed: bool) -> None:
     level = 0.5 if high == low else (score - low) / (high - low)
+    cv2 = opencv()
     colour = cv2.applyColorMap(np.array([[round(255 * level)]], np.uint8), cv2.COLORMAP_VIRIDIS)
     cell[:] = colour[0, 0, ::-1]
     text = f"{100 * score:.2f}"
@@ -82,6 +82,7 @@ def _widened(row: Image, width: int) -> Image:
 
 
 def _text_width(text: str, scale: float) -> int:
+    cv2 = opencv()
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0])
 
 
@@ -92,6 +93,7 @@ def _write(
     scale: float,
     ink: tuple[int, int, int] = INK,
 ) -> None:
+    cv2 = opencv()
     drawn = np.ascontiguousarray(image)
     cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
     image[:] = drawn

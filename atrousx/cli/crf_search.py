@@ -131,6 +131,7 @@ _values.__name__ = "list of positive numbers"
 
 
 def run(args: argparse.Namespace) -> int:
+    data.opencv()  # its absence is to be said before anything else
     device = chosen_device(args)
     files = find_files(args.images, args.scores, args.labels)[: args.limit]
     make_folder(args.out)

@@ -98,6 +98,7 @@ class Coarse(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> int:
+    data.opencv()  # its absence is to be said before anything else
     device = chosen_device(args)
     if args.image.is_dir() or args.labels.is_dir():
         return _refine_folders(args, device)

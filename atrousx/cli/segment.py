@@ -103,6 +103,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    data.opencv()  # its absence is to be said before weights are read
     device = chosen_device(args)
     model, classes = _load(args)
     model = model.to(device).eval()

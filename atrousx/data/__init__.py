@@ -1,5 +1,6 @@
 """Images, label maps and scores as files: reading, writing, colours."""
 
+from ._opencv import OpenCVMissing, opencv
 from .images import Image, ImageError, overlay, read_image, read_labels, write_image, write_labels
 from .palette import VOC_CLASSES, voc_palette
 from .scores import SCORES_SUFFIXES, read_scores
@@ -9,6 +10,8 @@ __all__ = [
     "VOC_CLASSES",
     "Image",
     "ImageError",
+    "OpenCVMissing",
+    "opencv",
     "overlay",
     "read_image",
     "read_labels",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from . import png
+from ._opencv import opencv
 from .palette import voc_palette
 
 Image = NDArray[np.uint8]
@@ -25,7 +25,7 @@ def read_image(path: str | Path) -> Image:
     Raises:
         ImageError: no such file, or no image in it.
     """
-    return np.ascontiguousarray(_decode(_read(path), cv2.IMREAD_COLOR, path)[..., ::-1])
+    return _in_colour(_read(path), path)
 
 
 def read_labels(path: str | Path) -> Image:
@@ -43,8 +43,8 @@ def read_labels(path: str | Path) -> Image:
         raise ImageError(f"{path}: labels must be a PNG file")
     bits, colour_type = found
     if colour_type not in (png.GREY, png.PALETTE):
-        return _labels_from_colours(_decode(file, cv2.IMREAD_COLOR, path)[..., ::-1], path)
-    labels = _decode(png.as_grey(file), cv2.IMREAD_UNCHANGED, path)
+        return _labels_from_colours(_in_colour(file, path), path)
+    labels = _decode(png.as_grey(file), opencv().IMREAD_UNCHANGED, path)
     if bits < 8:
         # Decoders stretch 1, 2 and 4 bits over the greys from 0 to 255.
         labels = labels // (255 // (2**bits - 1))
@@ -60,7 +60,7 @@ def write_labels(path: str | Path, labels: Image) -> None:
 
 def write_image(path: str | Path, image: Image) -> None:
     """Writes ``image`` ``[H, W, 3]`` as a PNG."""
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    _, encoded = opencv().imencode(".png", np.ascontiguousarray(image[..., ::-1]))
     Path(path).write_bytes(encoded.tobytes())
 
 
@@ -88,8 +88,13 @@ def _read(path: str | Path) -> bytes:
         raise ImageError(f"{path}: {error.strerror or error}") from error
 
 
+def _in_colour(file: bytes, path: str | Path) -> Image:
+    return np.ascontiguousarray(_decode(file, opencv().IMREAD_COLOR, path)[..., ::-1])
+
+
 def _decode(file: bytes, flags: int, path: str | Path) -> NDArray[Any]:
     # OpenCV reports some broken files by an exception, some by an empty answer, and logs both.
+    cv2 = opencv()
     logging = cv2.utils.logging
     level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:

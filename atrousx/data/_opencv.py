@@ -1,0 +1,26 @@
+"""OpenCV, imported where a picture is first read, written or drawn on."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class OpenCVMissing(ImportError):
+    """OpenCV cannot be imported; the message says why and what to install."""
+
+
+def opencv() -> ModuleType:
+    """The module ``cv2``.
+
+    Raises:
+        OpenCVMissing: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module("cv2")
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise OpenCVMissing(
+            f"pictures need OpenCV, which cannot be imported ({reason}): "
+            "pip install opencv-python, or opencv-python-headless on a server"
+        ) from error
