@@ -1,19 +1,19 @@
 """atrousx: hand-written kernels for dilated convolution, bilinear upsampling and the dense CRF."""
 
 from . import backend, metrics, models, ops
-from ._library import VERSION
+from ._version import __version__
 from .backend import get_backend, set_backend
 from .backend.explain import explain
 from .backend.precision import get_precision, set_precision
 from .inference import optimize
 from .nn import ASPP, AtrousConv2d, BilinearUpsample2d, DenseCRF, replace_convs
 
-__version__ = VERSION
 __all__ = [
     "ASPP",
     "AtrousConv2d",
     "BilinearUpsample2d",
     "DenseCRF",
+    "__version__",
     "backend",
     "explain",
     "get_backend",

@@ -14,7 +14,6 @@ import torch
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMESPACE = "atrousx"
-VERSION = "0.1.0"
 
 
 def _load() -> tuple[ModuleType, ModuleType | None]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from .._library import VERSION, core, cuda
+from .._library import core, cuda
+from .._version import __version__
 
 
 def machine_of(device: torch.device) -> str:
@@ -30,7 +31,7 @@ def build() -> str:
     """
     files = [Path(str(library.__file__)).stat() for library in (core, cuda) if library is not None]
     stamps = "+".join(f"{file.st_size:x}.{file.st_mtime_ns:x}" for file in files)
-    return f"torch {torch.__version__} | atrousx {VERSION} {stamps}"
+    return f"torch {torch.__version__} | atrousx {__version__} {stamps}"
 
 
 @functools.cache
