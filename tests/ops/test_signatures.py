@@ -6,6 +6,7 @@ compile them, too.
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ TYPES = {
     "Sizes": "List[int]",
     "std::vector<double>": "List[float]",
     "ScalarType": "ScalarType",
+    "std::string": "str",
 }
 
 
@@ -72,12 +74,12 @@ def split_outside_brackets(text: str) -> list[str]:
 
 def signature(kernel: Kernel) -> tuple[list[str], list[str]]:
     """Types of the parameters and of the results, as the source has them."""
-    # A kernel that devices share is a template in a header beside their files.
-    files = [kernel.file, *sorted(kernel.file.parent.rglob("*.h"))]
+    # A kernel that devices share is a template in a header of the operator's folder.
+    headers = kernel.file.parents[1].rglob("*.h")
     definition = re.compile(
-        rf"^((?:std::tuple<[\w, ]+>)|[\w:<>]+) {kernel.function}\(([^;{{}}]*)\) \{{", re.MULTILINE
+        rf"^((?:std::tuple<[\w:, ]+>)|[\w:<>]+) {kernel.function}\(([^;{{}}]*)\) \{{", re.MULTILINE
     )
-    for file in files:
+    for file in itertools.chain([kernel.file], headers):
         text = re.sub(r"/\*.*?\*/", "", file.read_text())
         if match := definition.search(text):
             result, parameters = (re.sub(r"\s+", " ", part) for part in match.groups())
@@ -87,7 +89,7 @@ def signature(kernel: Kernel) -> tuple[list[str], list[str]]:
             many = re.fullmatch(r"std::tuple<(.*)>", result)
             results = split_outside_brackets(many[1]) if many else [result]
             return types, [] if results == ["void"] else results
-    raise AssertionError(f"no definition of {kernel.function} beside {kernel.file}")
+    raise AssertionError(f"no definition of {kernel.function} for {kernel.file}")
 
 
 def schema_type(argument: torch.Argument) -> str:
