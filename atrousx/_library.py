@@ -3,36 +3,72 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMESPACE = "atrousx"
+# The operators that compute nothing.
+BUILD_INFO = {"_cpu_build_info", "_cuda_build_info"}
 
 
-def _load() -> tuple[ModuleType, ModuleType | None]:
-    """Loads atrousx._C, which is required, then atrousx._cuda, which a CPU-only build lacks."""
+class Core(NamedTuple):
+    """The library of the CPU's kernels, and of every operator's schema."""
+
+    file: Path
+    cpu_isa: str
+    built_with_torch: str
+
+
+class Cuda(NamedTuple):
+    """The library of the CUDA kernels."""
+
+    file: Path
+    architectures: str  # in the notation of TORCH_CUDA_ARCH_LIST
+    built_with_cuda: str
+
+
+def _load(file: Path, what: str) -> None:
+    """Loads a compiled library, whose operators register themselves.
+
+    Raises:
+        ImportError: it is not there, or does not load.
+    """
     try:
-        core = importlib.import_module("atrousx._C")
-    except ImportError as error:
+        if not file.is_file():
+            raise OSError(f"there is no file {file}")
+        torch.ops.load_library(file)
+    except OSError as error:
         raise ImportError(
-            f"atrousx could not load its compiled operators ({error}). Install it with "
-            "'pip install .', or 'pip install -e .' to run it from its source tree; it needs "
-            f"torch >= 2.11, this is torch {torch.__version__}."
+            f"atrousx could not load its {what} ({error}). Install it with 'pip install .', or "
+            "'pip install -e .' to run it from its source tree; it needs torch >= 2.11, this is "
+            f"torch {torch.__version__}.",
+            path=str(file),
         ) from error
-    try:
-        return core, importlib.import_module("atrousx._cuda")
-    except ModuleNotFoundError:
-        return core, None
 
 
-core, cuda = _load()
+def _load_core(folder: Path) -> Core:
+    file = folder / "_C.so"
+    _load(file, "compiled operators")
+    return Core(file, *torch.ops.atrousx._cpu_build_info())
+
+
+def _load_cuda(folder: Path) -> Cuda | None:
+    """None where atrousx was compiled without nvcc."""
+    file = folder / "_cuda.so"
+    if not file.exists():
+        return None
+    _load(file, "CUDA operators")
+    return Cuda(file, *torch.ops.atrousx._cuda_build_info())
+
+
+core = _load_core(Path(__file__).parent)
+cuda = _load_cuda(Path(__file__).parent)
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 # The types of device beside cuda that run the CUDA kernels, and what Python registers for them all.

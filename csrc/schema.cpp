@@ -1,12 +1,20 @@
 // Every operator's schema: the table of contents. Kernels are registered next to their code, in
 // <operator>/<operator>_cpu.cpp and <operator>/<operator>_cuda.cu; autograd, fake kernels and
 // autocast in atrousx/ops/<operator>.py.
+#include <string>
+#include <tuple>
+
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/dispatch.h"
-#include "python_module.h"
 
 STABLE_TORCH_LIBRARY(atrousx, m) {
+  // What each library knows of itself: the instruction set in use and the PyTorch whose headers it
+  // was compiled with; the GPUs that it was compiled for and the version of CUDA, both empty where
+  // the CUDA library is not loaded.
+  m.def("_cpu_build_info() -> (str instruction_set, str built_with_torch)");
+  m.def("_cuda_build_info() -> (str architectures, str built_with_cuda)");
+
   // padding: top, left, bottom, right. allow_tf32: float32 may be rounded to TF32, on GPUs that
   // multiply it faster.
   m.def(
@@ -137,10 +145,21 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
       "Tensor scales)");
 }
 
-PyMODINIT_FUNC PyInit__C() {
-  const atrousx::ModuleString strings[] = {
-      {"cpu_isa", atrousx::cpu_isa_name(atrousx::cpu_isa())},
-      {"built_with_torch", ATROUSX_BUILT_WITH_TORCH},
-  };
-  return atrousx::make_module("atrousx._C", strings);
+namespace atrousx {
+
+std::tuple<std::string, std::string> cpu_build_info() {
+  return {cpu_isa_name(cpu_isa()), ATROUSX_BUILT_WITH_TORCH};
+}
+
+std::tuple<std::string, std::string> no_cuda_build_info() { return {}; }
+
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
+  m.impl("_cpu_build_info", TORCH_BOX(&atrousx::cpu_build_info));
+}
+
+// The dispatcher prefers a kernel for CompositeExplicitAutograd, which the CUDA library brings.
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeImplicitAutograd, m) {
+  m.impl("_cuda_build_info", TORCH_BOX(&atrousx::no_cuda_build_info));
 }

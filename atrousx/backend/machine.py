@@ -20,7 +20,7 @@ def machine_of(device: torch.device) -> str:
         return " | ".join((properties.name, f"{multiprocessors} SM", _driver(), build()))
     threads = torch.get_num_threads()
     device_name = _cpu() if device.type == "cpu" else device.type
-    return " | ".join((device_name, str(core.cpu_isa), f"{threads} threads", build()))
+    return " | ".join((device_name, core.cpu_isa, f"{threads} threads", build()))
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def build() -> str:
 
     A library is known by its size and the time it was written at, as Python knows its own files.
     """
-    files = [Path(str(library.__file__)).stat() for library in (core, cuda) if library is not None]
+    files = [library.file.stat() for library in (core, cuda) if library is not None]
     stamps = "+".join(f"{file.st_size:x}.{file.st_mtime_ns:x}" for file in files)
     return f"torch {torch.__version__} | atrousx {__version__} {stamps}"
 

@@ -1,10 +1,17 @@
-// Import hook of atrousx._cuda; its operators register themselves in the *_cuda.cu files.
-#include "python_module.h"
+// What the CUDA library knows of itself; its operators are registered in each <operator>/cuda.
+#include <string>
+#include <tuple>
 
-PyMODINIT_FUNC PyInit__cuda() {
-  const atrousx::ModuleString strings[] = {
-      {"architectures", ATROUSX_CUDA_ARCHITECTURES},
-      {"built_with_cuda", ATROUSX_CUDA_VERSION},
-  };
-  return atrousx::make_module("atrousx._cuda", strings);
+#include <torch/csrc/stable/library.h>
+
+namespace atrousx {
+
+std::tuple<std::string, std::string> cuda_build_info() {
+  return {ATROUSX_CUDA_ARCHITECTURES, ATROUSX_CUDA_VERSION};
+}
+
+}  // namespace atrousx
+
+STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
+  m.impl("_cuda_build_info", TORCH_BOX(&atrousx::cuda_build_info));
 }

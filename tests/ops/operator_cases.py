@@ -251,6 +251,8 @@ _MAKERS: dict[str, dict[str, _Maker]] = {
         "wide": lambda n: [n.normal(16, 16, 3, 3)],
         "one element": lambda n: [n.normal(1, 1, 1, 1)],
     },
+    "_cpu_build_info": {"all": lambda n: []},
+    "_cuda_build_info": {"all": lambda n: []},
     "_set_highest_precision": {"off": lambda n: [False]},
     "_atrous_conv2d_points": {
         "wide": lambda n: [[1, 64, 9, 9], [64, 64, 3, 3], *_ROWS, True, n.dtype]

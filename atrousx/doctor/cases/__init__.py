@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import torch
 
+from ..._library import BUILD_INFO
 from ..devices import Device
 from . import convolution, lattice, mean_field, pyramid, upsampling
 from .case import DTYPES, Case, Tensors, placed, rounded
@@ -34,11 +35,11 @@ def cases(device: Device, quick: bool = False, named: Collection[str] = ()) -> l
 
 
 def operators() -> list[str]:
-    """Every operator of torch.ops.atrousx, private ones too."""
+    """Every operator of torch.ops.atrousx that computes, private ones too."""
     names = torch._C._dispatch_get_all_op_names()
     prefix = "atrousx::"
     found = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
-    return sorted(found)
+    return sorted(found - BUILD_INFO)
 
 
 def seed(case: Case) -> None:
