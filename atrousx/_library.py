@@ -44,8 +44,9 @@ def _load(file: Path, what: str) -> None:
             raise OSError(f"there is no file {file}")
         torch.ops.load_library(file)
     except OSError as error:
+        reason = error.__cause__ or error  # newer releases of torch wrap the loader's message
         raise ImportError(
-            f"atrousx could not load its {what} ({error}). Install it with 'pip install .', or "
+            f"atrousx could not load its {what} ({reason}). Install it with 'pip install .', or "
             "'pip install -e .' to run it from its source tree; it needs torch >= 2.11, this is "
             f"torch {torch.__version__}.",
             path=str(file),
