@@ -1,7 +1,7 @@
 """The lattice's operators and mean-field inference in plain PyTorch, for float64 on the CPU.
 
 PyTorch has no such operators. These share no code with the kernels: scatter, gather and sort, by
-the definitions in csrc/permutohedral/README.md and csrc/mean_field/README.md.
+the definitions in csrc/permutohedral_filter/README.md and csrc/mean_field/README.md.
 """
 
 from __future__ import annotations

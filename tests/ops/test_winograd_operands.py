@@ -1,4 +1,4 @@
-"""Errors stay below twice PyTorch's whatever the operands: Winograd's operand_check.h.
+"""Minimal filtering keeps errors below twice PyTorch's whatever the operands (operand_check.h).
 
 An error is the Euclidean norm over the whole map; its largest may be four times PyTorch's, since
 that is a matter of luck: live taps alone reach 3.5. PyTorch's counts as no less than two roundings
