@@ -12,15 +12,15 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/huge_pages.h"
+#include "cpu/lanes.h"
 #include "permutohedral_filter/lattice.h"
 
 namespace atrousx {
 
 template <typename T>
 struct RowVector {
-  // Unaligned, and free to look at elements of a plain array.
-  typedef T type __attribute__((vector_size(32), aligned(alignof(T)), may_alias));
-  static constexpr int64_t kLanes = 32 / sizeof(T);
+  static constexpr int64_t kLanes = kLanesIn<32, T>;
+  using type = Lanes<T, kLanes>;
 };
 
 template <typename T>
