@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from building import ROOT, cuda, libraries, ninja
 from setuptools import Distribution, Extension
 
 import atrousx
+from building import ROOT, cuda, libraries, ninja
 
 
 @pytest.fixture(autouse=True)
@@ -359,3 +359,13 @@ def test_the_version_is_written_once():
     found = [file.name for file in files if written.search(file.read_text(encoding="utf-8"))]
     assert found == ["_version.py"]
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", atrousx.__version__)
+
+
+def test_versions_of_the_tools_are_written_once():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (lint,) = re.findall(r"^lint = \[(.*)\]", project, re.MULTILINE)
+    for name in ("ruff", "mypy", "clang-format"):
+        assert re.search(rf'"{name}==\d+\.\d+\.\d+"', lint)
+    hooks = ROOT / ".pre-commit-config.yaml"
+    if hooks.is_file():  # not in the sdist
+        assert re.findall(r"repo: (.*)", hooks.read_text(encoding="utf-8")) == ["local"]
