@@ -34,6 +34,8 @@ from building import cuda, libraries  # noqa: E402
 class NinjaBuild(build_ext):
     """Has ninja compile the libraries. They are no modules of Python's: torch loads them."""
 
+    extensions: list[Extension]
+
     def finalize_options(self) -> None:
         super().finalize_options()
         if cuda.wanted_nvcc() is None:

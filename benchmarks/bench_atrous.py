@@ -29,6 +29,7 @@ from timing import DTYPES, CsvWriter, Peak, describe_machine
 from torch import Tensor
 
 import atrousx
+from atrousx.backend.choice import Backend
 from atrousx.doctor.layers import Layer
 from atrousx.doctor.timing import Measured, fair_settings, interleaved
 from atrousx.ops import atrous_conv2d
@@ -84,7 +85,7 @@ class Result:
 
 
 def make_inference(
-    backend: atrousx.ops.Backend, layer: Layer, tensors: Sequence[Tensor]
+    backend: Backend, layer: Layer, tensors: Sequence[Tensor]
 ) -> Callable[[], tuple[Tensor, ...]]:
     """Forward by the layer that optimize makes of an AtrousConv2d."""
     input, weight, _ = tensors
@@ -98,10 +99,10 @@ def make_inference(
         bias=False,
     )
     conv.weight.data = weight
-    fused = atrousx.optimize(torch.nn.Sequential(conv).eval())[0]
+    (fused,) = atrousx.optimize(torch.nn.Sequential(conv).eval()).children()
 
     def forward() -> tuple[Tensor, ...]:
-        before = atrousx.get_backend()
+        before: Any = atrousx.get_backend()
         atrousx.set_backend(backend)
         try:
             with torch.inference_mode():
@@ -162,7 +163,7 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
     tensors = make_tensors(layer, args)
     (elsewhere,) = (f for name, f in FORMATS.items() if name != args.memory_format)
 
-    def ours(backend: atrousx.ops.Backend) -> Callable[[], tuple[Tensor, ...]]:
+    def ours(backend: Backend) -> Callable[[], tuple[Tensor, ...]]:
         if pass_name == "inference":
             return make_inference(backend, layer, tensors)
         return make_pass(partial(atrous_conv2d, backend=backend), layer, pass_name, tensors)

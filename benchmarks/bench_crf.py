@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,13 @@ def stages(logits: Tensor, image: Tensor) -> list[Stage]:
         ("gaussian", crf.gaussian, False),
         ("bilateral", crf.bilateral, True),
     ):
+        assert kernel is not None
         features = pixel_features(guide, coloured)
         scaled = features / kernel.sigma(guide)[:, None]
         term = kernel.term(features, "symmetric")
         print(f"  {name}: {term.lattice.neighbours.shape[2]:,} vertices")
-        found.append((f"lattice, {name}", lambda scaled=scaled: build_lattice(scaled)))
-        one = [term]
-        found.append((f"iterations, {name}", lambda one=one: mean_field(flat, one, ITERATIONS)))
+        found.append((f"lattice, {name}", partial(build_lattice, scaled)))
+        found.append((f"iterations, {name}", partial(mean_field, flat, [term], ITERATIONS)))
         terms.append(term)
     found.append(("iterations, both", lambda: mean_field(flat, terms, ITERATIONS)))
     found.append(("iterations, no kernel", lambda: mean_field(flat, [], ITERATIONS)))

@@ -121,7 +121,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     kind: dict[str, Any] = {"device": device, "dtype": DTYPES[args.dtype]}
     for side in sides.values():
         # Layouts of one set of weights: the optimized model has its own copy.
-        side.to(**kind).to(memory_format=layout)
+        side.to(**kind | {"memory_format": layout})
     image = image.to(**kind).to(memory_format=layout)
     expected = sides["torch"](image)["out"].double()
     difference = max(

@@ -93,14 +93,19 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
         grad = torch.randn_like(upsampled(logits))
         moved = size_of(logits, grad)
         found += [
-            Case("bilinear", "forward", *(_bind(f, logits) for f in (ours, upsampled)),
+            Case("bilinear", "forward", _bind(ours, logits), _bind(upsampled, logits),
                  _bind(upsampled, double), moved),
-            Case("bilinear", "backward", *(gradient_of(f, logits, grad) for f in (ours, upsampled)),
+            Case("bilinear", "backward", gradient_of(ours, logits, grad),
+                 gradient_of(upsampled, logits, grad),
                  gradient_of(upsampled, double, grad.double()), moved),
         ]  # fmt: skip
     if "argmax" in operators and logits.shape[1] > 1:
+
+        def our_labels() -> Any:  # labels alone, or with their probabilities: an option says
+            return ops.upsample_argmax(logits, size)
+
         found.append(
-            Case("argmax", "forward", lambda: ops.upsample_argmax(logits, size),
+            Case("argmax", "forward", our_labels,
                  lambda: upsampled(logits).argmax(1), lambda: upsampled(double).argmax(1),
                  size_of(logits, labels))
         )  # fmt: skip
@@ -114,10 +119,10 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
 
         moved = size_of(logits, labels)
         found += [
-            Case("cross_entropy", "forward", *(_bind(f, logits) for f in (our_loss, loss)),
+            Case("cross_entropy", "forward", _bind(our_loss, logits), _bind(loss, logits),
                  _bind(loss, double), moved),
-            Case("cross_entropy", "training", *(training_of(f, logits) for f in (our_loss, loss)),
-                 training_of(loss, double), moved + size_of(logits)),
+            Case("cross_entropy", "training", training_of(our_loss, logits),
+                 training_of(loss, logits), training_of(loss, double), moved + size_of(logits)),
         ]  # fmt: skip
     if "softmax_add" in operators and logits.shape[1] > 1:
         found.append(softmax_add(logits, size))

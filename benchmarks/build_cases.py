@@ -30,7 +30,7 @@ FORMATS = ("contiguous_format", "channels_last")
 def convolution(layer: str, dtype: str, layout: str, wanted: int | None) -> Call:
     channels, outputs, taps, dilation, extent, groups = LAYERS[layer]
     sizes = [(1, channels, extent, extent), (outputs, channels // groups, taps, taps)]
-    tensors = [
+    tensors = [  # an input and a weight
         torch.randn(size).to(getattr(torch, dtype), memory_format=getattr(torch, layout))
         for size in sizes
     ]
@@ -40,7 +40,8 @@ def convolution(layer: str, dtype: str, layout: str, wanted: int | None) -> Call
     padding = dilation * (taps // 2)
     forward = partial(
         ops.atrous_conv2d,
-        *tensors,
+        tensors[0],
+        tensors[1],
         padding=padding,
         dilation=dilation,
         groups=groups,
@@ -65,12 +66,13 @@ def upsampling(what: str, dtype: str, layout: str) -> Call:
     if what == "loss grad":
         logits.requires_grad_()
         return lambda: torch.autograd.grad(ops.upsample_cross_entropy(logits, target), logits)
-    return {
+    calls: dict[str, Call] = {
         "bilinear": partial(ops.upsample_bilinear2d, logits, size),
         "argmax": partial(ops.upsample_argmax, logits, size),
         "cross_entropy": partial(ops.upsample_cross_entropy, logits, target),
         "softmax_add": partial(ops.upsample_softmax_add_, total, logits),
-    }[what]
+    }
+    return calls[what]
 
 
 def dense_crf(what: str) -> Call:

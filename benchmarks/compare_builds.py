@@ -62,7 +62,7 @@ def ask(process: subprocess.Popen[str], name: str | None = None) -> str:
         print(name, file=process.stdin, flush=True)
     answer = process.stdout.readline()
     if not answer:
-        raise SystemExit(f"the process of {process.args[3]} ended at: {name}")  # type: ignore[index]
+        raise SystemExit(f"the process of {process.args[3]} ended at: {name}")  # type: ignore[index, str-bytes-safe]
     return answer.strip()
 
 

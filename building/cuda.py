@@ -68,7 +68,7 @@ def cuda_architectures(nvcc: Path) -> list[str]:
 
 def known_codes(nvcc: Path) -> set[str]:
     """What this nvcc can compile for: sm_80, ..."""
-    command = [nvcc, "--list-gpu-code"]
+    command = [str(nvcc), "--list-gpu-code"]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 

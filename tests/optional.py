@@ -13,7 +13,7 @@ try:
     from hypothesis import strategies as st
 except ImportError:
 
-    def given(*_: Any, **__: Any) -> Callable[[Any], Any]:
+    def given(*_: Any, **__: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
         def skipped(test: Any) -> Any:
             # A function of no arguments: pytest would look for fixtures of the drawn ones' names.
             @pytest.mark.skip(reason="needs hypothesis")
@@ -24,7 +24,7 @@ except ImportError:
 
         return skipped
 
-    def settings(*_: Any, **__: Any) -> Callable[[Any], Any]:
+    def settings(*_: Any, **__: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
         return lambda test: test
 
     class _Strategies:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from atrousx.data import png
 STRIDE, BLUR, CONFIDENCE = 8, 10.0, 0.8
 ITERATIONS = (1, 5, 10)
 # The strokes miss the edges by some 15 pixels: colours weigh more than for a network's scores.
-CRF = {
+CRF: dict[str, Any] = {
     "bilateral_weight": 8.0,
     "bilateral_sigma_xy": 50.0,
     "bilateral_sigma_rgb": 8.0,
@@ -61,7 +62,9 @@ def write_indexed(path: Path, picture: data.Image, colours: int = 192) -> None:
     pixels = picture.reshape(-1, 3).astype(np.float32)
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_MAX_ITER, 12, 0)
-    _, _, centres = cv2.kmeans(pixels[::17], colours, None, stop, 1, cv2.KMEANS_PP_CENTERS)
+    # Its types know no None, its manual does: no labels to begin with.
+    begin: Any = None
+    _, _, centres = cv2.kmeans(pixels[::17], colours, begin, stop, 1, cv2.KMEANS_PP_CENTERS)
     centres = np.rint(centres).astype(np.int64)
     nearest = [
         ((part[:, None] - centres) ** 2).sum(2).argmin(1)
@@ -79,7 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default)
     args = parser.parse_args()
     found = panels(skimage.data.astronaut(), data.read_labels(COARSE))
-    small = {
+    small: dict[str, Any] = {
         caption: cv2.resize(image, (PANEL, PANEL), interpolation=cv2.INTER_AREA)
         for caption, image in found.items()
     }

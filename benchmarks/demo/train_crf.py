@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import atrousx
+from atrousx.nn.dense_crf import PairwiseKernel
 
 LABELS = 3  # background, disc, bar
 COLOURS = torch.tensor([[90.0, 110.0, 100.0], [170.0, 90.0, 80.0], [90.0, 100.0, 180.0]])
@@ -74,6 +75,7 @@ def fit(steps: int, size: tuple[int, int] = (24, 32), report: int = 0) -> dict[s
         before, after = history["accuracy"]
         print(f"accuracy on other pictures: {before:.2%} before, {after:.2%} after training")
         for name, kernel in crf.named_children():
+            assert isinstance(kernel, PairwiseKernel)
             sigma = ", ".join(f"{s:.3g}" for s in kernel.log_sigma.exp().tolist())
             print(f"{name}: weight {kernel.weight.item():.3g}, sigmas {sigma}")
     return history

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 import atrousx
-from atrousx.backend.choice import is_channels_last, torch_computes
+from atrousx.backend.choice import torch_computes
+from atrousx.backend.geometry import is_channels_last
 from atrousx.backend.rule import Problem, torch_is_faster
 from atrousx.ops import atrous_conv2d
 

@@ -26,7 +26,9 @@ def folders(tmp_path: Path) -> Path:
         (tmp_path / name).mkdir()
     for name, width in (("one", 30), ("two", 24)):
         labels = np.repeat([0, 1, 2], width // 3)[None].repeat(20, 0).astype(np.uint8)
-        image = labels[..., None] * np.uint8([90, 40, 0]) + random.integers(0, 30, (20, width, 3))
+        image = labels[..., None] * np.array([90, 40, 0], np.uint8) + random.integers(
+            0, 30, (20, width, 3)
+        )
         scores = (labels[::2, ::2] == np.arange(LABELS)[:, None, None]) + random.normal(
             0, 0.8, (LABELS, 10, width // 2)
         )

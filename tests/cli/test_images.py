@@ -116,7 +116,9 @@ def test_image_is_red_green_blue(tmp_path: Path):
     image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
     write_image(tmp_path / "rgb.png", image)
     assert np.array_equal(read_image(tmp_path / "rgb.png"), image)
-    assert cv2.imread(str(tmp_path / "rgb.png"))[0, 0].tolist() == [0, 0, 255]
+    read = cv2.imread(str(tmp_path / "rgb.png"))
+    assert read is not None
+    assert read[0, 0].tolist() == [0, 0, 255]
     cv2.imwrite(str(tmp_path / "grey.png"), np.array([[5]], np.uint8))
     assert read_image(tmp_path / "grey.png").tolist() == [[[5, 5, 5]]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,7 +174,8 @@ def test_bilateral_features_put_the_channels_last():
     assert np.array_equal(features[3], image[:, 1].reshape(-1) / 2)
 
 
-D2 = dcrf.DenseCRF2D(4, 3, 2)
+# Also given what no type allows, to see it refused.
+D2: Any = dcrf.DenseCRF2D(4, 3, 2)
 U, RGB = np.zeros((2, 12), np.float32), np.zeros((3, 4, 3), np.uint8)
 
 
@@ -201,7 +203,7 @@ U, RGB = np.zeros((2, 12), np.float32), np.zeros((3, 4, 3), np.uint8)
         (lambda: D2.stepInference(U[:1]), ValueError, r"Q must be a float32 array \(2, 12\)"),
         (lambda: D2.klDivergence(None), ValueError, "got NoneType"),
         (lambda: dcrf.DenseCRF(0, 2), ValueError, "nvar must be at least 1, got 0"),
-        (lambda: dcrf.DenseCRF2D(3, 2.0, 2), TypeError, "h must be an int, got float"),
+        (lambda: type(D2)(3, 2.0, 2), TypeError, "h must be an int, got float"),
         (lambda: utils.unary_from_labels(U, 2, 1.0), AssertionError, "gt_prob must lie"),
         (lambda: utils.unary_from_labels(np.full(2, 3), 2, 0.5), IndexError, "must lie below 3"),
         (lambda: utils.unary_from_softmax(U, 2), AssertionError, "scale must lie in"),

@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.emulator.build import ROOT, build_device
+from building import ROOT
+from tests.emulator.build import build_device
 
 FOLDER = ROOT / "build" / "emulated-device-coverage"
 CSRC = ROOT / "csrc"

@@ -15,15 +15,20 @@ import re
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.testing._internal.optests import generate_tests
 from torch.utils._pytree import tree_leaves
+from torch.utils.backend_registration import (
+    generate_methods_for_privateuse1_backend,
+    rename_privateuse1_backend,
+)
 
 import atrousx
 from atrousx import _library
-from tests.emulator.build import ROOT, build_device
+from building import ROOT
+from tests.emulator.build import build_device
 
 NAME = "emulated"
 
@@ -82,7 +87,7 @@ class EmulatedDevice:
 
 def _module() -> types.ModuleType:
     """What PyTorch asks of ``torch.<device type>``."""
-    module = types.ModuleType(f"torch.{NAME}")
+    module: Any = types.ModuleType(f"torch.{NAME}")
     module.is_available = lambda: True
     module.device_count = lambda: 1
     module.current_device = lambda: 0
@@ -95,7 +100,7 @@ def _module() -> types.ModuleType:
     module.get_rng_state = lambda device=None: torch.get_rng_state()
     module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
-    return module
+    return cast(types.ModuleType, module)
 
 
 def registers_of_kernels() -> dict[str, int]:
@@ -124,13 +129,12 @@ def _check_of_other_devices(check: Callable[..., None]) -> Callable[..., None]:
 def add_device() -> EmulatedDevice:
     """Makes the device, once in a process."""
     assert atrousx.ops  # every operator is registered
-    torch.utils.rename_privateuse1_backend(NAME)
+    rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     device = EmulatedDevice(build_device(os.environ.get("ATROUSX_EMULATED_DEVICE", "plain")))
-    generate_tests.autograd_registration_check = _check_of_other_devices(
-        generate_tests.autograd_registration_check
-    )
-    torch.utils.generate_methods_for_privateuse1_backend(unsupported_dtype=[])
+    checks: Any = generate_tests
+    checks.autograd_registration_check = _check_of_other_devices(checks.autograd_registration_check)
+    generate_methods_for_privateuse1_backend(unsupported_dtype=[])
     _library.add_gpu_type(NAME, "PrivateUse1")
     for kernel, count in registers_of_kernels().items():
         device.set_registers(kernel, count)

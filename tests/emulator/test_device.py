@@ -11,7 +11,7 @@ import textwrap
 import pytest
 import torch
 
-from tests.emulator.build import ROOT
+from building import ROOT
 from tests.emulator.device import NAME
 
 pytestmark = pytest.mark.emulated

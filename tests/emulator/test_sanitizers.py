@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.emulator.build import ROOT
+from building import ROOT
 
 pytestmark = pytest.mark.emulated
 # The executor's tests, and every operator in every dtype on its small cases.

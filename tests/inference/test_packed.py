@@ -84,7 +84,7 @@ def by_storage(layer):
 
 
 def by_dlpack(layer):
-    torch.from_dlpack(layer.weight.detach()).data.mul_(2)
+    torch.utils.dlpack.from_dlpack(layer.weight.detach()).data.mul_(2)
 
 
 def by_swap(layer):
@@ -150,7 +150,7 @@ HOLDERS = {
     "a state": (lambda layer: layer.state_dict(), lambda held: held["weight"].data.mul_(2)),
     "a capsule": (
         lambda layer: layer.weight.__dlpack__(),
-        lambda held: torch.from_dlpack(_Capsule(held)).mul_(2),
+        lambda held: torch.utils.dlpack.from_dlpack(_Capsule(held)).mul_(2),
     ),
 }
 

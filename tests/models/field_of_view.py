@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,18 +16,18 @@ class _Mean(nn.Module):
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
-        self.dense = isinstance(pool, DensePool2x2)
         self.pool = pool
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dense:
+        if isinstance(self.pool, DensePool2x2):
             kernel, stride, rate = 2, 1, self.pool.rate
             before = rate // 2
             input = F.pad(input, (before, rate - before, before, rate - before))
             padding = 0
         else:
-            kernel, stride, rate = self.pool.kernel_size, self.pool.stride, 1
-            padding = self.pool.padding
+            assert isinstance(self.pool, nn.MaxPool2d)
+            kernel, stride, rate = cast(int, self.pool.kernel_size), cast(int, self.pool.stride), 1
+            padding = cast(int, self.pool.padding)
         ones = torch.ones(1, 1, kernel, kernel, dtype=input.dtype)
         return F.conv2d(input, ones, stride=stride, padding=padding, dilation=rate)
 

@@ -1,6 +1,7 @@
 """set_output_stride: the same weights, denser features that contain the sparser ones."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def test_the_cascade_obeys_the_law_too():
 
 
 def rates(model: DeepLabV3):
-    aspp = [branch[0].dilation[0] for branch in model.classifier[0].convs[1:-1]]
+    classifier: Any = model.classifier
+    aspp = [branch[0].dilation[0] for branch in classifier[0].convs[1:-1]]
     units = [[unit.rate for unit in stage] for stage in model.backbone.stages()]
     return units[2:], aspp
 

@@ -7,7 +7,7 @@ all of them and by position, the same numbers on every device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,7 @@ def registered_operators() -> list[str]:
 
 
 def cases(name: str) -> list[Case]:
+    dtypes: tuple[torch.dtype, ...]
     dtypes = LATTICE if name.startswith(("_permutohedral", "_mean_field")) else FLOATING
     if name == "_atrous_conv2d_suits_filters":  # minimal filtering serves no others
         dtypes = (torch.float32, torch.float16, torch.bfloat16)
@@ -221,7 +222,9 @@ _FIELDS = {
 _Maker = Callable[[Numbers], Sequence[Any]]
 
 
-def _table(make: Callable[..., Sequence[Any]], rows: dict[str, Sequence[Any]]) -> dict[str, _Maker]:
+def _table(
+    make: Callable[..., Sequence[Any]], rows: Mapping[str, Sequence[Any]]
+) -> dict[str, _Maker]:
     return {label: lambda n, row=row: make(n, *row) for label, row in rows.items()}  # type: ignore[misc]
 
 
@@ -234,7 +237,7 @@ _MAKERS: dict[str, dict[str, _Maker]] = {
     },
     "_measured_conv2d": _table(_convolution, _CONVOLUTIONS),
     "_atrous_conv2d_algorithm": {
-        f"pass {number}": lambda n, number=number: [
+        f"pass {number}": lambda n, number=number: [  # type: ignore[misc]
             n.normal(1),
             number,
             [1, 64, 9, 9],
@@ -284,7 +287,7 @@ _MAKERS: dict[str, dict[str, _Maker]] = {
         "one element": lambda n: [n.normal(1, 1, 1, 1), [1, 1], True, True, False],
     },
     "_upsample_softmax_add_": {
-        label: lambda n, size=size: [
+        label: lambda n, size=size: [  # type: ignore[misc]
             torch.zeros(size[0], size[1], 7, 11, dtype=n.sums).to(n.device),
             n.normal(*size),
             0.5,

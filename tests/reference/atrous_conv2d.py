@@ -59,8 +59,8 @@ def forward(
     y = np.zeros((len(x), groups, w.shape[1], *output))
     for oh, ow, kh, kw, ih, iw in _taps(size, output, taps, stride, sides, dilation):
         y[..., oh, ow] += np.einsum("ngc,gkc->ngk", x[..., ih, iw], w[..., kh, kw])
-    y = y.reshape(len(x), len(weight), *output)
-    return y if bias is None else y + bias[:, None, None]
+    joined = y.reshape(len(x), len(weight), *output)
+    return joined if bias is None else joined + bias[:, None, None]
 
 
 def backward_input(

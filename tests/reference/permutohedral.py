@@ -91,7 +91,7 @@ class Lattice:
                 for vertex, centre in grid.items()
             }
         scale = 1.0 / (1.0 + 2.0**-self.dims)
-        rows = [sum(w * grid[v] for v, w in simplex) for simplex in self.simplices]
+        rows = [sum((w * grid[v] for v, w in simplex), nothing) for simplex in self.simplices]
         return scale * np.reshape(rows, values.shape)
 
 
