@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def _decide(
     still = deterministic or capturing or not plain
     with lock:
         _read_cache(operands.input.device)
-        choice = table.find(geometry)
+        choice = table.decide(geometry)
         if (choice is None or not choice.verified) and not still:
             choice = _measured(geometry, operands, choice)
         who = NATIVE if native_of(choice) else TORCH
@@ -143,6 +144,12 @@ def keep(geometry: Geometry, choice: Choice) -> Choice:
     table.put(geometry, choice)
     _decided.clear()
     return choice
+
+
+def replace(choices: Iterable[tuple[Geometry, Choice]]) -> None:
+    """Puts choices in the place of all that is known of their layers, the lock being held."""
+    table.replace(choices)
+    _decided.clear()
 
 
 def forget() -> None:

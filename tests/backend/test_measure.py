@@ -184,12 +184,12 @@ def test_the_nearest_measured_size_decides_after_a_few(clock, used):
         convolve(torch.randn(1, 4, size, size), w)
         assert used == expected, size
         used.clear()
-    assert len(list(measuring.table)) == FEW
+    assert [choice.source for _, choice in measuring.table] == ["measured"] * FEW + ["nearest"] * 5
     # A batch counts as so many more pixels; another layer is measured by itself.
     convolve(torch.randn(16, 4, 8, 8), w)
     assert used == [FORWARD]
     convolve(torch.randn(1, 4, 9, 9), torch.randn(8, 2, 3, 3))
-    assert len(list(measuring.table)) == FEW + 1
+    assert [choice.source for _, choice in measuring.table][-1] == "measured"
 
 
 def test_a_kernel_wrong_at_one_size_is_used_at_no_size_that_was_not_compared(monkeypatch, clock):
@@ -271,3 +271,44 @@ def test_a_long_call_that_is_clearly_slower_is_timed_once(monkeypatch):
     times = iter([1.0, 3.0])
     monkeypatch.setattr(trial, "seconds_of", lambda call, like: next(times))
     assert trial.faster("a", "b", torch.empty(0)) == (1.0, 3.0)
+
+
+def test_a_size_found_wrong_takes_back_what_the_nearest_decided(clock):
+    w = torch.randn(6, 2, 3, 3)
+    for size in (8, 16, 32, 64, 9):
+        convolve(torch.randn(1, 4, size, size), w)
+    (near,) = (g for g, c in measuring.table if c.source == "nearest")
+    found, choice = next((g, c) for g, c in measuring.table if c.source == "measured")
+    measuring.keep(found, choice._replace(native=False, agrees=False))
+    assert not measuring.choice_of(near, torch.device("cpu")).native
+    assert near not in dict(measuring.table)  # explain asks, and keeps nothing
+
+
+def test_a_layer_keeps_so_many_decisions_and_takes_the_rest_alike(monkeypatch, clock, used):
+    monkeypatch.setattr(table, "MOST_NEAREST", 2)
+    w = torch.randn(6, 2, 3, 3)
+    for size in (8, 16, 32, 64, 9, 10, 11, 12):
+        convolve(torch.randn(1, 4, size, size), w)
+    assert len(list(measuring.table)) == FEW + 2
+    assert used[-4:] == [FORWARD] * 4
+
+
+@pytest.mark.parametrize("capturing", [None, 0, 1])
+def test_a_capture_is_seen_on_the_tensors_device_and_the_current_one(monkeypatch, capturing):
+    current = [0]
+
+    class On:
+        def __init__(self, device):
+            self.index = torch.device(device).index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[-1] == capturing)
+    assert machine.is_capturing(torch.device("cuda:1")) == (capturing is not None)
+    assert machine.is_capturing(torch.device("cuda:0")) == (capturing == 0)
+    assert not machine.is_capturing(torch.device("cpu"))
