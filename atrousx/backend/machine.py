@@ -23,6 +23,19 @@ def machine_of(device: torch.device) -> str:
     return " | ".join((device_name, core.cpu_isa, f"{threads} threads", build()))
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured from a device's calls: nothing can be waited for then.
+
+    Or from those of the current device, which forbids to wait for any other.
+    """
+    if device.type != "cuda":
+        return False
+    if torch.cuda.is_current_stream_capturing():
+        return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
 @functools.cache
 def build() -> str:
     """The libraries whose kernels are compared: another build's may be wrong where these are not.

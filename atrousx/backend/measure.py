@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .cache import read, write
-from .geometry import FORWARD, Geometry, Operands, Options, geometry_of
-from .machine import machine_of
+from .geometry import FORWARD, PLAIN, Geometry, Operands, Options, geometry_of
+from .machine import is_capturing, machine_of
 from .precision import get_precision
 from .table import Choice, Table
 from .trial import try_both
@@ -88,7 +88,7 @@ def _decide(
 ) -> int:
     geometry = geometry_of(pass_, operands, options, ending)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    capturing = _captured(operands.input)
+    capturing = is_capturing(operands.input.device)
     plain = _plain(operands)
     if plain and operands.input.numel() == 0:
         return NATIVE  # nothing to multiply, and nothing to time
@@ -111,11 +111,6 @@ def native_of(choice: Choice | None) -> bool:
     if choice is None or not choice.verified:
         return False
     return choice.agrees if torch.are_deterministic_algorithms_enabled() else choice.native
-
-
-def _captured(like: Tensor) -> bool:
-    """Whether the call goes into a CUDA graph, where nothing can be waited for."""
-    return like.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _plain(operands: Operands) -> bool:

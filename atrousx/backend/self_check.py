@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .._library import assume_constant_result, is_gpu
+from .machine import is_capturing
 
 ENVIRONMENT = "ATROUSX_SELF_CHECK"
 
@@ -83,7 +84,7 @@ def _look(key: tuple[str, torch.dtype, torch.device]) -> None:
     if os.environ.get(ENVIRONMENT) == "0":
         _found[key] = None
         return
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if is_capturing(device):
         # Nothing can be read back meanwhile; the next call outside will look.
         if name not in _unchecked:
             _unchecked.add(name)

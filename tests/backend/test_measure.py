@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import atrousx
+from atrousx.backend import machine, passes, table, trial
 from atrousx.backend import measure as measuring
 from atrousx.backend import trial
 from atrousx.backend.geometry import FORWARD, FUSED, GRAD_INPUT, GRAD_WEIGHT, PASSES

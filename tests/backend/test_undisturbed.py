@@ -44,14 +44,14 @@ def test_deterministic_mode_measures_nothing(clock, used):
 def test_a_captured_call_measures_nothing_and_decides_nothing(monkeypatch, clock, used):
     x, w, b = operands()
     with monkeypatch.context() as patched:
-        patched.setattr(measuring, "_captured", lambda like: True)
+        patched.setattr(measuring, "is_capturing", lambda device: True)
         step(x, w, b)
         assert used == []
         assert not choices()
     step(x, w, b)
     assert choices().keys() == set(PASSES)
     used.clear()
-    monkeypatch.setattr(measuring, "_captured", lambda like: True)
+    monkeypatch.setattr(measuring, "is_capturing", lambda device: True)
     step(x, w, b)
     assert used == list(PASSES)
 
