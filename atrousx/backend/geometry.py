@@ -31,7 +31,7 @@ class Geometry(NamedTuple):
     """All that a choice depends on."""
 
     pass_: str
-    device: str  # "cpu", at which precision, or a GPU's name
+    device: str  # a GPU's name, or the CPU with so many threads, at which precision
     dtype: str
     input: tuple[int, int, int, int]  # [N, C, H, W]
     weight: tuple[int, int, int, int]  # [K, C / groups, KH, KW]
@@ -132,12 +132,15 @@ def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = 
 
 
 def device_name(device: torch.device) -> str:
-    """What tells devices apart that may choose differently: equal GPUs are one, and the CPU's
-    kernels are others at the highest precision."""
+    """What tells devices apart that may choose differently: equal GPUs are one; the CPU is another
+    with other threads, and its kernels are others at the highest precision."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    exact = device.type == "cpu" and get_precision() == "highest"
-    return "cpu at the highest precision" if exact else device.type
+    if device.type != "cpu":
+        return device.type
+    threads = torch.get_num_threads()
+    exact = " at the highest precision" if get_precision() == "highest" else ""
+    return f"cpu with {threads} thread{'s'[: threads > 1]}{exact}"
 
 
 def _hints(extents: Sequence[int]) -> Any:

@@ -156,18 +156,20 @@ def forget() -> None:
         _unwritten.clear()
 
 
-# The file is read once for each device, and written once a second, at most, and at the end.
-_read: set[torch.device] = set()
+# The file is read once for each machine that this one has been, which other numbers of threads make
+# it, and written once a second, at most, and at the end.
+_read: set[str] = set()
 _unwritten: dict[str, dict[str, list[object]]] = {}
 _SECONDS_BETWEEN = 1.0
 _written_at = 0.0
 
 
 def _read_cache(device: torch.device) -> None:
-    if device in _read:
+    machine = machine_of(device)
+    if machine in _read:
         return
-    _read.add(device)
-    for text, numbers in read(machine_of(device)).items():
+    _read.add(machine)
+    for text, numbers in read(machine).items():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             table.add(Geometry.parse(text), Choice.of_numbers(numbers, "cached"))
 

@@ -169,7 +169,70 @@ def test_the_highest_precision_is_measured_by_itself(clock, used):
     finally:
         atrousx.set_precision("default")
     kept = {g.device: choice.native for g, choice in measuring.table if g.pass_ == FORWARD}
-    assert kept == {"cpu": True, "cpu at the highest precision": False}
+    here = device_name(x.device)
+    assert kept == {here: True, f"{here} at the highest precision": False}
+
+
+def test_other_threads_are_measured_anew(clock, used):
+    x, w, b = (t.detach() for t in operands())
+    threads = torch.get_num_threads()
+    convolve(x, w, b)
+    clock["native"] = 9.0
+    try:
+        torch.set_num_threads(threads + 1)
+        convolve(x, w, b)
+        used.clear()
+        convolve(x, w, b)
+        assert used == []
+    finally:
+        torch.set_num_threads(threads)
+    convolve(x, w, b)
+    assert used == [FORWARD]
+    assert len({geometry.device for geometry, _ in measuring.table}) == 2
+
+
+# Views of a map that lie in memory otherwise than a new one.
+VIEWS = {
+    "columns": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "a crop": lambda x: F.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2],
+    "one number on": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    "expanded": lambda x: x[:1].expand_as(x),
+    "transposed": lambda x: x.mT.contiguous().mT,
+}
+
+
+def lies_otherwise(tensor):
+    strided = not (tensor.is_contiguous() or is_channels_last(tensor))
+    return strided or tensor.data_ptr() % 16 != 0
+
+
+@pytest.mark.parametrize(
+    ("view", "place"), [*itertools.product(VIEWS, (0, 1)), ("one number on", 2)]
+)
+def test_a_kernel_that_is_wrong_on_views_alone_is_found_out(monkeypatch, clock, used, view, place):
+    right = passes._forward
+
+    def wrong_on_views(*tensors_and_options):
+        return right(*tensors_and_options) + any(map(lies_otherwise, tensors_and_options[:3]))
+
+    monkeypatch.setattr(passes, "_forward", wrong_on_views)
+    given = [t.detach() for t in operands()]
+    convolve(*given)
+    assert choices()[FORWARD].agrees
+    given[place] = VIEWS[view](given[place])
+    assert lies_otherwise(given[place])
+    with pytest.warns(RuntimeWarning, match=rf"differ by .*, {Operands._fields[place]} .*\. PyTor"):
+        result = convolve(*given)
+    torch.testing.assert_close(result, F.conv2d(*given, padding=2, dilation=2, groups=2))
+    assert [choice.agrees for _, choice in measuring.table] == [True, False]
+
+
+def test_sizes_of_a_view_are_those_of_one_layer(clock):
+    w = torch.randn(6, 2, 3, 3)
+    for size in (8, 16, 32, 64, 9):
+        convolve(torch.randn(1, 4, size, 2 * size)[..., ::2], w)
+    sources = [choice.source for _, choice in measuring.table]
+    assert sources == ["measured"] * FEW + ["nearest"]
 
 
 def test_the_nearest_measured_size_decides_after_a_few(clock, used):
