@@ -12,7 +12,7 @@ from typing import Any
 
 ENVIRONMENT = "ATROUSX_CACHE"
 _FILE = "choices.json"
-_FORMAT = 1
+_FORMAT = 2
 
 # By machine, then by geometry: a choice's numbers.
 Entries = dict[str, dict[str, Any]]

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from ..ops._check import FLOATING
 from ..ops._geometry import Padding, positive_pair, sides_of
 from .choice import allows_tf32
-from .geometry import PASSES, Geometry, Operands, Options, device_name, geometry_of
+from .geometry import (
+    PASSES,
+    Geometry,
+    Operands,
+    Options,
+    device_name,
+    geometry_of,
+    in_room,
+    room_like,
+)
 
 
 class ConvOptions(TypedDict, total=False):
@@ -99,9 +108,9 @@ def _device(options: ConvOptions) -> torch.device:
 
 
 def _input(input: Tensor | Sequence[int], options: ConvOptions, channels: int) -> Tensor:
-    """The map, four-dimensional."""
+    """The map, four-dimensional, as it lies in memory."""
     if isinstance(input, Tensor):
-        given = torch.empty_like(input, device="meta")
+        given = in_room(room_like(input, torch.device("meta")), input)
         return given if given.dim() == 4 else given[None]
     sizes = tuple(input) if isinstance(input, Sequence) else ()
     if len(sizes) == 2:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._taps import output_size
 from .precision import get_precision
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, FUSED = "forward", "grad-input", "grad-weight", "fused forward"
 PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT)
+# Tensors that are what they seem.
+PLAIN = (Tensor, nn.Parameter)
 
 
 class Options(NamedTuple):
@@ -25,6 +27,23 @@ class Options(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     allow_tf32: bool
+
+
+# Bytes: what vector loads are aligned to.
+_ALIGNMENT = 16
+
+
+class View(NamedTuple):
+    """An operand that does not lie in memory as a new tensor does."""
+
+    place: int  # among the operands
+    offset: int  # bytes that it begins behind a multiple of 16
+    strides: tuple[int, ...] = ()  # where it has gaps, or repeats its numbers
+
+    @property
+    def kind(self) -> View:
+        """The same for all sizes of the map."""
+        return self._replace(strides=tuple(min(stride, 1) for stride in self.strides))
 
 
 class Geometry(NamedTuple):
@@ -38,11 +57,13 @@ class Geometry(NamedTuple):
     options: Options
     channels_last: tuple[bool, ...]  # of input, weight and, in a gradient, grad_output
     ending: str = ""  # of the fused forward: what its store does, too
+    views: tuple[View, ...] = ()
 
     @property
     def layer(self) -> Geometry:
         """The same for all batches and sizes of the map."""
-        return self._replace(input=(0, self.input[1], 0, 0))
+        views = tuple(view.kind for view in self.views)
+        return self._replace(input=(0, self.input[1], 0, 0), views=views)
 
     @property
     def pixels(self) -> int:
@@ -72,14 +93,15 @@ class Geometry(NamedTuple):
     @staticmethod
     def parse(text: str) -> Geometry:
         """What ``text`` wrote; ValueError, TypeError or KeyError where it is something else."""
-        pass_, device, dtype, input, weight, options, formats, ending = json.loads(text)
+        pass_, device, dtype, input, weight, options, formats, ending, views = json.loads(text)
         stride, sides, dilation, groups, allow_tf32 = options
         lists = (input, weight, stride, sides, dilation)
         if [len(numbers) for numbers in lists] != [4, 4, 2, 4, 2] or pass_ not in (*PASSES, FUSED):
             raise ValueError(f"not a geometry: {text}")
         known = Options(tuple(stride), tuple(sides), tuple(dilation), groups, allow_tf32)
         sizes = (tuple(input), tuple(weight))
-        return Geometry(pass_, device, dtype, *sizes, known, tuple(formats), ending)
+        known_views = tuple(View(place, offset, tuple(strides)) for place, offset, strides in views)
+        return Geometry(pass_, device, dtype, *sizes, known, tuple(formats), ending, known_views)
 
     def words(self) -> str:
         outputs, channels, *taps = self.weight
@@ -91,7 +113,14 @@ class Geometry(NamedTuple):
             f"{outputs} channels, groups {groups}, stride {stride}, padding {sides}, dilation "
             f"{dilation}, on {batch} x {height}x{width}"
             f"{' channels_last' if self.channels_last[0] else ''}, {self.dtype}, {self.device}"
+            f"{''.join(map(_view_words, self.views))}"
         )
+
+
+def _view_words(view: View) -> str:
+    strides = f" of strides {view.strides}" if view.strides else ""
+    offset = f" {view.offset} bytes behind a multiple of {_ALIGNMENT}" if view.offset else ""
+    return f", {Operands._fields[view.place]}{strides}{offset}"
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -118,6 +147,7 @@ class Operands(NamedTuple):
 def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = "") -> Geometry:
     input, weight, _, grad, _ = operands
     given = (input, weight) if grad is None else (input, weight, grad)
+    views = (_view_of(place, t) for place, t in enumerate(operands) if t is not None)
     formats = (_is_channels_last(_hints(t.shape), _hints(t.stride())) for t in given)
     return Geometry(
         pass_,
@@ -128,7 +158,55 @@ def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = 
         options,
         tuple(formats),
         ending,
+        tuple(view for view in views if view is not None),
     )
+
+
+def alignment(tensor: Tensor) -> int:
+    """How many bytes a tensor begins behind a multiple of 16."""
+    return tensor.data_ptr() % _ALIGNMENT
+
+
+def room_like(tensor: Tensor, device: torch.device) -> Tensor:
+    """Memory that :func:`in_room` lays a tensor of these sizes, strides and alignment in."""
+    span = 0
+    if tensor.numel() > 0:
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        span = 1 + sum((extent - 1) * stride for extent, stride in steps)
+    return torch.empty(_first(tensor) + span, dtype=tensor.dtype, device=device)
+
+
+def in_room(room: Tensor, tensor: Tensor) -> Tensor:
+    return room.as_strided(tensor.shape, tensor.stride(), _first(tensor))
+
+
+def _first(tensor: Tensor) -> int:
+    return alignment(tensor) // tensor.itemsize
+
+
+def _view_of(place: int, tensor: Tensor) -> View | None:
+    size, strides = _hints(tensor.shape), _hints(tensor.stride())
+    dense = math.prod(size) == 0 or any(_is_dense(size, strides, order) for order in _orders(size))
+    if type(tensor) in PLAIN and not tensor.is_meta:
+        offset = alignment(tensor)
+    else:  # what stands for a tensor has no memory; PyTorch's begin at a multiple of 16
+        (first,) = _hints((tensor.storage_offset(),))
+        offset = first * tensor.itemsize % _ALIGNMENT
+    return None if dense and offset == 0 else View(place, offset, () if dense else strides)
+
+
+def _orders(size: Sequence[int]) -> Sequence[Sequence[int]]:
+    """The dimensions of a new tensor's formats, innermost first."""
+    return ((3, 2, 1, 0), (1, 3, 2, 0)) if len(size) == 4 else (range(len(size))[::-1],)
+
+
+def _is_dense(size: Sequence[int], strides: Sequence[int], order: Sequence[int]) -> bool:
+    expected = 1
+    for dimension in order:
+        if size[dimension] != 1 and strides[dimension] != expected:
+            return False
+        expected *= size[dimension]
+    return True
 
 
 def device_name(device: torch.device) -> str:
@@ -143,7 +221,7 @@ def device_name(device: torch.device) -> str:
     return f"cpu with {threads} thread{'s'[: threads > 1]}{exact}"
 
 
-def _hints(extents: Sequence[int]) -> Any:
+def _hints(extents: Sequence[int | torch.SymInt]) -> Any:
     """Sizes, or what a compiler that traces them takes for their usual values, without a guard."""
     return tuple(
         (extent.node.hint if extent.node.has_hint() else 0)

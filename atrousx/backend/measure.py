@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
 
 from .cache import read, write
 from .geometry import FORWARD, PLAIN, Geometry, Operands, Options, geometry_of
@@ -32,7 +31,6 @@ NATIVE, TORCH, TORCH_THROUGHOUT, TORCH_FOR_WEIGHT = range(4)
 # What was decided, by all that a call knows: quicker to look up than a geometry is to make.
 _decided: dict[tuple[object, ...], int] = {}
 _MOST_DECIDED = 8192
-_PLAIN = (Tensor, nn.Parameter)
 
 
 def runs_natively(pass_: str, operands: Operands, options: Options, ending: str = "") -> bool:
@@ -47,9 +45,8 @@ def who_computes(pass_: str, operands: Operands, options: Options, ending: str =
     return _decide(pass_, operands, options, ending, key) if found is None else found
 
 
-def note_torch_throughout(operands: Operands, options: Options, of_input: bool) -> None:
+def note_torch_throughout(forward: Operands, options: Options, of_input: bool) -> None:
     """Says that PyTorch's convolution computes all passes, gradients of the input or without."""
-    forward = operands._replace(grad_output=None)
     key = _key(FORWARD, forward, options, "")
     # What a new choice has cleared is looked up by the next forward, and noted after it.
     if key is not None and _decided.get(key) in (TORCH, TORCH_FOR_WEIGHT):
@@ -60,23 +57,25 @@ def _key(
     pass_: str, operands: Operands, options: Options, ending: str
 ) -> tuple[object, ...] | None:
     """All that a call knows; None for tensors that something traces."""
-    input, weight, _, grad, _ = operands
-    if torch._C._len_torch_dispatch_stack() or type(input) not in _PLAIN:
+    if torch._C._len_torch_dispatch_stack():
         return None
-    return (
-        pass_,
-        options,
-        input.shape,
-        input.stride(),
-        weight.shape,
-        weight.stride(),
-        None if grad is None else grad.stride(),
-        input.dtype,
-        input.device,
+    key: list[object] = [pass_, options, ending]
+    for tensor in operands:
+        if tensor is None:
+            key.append(None)
+        elif type(tensor) in PLAIN:
+            # By hand: to call alignment() takes as long as all the rest.
+            key += (tensor.shape, tensor.stride(), tensor.data_ptr() & 15)
+        else:
+            return None
+    key += (
+        operands.input.dtype,
+        operands.input.device,
         torch._C._get_deterministic_algorithms(),
         get_precision(),
-        ending,
+        torch.get_num_threads(),
     )
+    return tuple(key)
 
 
 def _decide(
@@ -119,7 +118,7 @@ def _plain(operands: Operands) -> bool:
         not torch._C._len_torch_dispatch_stack()
         and not torch.compiler.is_compiling()
         and not operands.input.is_meta
-        and all(type(t) in _PLAIN for t in operands if t is not None)
+        and all(type(t) in PLAIN for t in operands if t is not None)
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .accuracy import Agreement, compare
-from .geometry import Geometry, Operands
+from .geometry import Geometry, Operands, in_room, room_like
 from .passes import Call, native_pass, torch_pass
 from .table import Choice
 
@@ -116,21 +116,22 @@ def _undisturbed(like: Tensor) -> Iterator[None]:
 
 
 def _made_like(geometry: Geometry, operands: Operands) -> Operands:
-    """Numbers of mean 0, in the caller's sizes and strides, whose result is about 1."""
+    """Numbers of mean 0 whose result is about 1, in the caller's sizes, strides and alignment."""
     size = max(1, geometry.terms) ** -0.25
     made = (None if t is None else _filled(t, size, n) for n, t in enumerate(operands))
     return Operands(*made)  # type: ignore[arg-type]
 
 
 def _filled(like: Tensor, size: float, place: int) -> Tensor:
-    made = torch.empty_like(like, requires_grad=False)
-    flat = made.as_strided((made.numel(),), (1,))
+    """A tensor that lies in memory as ``like`` does, gaps and all: a kernel may be wrong on views
+    alone. What lies in the gaps is none of its numbers."""
+    flat = room_like(like, like.device)
     # No two operands are made of the same numbers.
     numbers = (_numbers(like.device).roll(997 * place) * size).to(like.dtype)
     whole = flat.numel() - flat.numel() % len(numbers)
     flat[:whole].view(-1, len(numbers)).copy_(numbers)
     flat[whole:].copy_(numbers[: flat.numel() - whole])
-    return made
+    return in_room(flat, like)
 
 
 @functools.lru_cache(maxsize=16)

@@ -85,6 +85,7 @@ class _Measured(torch.autograd.Function):
     ) -> Tensor:
         ctx.options = options
         ctx.save_for_backward(input, weight)
+        ctx.bias = None if bias is None else bias.detach()  # to name the forward by
         return _forward(input, weight, bias, options, who)
 
     @staticmethod
@@ -100,7 +101,8 @@ class _Measured(torch.autograd.Function):
         if of_input or of_weight:
             to_input, to_weight = gradients_by_torch(operands, ctx.options, of_input, of_weight)
             if of_weight and not own_input:
-                note_torch_throughout(operands, ctx.options, needs_input)
+                forward = Operands(input, weight, ctx.bias)
+                note_torch_throughout(forward, ctx.options, needs_input)
         if own_input:
             to_input = gradient_of_input(operands, ctx.options)
         if own_weight:

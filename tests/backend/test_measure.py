@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -11,8 +12,16 @@ import torch.nn.functional as F
 import atrousx
 from atrousx.backend import machine, passes, table, trial
 from atrousx.backend import measure as measuring
-from atrousx.backend import trial
-from atrousx.backend.geometry import FORWARD, FUSED, GRAD_INPUT, GRAD_WEIGHT, PASSES
+from atrousx.backend.geometry import (
+    FORWARD,
+    FUSED,
+    GRAD_INPUT,
+    GRAD_WEIGHT,
+    PASSES,
+    Operands,
+    device_name,
+    is_channels_last,
+)
 from atrousx.backend.table import FEW
 from atrousx.inference.fused import FusedConv2d
 from atrousx.ops import atrous_conv2d

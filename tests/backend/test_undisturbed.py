@@ -70,7 +70,7 @@ def test_compiled_code_runs_what_was_chosen_before(clock):
 
         torch._dynamo.reset()
         backend = aot_autograd(fw_compiler=lambda g, i: make_boxed_func(keep(g, i)))
-        torch.compile(convolve, backend=backend, fullgraph=True)(x, w).sum().backward()
+        torch.compile(convolve, backend=backend, fullgraph=True)(x, w).square().sum().backward()
         return graphs
 
     x, w, _ = operands()
