@@ -24,13 +24,17 @@ os.environ["ATROUSX_CACHE"] = "0"
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 # On CUDA, too, float32 is held to float32's accuracy; tests of TF32 turn the switch themselves.
 torch.backends.cudnn.allow_tf32 = False
-# The device in host memory is slow: these of its tests run always, and all by `make emulated`.
+# The device in host memory is slow: its tests in these files and in tests/emulator run always, and
+# all by `make emulated`. test_on_emulated.py holds every operator, pass and dtype against the CPU.
 EMULATED_FILES = (
-    "test_atrous_conv2d_fused.py",
-    "test_fakes.py",
-    "test_mean_field.py",
-    "test_upsample_argmax.py",
-    "test_upsample_softmax_add.py",
+    "doctor/test_doctor.py",
+    "doctor/test_on_emulated.py",
+    "backend/test_emulated.py",
+    "ops/test_atrous_conv2d_fused.py",
+    "ops/test_fakes.py",
+    "ops/test_mean_field.py",
+    "ops/test_upsample_argmax.py",
+    "ops/test_upsample_softmax_add.py",
 )
 
 
@@ -86,9 +90,9 @@ def is_wanted(item: pytest.Item) -> bool:
         return torch.cuda.is_available()
     if item.get_closest_marker("emulated") is None:
         return True
-    of_device = item.path.parent.name == "emulator"
-    of_device = of_device or item.path.name in EMULATED_FILES
-    return of_device or os.environ.get("ATROUSX_EMULATED") == "all"
+    folder = item.path.parent.name
+    always = folder == "emulator" or f"{folder}/{item.path.name}" in EMULATED_FILES
+    return always or os.environ.get("ATROUSX_EMULATED") == "all"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

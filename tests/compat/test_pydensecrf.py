@@ -1,4 +1,8 @@
-"""compat.pydensecrf: pydensecrf's own results, conventions by hand, errors."""
+"""compat.pydensecrf: pydensecrf's own results, conventions by hand, errors.
+
+On the CPU only: pydensecrf has no notion of a device, so arrays of numpy go in and come out. The
+operators behind it are tested on every device in tests/ops.
+"""
 
 from __future__ import annotations
 
