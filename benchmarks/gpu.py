@@ -2,19 +2,24 @@
 
     python benchmarks/gpu.py RESULTS [--device cuda] [--again STEP,...]
     python benchmarks/gpu.py RESULTS --device cpu --quick        a dry run, without a GPU
+    python benchmarks/gpu.py RESULTS --device emulated --quick   the same on CUDA's code: the device
+                                                                 of tests/emulator, in host memory
 
 Nothing is built or installed: it uses the Python it is started with and the libraries that lie in
-the source tree, and needs torch, numpy and pytest. Steps run one after the other, each with a time
-limit of its own, all of them under 15 minutes; each writes RESULTS/<step>.log, and its CSV and JSON
-files beside it, while it runs. A step that came to its end is noted in RESULTS/steps.json and left
-out the next time, so that an interrupted run goes on where it was: a step that was cut short begins
-again. The table of all steps comes last, whatever became of them; the exit status is 1 if any
-failed.
+the source tree, and needs torch, numpy and pytest; with pytest-xdist, tests run in four processes.
+The emulated device alone needs g++ and ninja, if build/emulated-device-plain is not up to date; it
+is slow, so its limits are longer. Steps run one after the other, each with a time limit of its own,
+all of them under 15 minutes on a GPU; each writes RESULTS/<step>.log, and its CSV and JSON files
+beside it, while it runs. A step that came to its end is noted in RESULTS/steps.json and left out
+the next time, so that an interrupted run goes on where it was: a step that was cut short begins
+again, without those of its tests that RESULTS/<step>.passed holds. The table of all steps comes
+last, whatever became of them; the exit status is 1 if any failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -23,8 +28,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,6 +41,27 @@ SCRIPTS = "benchmarks"
 # The sanitizer slows a kernel down a hundredfold: it sees the literal cases and odd strides only.
 SHORT_LIST = "by_hand or any_strides or empty or any_number"
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# The tests, most important first, in steps of so many seconds; what no step names is in the last.
+TESTS = {
+    "tests_contract": (
+        50,
+        ["ops/test_atrous_conv2d_contract.py", "ops/test_atrous_conv2d_walk.py"],
+    ),
+    "tests_convolution": (
+        60,
+        [f"ops/test_{name}.py" for name in ("atrous_conv2d", "atrous_conv2d_fused")]
+        + ["ops/test_multi_rate_conv2d.py"],
+    ),
+    "tests_upsample": (
+        50,
+        [
+            f"ops/test_upsample_{name}.py"
+            for name in ("bilinear2d", "argmax", "softmax_add", "cross_entropy")
+        ],
+    ),
+    "tests_rest": (50, []),
+}
+PROCESSES = 4
 OK, FAILED, TIMED_OUT, LEFT_OUT, NOT_RUN = "ok", "FAILED", "timed out", "left out", "not run"
 
 
@@ -48,6 +74,7 @@ class Step:
     command: Sequence[str] | None
     files: Sequence[str] = ()  # what it writes under RESULTS, removed before it begins again
     note: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,21 +92,45 @@ def steps(args: argparse.Namespace) -> list[Step]:
     """In the order in which they are run: right first, then fast."""
     doctor = ["-m", "atrousx", "doctor", "--device", args.device]
     doctor += ["--json", str(args.results / "doctor.json")] + ["--quick"] * args.quick
-    limit = 100 if args.kind in ("cpu", "cuda") else 1200  # a device of tests is slow
-    found = [Step("doctor", limit, [sys.executable, *doctor], ["doctor.json"]), tests(args)]
+    limit = 100 if args.kind in ("cpu", "cuda") else 1800  # a device of tests is slow
+    command = [sys.executable, *doctor]
+    found = [Step("doctor", limit, command, ["doctor.json"], environment=device_environment(args))]
+    found += tests(args)
     found += [sanitizer(args, tool) for tool in SANITIZER_TOOLS]
     return found + benchmarks(args)
+
+
+def device_environment(args: argparse.Namespace) -> dict[str, str]:
+    """Makes the emulated device, whole, in every Python that is started."""
+    if args.kind != "emulated":
+        return {}
+    folder = str(ROOT / "tests" / "doctor" / "broken")
+    return {"PYTHONPATH": folder, "ATROUSX_TEST_BREAK_KERNEL": ""}
 
 
 def pytest(*options: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
 
 
-def tests(args: argparse.Namespace) -> Step:
-    if args.on_gpu and not args.quick:
-        return Step("tests", 210, pytest("-m", "cuda", "tests"))
-    # Those that the sanitizer would see, on whatever device there is.
-    return Step("tests", 210, pytest("tests/ops", "-k", f"{args.kind} and ({SHORT_LIST})"))
+def tests(args: argparse.Namespace) -> list[Step]:
+    found = []
+    named = [f"tests/{file}" for _, files in TESTS.values() for file in files]
+    for name, (limit, files) in TESTS.items():
+        options = [f"tests/{file}" for file in files]
+        full = args.on_gpu and not args.quick
+        if not options:
+            # In small only the operators' tests, as the sanitizer.
+            options = ["tests" if full else "tests/ops", *(f"--ignore={file}" for file in named)]
+        # Else those that the sanitizer would see, on whatever device there is.
+        options += ["-m", "cuda"] if full else ["-k", f"{args.kind} and ({SHORT_LIST})"]
+        options += ["-p", "benchmarks.passed", "--passed", str(args.results / f"{name}.passed")]
+        if importlib.util.find_spec("xdist") is not None:
+            options += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
+        # conftest.py makes the device itself.
+        environment = {"ATROUSX_EMULATED": "all"} if args.kind == "emulated" else {}
+        limit = limit if args.kind in ("cpu", "cuda") else 10 * limit
+        found.append(Step(name, limit, pytest(*options), environment=environment))
+    return found
 
 
 def sanitizer(args: argparse.Namespace, tool: str) -> Step:
@@ -146,6 +197,8 @@ class Run:
 
     def forget(self, names: Sequence[str]) -> None:
         self.outcomes = {n: o for n, o in self.outcomes.items() if n not in names}
+        for name in names:
+            (self.results / f"{name}.passed").unlink(missing_ok=True)
 
     def note(self, name: str, outcome: Outcome) -> None:
         self.outcomes[name] = outcome
@@ -175,9 +228,9 @@ class Run:
     def _command(self, step: Step) -> int | None:
         """Its exit status, None where its time was up; what it prints goes to the log and here."""
         assert step.command is not None
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        before = os.environ.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+        environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
+        paths = (step.environment.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         with (self.results / f"{step.name}.log").open("wb") as log:
             self.process = subprocess.Popen(
                 step.command,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -36,14 +37,16 @@ def test_on_a_gpu_it_is_right_first_then_fast_within_15_minutes(gpu, tmp_path, m
     monkeypatch.setattr(gpu.shutil, "which", lambda _: "/usr/bin/compute-sanitizer")
     steps = steps_of(gpu, tmp_path)
     assert list(steps) == [
-        *("doctor", "tests", "memcheck", "racecheck", "initcheck", "synccheck"),
+        *("doctor", "tests_contract", "tests_convolution", "tests_upsample", "tests_rest"),
+        *("memcheck", "racecheck", "initcheck", "synccheck"),
         *("bench_atrous-bfloat16", "bench_atrous-tf32", "bench_atrous-float32"),
         *("bench_upsample-bfloat16", "bench_upsample-tf32", "bench_crf", "bench_deeplab-bfloat16"),
     ]
     assert sum(step.limit for step in steps.values()) < 15 * 60
     batch = steps["bench_atrous-bfloat16"].command
     assert batch[batch.index("--batch") + 1] == "16"
-    assert "cuda" in steps["tests"].command
+    for name, step in steps.items():
+        assert not name.startswith("tests") or "cuda" in step.command
 
 
 @pytest.mark.parametrize("options", [[], DRY], ids=["cuda", "dry"])
@@ -61,6 +64,86 @@ def test_what_cannot_be_run_is_left_out(gpu, tmp_path):
     assert steps["memcheck"].note == "compute-sanitizer needs a GPU"
     assert steps["bench_crf"].note == "host:0 cannot be timed"
     assert "host:0" in steps["doctor"].command
+
+
+@pytest.mark.parametrize("options", [[], DRY], ids=["cuda", "dry"])
+def test_every_test_is_in_one_step(gpu, tmp_path, options):
+    steps = [s for n, s in steps_of(gpu, tmp_path, *options).items() if n.startswith("tests")]
+    files = [f for s in steps[:-1] for f in s.command if f.endswith(".py")]
+    assert len(set(files)) == len(files)
+    assert all((ROOT / file).is_file() for file in files)
+    rest = steps[-1].command
+    assert {f"--ignore={file}" for file in files} <= set(rest)
+    assert ("tests/ops" if options else "tests") in rest
+
+
+def test_the_emulated_device_is_set_up(gpu, tmp_path):
+    steps = steps_of(gpu, tmp_path, "--device", "emulated", "--quick")
+    assert steps["doctor"].environment == {
+        "PYTHONPATH": str(ROOT / "tests" / "doctor" / "broken"),
+        "ATROUSX_TEST_BREAK_KERNEL": "",
+    }
+    # conftest.py must come before atrousx there.
+    assert steps["tests_rest"].environment == {"ATROUSX_EMULATED": "all"}
+    assert steps["bench_crf"].command is None
+
+
+def test_a_step_has_its_environment_and_the_tree(gpu, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", "/third")
+    code = "import os; print(os.environ['PYTHONPATH'], os.environ['A'])"
+    step = gpu.Step("first", 30, python(code), environment={"PYTHONPATH": "/one", "A": "b"})
+    gpu.Run(tmp_path).step(step)
+    assert f"/one:{ROOT}:/third b" in capfd.readouterr().out
+
+
+SOME_TESTS = """
+import pytest
+@pytest.mark.parametrize("i", range(4))
+def test_it(i):
+    assert i != 2 or {mended}
+def test_left_out():
+    pytest.skip("here")
+"""
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one", "xdist"])
+def test_tests_that_passed_are_not_run_again(tmp_path, processes):
+    if processes:
+        pytest.importorskip("xdist")
+    file, passed = tmp_path / "test_some.py", tmp_path / "some.passed"
+
+    def run(mended: bool):
+        file.write_text(SOME_TESTS.format(mended=mended))
+        command = [*(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")]
+        command += ["-p", "benchmarks.passed", "--passed", str(passed), *processes, file.name]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout
+
+    code, out = run(False)
+    assert code == 1, out
+    assert len(passed.read_text().splitlines()) == 4
+    code, out = run(True)
+    assert code == 0, out
+    assert "1 passed" in out
+    # Nothing is left: that is well.
+    code, out = run(True)
+    assert code == 0, out
+    assert len(set(passed.read_text().splitlines())) == 5
+
+
+def test_run_again_a_step_runs_all_its_tests(gpu, tmp_path):
+    kept, forgotten = tmp_path / "tests_rest.passed", tmp_path / "tests_contract.passed"
+    kept.touch()
+    forgotten.touch()
+    gpu.Run(tmp_path).forget(["tests_contract", ""])
+    assert kept.exists()
+    assert not forgotten.exists()
 
 
 @pytest.fixture
