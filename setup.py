@@ -22,6 +22,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -43,15 +44,26 @@ class NinjaBuild(build_ext):
 
     def build_extensions(self) -> None:
         names = [extension.name for extension in self.extensions]
-        for name, library in libraries.build(with_cuda="atrousx._cuda" in names).items():
+        built = libraries.build(with_cuda="atrousx._cuda" in names)
+        for name in libraries.SOURCES:
             target = Path(self.get_ext_fullpath(f"atrousx.{name}"))
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # a process that runs keeps what it has loaded
-            shutil.copyfile(library, target)
+            # What an earlier build left is not this one's; a process keeps what it has loaded.
+            target.unlink(missing_ok=True)
+            if name in built:
+                shutil.copyfile(built[name], target)
 
     def get_ext_filename(self, fullname: str) -> str:
         # Without the tag of the Python that builds.
         return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+
+class FreshBuild(build):
+    """Gathers a wheel's files in an empty folder: an earlier build may have had others."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class PlatformWheel(bdist_wheel):
@@ -67,7 +79,7 @@ def main() -> None:
             Extension(f"atrousx.{name}", [str(source.relative_to(ROOT)) for source in sources])
             for name, sources in libraries.SOURCES.items()
         ],
-        cmdclass={"build_ext": NinjaBuild, "bdist_wheel": PlatformWheel},
+        cmdclass={"build": FreshBuild, "build_ext": NinjaBuild, "bdist_wheel": PlatformWheel},
     )
 
 

@@ -286,6 +286,22 @@ def test_a_wheel_serves_every_python(setup_module):
     assert build.get_ext_filename("atrousx._C") == str(Path("atrousx", "_C.so"))
 
 
+def test_a_build_leaves_out_what_an_earlier_one_left(setup_module, tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "wanted_nvcc", lambda: None)
+    (tmp_path / "built").touch()
+    monkeypatch.setattr(libraries, "build", lambda with_cuda: {"_C": tmp_path / "built"})
+    stale = [tmp_path / "lib" / "atrousx" / name for name in ("_cuda.so", "_C.abi3.so", "old.py")]
+    stale[0].parent.mkdir(parents=True)
+    for file in stale:
+        file.touch()
+    extensions = [Extension(f"atrousx.{name}", []) for name in libraries.SOURCES]
+    commands = {"build": setup_module.FreshBuild, "build_ext": setup_module.NinjaBuild}
+    distribution = Distribution({"ext_modules": extensions, "cmdclass": commands})
+    distribution.get_command_obj("build").build_lib = str(tmp_path / "lib")
+    distribution.run_command("build")
+    assert [file.name for file in stale[0].parent.iterdir()] == ["_C.so"]
+
+
 # Of git's files, what is about git and the machines that test.
 NOT_SHIPPED = {".gitignore", ".pre-commit-config.yaml", ".ci/run"}
 # What setuptools adds.
