@@ -50,6 +50,8 @@ def set_backend(backend: Backend) -> None:
       traces, while a CUDA graph is captured, and under
       ``torch.use_deterministic_algorithms(True)``: there what was chosen before runs (under the
       latter atrousx's kernels wherever they were right), and PyTorch's convolution elsewhere.
+      Only convolutions are timed. ``multi_rate_conv2d``, upsampling and the CRF run atrousx's
+      kernels wherever there are any; on a GPU each is checked once in a dtype against the CPU's.
 
     Under ``torch.jit.trace``, ``torch.func``'s transforms and forward-mode differentiation "auto"
     and "measure" always take PyTorch's.
