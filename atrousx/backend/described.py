@@ -68,6 +68,12 @@ def problem_of(
     if unknown:
         raise TypeError(f"explain has no option {sorted(unknown)[0]!r}")
     said = set() if isinstance(input, Tensor) else {"dtype", "device", "channels_last"}
+    if isinstance(layer, nn.Module) and not isinstance(layer, nn.Conv2d):
+        raise TypeError(
+            "layer must be a torch.nn.Conv2d or the size of a weight, got "
+            f"{type(layer).__name__}; only convolutions are chosen: other operators run atrousx's "
+            "kernels wherever there are any"
+        )
     if not isinstance(layer, nn.Conv2d):
         said |= {"stride", "padding", "dilation", "groups"}
     for name in options:

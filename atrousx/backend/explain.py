@@ -89,7 +89,8 @@ def explain(
     """Says who would compute a convolution's passes, by which algorithm, and why.
 
     Nothing is computed or measured: where the backend "measure" has not seen the sizes yet, the
-    passes are "undecided".
+    passes are "undecided". Only convolutions are chosen. ``multi_rate_conv2d``, upsampling and the
+    CRF run atrousx's kernels wherever there are any: :func:`atrousx.set_backend` says why.
 
     Args:
         layer: a ``torch.nn.Conv2d`` or :class:`atrousx.AtrousConv2d`; or the size of a weight,

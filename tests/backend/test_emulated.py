@@ -10,7 +10,9 @@ import torch
 
 import atrousx
 from atrousx.backend import measure as measuring
+from atrousx.backend import self_check
 from atrousx.backend.geometry import FORWARD, GRAD_INPUT, GRAD_WEIGHT, PASSES
+from atrousx.ops import multi_rate_conv2d, upsample_bilinear2d
 from tests.backend.common import operands, step
 from tests.emulator.device import NAME
 
@@ -69,3 +71,26 @@ def test_a_broken_kernel_is_found_out(device, clock, kernel, pass_):
         warnings.simplefilter("error")  # said once
         assert_agree(step(*there), step(*here))
     assert len([w for w in said if f": {pass_} of a" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ("upsample_bilinear2d_forward_kernel", "upsample_bilinear2d"),
+        ("upsample_bilinear2d_backward_kernel", "upsample_bilinear2d"),
+        ("atrous_conv2d_gather_kernel", "multi_rate_conv2d"),
+    ],
+)
+def test_what_is_not_measured_checks_itself(device, kernel, name):
+    calls = {
+        "upsample_bilinear2d": lambda x, w: upsample_bilinear2d(x, 19),
+        "multi_rate_conv2d": lambda x, w: multi_rate_conv2d(x, [w, w], dilations=(1, 2)),
+    }
+    self_check.forget()
+    x, w = torch.randn(1, 4, 9, 9).to(NAME), torch.randn(3, 4, 3, 3).to(NAME)
+    device.break_kernels(kernel)
+    try:
+        with pytest.raises(RuntimeError, match=f"{name} is wrong on {NAME}"):
+            calls[name](x, w)
+    finally:
+        self_check.forget()

@@ -154,6 +154,12 @@ def test_it_prints_as_a_table():
         ((WIDE, TALL), {"size": 3}, TypeError, "explain has no option 'size'"),
         ((WIDE, torch.empty(TALL)), {"dtype": torch.half}, TypeError, "dtype must not be given"),
         ((torch.nn.Conv2d(2, 2, 3), (9, 9)), {"stride": 2}, TypeError, "stride must not be given"),
+        (
+            (torch.nn.Upsample(2), (9, 9)),
+            {},
+            TypeError,
+            "got Upsample; only convolutions are chosen",
+        ),
         ((WIDE, TALL), {"backend": "gpu"}, ValueError, "backend must be"),
         ((WIDE, TALL), {"dilation": 0}, ValueError, "dilation must be positive"),
     ],

@@ -85,6 +85,20 @@ def test_compiled_code_runs_what_was_chosen_before(clock):
     assert len(choices()) == len(PASSES)
 
 
+def test_what_was_found_faster_runs_under_capture_and_tracing_too(monkeypatch, clock, used):
+    x, w, _ = (t.detach() for t in operands())
+    clock.update(native=9.0)
+    convolve(x, w)
+    used.clear()
+    torch._dynamo.reset()
+    torch.compile(convolve, backend="aot_eager", fullgraph=True)(x, w)
+    monkeypatch.setattr(measuring, "is_capturing", lambda device: True)
+    convolve(x, w)
+    assert used == []
+    for _, choice in measuring.table:
+        assert choice.agrees
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_export_measures_nothing(clock):
     class Model(torch.nn.Module):
