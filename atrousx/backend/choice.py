@@ -50,15 +50,15 @@ def set_backend(backend: Backend) -> None:
       traces, while a CUDA graph is captured, and under
       ``torch.use_deterministic_algorithms(True)``: there the one found faster runs (under the
       latter atrousx's kernels wherever they were right), and PyTorch's convolution elsewhere.
-      Only convolutions are timed. ``multi_rate_conv2d``, upsampling and the CRF run atrousx's
-      kernels wherever there are any; on a GPU each is checked once in a dtype against the CPU's.
 
     Under ``torch.jit.trace``, ``torch.func``'s transforms and forward-mode differentiation "auto"
     and "measure" always take PyTorch's.
 
-    Upsampling is not timed, because PyTorch's gradient of it sums on GPUs in an order that changes
-    from run to run. :func:`atrousx.ops.multi_rate_conv2d` is not, because it is asked for by name:
-    its branches as layers of their own are measured.
+    Only convolutions are timed. Other operators run atrousx's kernels wherever there are any; on a
+    GPU each is checked once in a dtype against the CPU's. Upsampling is not timed, since PyTorch's
+    gradient of it sums on GPUs in an order that changes from run to run.
+    :func:`atrousx.ops.multi_rate_conv2d` is not, because it is asked for by name: its branches as
+    layers of their own are measured.
 
     The environment variable ``ATROUSX_BACKEND`` sets the first value.
 

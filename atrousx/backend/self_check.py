@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .._library import assume_constant_result, is_gpu
+from .choice import tf32_switch
 from .machine import is_capturing
 
 ENVIRONMENT = "ATROUSX_SELF_CHECK"
@@ -32,6 +33,8 @@ _ALLOWED = {
     torch.float16: 1e-2,
     torch.bfloat16: 5e-2,
 }
+# TF32 keeps as many bits as float16.
+_ALLOWED_TF32 = _ALLOWED[torch.float16]
 
 # A case computes on inputs that are on the device, floating ones in the dtype, and returns results
 # that a gradient is taken of where they have one.
@@ -41,22 +44,27 @@ Case = Callable[..., tuple[Tensor, ...]]
 class _Check(NamedTuple):
     case: Case
     inputs: Callable[[], tuple[Tensor, ...]]  # on the CPU, in float64 where they are floating
+    takes_tf32: bool  # whether it rounds float32 to TF32 where PyTorch's switch says so
 
 
 _checks: dict[str, _Check] = {}
+# By operator, dtype, device and whether float32 is rounded to TF32, which other kernels do.
+Key = tuple[str, torch.dtype, torch.device, bool]
 # What was found: nothing wrong, or the sentence to raise.
-_found: dict[tuple[str, torch.dtype, torch.device], str | None] = {}
+_found: dict[Key, str | None] = {}
 _lock = threading.Lock()
 # A check calls the operator, which asks again.
 _local = threading.local()
 _unchecked: set[str] = set()
 
 
-def register(name: str, inputs: Callable[[], tuple[Tensor, ...]]) -> Callable[[Case], Case]:
+def register(
+    name: str, inputs: Callable[[], tuple[Tensor, ...]], takes_tf32: bool = False
+) -> Callable[[Case], Case]:
     """Makes a function an operator's check."""
 
     def add(case: Case) -> Case:
-        _checks[name] = _Check(case, inputs)
+        _checks[name] = _Check(case, inputs, takes_tf32)
         return case
 
     return add
@@ -71,7 +79,8 @@ def ensure_right(name: str, tensor: Tensor) -> None:
 # A compiler asks when it traces.
 @assume_constant_result
 def _ensure(name: str, dtype: torch.dtype, device: torch.device) -> None:
-    key = (name, dtype, device)
+    tf32 = _checks[name].takes_tf32 and dtype == torch.float32 and tf32_switch()
+    key = (name, dtype, device, tf32)
     if key not in _found and not getattr(_local, "checks", False):
         _look(key)
     sentence = _found.get(key)
@@ -79,8 +88,8 @@ def _ensure(name: str, dtype: torch.dtype, device: torch.device) -> None:
         raise RuntimeError(sentence)
 
 
-def _look(key: tuple[str, torch.dtype, torch.device]) -> None:
-    name, dtype, device = key
+def _look(key: Key) -> None:
+    name, dtype, device, tf32 = key
     if os.environ.get(ENVIRONMENT) == "0":
         _found[key] = None
         return
@@ -104,10 +113,11 @@ def _look(key: tuple[str, torch.dtype, torch.device]) -> None:
         finally:
             _local.checks = False
         _found[key] = None
-        if wrong > _ALLOWED[dtype]:
+        allowed = _ALLOWED_TF32 if tf32 else _ALLOWED[dtype]
+        if wrong > allowed:
             _found[key] = (
                 f"atrousx's {name} is wrong on {device} in {str(dtype)[6:]}: its result on a small "
-                f"input differs from the CPU's by {wrong:.2g} ({_ALLOWED[dtype]:.2g} is allowed). "
+                f"input differs from the CPU's by {wrong:.2g} ({allowed:.2g} is allowed). "
                 "Compute on the CPU instead, and please report this with what 'atrousx info' "
                 f"prints; {ENVIRONMENT}=0 uses it all the same"
             )

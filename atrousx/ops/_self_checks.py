@@ -73,7 +73,7 @@ def _branches() -> Results:
     return tuple(numbers(*size) / 4 for size in sizes)
 
 
-@register("multi_rate_conv2d", _branches)
+@register("multi_rate_conv2d", _branches, takes_tf32=True)
 def _multi_rate(input: Tensor, narrow: Tensor, wide: Tensor, bias: Tensor) -> Results:
     weights, rates = [narrow, wide, wide], (1, 2, 5)
     results = []

@@ -94,3 +94,23 @@ def test_what_is_not_measured_checks_itself(device, kernel, name):
             calls[name](x, w)
     finally:
         self_check.forget()
+
+
+def test_tf32_is_no_fault_and_has_a_check_of_its_own(device):
+    """PyTorch's switch is on by default; conftest turns it off."""
+    x, w = torch.randn(1, 24, 9, 9).to(NAME), torch.randn(32, 24, 3, 3).to(NAME)
+    self_check.forget()
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for tf32, broken in ((True, False), (False, False), (True, True)):
+            torch.backends.cudnn.allow_tf32 = tf32
+            if not broken:
+                multi_rate_conv2d(x, [w, w], dilations=(1, 2))
+                continue
+            self_check.forget()
+            device.break_kernels("atrous_conv2d_gather_tensorcore_kernel")
+            with pytest.raises(RuntimeError, match=r"is wrong on .* \(0.01 is allowed\)"):
+                multi_rate_conv2d(x, [w, w], dilations=(1, 2))
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+        self_check.forget()
