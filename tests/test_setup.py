@@ -140,8 +140,10 @@ def test_a_path_of_a_build_line_is_that_file(tmp_path, name):
     assert (tmp_path / f"{name}.o").read_text() == "text"
 
 
-# A compiler that writes down how it was called, one line a call, and makes its output.
-COMPILER = f"""#!{sys.executable}
+# A compiler that writes down how it was called, one line a call, and makes its output. A shell
+# starts it, since a first line can name no interpreter in a folder with a space in its name.
+COMPILER = f"""#!/bin/sh
+"exec" "{sys.executable}" "$0" "$@"
 import json, pathlib, sys
 with open(pathlib.Path(sys.argv[0]).with_suffix(".calls"), "a") as calls:
     print(json.dumps(sys.argv[1:]), file=calls)
