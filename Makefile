@@ -46,12 +46,12 @@ test: install
 # takes as long to compile as the usual one.
 SEED ?= 0
 sanitize-cpu: install
-	$(BIN)/python tests/sanitize_cpu.py --sample 0.1 --seed $(SEED)
+	$(BIN)/python -m tests.sanitize_cpu --sample 0.1 --seed $(SEED)
 
 # What takes too long for each change: the wheel from the sdist, all tests on the emulated device,
 # and the operators' tests on a CPU library with UBSan, for each instruction set.
 long: wheel emulated
-	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python tests/sanitize_cpu.py || exit 1; done
+	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python -m tests.sanitize_cpu || exit 1; done
 
 # Every operator's tests on the device that runs CUDA's launchers and kernels in host memory.
 emulated: install

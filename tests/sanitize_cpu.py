@@ -1,69 +1,45 @@
 """Runs tests of the operators on a CPU library built with UBSan, the sanitizer of undefined
 behaviour: overflow, misaligned vectors, numbers that no integer holds, shifts, null pointers.
 
-    python tests/sanitize_cpu.py [--sample SHARE] [--seed N] [pytest's arguments]
+    python -m tests.sanitize_cpu [--sample SHARE] [--seed N] [pytest's arguments]
 
-A copy of the tree in build/sanitized is built there by setup.py itself, with a compiler on the
-PATH that adds the sanitizer's flags. Only files that differ are copied, so a second build is
-incremental. Tests run in that tree, for the instruction set that ATROUSX_CPU asks for; a report of
-the sanitizer, or a test that fails, makes the exit status 1.
+setup.py builds a copy of the tree in build/sanitized, with the sanitizer's flags. Files keep their
+times, so a second build compiles what has changed. Tests run in that tree, for the instruction set
+that ATROUSX_CPU asks for. A report of the sanitizer, or a test that fails, makes the exit status 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import filecmp
 import os
 import random
-import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.tree import ROOT, source_files
+
 TREE = ROOT / "build" / "sanitized"
 REPORTS = TREE / "build" / "reports"
 # -O1 compiles quickly; -g1 has the names and lines that a report needs.
 FLAGS = "-O1 -g1 -fsanitize=undefined,float-cast-overflow -fno-sanitize=vptr"
-# Without its own folder on the PATH, where a compiler cache would look for the compiler.
-WRAPPER = """#!/bin/sh
-PATH={path} exec {compiler} "$@" {flags}
-"""
 
 
 def copy_tree() -> None:
-    """Brings what git tracks, and new files that it does not ignore, to TREE."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\0")
-    for name in filter(None, listed):
-        source, target = ROOT / name, TREE / name
-        if not source.is_file():
-            target.unlink(missing_ok=True)
-        elif not target.is_file() or not filecmp.cmp(source, target, shallow=False):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    """Puts the sources into TREE, with their times, in place of all there but its build folder."""
+    TREE.mkdir(parents=True, exist_ok=True)
+    for old in TREE.iterdir():
+        if old.is_file():
+            old.unlink()
+        elif old.name != "build":
+            shutil.rmtree(old)
+    for name in source_files():
+        (TREE / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, TREE / name)
 
 
 def build() -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        raise SystemExit("a C++ compiler, c++, is needed")
-    wrapper = TREE / "build" / "bin" / "c++"
-    wrapper.parent.mkdir(parents=True, exist_ok=True)
-    path, compiler = shlex.quote(os.environ["PATH"]), shlex.quote(compiler)
-    wrapper.write_text(WRAPPER.format(path=path, compiler=compiler, flags=FLAGS))
-    wrapper.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}",
-        "ATROUSX_CUDA": "0",
-    }
+    environment = {**os.environ, "ATROUSX_CUDA": "0", "CXXFLAGS": FLAGS, "LDFLAGS": FLAGS}
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     subprocess.run(command, cwd=TREE, env=environment, check=True)
 
