@@ -46,10 +46,10 @@ def set_backend(backend: Backend) -> None:
       one decides for others. Choices are kept for the process, and for later ones in
       ``~/.cache/atrousx/choices.json`` (``XDG_CACHE_HOME`` is followed; ``ATROUSX_CACHE`` is
       another file, or 0 for none); :func:`atrousx.backend.state_dict` puts them into a checkpoint.
-      Nothing is measured in code that ``torch.compile``, ``torch.export`` or a dispatch mode
-      traces, while a CUDA graph is captured, and under
-      ``torch.use_deterministic_algorithms(True)``: there the one found faster runs (under the
-      latter atrousx's kernels wherever they were right), and PyTorch's convolution elsewhere.
+      Nothing is timed in code that ``torch.compile``, ``torch.export`` or a dispatch mode traces,
+      while a CUDA graph is captured, and under ``torch.use_deterministic_algorithms(True)``. What
+      was compared before keeps its choice there; under deterministic algorithms atrousx's kernels
+      run wherever they were right. PyTorch's convolution computes what was never compared.
 
     Under ``torch.jit.trace``, ``torch.func``'s transforms and forward-mode differentiation "auto"
     and "measure" always take PyTorch's.
