@@ -159,7 +159,7 @@ def no_kernels(auto, monkeypatch):
     for function in (ops.multi_rate_conv2d, ops.atrous_conv2d.__globals__["torch_computes"]):
         monkeypatch.setitem(function.__globals__, "only_torch", lambda _: True)
     for name in ("atrous_conv2d", "multi_rate_conv2d"):
-        monkeypatch.setitem(getattr(ops, name).__globals__, "_forward", None)
+        monkeypatch.setitem(getattr(ops, name).__globals__, "_convolve", None)
 
 
 def test_convolutions_run_by_pytorch_where_there_are_no_kernels(no_kernels):

@@ -134,7 +134,7 @@ def atrous_conv2d(
     elif torch_computes(chosen, input, weight, bias, strides, sides, dilations):
         result = convolve_by_torch(batch, weight, bias, options)
     else:
-        result = _forward(batch, weight, bias, *options)
+        result = _convolve(batch, weight, bias, *options)
     return result if batched else result.squeeze(0)
 
 
@@ -254,8 +254,8 @@ def _forward_gradient(ctx: Any, grad: Tensor) -> _Gradients:
     input, weight = ctx.saved_tensors
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     return (
-        _backward_input(grad, weight, input.shape, *ctx.options) if needs_input else None,
-        _backward_weight(grad, input, weight.shape, *ctx.options) if needs_weight else None,
+        _grad_input(grad, weight, input.shape, *ctx.options) if needs_input else None,
+        _grad_weight(grad, input, weight.shape, *ctx.options) if needs_weight else None,
         grad.sum((0, 2, 3)) if needs_bias else None,
         *[None] * 5,
     )
@@ -270,8 +270,8 @@ def _backward_input_gradient(ctx: Any, grad: Tensor) -> _Gradients:
     grad_output, weight = ctx.saved_tensors
     needs_output, needs_weight = ctx.needs_input_grad[:2]
     return (
-        _forward(grad, weight, None, *ctx.options) if needs_output else None,
-        _backward_weight(grad_output, grad, weight.shape, *ctx.options) if needs_weight else None,
+        _convolve(grad, weight, None, *ctx.options) if needs_output else None,
+        _grad_weight(grad_output, grad, weight.shape, *ctx.options) if needs_weight else None,
         *[None] * 6,
     )
 
@@ -280,20 +280,21 @@ def _backward_weight_gradient(ctx: Any, grad: Tensor) -> _Gradients:
     grad_output, input = ctx.saved_tensors
     needs_output, needs_input = ctx.needs_input_grad[:2]
     return (
-        _forward(input, grad, None, *ctx.options) if needs_output else None,
-        _backward_input(grad_output, grad, input.shape, *ctx.options) if needs_input else None,
+        _convolve(input, grad, None, *ctx.options) if needs_output else None,
+        _grad_input(grad_output, grad, input.shape, *ctx.options) if needs_input else None,
         *[None] * 6,
     )
 
 
-register_derivatives(
+_convolve = register_derivatives(
     _forward, _forward_gradient, _save_forward, multilinear(_forward, 0, 1, added=2)
 )
-for _op, _gradient in (
-    (_backward_input, _backward_input_gradient),
-    (_backward_weight, _backward_weight_gradient),
-):
-    register_derivatives(_op, _gradient, _save_backward, multilinear(_op, 0, 1))
+_grad_input = register_derivatives(
+    _backward_input, _backward_input_gradient, _save_backward, multilinear(_backward_input, 0, 1)
+)
+_grad_weight = register_derivatives(
+    _backward_weight, _backward_weight_gradient, _save_backward, multilinear(_backward_weight, 0, 1)
+)
 refuse_derivatives(_pack_weight)
 convolve_fused = refuse_derivatives(_fused)
 register_autocast(_forward, to_lower_precision=True)

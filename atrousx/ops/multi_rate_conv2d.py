@@ -91,7 +91,7 @@ def multi_rate_conv2d(
     ensure_right("multi_rate_conv2d", input)
     batch = input if batched else input.unsqueeze(0)
     bias = _join(biases, adds)
-    result: Tensor = _forward(batch, weights, bias, rates, adds, allows_tf32(input))
+    result: Tensor = _convolve(batch, weights, bias, rates, adds, allows_tf32(input))
     return result if batched else result.squeeze(0)
 
 
@@ -227,5 +227,5 @@ for _name in ("multi_rate_conv2d", "_multi_rate_conv2d_relu"):
     register_fake(_name)(_fake)
 for _op in (_forward, _forward_relu):
     register_autocast(_op, to_lower_precision=True)
-register_derivatives(_forward, _gradient, _save, multilinear(_forward, 0, 1, added=2))
+_convolve = register_derivatives(_forward, _gradient, _save, multilinear(_forward, 0, 1, added=2))
 multi_rate_conv2d_relu = refuse_derivatives(_forward_relu)

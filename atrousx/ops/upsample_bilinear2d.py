@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._derivatives import multilinear, register_gradient
+from .._derivatives import multilinear, register_derivatives
 from .._library import register_autocast
 from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, check_result_size, pair
@@ -153,8 +153,10 @@ def _backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _resample(grad, *ctx.resampled), None, None, None, None, None
 
 
-_resample = register_gradient(_forward, _forward_gradient, _save_forward, multilinear(_forward, 0))
-_transposed = register_gradient(
+_resample = register_derivatives(
+    _forward, _forward_gradient, _save_forward, multilinear(_forward, 0)
+)
+_transposed = register_derivatives(
     _backward, _backward_gradient, _save_backward, multilinear(_backward, 0)
 )
 register_autocast(_forward, to_lower_precision=False)

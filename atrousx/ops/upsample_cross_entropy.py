@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._derivatives import register_gradient
+from .._derivatives import register_derivatives
 from .._library import register_autocast
 from ..backend.self_check import ensure_right
 from ._check import check_device, check_floating, check_rank, check_same_device, check_tensor
@@ -197,6 +197,6 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("upsample_cross_entropy has no second derivative")
 
 
-_loss = register_gradient(_forward, _gradient, _save)
-_slopes = register_gradient(_backward, _no_gradient)
+_loss = register_derivatives(_forward, _gradient, _save)
+_slopes = register_derivatives(_backward, _no_gradient)
 register_autocast(_forward, to_lower_precision=False)
