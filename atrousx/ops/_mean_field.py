@@ -4,7 +4,7 @@ layers share."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,39 +13,19 @@ from torch.utils.checkpoint import checkpoint
 
 from .._derivatives import refuse_derivatives
 from ..backend.self_check import ensure_right
-from . import _mean_field_rows  # noqa: F401  (registers what the operators do on CUDA)
 from ._kernels import register_fake
+from ._mean_field_rows import Term, less_message, less_messages
 from ._permutohedral_lattice import Lattice
-from .permutohedral_filter import Scales, filter_rows
 
 _op = torch.ops.atrousx._mean_field.default
 _states = torch.ops.atrousx._mean_field_states.default
 _backward = torch.ops.atrousx._mean_field_backward.default
 
 
-class Term(NamedTuple):
-    """One Gaussian kernel of the energy."""
-
-    lattice: Lattice
-    scales: Scales  # its normaliser
-    weight: float | Tensor
-    compatibility: Tensor | None  # [L, L], row: the label that pays; None is Potts'
-
+__all__ = ["Term", "less_message", "mean_field"]
 
 # What CUDA's operator takes; energies of more run by parts.
 _MAX_CUDA_TERMS = 8
-
-
-def less_message(log_q: Tensor, q: Tensor, term: Term) -> Tensor:
-    """``log_q`` less what each label costs given the others' probabilities ``q``, [P, L] all."""
-    filtered = filter_rows(q, term.lattice, term.scales)
-    if term.compatibility is not None:
-        return log_q - term.weight * (filtered @ term.compatibility.T)
-    # Potts: labels that differ cost the weight. Probabilities sum to one over the labels, so what
-    # they cost is a constant less what equal ones cost: softmax drops the constant.
-    if isinstance(term.weight, Tensor):
-        return log_q + term.weight * filtered
-    return log_q.add(filtered, alpha=term.weight)
 
 
 def mean_field(
@@ -178,10 +158,7 @@ def _by_parts(
     log_p = rows.reshape(-1, logits.shape[1]).log_softmax(-1)
 
     def step(q: Tensor) -> Tensor:
-        log_q = log_p
-        for term in terms:
-            log_q = less_message(log_q, q, term)
-        return log_q.softmax(-1)
+        return less_messages(log_p, q, terms).softmax(-1)
 
     q = log_p.exp()
     for _ in range(iterations):

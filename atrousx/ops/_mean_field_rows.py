@@ -1,34 +1,44 @@
-"""Mean-field inference for its gradient, and that gradient, over rows [P, L] by PyTorch and the
-lattice's operators: for CUDA, and on the CPU to test the loops that do it there."""
+"""An iteration of the mean field over rows [P, L], one a point, by PyTorch and the lattice's
+operators. Of it are made the inference that a graph records, and CUDA's operators for the gradient;
+on the CPU these test the loops that do it there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._kernels import register_fake, register_kernel
+from ._permutohedral_lattice import Lattice
+from .permutohedral_filter import Scales, filter_rows
 
 _apply = torch.ops.atrousx._permutohedral_apply.default
 _corner_product = torch.ops.atrousx._permutohedral_corner_product.default
 _TENSORS = 9
 
 
-class _Term(NamedTuple):
-    lattice: list[Tensor]
-    before: Tensor | None
-    after: Tensor | None
-    compatibility: Tensor | None  # [L, L], its diagonal [L], or None for Potts'
-    weight: float
+class Term(NamedTuple):
+    """One Gaussian kernel of the energy."""
 
-    def message(self, rows: Tensor) -> Tensor:
-        """What ``rows`` of filtered probabilities add to the logits."""
+    lattice: Lattice
+    scales: Scales  # its normaliser
+    weight: float | Tensor
+    compatibility: Tensor | None  # [L, L], row: the label that pays; [L]: a diagonal; None: Potts'
+
+    def message(self, filtered: Tensor) -> Tensor:
+        """What filtered probabilities add to the logits.
+
+        Of Potts' costs, labels that differ cost the weight. Probabilities sum to one over the
+        labels, so what they cost is a constant less what equal ones cost: softmax drops the
+        constant.
+        """
         if self.compatibility is None:
-            return self.weight * rows
+            return self.weight * filtered
         if self.compatibility.dim() == 1:
-            return -self.weight * rows * self.compatibility
-        return -self.weight * (rows @ self.compatibility.T)
+            return -self.weight * filtered * self.compatibility
+        return -self.weight * (filtered @ self.compatibility.T)
 
     def cause(self, slopes: Tensor) -> Tensor:
         """The gradient of those rows, given that of the logits."""
@@ -36,16 +46,41 @@ class _Term(NamedTuple):
             return self.message(slopes)
         return -self.weight * (slopes @ self.compatibility)
 
+    def filter(self, rows: Tensor) -> Tensor:
+        return filter_rows(rows, self.lattice, self.scales)
+
+    def filter_back(self, rows: Tensor) -> Tensor:
+        """By the transposed filter."""
+        before, after = self.scales
+        found: Tensor = _apply(rows, *self.lattice, after, before, True)
+        return found
+
+
+def less_message(log_q: Tensor, q: Tensor, term: Term) -> Tensor:
+    """``log_q`` less what each label costs given the others' probabilities ``q``, [P, L] all."""
+    filtered = term.filter(q)
+    if term.compatibility is None and not isinstance(term.weight, Tensor):
+        return log_q.add(filtered, alpha=term.weight)
+    return log_q + term.message(filtered)
+
+
+def less_messages(log_p: Tensor, q: Tensor, terms: Sequence[Term]) -> Tensor:
+    """The logits of the next Q."""
+    for term in terms:
+        log_p = less_message(log_p, q, term)
+    return log_p
+
 
 def _given(tensor: Tensor) -> Tensor | None:
     return None if tensor.numel() == 0 else tensor
 
 
-def _terms(tensors: list[Tensor], weights: list[float]) -> list[_Term]:
+def _terms(tensors: list[Tensor], weights: list[float]) -> list[Term]:
     terms = []
     for k, weight in enumerate(weights):
         *lattice, before, after, compatibility = tensors[k * _TENSORS : (k + 1) * _TENSORS]
-        terms.append(_Term(lattice, _given(before), _given(after), _given(compatibility), weight))
+        scales = (_given(before), _given(after))
+        terms.append(Term(Lattice(*lattice), scales, weight, _given(compatibility)))
     return terms
 
 
@@ -68,10 +103,7 @@ def states_of_rows(
     states[0] = log_p.exp()
     terms = _terms(tensors, weights)
     for i in range(iterations):
-        log_q = log_p
-        for term in terms:
-            filtered = _apply(states[i], *term.lattice, term.before, term.after, False)
-            log_q = log_q + term.message(filtered)
+        log_q = less_messages(log_p, states[i], terms)
         torch.softmax(log_q, -1, out=states[i + 1])
     return _labels(states[-1], logits), states
 
@@ -93,14 +125,14 @@ def gradients_of_rows(
     terms = _terms(tensors, weights)
     points, labels = states.shape[1:]
     energies = grad.new_zeros(len(terms) if of_energies else 0, labels, labels)
-    of_weights = [torch.zeros_like(term.lattice[0]) for term in terms if of_corners]
+    of_weights = [torch.zeros_like(term.lattice.corner_weights) for term in terms if of_corners]
     scales = grad.new_zeros(len(terms) if of_corners else 0, 2, points)
     slopes = _slopes(_rows(grad), states[-1])
     total = slopes.clone()
     for q in reversed(states[:-1].unbind()):
         of_q = torch.zeros_like(q)
         for k, term in enumerate(terms):
-            heard = _apply(slopes, *term.lattice, term.after, term.before, True)
+            heard = term.filter_back(slopes)
             of_q += term.cause(heard)
             if of_energies:
                 energies[k] += heard.T @ q
@@ -112,17 +144,18 @@ def gradients_of_rows(
     return _labels(total, grad), energies, corners, scales
 
 
-def _add_corners(term: _Term, q: Tensor, slopes: Tensor, corners: Tensor, scales: Tensor) -> None:
+def _add_corners(term: Term, q: Tensor, slopes: Tensor, corners: Tensor, scales: Tensor) -> None:
     """A corner's weight is in the filter twice, where Q is splatted and where it is sliced."""
-    splatted = q if term.before is None else q * term.before
-    pulled = slopes if term.after is None else slopes * term.after
+    before, after = term.scales
+    splatted = q if before is None else q * before
+    pulled = slopes if after is None else slopes * after
     sliced = _corner_product(term.cause(slopes), splatted, *term.lattice, False)
     splat = _corner_product(term.message(q), pulled, *term.lattice, True)
-    weights = term.lattice[0]
+    weights = term.lattice.corner_weights
     scales[0] += (weights * splat).sum(1)
     scales[1] += (weights * sliced).sum(1)
-    corners += splat if term.before is None else splat * term.before
-    corners += sliced if term.after is None else sliced * term.after
+    corners += splat if before is None else splat * before
+    corners += sliced if after is None else sliced * after
 
 
 register_kernel("_mean_field_states", "cuda")(states_of_rows)
