@@ -21,6 +21,7 @@ from ..backend.choice import (
 from ..backend.geometry import FUSED, Operands, Options
 from ..backend.measure import runs_natively
 from ..backend.self_check import ensure_right
+from ..nn.aspp import split_projection
 from ..nn.atrous_conv2d import AtrousConv2d
 from ..ops import atrous_conv2d, multi_rate_conv2d
 from ..ops._check import check_device, check_same_device, pair
@@ -198,11 +199,9 @@ def _check_devices(weights: Sequence[Tensor], input: Tensor) -> None:
 
 
 class FusedASPP(nn.Module):
-    """The pyramid's branches by one operator; the pooled branch as a bias of each image.
+    """The branches of a pyramid by one operator; the pooled branch as a bias of each image.
 
-    The projection of a concatenation is the sum of its parts' projections. The pooled branch is the
-    same everywhere on the map, and so is its projection: it is added to each pixel instead of being
-    spread over the map, stored, and multiplied there.
+    See ``nn.aspp.split_projection``.
     """
 
     def __init__(
@@ -219,8 +218,9 @@ class FusedASPP(nn.Module):
         self.dilations = [branch.dilation[0] for branch in branches]
         self.pooled = pooled
         width = sum(branch.out_channels for branch in branches)
-        self.pooled_weight = frozen(project.weight[:, width:])
-        project.weight = frozen(project.weight[:, :width])
+        weight, pooled_weight = split_projection(project.weight, width)
+        self.pooled_weight = frozen(pooled_weight)
+        project.weight = frozen(weight)
         project.in_channels = width
         self.project = project
 

@@ -67,6 +67,16 @@ class ImagePooling(nn.Sequential):
         return resized.to(pooled.dtype, memory_format=memory_format)
 
 
+def split_projection(weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The filters of a projection over ``width`` channels of the map, and over the pooled branch.
+
+    The projection of a concatenation is the sum of its parts' projections. The pooled branch is the
+    same everywhere on the map, and so is its projection: it is computed once for each image and
+    added to each pixel, in place of being spread over the map, stored and multiplied there.
+    """
+    return weight[:, :width], weight[:, width:]
+
+
 class ASPP(nn.Module):
     r"""Looks at every pixel at several scales at once: atrous branches side by side.
 
@@ -141,11 +151,10 @@ class ASPP(nn.Module):
         return result
 
     def _evaluated(self, input: Tensor, pooling: ImagePooling, conv: nn.Conv2d) -> Tensor:
-        """With the pooled branch, the same everywhere, projected once and not at every pixel."""
         wide = torch.cat([branch(input) for branch in list(self.convs)[:-1]], dim=1)
-        weights = conv.weight.split([wide.shape[1], conv.in_channels - wide.shape[1]], dim=1)
-        result: Tensor = conv._conv_forward(wide, weights[0], conv.bias)
-        result = result + conv._conv_forward(pooling.pooled(input), weights[1], None)
+        weight, pooled_weight = split_projection(conv.weight, wide.shape[1])
+        result: Tensor = conv._conv_forward(wide, weight, conv.bias)
+        result = result + conv._conv_forward(pooling.pooled(input), pooled_weight, None)
         for layer in list(self.project)[1:]:
             result = layer(result)
         return result
