@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._library import assume_constant_result, is_gpu, only_torch
+from .algorithm import current_points
 from .geometry import is_channels_last
 from .precision import get_precision
-from .rule import cpu_rule, current_points, has_limits
+from .rule import INFERS, PACKED, PACKED_RELU, TRAINS, cpu_rule, current_limits
 
 Backend = Literal["auto", "native", "torch", "measure"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -24,7 +25,7 @@ def check_backend(name: str, value: object) -> None:
         raise ValueError(f"{name} must be 'auto', 'native', 'torch' or 'measure', got {value!r}")
 
 
-_default: str = os.environ.get(ENVIRONMENT, "auto")
+_default: Backend = os.environ.get(ENVIRONMENT, "auto")  # type: ignore[assignment]
 check_backend(ENVIRONMENT, _default)
 
 
@@ -81,7 +82,7 @@ def set_backend(backend: Backend) -> None:
     _default = backend
 
 
-def get_backend() -> str:
+def get_backend() -> Backend:
     """Says who computes convolutions that name no backend of their own; see :func:`set_backend`.
 
     Example:
@@ -113,7 +114,7 @@ def knows_torch_only() -> bool:
     )
 
 
-_HAS_LIMITS = has_limits()
+_HAS_LIMITS = current_limits() is not None
 
 
 def measures(backend: str, input: Tensor) -> bool:
@@ -152,6 +153,12 @@ def torch_computes(
         return False
     operands = [t for t in (input, weight, bias) if t is not None]
     mixed = torch.is_autocast_enabled("cpu")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in operands):
+        use = TRAINS
+    elif packed:
+        use = PACKED_RELU if clips else PACKED
+    else:
+        use = INFERS
     return cpu_rule(
         torch.get_autocast_dtype("cpu") if mixed else input.dtype,
         mixed,
@@ -161,9 +168,7 @@ def torch_computes(
         stride,
         sides,
         dilation,
-        torch.is_grad_enabled() and any(t.requires_grad for t in operands),
-        packed,
-        clips,
+        use,
         get_precision(),
     )
 

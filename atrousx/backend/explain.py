@@ -12,21 +12,18 @@ from torch import Tensor, nn
 
 from .. import _library
 from .._taps import live_share
+from .algorithm import Algorithm, ask, current_points
 from .choice import Backend, check_backend, get_backend, measures
 from .described import ConvOptions, Problem, problem_of
 from .geometry import PASSES, Geometry
 from .measure import choice_of, native_of
 from .precision import get_precision
-from .rule import cpu_rule, current_points
+from .rule import INFERS, PACKED, TRAINS, cpu_rule
 from .table import Choice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_algorithm = torch.ops.atrousx._atrous_conv2d_algorithm.default
-
-# By their numbers in csrc/atrous_conv2d/algorithm.h.
-_ALGORITHMS = ("dense product", "minimal filtering", "depthwise", "direct", "tensor cores")
 _SOURCES = {"cached": "the cache", "loaded": "a checkpoint", "nearest": "the nearest size"}
 _NO_KERNELS = "none: built without the CUDA library"
 UNDECIDED = "undecided"
@@ -145,7 +142,7 @@ def explain(
 
 def _explain_pass(problem: Problem, name: str, backend: str, trains: bool) -> PassExplanation:
     geometry = problem.geometry(name)
-    algorithm, points = _native_algorithm(problem, geometry)
+    algorithm = _native_algorithm(problem, geometry)
     choice: Choice | None = None
     like = torch.empty(0, dtype=problem.dtype, device=problem.device)
     if backend in ("native", "torch"):
@@ -161,33 +158,22 @@ def _explain_pass(problem: Problem, name: str, backend: str, trains: bool) -> Pa
     return PassExplanation(
         name=name,
         computed_by=UNDECIDED if measured and choice is None else decided,
-        algorithm=algorithm,
-        points=points,
+        algorithm=algorithm.name,
+        points=algorithm.points,
         reason=reason,
         native_seconds=choice.native_seconds if choice is not None and timed else None,
         torch_seconds=choice.torch_seconds if choice is not None and timed else None,
     )
 
 
-def _native_algorithm(problem: Problem, geometry: Geometry) -> tuple[str, tuple[int, ...]]:
+def _native_algorithm(problem: Problem, geometry: Geometry) -> Algorithm:
     like = torch.empty(0, dtype=problem.dtype, device=problem.device)
     if _library.is_gpu(like) and _library.cuda is None:
-        return _NO_KERNELS, ()
-    stride, sides, dilation, groups, tf32 = geometry.options
-    number, *points = _algorithm(
-        like,
-        PASSES.index(geometry.pass_),
-        geometry.input,
-        geometry.weight,
-        stride,
-        sides,
-        dilation,
-        groups,
-        any(geometry.channels_last),
-        problem.frozen,
-        tf32,
-    )
-    return _ALGORITHMS[number], tuple(points)
+        return Algorithm(_NO_KERNELS)
+    *conv, tf32 = geometry.options
+    last = any(geometry.channels_last)
+    sizes = (geometry.input, geometry.weight)
+    return ask(like, geometry.pass_, *sizes, *conv, last, problem.frozen, tf32)
 
 
 def _why(choice: Choice | None) -> str:
@@ -221,12 +207,11 @@ def _by_rule(problem: Problem, geometry: Geometry, trains: bool) -> tuple[bool, 
     size, weight = torch.Size(geometry.input), torch.Size(geometry.weight)
     known = (size, weight, stride, sides, dilation)
     last = any(geometry.channels_last)
-    by_torch = cpu_rule(
-        problem.dtype, False, last, *known, trains, problem.frozen, False, get_precision()
-    )
+    # An optimized layer is not trained.
+    use = PACKED if problem.frozen else TRAINS if trains else INFERS
+    by_torch = cpu_rule(problem.dtype, False, last, *known, use, get_precision())
     isa = _library.core.cpu_isa
-    frozen = trains or problem.frozen
-    if current_points(*known, frozen, problem.dtype):
+    if current_points(*known, use != INFERS, problem.dtype):
         return by_torch, "minimal filtering takes fewer products than live taps"
     expected = "PyTorch's" if by_torch else "atrousx's"
     return by_torch, f"the rule measured with {isa} expects {expected} to be faster"

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import is_gpu
+from .algorithm import current_points
 from .geometry import FORWARD, FUSED, GRAD_INPUT, Operands, Options
-from .rule import current_points
 
 _forward = torch.ops.atrousx.atrous_conv2d.default
 _fused = torch.ops.atrousx._atrous_conv2d_fused.default

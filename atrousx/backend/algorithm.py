@@ -1,0 +1,86 @@
+"""Which algorithm atrousx's kernels take: asked of the operator that decides, once per geometry."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._library import core
+from .geometry import PASSES
+from .precision import get_precision
+
+_algorithm = torch.ops.atrousx._atrous_conv2d_algorithm.default
+
+# By their numbers in csrc/atrous_conv2d/algorithm.h.
+ROWS = "depthwise rows"
+NAMES = ("dense product", "minimal filtering", "depthwise", "direct", "tensor cores", ROWS)
+
+
+class Algorithm(NamedTuple):
+    name: str
+    points: tuple[int, ...] = ()  # of minimal filtering, rows and columns
+
+
+def ask(like: Tensor, pass_: str, *geometry: Any) -> Algorithm:
+    """What computes a pass on the device and in the dtype of ``like``.
+
+    ``geometry``: sizes of input and weight, stride, sides, dilation, groups; whether a tensor is
+    channels_last; whether the weight is packed; whether TF32 is allowed.
+    """
+    number, *points = _algorithm(like, PASSES.index(pass_), *geometry)
+    return Algorithm(NAMES[number], tuple(points))
+
+
+# Networks have few sizes, and to ask takes as long as a small convolution.
+@functools.lru_cache(maxsize=1024)
+def of_cpu_forward(
+    dtype: torch.dtype,
+    channels_last: bool,
+    size: torch.Size,
+    weight: torch.Size,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    frozen: bool,
+    precision: str,
+) -> Algorithm:
+    """Of a forward pass on the CPU. ``precision`` is the process's, which the operator knows."""
+    batched = size if len(size) == 4 else (1, *size)
+    if 0 in weight or 0 in batched[1:]:
+        return Algorithm(NAMES[0])  # nothing to multiply
+    groups = batched[1] // weight[1]
+    geometry = (batched, weight, stride, sides, dilation, groups)
+    like = torch.empty(0, dtype=dtype)
+    found = ask(like, PASSES[0], *geometry, channels_last, frozen, False)
+    return Algorithm(ROWS) if _by_rows(found, channels_last, geometry, dtype) else found
+
+
+def _by_rows(found: Algorithm, channels_last: bool, geometry: tuple[Any, ...], dtype: Any) -> bool:
+    """Until the operator tells the two depthwise kernels of channels_last apart: PixelWalks::fit of
+    depthwise/row_driver.h, but for its share of products that are dropped."""
+    _, (outputs, _, rows, columns), stride, _, _, groups = geometry
+    width = 32 if core.cpu_isa == "avx512" else 8
+    if dtype.itemsize < 4:
+        width = max(width, 16)
+    suits = rows <= 3 and columns == 3 and outputs == groups >= width and max(stride) == 1
+    return found.name == "depthwise" and channels_last and suits
+
+
+def current_points(
+    size: torch.Size,
+    weight: torch.Size,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    frozen: bool,
+    dtype: torch.dtype,
+) -> tuple[int, ...]:
+    """The points of minimal filtering, none where live taps are multiplied.
+
+    ``frozen``: filters are transformed once, not at every call.
+    """
+    conv = (size, weight, stride, sides, dilation)
+    return of_cpu_forward(dtype, False, *conv, frozen, get_precision()).points
