@@ -133,25 +133,32 @@ class Calls:
 
     def chain(self, conv: nn.Module, ends: Sequence[fx.Node]) -> Chain | None:
         """What follows the only call of a convolution, normalised, in a forward to write anew."""
-        if len(ends) != 1 or len(self.of[conv]) != 1:
+        if len(ends) != 1 or not self._is_writable(self.of[conv]):
             return None
         (node,), (end,) = self.of[conv], ends
-        owner = self.owners[node.graph]
-        if not (owner in self.pure and self._understood(node) and can_be_rewritten(owner)):
-            return None
-        if len(node.args) != 1 or node.kwargs:
-            return None
-        nodes, residual = [node] if end is node else [node, end], None
-        user = only_user(end)
-        if user is not None and user.op != "call_module" and self._can_wait(node, user):
-            residual = residual_of(user, end)
-            if residual is not None:
-                nodes.append(user)
-                user = only_user(user)
+        nodes = [node] if end is node else [node, end]
+        added = self._sum_of(node, end)
+        residual = None if added is None else residual_of(added, end)
+        if added is not None and residual is not None:
+            nodes.append(added)
+        user = only_user(nodes[-1])
         relu = user is not None and self._is_relu(user, nodes[-1])
         if user is not None and relu:
             nodes.append(user)
         return Chain(nodes, residual, relu) if nodes[-1] is not end else None
+
+    def _is_writable(self, calls: Sequence[fx.Node]) -> bool:
+        """Whether there is one call, of one argument, in a forward that can be written anew."""
+        if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
+            return False
+        owner = self.owners[calls[0].graph]
+        return owner in self.pure and self._understood(calls[0]) and can_be_rewritten(owner)
+
+    def _sum_of(self, conv: fx.Node, end: fx.Node) -> fx.Node | None:
+        """The only user of a result, where it may be a sum that the convolution can wait for."""
+        user = only_user(end)
+        waits = user is not None and user.op != "call_module" and self._can_wait(conv, user)
+        return user if waits else None
 
     def _can_wait(self, conv: fx.Node, end: fx.Node) -> bool:
         """Whether nothing between a convolution and a sum may change the convolution's input."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -15,6 +16,16 @@ from .architecture import BUILDERS, architecture_of
 from .files import read_weights
 from .layouts import SOURCES, Layout, recognise, translate
 
+Source = Literal[
+    "auto",
+    "deeplab_v1",
+    "deeplab_v2",
+    "deeplab_v3",
+    "deeplab_v2_base",
+    "deeplab_v2_scale",
+    "resnet",
+    "vgg16",
+]
 # Batch normalisation's counters: files from before PyTorch 0.4.1 lack them, inference ignores them.
 OPTIONAL = ".num_batches_tracked"
 
@@ -53,7 +64,7 @@ class LoadReport:
 def load_weights(
     model: nn.Module,
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
-    source: str = "auto",
+    source: Source = "auto",
     *,
     other_classes: bool = False,
 ) -> LoadReport:
@@ -183,33 +194,39 @@ def _compare(
 ) -> LoadReport:
     """The report of loading ``weights``, or the error that says why they do not fit."""
     own = model.state_dict()
-    loaded = tuple(key for key in own if key in weights)
-    missing = tuple(key for key in own if key not in weights)
-    left_over = tuple(key for key in weights if key not in own)
-    for key in loaded:
+    report = LoadReport(
+        source=layout.name,
+        loaded=tuple(key for key in own if key in weights),
+        missing=tuple(key for key in own if key not in weights),
+        left_over=tuple(key for key in weights if key not in own),
+    )
+    for key in report.loaded:
         if own[key].shape != weights[key].shape:
             advice = _other(own, weights) or ("" if other_classes else _hint(model, key))
             raise ValueError(
                 f"{key} has shape {tuple(weights[key].shape)} in the weights "
                 f"and {tuple(own[key].shape)} in the model{advice}"
             )
-    excused = last_layers(model) if other_classes else ()
-    lacking = tuple(
-        key
-        for key in missing
-        if key.startswith(layout.needed)
-        and not key.endswith(OPTIONAL)
-        and key.rpartition(".")[0] not in excused
-    )
-    unplaced = tuple(k for k in left_over if not k.startswith(layout.ignorable))
-    if lacking or unplaced:
-        parts = [f"it lacks {_abridged(lacking)}"] if lacking else []
-        parts += [f"the model has no place for {_abridged(unplaced)}"] if unplaced else []
+    misfits = _misfits(report, layout, last_layers(model) if other_classes else ())
+    if misfits:
         raise ValueError(
-            f"the weights ({layout.name}) do not fit the model: {'; '.join(parts)}"
+            f"the weights ({layout.name}) do not fit the model: {'; '.join(misfits)}"
             f"{_other(own, weights)}"
         )
-    return LoadReport(layout.name, loaded, missing, left_over)
+    return report
+
+
+def _misfits(report: LoadReport, layout: Layout, excused: tuple[str, ...]) -> list[str]:
+    """What of a report the layout does not allow, in words. ``excused``: layers that may lack."""
+
+    def is_needed(key: str) -> bool:
+        is_optional = key.endswith(OPTIONAL) or key.rpartition(".")[0] in excused
+        return key.startswith(layout.needed) and not is_optional
+
+    lacking = tuple(filter(is_needed, report.missing))
+    unplaced = tuple(key for key in report.left_over if not key.startswith(layout.ignorable))
+    found = [f"it lacks {_abridged(lacking)}"] if lacking else []
+    return found + ([f"the model has no place for {_abridged(unplaced)}"] if unplaced else [])
 
 
 def last_layers(model: nn.Module) -> tuple[str, ...]:
