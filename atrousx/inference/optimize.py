@@ -19,7 +19,9 @@ CONVS = (nn.Conv2d, AtrousConv2d)
 
 
 def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    r"""Makes a faster model for inference from a trained one, the same function up to rounding.
+    r"""Returns a faster copy of a trained model for inference; ``inplace=True`` changes the model.
+
+    It is the same function up to rounding:
 
     .. math::
         \mathrm{BN}(w * x + b) = (s w) * x + s (b - \mu) + \beta, \qquad

@@ -18,7 +18,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def freeze_bn(module: nn.Module) -> nn.Module:
-    r"""Freezes every batch normalisation inside a module for good, in place.
+    r"""Freezes every batch normalisation of a module for good: in place, nothing is copied.
 
     .. math:: y = \gamma \, (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta
 

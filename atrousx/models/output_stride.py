@@ -13,10 +13,10 @@ from .resnet import STEM_STRIDE, Bottleneck, ResNet
 
 
 def set_output_stride(model: DeepLabV3, output_stride: int) -> DeepLabV3:
-    r"""Makes the features of a DeepLab v3 denser or sparser, in place, with the same weights.
+    r"""Makes the features of a DeepLab v3 denser or sparser: in place, nothing is copied.
 
-    Strides that go away double the atrous rate of all that follows; strides that come back halve
-    it. The denser features contain the sparser ones:
+    The weights stay. Strides that go away double the atrous rate of all that follows; strides that
+    come back halve it. The denser features contain the sparser ones:
 
     .. math:: F_{8}(x)_{n, c, 2i, 2j} = F_{16}(x)_{n, c, i, j}
 

@@ -10,9 +10,9 @@ from .atrous_conv2d import AtrousConv2d, why_not_served
 
 
 def replace_convs(module: nn.Module) -> nn.Module:
-    """Swaps every ``torch.nn.Conv2d`` inside a module for an ``AtrousConv2d``, weights shared.
+    """Swaps every ``torch.nn.Conv2d`` of a module in place; weights are shared, nothing is copied.
 
-    The module is changed in place; parameters, hooks and ``state_dict`` keys stay the same
+    Each becomes an ``AtrousConv2d``. Parameters, hooks and ``state_dict`` keys stay the same
     objects and names, so an optimizer made before goes on working. A layer registered in several
     places stays one layer. What :meth:`AtrousConv2d.from_conv` refuses (subclasses, parametrised
     or lazy layers, other kinds of convolution) is left alone, and so are layers that the module
