@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -19,7 +20,12 @@ from ..ops._check import (
 )
 from ..ops._mean_field import Term, mean_field
 from ..ops._permutohedral_lattice import build_lattice
-from ..ops.permutohedral_filter import check_normalization, computing_dtype, normalizer
+from ..ops.permutohedral_filter import (
+    Normalization,
+    check_normalization,
+    computing_dtype,
+    normalizer,
+)
 
 Sigma = float | Sequence[float]
 Compatibility = Tensor | None
@@ -60,7 +66,7 @@ class PairwiseKernel(nn.Module):
             return self.log_sigma.exp().to(like.dtype)
         return torch.tensor(self.fixed_sigma, dtype=like.dtype, device=like.device)
 
-    def term(self, features: Tensor, normalization: str) -> Term:
+    def term(self, features: Tensor, normalization: Normalization) -> Term:
         """This kernel over ``features`` [N, D, P], in their dtype."""
         lattice = build_lattice(features / self.sigma(features)[:, None])
         weight: float | Tensor = self.fixed_weight
@@ -129,9 +135,12 @@ class DenseCRF(nn.Module):
         torch.Size([1, 21, 32, 32])
     """
 
+    _looked_at_range = False
+
     def __init__(
         self,
         num_labels: int,
+        *,
         bilateral_weight: float | None = 4.0,
         bilateral_sigma_xy: Sigma = 67.0,
         bilateral_sigma_rgb: Sigma = 3.0,
@@ -139,7 +148,7 @@ class DenseCRF(nn.Module):
         gaussian_sigma_xy: Sigma = 3.0,
         iterations: int = 10,
         compatibility: Compatibility | Sequence[Compatibility] = None,
-        normalization: str = "symmetric",
+        normalization: Normalization = "symmetric",
         trainable: bool = False,
         recompute: bool = False,
     ) -> None:
@@ -216,8 +225,25 @@ class DenseCRF(nn.Module):
             check_same_device(f"this DenseCRF's {name}", tensor, "logits", logits)
         # A traced call leaves this to the lattice's own check, which runs with the data.
         no_data = image.is_meta or torch.compiler.is_compiling()
-        if image.is_floating_point() and not no_data and not bool(image.isfinite().all()):
-            raise ValueError("image must be finite, got NaN or infinity")
+        if image.is_floating_point() and not no_data:
+            if not bool(image.isfinite().all()):
+                raise ValueError("image must be finite, got NaN or infinity")
+            self._check_range(image)
+
+    def _check_range(self, image: Tensor) -> None:
+        """Warns once of an image in 0..1: its colours would hardly differ for the sigmas."""
+        # To read a number from a GPU would wait for it.
+        if self._looked_at_range or not image.is_cpu or image.numel() == 0:
+            return
+        self._looked_at_range = True
+        least, greatest = image.detach().aminmax()
+        if least >= 0 and 0 < greatest <= 1:
+            warnings.warn(
+                "the values of image lie in 0..1; DenseCRF expects 0..255, the range that "
+                "bilateral_sigma_rgb is given in: multiply the image by 255",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def pixel_features(image: Tensor, coloured: bool) -> Tensor:

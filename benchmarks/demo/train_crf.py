@@ -57,7 +57,16 @@ def fit(steps: int, size: tuple[int, int] = (24, 32), report: int = 0) -> dict[s
     """Trains for ``steps``; the losses in training, and the accuracy before and after elsewhere."""
     training, others = make_pictures(4, size, seed=0), make_pictures(4, size, seed=1)
     # Starts from weak kernels of poor widths.
-    crf = atrousx.DenseCRF(LABELS, 1.0, 5.0, 60.0, 1.0, 1.0, iterations=5, trainable=True)
+    crf = atrousx.DenseCRF(
+        LABELS,
+        bilateral_weight=1.0,
+        bilateral_sigma_xy=5.0,
+        bilateral_sigma_rgb=60.0,
+        gaussian_weight=1.0,
+        gaussian_sigma_xy=1.0,
+        iterations=5,
+        trainable=True,
+    )
     optimizer = torch.optim.Adam(crf.parameters(), lr=0.1)
     with torch.no_grad():
         history = {"loss": [], "accuracy": [measure(crf, others)[1]]}

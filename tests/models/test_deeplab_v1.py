@@ -232,7 +232,7 @@ def test_predict_before_and_after_the_crf(model):
         # By hand: blue, green, red less the mean; logits; the CRF on log-probabilities.
         mean = torch.tensor([104.008, 116.669, 122.675]).view(3, 1, 1)
         logits = model(photograph.float().flip(1) - mean)["out"]
-        crf = DenseCRF(4, 4.0, 121.0, 5.0, 3.0, 3.0)
+        crf = DenseCRF(4, bilateral_sigma_xy=121.0, bilateral_sigma_rgb=5.0)
         expected = crf(logits.log_softmax(1), photograph)
     assert torch.equal(before, logits.argmax(1))
     assert torch.equal(after, expected.argmax(1))

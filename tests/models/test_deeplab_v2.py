@@ -171,7 +171,14 @@ def test_predict_takes_the_maximum_and_refines(vgg):
         logits = torch.maximum(*looks)
     assert (found.probabilities - logits.softmax(1)).abs().max() < 1e-4
     refined = network.predict(photograph).refined
-    crf = DenseCRF(5, 4.0, 67.0, 3.0, 3.0, 3.0)
+    crf = DenseCRF(
+        5,
+        bilateral_weight=4.0,
+        bilateral_sigma_xy=67.0,
+        bilateral_sigma_rgb=3.0,
+        gaussian_weight=3.0,
+        gaussian_sigma_xy=3.0,
+    )
     assert torch.equal(refined, crf(looks[0], photograph).argmax(1))
 
 

@@ -236,7 +236,9 @@ def test_constant_image_and_tiny_sigma(device):
     result = atrousx.DenseCRF(3, bilateral_sigma_xy=1e9)(logits, image)
     torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 9, device=device))
     # With sigmas far below a pixel every pixel hears itself alone, as an image of its own does.
-    tiny = atrousx.DenseCRF(3, 4.0, 1e-3, 1e-3, 3.0, 1e-3)
+    tiny = atrousx.DenseCRF(
+        3, bilateral_sigma_xy=1e-3, bilateral_sigma_rgb=1e-3, gaussian_sigma_xy=1e-3
+    )
     together = tiny(logits, image)
     alone = tiny(logits[:, :, 3:4, 4:5], image[:, :, 3:4, 4:5])
     torch.testing.assert_close(together[:, :, 3:4, 4:5], alone)
@@ -258,7 +260,15 @@ def test_same_bits():
 @pytest.mark.parametrize("normalization", NAMES.values())
 def test_gradient_of_logits(device, normalization):
     logits, image = random_case((3, 4), device=device)
-    crf = atrousx.DenseCRF(3, 0.4, 5.0, 30.0, 0.3, 3.0, iterations=3, normalization=normalization)
+    crf = atrousx.DenseCRF(
+        3,
+        bilateral_weight=0.4,
+        bilateral_sigma_xy=5.0,
+        bilateral_sigma_rgb=30.0,
+        gaussian_weight=0.3,
+        iterations=3,
+        normalization=normalization,
+    )
     inputs = (logits.requires_grad_(),)
     assert torch.autograd.gradcheck(lambda v: crf(v, image), inputs, fast_mode=True)
 
@@ -268,7 +278,9 @@ def test_gradients_of_image_and_parameters(device, normalization):
     logits, image = random_case((3, 3), device=device)
     image = image.double().requires_grad_()
     options = {"normalization": normalization, **SIGMAS}
-    crf = atrousx.DenseCRF(3, 0.9, gaussian_weight=0.7, iterations=2, trainable=True, **options)
+    crf = atrousx.DenseCRF(
+        3, bilateral_weight=0.9, gaussian_weight=0.7, iterations=2, trainable=True, **options
+    )
     crf.double().to(device)
     assert len(list(crf.parameters())) == 6
     inputs = (logits.requires_grad_(), image, *crf.parameters())
@@ -378,3 +390,37 @@ def test_rejections(arguments, error, message):
 def test_constructor_rejections(options, message):
     with pytest.raises(ValueError, match=message):
         atrousx.DenseCRF(**{"num_labels": 3, **options})
+
+
+def test_an_image_in_0_to_1_is_warned_of_once():
+    crf = atrousx.DenseCRF(3, iterations=1)
+    with pytest.warns(UserWarning, match=r"image lie in 0\.\.1; DenseCRF expects 0\.\.255"):
+        crf(L, torch.rand(2, 3, 4, 5))
+    crf(L, torch.rand(2, 3, 4, 5))  # a second warning would be an error
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(2, 3, 4, 5),  # black in any range
+        torch.rand(2, 3, 4, 5) - 0.5,
+        255 * torch.rand(2, 3, 4, 5),
+        torch.ones(2, 3, 4, 5, dtype=torch.uint8),
+    ],
+)
+def test_other_images_are_not_warned_of(image):
+    atrousx.DenseCRF(3, iterations=1)(L, image)
+
+
+def test_traced_code_does_not_look_at_the_range_of_an_image():
+    crf = atrousx.DenseCRF(3, iterations=1)
+    image = torch.rand(2, 3, 4, 5)
+    torch.compile(crf, fullgraph=True, backend="aot_eager")(L, image)
+    torch.export.export(crf, (L, image))
+    with pytest.warns(UserWarning, match="0..255"):
+        crf(L, image)
+
+
+def test_all_but_the_number_of_labels_goes_by_name():
+    with pytest.raises(TypeError, match="positional argument"):
+        atrousx.DenseCRF(3, 4.0)

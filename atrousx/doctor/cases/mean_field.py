@@ -162,7 +162,13 @@ def _layer(quick: bool) -> Iterator[Case]:
         return logits, grad, (ramp + 9 * torch.randn(1, 3, *size)).round()
 
     def forward(t: Tensors, tf32: bool) -> Tensors:
-        crf = DenseCRF(labels, 4.0, sigmas[0], sigmas[1], 3.0, sigmas[2], iterations)
+        crf = DenseCRF(
+            labels,
+            bilateral_sigma_xy=sigmas[0],
+            bilateral_sigma_rgb=sigmas[1],
+            gaussian_sigma_xy=sigmas[2],
+            iterations=iterations,
+        )
         return (crf(t[0], t[2]),)
 
     def twin(t: Tensors) -> Tensors:
