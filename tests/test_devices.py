@@ -174,7 +174,7 @@ def test_convolutions_run_by_pytorch_where_there_are_no_kernels(no_kernels):
     torch.testing.assert_close(one, branches[0], rtol=0, atol=0)
     joined = ops.multi_rate_conv2d(x, weights, biases, (2, 2))
     torch.testing.assert_close(joined, torch.cat(branches, 1), rtol=0, atol=0)
-    added = ops.multi_rate_conv2d(x[0], weights, biases, (2, 2), "sum")
+    added = ops.multi_rate_conv2d(x[0], weights, biases, (2, 2), reduce="sum")
     torch.testing.assert_close(added, (branches[0] + branches[1])[0])
     added.sum().backward()
     assert x.grad is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +80,10 @@ def problem_of(
         if name not in said:
             raise TypeError(f"{name} must not be given: the layer or the input says it already")
     if isinstance(layer, nn.Conv2d):
+        padding: Any = layer.padding if layer.padding_mode == "zeros" else 0
         conv: ConvOptions = {
             "stride": layer.stride,
-            "padding": layer.padding if layer.padding_mode == "zeros" else 0,
+            "padding": padding,
             "dilation": layer.dilation,
             "groups": layer.groups,
             "dtype": layer.weight.dtype,

@@ -9,7 +9,7 @@ import torch
 Precision = Literal["default", "highest"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
-_precision: str = "default"
+_precision: Precision = "default"
 
 
 def set_precision(precision: Precision) -> None:
@@ -43,7 +43,7 @@ def set_precision(precision: Precision) -> None:
     _precision = precision
 
 
-def get_precision() -> str:
+def get_precision() -> Precision:
     """Says how exactly atrousx's CPU kernels convolve; see :func:`set_precision`.
 
     Example:

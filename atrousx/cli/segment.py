@@ -207,7 +207,7 @@ def segment_image(
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     try:
         refiner = False if crf is None else crf
-        before, after, _ = model.predict(pixels, scales, flip, refiner, tile=tile)
+        before, after, _ = model.predict(pixels, scales, flip=flip, crf=refiner, tile=tile)
     except ValueError as error:
         raise CommandError(one_line(error)) from error
     labels: data.Image = (before if after is None else after)[0].to(torch.uint8).cpu().numpy()

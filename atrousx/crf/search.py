@@ -17,7 +17,7 @@ from ..nn.dense_crf import pixel_features
 from ..ops import upsample_bilinear2d
 from ..ops._mean_field import Term, mean_field
 from ..ops._permutohedral_lattice import build_lattice
-from ..ops.permutohedral_filter import normalizer
+from ..ops.permutohedral_filter import Normalization, normalizer
 
 IGNORED = 255
 Counts = NDArray[np.int64]
@@ -55,7 +55,7 @@ class FixedOptions(NamedTuple):
     gaussian_weight: float
     gaussian_sigma_xy: float
     iterations: int
-    normalization: str
+    normalization: Normalization
 
 
 class Sample(NamedTuple):

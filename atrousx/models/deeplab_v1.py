@@ -128,6 +128,7 @@ class DeepLabV1(Segmenter):
 def deeplab_v1(
     num_classes: int = 21,
     fc6: Fc6Name = "large_fov",
+    *,
     multi_scale_features: bool = False,
     pooling: Pooling = "3x3",
 ) -> DeepLabV1:

@@ -147,6 +147,7 @@ def deeplab_v2(
     num_classes: int = 21,
     backbone: Literal["resnet101", "vgg16"] = "resnet101",
     head: Literal["aspp_l", "aspp_s", "large_fov"] = "aspp_l",
+    *,
     multi_scale: bool = True,
 ) -> DeepLabV2:
     r"""Builds DeepLab v2 with random weights.

@@ -80,7 +80,7 @@ class MultiScale(NamedTuple):
                 if fused is None:
                     dtype = torch.promote_types(scores.dtype, torch.float32)
                     fused = scores.new_zeros((*scores.shape[:2], *size), dtype=dtype)
-                upsample_softmax_add_(fused, scores, 1 / len(views), mirrored)
+                upsample_softmax_add_(fused, scores, 1 / len(views), flip=mirrored)
                 continue
             scores = model.resample(scores, size) if scale != 1 else scores
             scores = scores.flip(-1) if mirrored else scores

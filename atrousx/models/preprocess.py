@@ -41,7 +41,7 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, bgr: bool = False) -> None:
         super().__init__()
         self.bgr = bgr
         for name, values in (("mean", mean), ("std", std)):

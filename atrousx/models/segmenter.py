@@ -52,9 +52,9 @@ class Segmenter(nn.Module):
         images_or_logits: Tensor | Mapping[str, Tensor],
         target: Tensor,
         weight: Tensor | None = None,
+        *,
         ignore_index: int = 255,
         label_smoothing: float = 0.0,
-        *,
         downsample_labels: bool | None = None,
         aux_weight: float = 0.5,
     ) -> Tensor:
@@ -106,7 +106,7 @@ class Segmenter(nn.Module):
                 scores,
                 labels,
                 weight,
-                ignore_index,
+                ignore_index=ignore_index,
                 label_smoothing=label_smoothing,
                 align_corners=self.align_corners,
             )
@@ -143,18 +143,17 @@ class Segmenter(nn.Module):
             True
         """
         wanted = (images.shape[-2], images.shape[-1]) if size is None else size
-        labels = upsample_argmax(self.coarse_logits(images)["out"], wanted, self.align_corners)
-        assert isinstance(labels, Tensor)
-        return labels
+        coarse = self.coarse_logits(images)["out"]
+        return upsample_argmax(coarse, wanted, align_corners=self.align_corners)
 
     @torch.inference_mode()
     def predict(
         self,
         image: Tensor,
         scales: Sequence[float] = (1.0,),
+        *,
         flip: bool = False,
         crf: DenseCRF | bool | None = True,
-        *,
         tile: int | None = None,
         overlap: int | None = None,
     ) -> Prediction:

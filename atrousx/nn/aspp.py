@@ -121,6 +121,7 @@ class ASPP(nn.Module):
         in_channels: int,
         atrous_rates: Sequence[int] = (6, 12, 18),
         out_channels: int = 256,
+        *,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()

@@ -46,6 +46,7 @@ class BilinearUpsample2d(nn.Module):
         self,
         size: int | Sequence[int] | None = None,
         scale_factor: float | Sequence[float] | None = None,
+        *,
         align_corners: bool = False,
     ) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class BilinearUpsample2d(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.resample(input, self.size, self.scale_factor, self.align_corners)
+        return self.resample(input, self.size, self.scale_factor, align_corners=self.align_corners)
 
     def extra_repr(self) -> str:
         target = (

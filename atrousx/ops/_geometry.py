@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from .._taps import live_share, output_size
 from ._check import check_steps, pair
 
-Padding = int | Sequence[int] | str
+Padding = int | Sequence[int] | Literal["same", "valid"]
 
 
 def live_fraction(
@@ -56,7 +57,7 @@ def positive_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def sides_of(
-    padding: Padding, taps: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
+    padding: Padding | str, taps: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """Padding as (top, left, bottom, right)."""
     if isinstance(padding, str):

@@ -79,7 +79,7 @@ def _multi_rate(input: Tensor, narrow: Tensor, wide: Tensor, bias: Tensor) -> Re
     results = []
     for given in _both_formats(input):
         for reduce in ("cat", "sum"):
-            results.append(multi_rate_conv2d(given, weights, [bias] * 3, rates, reduce))
+            results.append(multi_rate_conv2d(given, weights, [bias] * 3, rates, reduce=reduce))
         fixed = [weight.detach() for weight in weights]
         bias_3 = torch.cat([bias.detach()] * 3)
         results.append(_multi_rate_relu(given.detach(), fixed, bias_3, rates, False, False, []))

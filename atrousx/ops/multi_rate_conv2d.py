@@ -28,6 +28,7 @@ def multi_rate_conv2d(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] | None = None,
     dilations: Sequence[int] = (6, 12, 18),
+    *,
     reduce: Literal["cat", "sum"] = "cat",
 ) -> Tensor:
     r"""Convolves one input at several dilations, into one result: the pyramid of ASPP.

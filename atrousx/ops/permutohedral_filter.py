@@ -4,7 +4,7 @@ and autocast rule. The lattice's own construction is in _permutohedral_lattice.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,11 +20,12 @@ _corner_product = torch.ops.atrousx._permutohedral_corner_product.default
 
 Scales = tuple[Tensor | None, Tensor | None]
 
-NORMALIZATIONS = ("symmetric", "before", "after", "none")
+Normalization = Literal["symmetric", "before", "after", "none"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 
 
 def permutohedral_filter(
-    values: Tensor, features: Tensor, normalization: str = "symmetric"
+    values: Tensor, features: Tensor, normalization: Normalization = "symmetric"
 ) -> Tensor:
     r"""Filters values with a Gaussian of unit variance in feature space.
 
@@ -113,7 +114,7 @@ class PermutohedralLattice:
         (torch.Size([1, 2, 4]), 4)
     """
 
-    def __init__(self, features: Tensor, normalization: str = "symmetric") -> None:
+    def __init__(self, features: Tensor, normalization: Normalization = "symmetric") -> None:
         check_floating("features", features)
         check_device("features", features)
         check_normalization(normalization)
@@ -191,7 +192,7 @@ def computing_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def normalizer(lattice: Lattice, normalization: str) -> Scales:
+def normalizer(lattice: Lattice, normalization: Normalization) -> Scales:
     """What points are multiplied by before splatting and after slicing, [N P, 1] each."""
     if normalization == "none":
         return None, None

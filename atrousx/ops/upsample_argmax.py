@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,9 +17,43 @@ from ._kernels import register_fake
 _argmax = torch.ops.atrousx._upsample_argmax.default
 
 
+@overload
 def upsample_argmax(
     logits: Tensor,
     size: int | Sequence[int],
+    *,
+    align_corners: bool = False,
+    return_probability: Literal[False] = False,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor: ...
+
+
+@overload
+def upsample_argmax(
+    logits: Tensor,
+    size: int | Sequence[int],
+    *,
+    align_corners: bool = False,
+    return_probability: Literal[True],
+    dtype: torch.dtype = torch.int64,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def upsample_argmax(
+    logits: Tensor,
+    size: int | Sequence[int],
+    *,
+    align_corners: bool = False,
+    return_probability: bool,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def upsample_argmax(
+    logits: Tensor,
+    size: int | Sequence[int],
+    *,
     align_corners: bool = False,
     return_probability: bool = False,
     dtype: torch.dtype = torch.int64,

@@ -23,6 +23,7 @@ def upsample_bilinear2d(
     input: Tensor,
     size: int | Sequence[int] | None = None,
     scale_factor: float | Sequence[float] | None = None,
+    *,
     align_corners: bool = False,
     recompute_scale_factor: bool = False,
 ) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from ._kernels import register_fake
 _forward = torch.ops.atrousx._upsample_cross_entropy.default
 _backward = torch.ops.atrousx._upsample_cross_entropy_backward.default
 
-REDUCTIONS = ("none", "mean", "sum")  # by their number in the operator
+Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)  # by their number in the operator
 LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -26,8 +27,9 @@ def upsample_cross_entropy(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
+    *,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     align_corners: bool = False,
 ) -> Tensor:

@@ -17,6 +17,7 @@ def upsample_softmax_add_(
     sum: Tensor,
     logits: Tensor,
     alpha: float = 1.0,
+    *,
     flip: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
@@ -55,7 +56,7 @@ def upsample_softmax_add_(
         >>> mean = torch.zeros(1, 2, 1, 2)
         >>> for flip in (False, True):
         ...     logits = torch.tensor([[[[0.0, 90.0]], [[0.0, 0.0]]]])
-        ...     _ = atrousx.ops.upsample_softmax_add_(mean, logits, 1 / 2, flip)
+        ...     _ = atrousx.ops.upsample_softmax_add_(mean, logits, 1 / 2, flip=flip)
         >>> mean
         tensor([[[[0.7500, 0.7500]],
         <BLANKLINE>

@@ -34,7 +34,7 @@ def test_operations_by_hand(bench):
 
 
 def test_summed_branches_are_counted(bench):
-    head = atrousx.models.deeplab_v2(2, "vgg16", "aspp_s", False).classifier
+    head = atrousx.models.deeplab_v2(2, "vgg16", "aspp_s", multi_scale=False).classifier
     branch = 1024 * (512 * 9 + 1024 + 2)
     assert bench.operations(head, torch.empty(1, 512, 3, 5))[0] == 2 * 15 * 4 * branch
 

@@ -191,7 +191,7 @@ def test_upsampling_in_both_modes():
 def test_pyramid_in_both_modes():
     def pyramid(x, first, second, one, other):
         weights, biases = [first, second], [one, other]
-        return atrousx.ops.multi_rate_conv2d(x, weights, biases, (1, 2), "cat")
+        return atrousx.ops.multi_rate_conv2d(x, weights, biases, (1, 2), reduce="cat")
 
     weights = [random(2, 2, 3, 3), random(3, 2, 1, 1)]
     inputs = (random(1, 2, 4, 3), *weights, random(2), random(3))

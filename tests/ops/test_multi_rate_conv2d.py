@@ -84,7 +84,7 @@ def test_padding_is_never_multiplied(device):
         w[0, 0, 1, 1] = 3
     x = torch.ones(1, 1, 2, 2, device=device)
     assert (multi_rate_conv2d(x, ws, None, (2, 5)) == 3).all()
-    assert (multi_rate_conv2d(x, ws, None, (2, 5), "sum") == 6).all()
+    assert (multi_rate_conv2d(x, ws, None, (2, 5), reduce="sum") == 6).all()
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -106,7 +106,7 @@ def test_long_sums_against_oracle(device, name, reduce, memory_format, dtype):
 def check_against_oracle(name, reduce, memory_format, dtype, device):
     x, ws, bs, rates = make(name, dtype, device, memory_format)
     leaves = [t.requires_grad_() for t in (x, *ws, *bs)]
-    ours = multi_rate_conv2d(x, ws, bs, rates, reduce)
+    ours = multi_rate_conv2d(x, ws, bs, rates, reduce=reduce)
     theirs = separately(x, ws, bs, rates, reduce)
     exact = reference.forward(
         to_float64(x), [*map(to_float64, ws)], [*map(to_float64, bs)], rates, reduce
@@ -131,7 +131,7 @@ def test_float32_is_rounded_only_where_tf32_is_allowed(device, name, reduce, all
     x, ws, bs, rates = make(name, torch.float32, device)
     leaves = [t.requires_grad_() for t in (x, *ws)]
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-        y = multi_rate_conv2d(x, ws, bs, rates, reduce)
+        y = multi_rate_conv2d(x, ws, bs, rates, reduce=reduce)
     wide = [t.detach().double().requires_grad_() for t in leaves]
     exact = separately(wide[0], wide[1:], [b.double() for b in bs], rates, reduce)
     grad = torch.randn_like(y)
@@ -170,7 +170,7 @@ def test_gradcheck(device, reduce):
     leaves = [t.requires_grad_() for t in (x[:1, :2], *(w[:, :2] for w in ws), *bs)]
 
     def convolve(x, *rest):
-        return multi_rate_conv2d(x, rest[:3], rest[3:], rates, reduce)
+        return multi_rate_conv2d(x, rest[:3], rest[3:], rates, reduce=reduce)
 
     assert torch.autograd.gradcheck(convolve, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(convolve, leaves, fast_mode=True)
@@ -224,15 +224,15 @@ def test_any_strides(device, reduce):
     x, ws, bs, rates = make("v2's", torch.float64, device)
     expected = separately(x, ws, bs, rates, reduce)
     for a, *rest in zip(strided_views(x), *map(strided_views, ws), strict=True):
-        torch.testing.assert_close(multi_rate_conv2d(a, rest, bs, rates, reduce), expected)
+        torch.testing.assert_close(multi_rate_conv2d(a, rest, bs, rates, reduce=reduce), expected)
     broadcast = x.expand(3, -1, -1, -1)
-    result = multi_rate_conv2d(broadcast, ws, [b[::1] for b in bs], rates, reduce)
+    result = multi_rate_conv2d(broadcast, ws, [b[::1] for b in bs], rates, reduce=reduce)
     torch.testing.assert_close(result[2:], expected)
 
 
 def test_unbatched_and_empty_batch(device):
     x, ws, bs, rates = make("v3's", torch.float64, device)
-    result = multi_rate_conv2d(x[0], ws, bs, rates, "sum")
+    result = multi_rate_conv2d(x[0], ws, bs, rates, reduce="sum")
     torch.testing.assert_close(result, separately(x[0], ws, bs, rates, "sum"))
     empty, w = x[:0].clone().requires_grad_(), ws[1].clone().requires_grad_()
     result = multi_rate_conv2d(empty, [w, w], None, (1, 2))
@@ -262,7 +262,7 @@ def test_autocast_computes_in_lower_precision(device):
     x, ws, bs, rates = make("v2's", torch.float32, device)
     x.requires_grad_()
     with torch.autocast(device.type, torch.bfloat16):
-        result = multi_rate_conv2d(x, [ws[0].bfloat16(), *ws[1:]], bs, rates, "sum")
+        result = multi_rate_conv2d(x, [ws[0].bfloat16(), *ws[1:]], bs, rates, reduce="sum")
         assert result.dtype == torch.bfloat16
     result.float().sum().backward()
     assert x.grad.dtype == torch.float32

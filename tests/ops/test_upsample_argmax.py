@@ -70,8 +70,10 @@ def test_first_of_equal_classes_wins(device):
 def test_against_oracle(device, small, large, kind, align_corners, memory_format, dtype):
     logits = torch.randn(2, 6, *small) if kind == "random" else smooth_logits(6, small)
     logits = logits.to(device, dtype).to(memory_format=memory_format)
-    labels, probability = upsample_argmax(logits, large, align_corners, return_probability=True)
-    only_labels = upsample_argmax(logits, large, align_corners, dtype=torch.uint8)
+    labels, probability = upsample_argmax(
+        logits, large, align_corners=align_corners, return_probability=True
+    )
+    only_labels = upsample_argmax(logits, large, align_corners=align_corners, dtype=torch.uint8)
     assert torch.equal(only_labels.long(), labels)
 
     values = reference.forward(to_float64(logits), large, align_corners)

@@ -173,7 +173,9 @@ def test_gradcheck(device, reduction, size):
     weight = torch.rand(3, dtype=torch.float64, device=device)
 
     def loss(x):
-        return upsample_cross_entropy(x, target, weight, IGNORED, reduction, 0.2)
+        return upsample_cross_entropy(
+            x, target, weight, ignore_index=IGNORED, reduction=reduction, label_smoothing=0.2
+        )
 
     assert torch.autograd.gradcheck(loss, logits)
 

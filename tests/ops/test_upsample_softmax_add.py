@@ -45,7 +45,9 @@ def test_against_oracle(device, small, large, flip, align_corners, memory_format
     computed = torch.float64 if dtype == torch.float64 else torch.float32
     before = torch.rand(2, 6, *large, dtype=computed, device=device)
     before = before.to(memory_format=memory_format)
-    ours = upsample_softmax_add_(before.clone(), logits, 0.3, flip, align_corners)
+    ours = upsample_softmax_add_(
+        before.clone(), logits, 0.3, flip=flip, align_corners=align_corners
+    )
     wide = logits.to(computed)
     values = F.interpolate(wide, large, mode="bilinear", align_corners=align_corners)
     theirs = before + 0.3 * (values.flip(-1) if flip else values).softmax(1)
@@ -96,7 +98,7 @@ def test_compile(device):
     def mean(logits):
         sum = logits.new_zeros(1, 3, 8, 9)
         for flip in (False, True):
-            upsample_softmax_add_(sum, logits, 0.5, flip)
+            upsample_softmax_add_(sum, logits, 0.5, flip=flip)
         return 2 * sum
 
     logits = torch.randn(1, 3, 4, 5, device=device)

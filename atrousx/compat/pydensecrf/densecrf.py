@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...ops._check import LARGEST_STEP
 from ...ops._mean_field import Term, less_message, mean_field
 from ...ops._permutohedral_lattice import build_lattice, drop_points
-from ...ops.permutohedral_filter import normalizer
+from ...ops.permutohedral_filter import Normalization, normalizer
 
 Array = NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class NormalizationType(IntEnum):
 
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
-_NORMALIZATION_NAMES = ("none", "before", "after", "symmetric")
+_NORMALIZATION_NAMES: tuple[Normalization, ...] = ("none", "before", "after", "symmetric")
 
 
 class DenseCRF:

@@ -63,7 +63,9 @@ def from_vgg16(
     """
     # Without memory: a hundred million random values would be drawn only to be replaced.
     with torch.device("meta"):
-        model = deeplab_v1(num_classes, fc6, multi_scale_features, pooling)
+        model = deeplab_v1(
+            num_classes, fc6, multi_scale_features=multi_scale_features, pooling=pooling
+        )
     kept = vgg16_values(state_dict, model, seed)
     if keep_classes:
         kept |= _last_layer(state_dict, model)
