@@ -143,7 +143,7 @@ def test_the_crf_does_not_run_on_a_wrong_filter(gpu, monkeypatch):
     wrong_on_the_device(monkeypatch, "permutohedral_filter", first(lambda t: t + 1))
     crf = atrousx.DenseCRF(3, iterations=1)
     with pytest.raises(RuntimeError, match="permutohedral_filter is wrong"):
-        crf(torch.randn(1, 3, 5, 5), torch.rand(1, 3, 5, 5))
+        crf(torch.randn(1, 3, 5, 5), 255 * torch.rand(1, 3, 5, 5))
 
 
 def test_it_can_be_switched_off(gpu, monkeypatch):

@@ -160,7 +160,7 @@ def problems(draw):
 @settings(deadline=None, max_examples=60)
 def test_any_geometry(problem, reduce):
     x, ws, rates = problem
-    ours, theirs = (f(x, ws, None, rates, reduce) for f in (multi_rate_conv2d, separately))
+    ours, theirs = (f(x, ws, None, rates, reduce=reduce) for f in (multi_rate_conv2d, separately))
     torch.testing.assert_close(ours, theirs)
 
 

@@ -78,7 +78,13 @@ def test_against_oracle(device, small, large, options, reduction, memory_format,
     weight = None if plain else torch.rand(6, device=device).to(dtype)
     smoothing, align_corners = (0.0, False) if plain else (0.1, True)
     loss = upsample_cross_entropy(
-        logits, target, weight, IGNORED, reduction, smoothing, align_corners
+        logits,
+        target,
+        weight,
+        ignore_index=IGNORED,
+        reduction=reduction,
+        label_smoothing=smoothing,
+        align_corners=align_corners,
     )
     theirs = two_steps(
         logits,
