@@ -34,7 +34,7 @@ def set_backend(backend: Backend) -> None:
 
     - "auto", the default: on CPUs with AVX2 or AVX-512 atrousx's kernels, except where a measured
       rule expects PyTorch's own to be faster, the three passes of training taken together: see
-      ``benchmarks/NOTES.md``. What minimal filtering serves (:func:`atrousx.ops.atrous_conv2d`)
+      ``benchmarks/tune.py``. What minimal filtering serves (:func:`atrousx.ops.atrous_conv2d`)
       stays with atrousx's, and so does code that ``torch.compile`` or ``torch.export`` traces. On
       GPUs and other CPUs it is "measure", and PyTorch's where atrousx has no kernels at all (ROCm,
       MPS, XPU, or CUDA where only the CPU's were compiled).
