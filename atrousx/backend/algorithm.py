@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._library import core
 from .geometry import PASSES
 from .precision import get_precision
 
@@ -54,19 +53,7 @@ def of_cpu_forward(
     groups = batched[1] // weight[1]
     geometry = (batched, weight, stride, sides, dilation, groups)
     like = torch.empty(0, dtype=dtype)
-    found = ask(like, PASSES[0], *geometry, channels_last, frozen, False)
-    return Algorithm(ROWS) if _by_rows(found, channels_last, geometry, dtype) else found
-
-
-def _by_rows(found: Algorithm, channels_last: bool, geometry: tuple[Any, ...], dtype: Any) -> bool:
-    """Until the operator tells the two depthwise kernels of channels_last apart: PixelWalks::fit of
-    depthwise/row_driver.h, but for its share of products that are dropped."""
-    _, (outputs, _, rows, columns), stride, _, _, groups = geometry
-    width = 32 if core.cpu_isa == "avx512" else 8
-    if dtype.itemsize < 4:
-        width = max(width, 16)
-    suits = rows <= 3 and columns == 3 and outputs == groups >= width and max(stride) == 1
-    return found.name == "depthwise" and channels_last and suits
+    return ask(like, PASSES[0], *geometry, channels_last, frozen, False)
 
 
 def current_points(

@@ -5,13 +5,14 @@
 
 namespace atrousx {
 
-// By their numbers in atrousx/backend/explain.py, which has the words.
+// By their numbers in atrousx/backend/algorithm.py, which has the words.
 enum class ConvAlgorithm : int64_t {
   kProduct,
   kMinimalFiltering,
   kDepthwise,
   kDirect,
-  kTensorCores
+  kTensorCores,
+  kDepthwiseRows  // by whole rows of channels_last
 };
 
 struct ConvPass {

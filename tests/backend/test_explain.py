@@ -11,12 +11,14 @@ import torch
 import atrousx
 from atrousx import explain
 from atrousx.backend import measure as measuring
+from atrousx.backend.choice import winograd_points
 from atrousx.backend.geometry import PASSES
 from atrousx.inference.fused import FusedConv2d
 from atrousx.ops import atrous_conv2d
 
 WIDE = (256, 256, 3, 3)
 TALL = (1, 256, 33, 33)
+ROWS = {"groups": 64, "channels_last": True}
 
 
 def by(explanation):
@@ -57,6 +59,9 @@ def test_a_backend_by_name_is_the_reason(backend):
         (WIDE, TALL, {"padding": 1, "stride": 2}, ["dense product"] * 3),
         ((256, 256, 1, 1), TALL, {}, ["dense product"] * 3),
         ((64, 1, 3, 3), (1, 64, 9, 9), {"groups": 64}, ["depthwise"] * 3),
+        ((64, 1, 3, 3), (1, 64, 9, 9), ROWS, ["depthwise rows"] * 2 + ["depthwise"]),
+        ((64, 1, 3, 3), (1, 64, 9, 9), {**ROWS, "stride": 2}, ["depthwise"] * 3),
+        ((64, 1, 5, 5), (1, 64, 9, 9), ROWS, ["depthwise"] * 3),
         ((8, 2, 3, 3), (1, 8, 9, 9), {"groups": 4}, ["direct"] * 3),
         # Few channels from many outputs: only the gradient of the input has few destinations.
         ((64, 3, 7, 7), (1, 3, 33, 33), {}, ["dense product", "direct", "dense product"]),
@@ -70,10 +75,10 @@ def test_algorithms_of_the_cpu(weight, input, options, expected):
 
 def test_the_points_are_the_operators_own():
     found = explain(WIDE, TALL, padding=1, backend="native")
-    points = torch.ops.atrousx._atrous_conv2d_points(
-        TALL, WIDE, (1, 1), (1, 1, 1, 1), (1, 1), 1, False, torch.float32
-    )
-    assert list(found.passes[0].points) == points
+    x, w = torch.empty(TALL), torch.empty(WIDE)
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1))
+    points = winograd_points("native", x, w, *geometry, frozen=False)
+    assert found.passes[0].points == points
     assert ("points" in str(found)) is bool(points)
 
 
