@@ -29,11 +29,6 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   // the CPU. Empty on a GPU, and where groups are too narrow for a product. points: transformed for
   // minimal filtering (winograd_plan.h), for calls that it serves.
   m.def("_atrous_conv2d_pack_weight(Tensor weight, int groups, int[] points=[]) -> Tensor");
-  // The points by which the CPU convolves, none where it multiplies live taps. frozen:
-  // by a weight that is packed beforehand.
-  m.def(
-      "_atrous_conv2d_points(int[4] input_size, int[4] weight_size, int[2] stride, int[4] padding, "
-      "int[2] dilation, int groups, bool frozen, ScalarType dtype) -> int[]");
   // Which algorithm computes a pass (0 forward, 1 grad-input, 2 grad-weight) on the device of
   // `like` and in its dtype: a ConvAlgorithm of atrous_conv2d/algorithm.h, and the points of
   // minimal filtering.

@@ -2,8 +2,6 @@
 // atrous_conv2d.
 #pragma once
 
-#include <memory>
-
 #include "atrous_conv2d/arguments.h"
 
 namespace atrousx {
@@ -84,8 +82,6 @@ struct GatherCall {
   Tail tail;
   Tensor destination;
   std::optional<Tensor> packed = std::nullopt;
-  bool by_taps = false;  // never by minimal filtering (winograd_plan.h)
-  std::shared_ptr<const void> transformed = nullptr;  // the filters, where they were for this call
 };
 
 // Calls that read the same source, in order. Destinations may be the residuals of later calls.

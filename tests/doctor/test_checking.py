@@ -25,7 +25,6 @@ GPU = Device("cuda:0", ALL, 132)
 @pytest.mark.parametrize("device", [CPU, GPU], ids=lambda device: device.name)
 def test_every_operator_of_the_schema_has_a_case(device, quick):
     about_cpus = {
-        "_atrous_conv2d_points",
         "_atrous_conv2d_suits_filters",
         "_fingerprint",
         "_set_highest_precision",

@@ -53,7 +53,6 @@ def test_a_broken_kernel_is_noticed(emulated_device):
 
 def test_every_operator_with_a_kernel_there_is_in_the_sample():
     about_cpus = {
-        "_atrous_conv2d_points",
         "_atrous_conv2d_suits_filters",
         "_fingerprint",
         "_set_highest_precision",

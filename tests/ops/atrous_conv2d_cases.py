@@ -11,6 +11,19 @@ fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
 pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 backward_input_op = torch.ops.atrousx._atrous_conv2d_backward_input.default
 backward_weight_op = torch.ops.atrousx._atrous_conv2d_backward_weight.default
+algorithm_op = torch.ops.atrousx._atrous_conv2d_algorithm.default
+
+
+def points_of(input, weight, stride, sides, dilation, groups, frozen, dtype):
+    """Those of minimal filtering in a forward pass on the CPU; none where it multiplies live taps.
+
+    ``frozen``: by a weight that is packed beforehand.
+    """
+    like = torch.empty(0, dtype=dtype)
+    geometry = (stride, sides, dilation, groups)
+    _, *points = algorithm_op(like, 0, input, weight, *geometry, False, frozen, False)
+    return points
+
 
 # N, C, K, groups, (H, W), (KH, KW), stride, padding, dilation
 CASES = {

@@ -257,9 +257,6 @@ _MAKERS: dict[str, dict[str, _Maker]] = {
     "_cpu_build_info": {"all": lambda n: []},
     "_cuda_build_info": {"all": lambda n: []},
     "_set_highest_precision": {"off": lambda n: [False]},
-    "_atrous_conv2d_points": {
-        "wide": lambda n: [[1, 64, 9, 9], [64, 64, 3, 3], *_ROWS, True, n.dtype]
-    },
     "_atrous_conv2d_fused": _table(_fused, _CONVOLUTIONS),
     "_atrous_conv2d_backward_input": {
         label: _convolution_gradient("input", *row) for label, row in _CONVOLUTIONS.items()

@@ -25,6 +25,7 @@ from tests.ops.atrous_conv2d_cases import (
     forward_op,
     fused_op,
     pack_op,
+    points_of,
 )
 from tests.ops.common import to_float64
 from tests.optional import given, settings, st
@@ -109,11 +110,11 @@ def with_number(place, number):
         lambda *options: fused_op(x, w, None, None, True, *options),
         lambda *options: backward_input_op(GRAD, w, x.shape, *options),
         lambda *options: backward_weight_op(GRAD, x, w.shape, *options),
-        lambda *options: operators._atrous_conv2d_points(
-            x.shape, w.shape, *options, True, torch.float32
+        lambda *options: operators._atrous_conv2d_algorithm(
+            x, 0, x.shape, w.shape, *options[:4], False, True, False
         ),
     ],
-    ids=["forward", "fused", "backward_input", "backward_weight", "points"],
+    ids=["forward", "fused", "backward_input", "backward_weight", "algorithm"],
 )
 def test_convolutions_called_directly_refuse_extremes(call, place, number):
     if (place, number) == ("padding", 0):
@@ -146,9 +147,8 @@ def test_operators_called_directly_refuse_extreme_sizes(call, number):
 
 def test_points_of_a_long_map_are_found_without_listing_its_tiles():
     began = time.perf_counter()
-    found = operators._atrous_conv2d_points(
-        (1, 64, 2**40, 2**10), (64, 64, 3, 3), (1, 1), (1,) * 4, (1, 1), 1, True, torch.float32
-    )
+    sizes = ((1, 64, 2**40, 2**10), (64, 64, 3, 3))
+    found = points_of(*sizes, (1, 1), (1,) * 4, (1, 1), 1, True, torch.float32)
     assert found == [4, 4]
     assert time.perf_counter() - began < 1
 

@@ -9,11 +9,8 @@ from torch import nn
 import atrousx
 from atrousx.backend.choice import winograd_points
 from atrousx.ops import atrous_conv2d
+from tests.ops.atrous_conv2d_cases import fused_op, pack_op, points_of
 from tests.ops.common import multiplies_bfloat16_pairs
-
-points_op = torch.ops.atrousx._atrous_conv2d_points.default
-fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
-pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +66,7 @@ def test_it_is_baked_into_nothing(dtype):
     layer = atrousx.optimize(layer)
     compiled = torch.compile(layer, backend="eager")
     geometry = ((1, 1), (2, 2, 2, 2), (2, 2))
-    packed = pack_op(w, 1, points_op(x.shape, w.shape, *geometry, 1, True, dtype))
+    packed = pack_op(w, 1, points_of(x.shape, w.shape, *geometry, 1, True, dtype))
     runs = [
         lambda: layer(x),
         lambda: compiled(x),
@@ -80,7 +77,7 @@ def test_it_is_baked_into_nothing(dtype):
             default = [run() for run in runs]
             atrousx.set_precision("highest")
             assert winograd_points("native", x, w, *geometry, frozen=True) == ()
-            assert points_op(x.shape, w.shape, *geometry, 1, True, dtype) == []
+            assert points_of(x.shape, w.shape, *geometry, 1, True, dtype) == []
             highest = [run() for run in runs]
             atrousx.set_precision("default")
             assert winograd_points("native", x, w, *geometry, frozen=True) != ()

@@ -7,6 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from atrousx.backend.choice import winograd_points
+from tests.ops.atrous_conv2d_cases import (
+    backward_input_op,
+    backward_weight_op,
+    forward_op,
+    fused_op,
+    pack_op,
+    points_of,
+)
 from tests.ops.common import (
     FORMATS,
     assert_as_accurate_as_torch,
@@ -16,13 +24,7 @@ from tests.ops.common import (
 )
 from tests.reference import atrous_conv2d as reference
 
-fused_op = torch.ops.atrousx._atrous_conv2d_fused.default
-pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
-points_op = torch.ops.atrousx._atrous_conv2d_points.default
 multi_rate_op = torch.ops.atrousx._multi_rate_conv2d_relu.default
-forward_op = torch.ops.atrousx.atrous_conv2d.default
-backward_input_op = torch.ops.atrousx._atrous_conv2d_backward_input.default
-backward_weight_op = torch.ops.atrousx._atrous_conv2d_backward_weight.default
 
 # points, N, C, K, (H, W), padding (top, left, bottom, right), dilation
 CASES = {
@@ -136,7 +138,7 @@ def theirs_and_exact(convolve, *tensors):
 def test_chosen_in_forward_and_grad_input(case, dtype, memory_format):
     points, x, w, grad, geometry, options = problem(case, memory_format, dtype)
     b = torch.randn(len(w)).to(dtype)
-    assert tuple(points_op(x.shape, w.shape, *geometry, False, dtype)) == points
+    assert tuple(points_of(x.shape, w.shape, *geometry, False, dtype)) == points
     assert_as_accurate_as_torch(
         forward_op(x, w, b, *geometry),
         *theirs_and_exact(lambda x, w, b: F.conv2d(x, w, b, *options), x, w, b),
@@ -155,7 +157,7 @@ def test_chosen_in_forward_and_grad_input(case, dtype, memory_format):
 @pytest.mark.parametrize(("case", "dtype"), chosen(SUMMED))
 def test_chosen_in_grad_weight(case, dtype, memory_format):
     points, x, w, grad, geometry, options = problem(case, memory_format, dtype)
-    assert tuple(points_op(x.shape, w.shape, *geometry, True, dtype)) == points
+    assert tuple(points_of(x.shape, w.shape, *geometry, True, dtype)) == points
     result = backward_weight_op(grad, x, w.shape, *geometry)
     assert_as_accurate_as_torch(
         result,
@@ -241,7 +243,6 @@ def test_what_cannot_be_transformed():
     with pytest.raises(RuntimeError, match="packed is not this weight"):
         fused_op(x, w, b, None, False, *geometry, False, pack_op(w[:, :-1], 1, points))
     torch.library.opcheck(pack_op, (w, 1, points))
-    torch.library.opcheck(points_op, (x.shape, w.shape, *geometry, True, torch.float32))
 
 
 def pays(

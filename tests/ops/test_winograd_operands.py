@@ -14,12 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import atrousx  # noqa: F401, its operators
+from tests.ops.atrous_conv2d_cases import (
+    backward_input_op,
+    backward_weight_op,
+    forward_op,
+    points_of,
+)
 
-forward_op = torch.ops.atrousx.atrous_conv2d.default
-backward_input_op = torch.ops.atrousx._atrous_conv2d_backward_input.default
-backward_weight_op = torch.ops.atrousx._atrous_conv2d_backward_weight.default
-points_op = torch.ops.atrousx._atrous_conv2d_points.default
 suits_op = torch.ops.atrousx._atrous_conv2d_suits_filters.default
 
 # C, K, (H, W), rate
@@ -142,7 +143,7 @@ def operands(layer, of_map, of_filter, dtype=torch.float32):
 
 def assert_forward(layer, of_map, of_filter, dtype=torch.float32):
     x, w, geometry, options = operands(layer, of_map, of_filter, dtype)
-    assert points_op(x.shape, w.shape, *geometry, False, dtype)
+    assert points_of(x.shape, w.shape, *geometry, False, dtype)
     exact, products = (
         F.conv2d(f(x.double()), f(w.double()), None, *options) for f in (lambda t: t, torch.abs)
     )

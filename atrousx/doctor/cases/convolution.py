@@ -156,7 +156,8 @@ def _packed_cases(quick: bool) -> Iterator[Case]:
 
     def transformed(t: Tensors, tf32: bool) -> Tensors:
         x, w, b = t[:3]
-        points = _ops._atrous_conv2d_points(x.shape, w.shape, *g.options, True, x.dtype)
+        shapes = (x.shape, w.shape, *g.options)
+        _, *points = _ops._atrous_conv2d_algorithm(x, 0, *shapes, False, True, tf32)
         form = _ops._atrous_conv2d_pack_weight(w, g.groups, points)
         return (_ops._atrous_conv2d_fused(x, w, b, None, True, *g.options, tf32, form),)
 
@@ -178,12 +179,6 @@ def _packed_cases(quick: bool) -> Iterator[Case]:
         finally:
             _ops._set_highest_precision(before)
 
-    def explained(t: Tensors, tf32: bool) -> Tensors:
-        x, w = t[:2]
-        shapes = (x.shape, w.shape, *g.options)
-        _, *points = _ops._atrous_conv2d_algorithm(x, 0, *shapes, False, True, tf32)
-        return transformed(t, tf32) if points else packed(t, tf32)
-
     def measured(t: Tensors, tf32: bool) -> Tensors:
         # Deterministic, so that no clock decides between two runs.
         before = torch.are_deterministic_algorithms_enabled()
@@ -198,11 +193,10 @@ def _packed_cases(quick: bool) -> Iterator[Case]:
 
     for operator, run, cpu_only in (
         ("_atrous_conv2d_pack_weight", packed, False),
-        ("_atrous_conv2d_points", transformed, True),
         ("_atrous_conv2d_suits_filters", followed, True),
         ("_fingerprint", followed, True),
         ("_set_highest_precision", highest, True),
-        ("_atrous_conv2d_algorithm", explained, False),
+        ("_atrous_conv2d_algorithm", transformed, False),
         ("_measured_conv2d", measured, False),
     ):
         yield Case(

@@ -84,16 +84,6 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
   return *packed;
 }
 
-// The points by which a frozen (or any) weight's forward should go on a CPU, none where its live
-// taps are the faster.
-Sizes atrous_conv2d_points(Sizes input, Sizes weight, Sizes stride, Sizes padding, Sizes dilation,
-                           int64_t groups, bool frozen, ScalarType dtype) {
-  const GatherShape shape =
-      conv_geometry(input, weight, stride, padding, dilation, groups).forward();
-  const std::optional<WinogradPoints> points = winograd_points(shape, dtype, frozen);
-  return points.has_value() ? Sizes{(*points)[0], (*points)[1]} : Sizes{};
-}
-
 // Narrow groups. Returns the destination, in the memory format asked for.
 Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
                        const WeightStrides& weight_strides, const Tail& tail,
@@ -220,10 +210,6 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
 
 }  // namespace
 }  // namespace atrousx
-
-STABLE_TORCH_LIBRARY_IMPL(atrousx, CompositeExplicitAutograd, m) {
-  m.impl("_atrous_conv2d_points", ATROUSX_BOX(atrousx::atrous_conv2d_points));
-}
 
 STABLE_TORCH_LIBRARY_IMPL(atrousx, CPU, m) {
   m.impl("atrous_conv2d", ATROUSX_BOX(atrousx::atrous_conv2d_cpu));

@@ -47,8 +47,7 @@ void gather_product(const GatherShape& shape, const Tensor& source,
 
 // source -> destination.
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
-  const auto& [shape, weight, weight_strides, tail, destination, packed, by_taps, transformed] =
-      call;
+  const auto& [shape, weight, weight_strides, tail, destination, packed] = call;
   if (destination.numel() == 0) return;
   if (runs_on_tensorcores(source, shape, allow_tf32))
     return gather_on_tensorcores(shape, source, weight, weight_strides, tail, destination);

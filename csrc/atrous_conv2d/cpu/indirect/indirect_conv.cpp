@@ -10,9 +10,15 @@
 namespace atrousx {
 namespace {
 
+// A call, and how it is computed: decided once, by settle().
+struct SettledCall : GatherCall {
+  std::optional<WinogradPoints> points;     // of minimal filtering; none: by its live taps
+  std::shared_ptr<const void> transformed;  // its filters, where they were for this call
+};
+
 // The weight of a pass as `weight`, of tile type R, has it: as the caller packed it, or packed now.
 template <typename T, typename Weight>
-std::shared_ptr<const typename Weight::A> packed_weight(const GatherCall& call,
+std::shared_ptr<const typename Weight::A> packed_weight(const SettledCall& call,
                                                         const Weight& weight) {
   using A = typename Weight::A;
   if (call.transformed != nullptr) return std::static_pointer_cast<const A>(call.transformed);
@@ -33,11 +39,9 @@ std::shared_ptr<const typename Weight::A> packed_weight(const GatherCall& call,
 template <typename A>
 using StepWork = std::function<void(const GatherStep&, const SourceView<A>&)>;
 
-// The points by which a call goes (winograd_plan.h): those that its weight was transformed to or,
-// where that did not come packed, those that pay. None: it goes by its live taps.
+// Those that a call's weight was transformed to or, where that did not come packed, those that pay.
 std::optional<WinogradPoints> points_of(const GatherCall& call) {
   const ScalarType dtype = call.weight.scalar_type();
-  if (call.by_taps) return std::nullopt;
   if (!call.packed.has_value()) return winograd_points(call.shape, dtype, false);
   if (call.packed->dim() != 3) return std::nullopt;
   const WinogradPoints points{static_cast<int>(call.packed->size(0)),
@@ -51,14 +55,14 @@ std::optional<WinogradPoints> points_of(const GatherCall& call) {
 }
 
 // Transforms a call's filters, or finds that they do not suit.
-bool transform_suited(GatherCall& call, const WinogradPoints& points) {
+bool transform_suited(SettledCall& call) {
   bool suits = false;
   dispatch_floating(call.weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
     if constexpr (!std::is_same_v<T, double>)
       with_register_tile<A>(call.shape.outer, [&](auto tile) {
-        const WinogradWeight<decltype(tile)> weight(call.shape, points);
+        const WinogradWeight<decltype(tile)> weight(call.shape, *call.points);
         const auto own = std::make_shared<Workspace<A>>(weight.size());
         suits = weight.pack_suited(data<T>(call.weight), call.weight_strides, own->data());
         if (suits) call.transformed = {own, own->data()};
@@ -67,21 +71,24 @@ bool transform_suited(GatherCall& call, const WinogradPoints& points) {
   return suits;
 }
 
-// Settles a call's algorithm: by its live taps where its numbers do not suit minimal filtering.
-// Filters that were transformed beforehand were looked at then. source_suits: as far as known.
-void settle(const Tensor& source, GatherCall& call, std::optional<bool>& source_suits) {
-  const auto points = points_of(call);
-  if (!points.has_value()) return;
+// Decides by live taps, too, where a call's numbers do not suit minimal filtering. Filters that
+// were transformed beforehand were looked at then. source_suits: as far as known.
+SettledCall settle(const Tensor& source, const GatherCall& given,
+                   std::optional<bool>& source_suits) {
+  SettledCall call{given, points_of(given), nullptr};
+  if (!call.points.has_value()) return call;
   if (!source_suits.has_value())
     source_suits =
         winograd_allowed() && winograd_suits_map(source, call.shape.inner * call.shape.taps());
-  call.by_taps = !*source_suits || (!call.packed.has_value() && !transform_suited(call, *points));
-  if (call.by_taps) call.packed.reset();
+  if (*source_suits && (call.packed.has_value() || transform_suited(call))) return call;
+  call.points.reset();
+  call.packed.reset();
+  return call;
 }
 
 // Whether tasks pack their weights themselves: packed at once, a large weight would go to memory
 // and back, and one that is large beside its pixels would be waited for. The sums are the same.
-bool packs_chunks(const GatherCall& call) {
+bool packs_chunks(const SettledCall& call) {
   constexpr int64_t kLarge = 8 << 20, kLargeBeside = 1024;  // elements, and those of a pixel
   const GatherShape& shape = call.shape;
   const int64_t weights = shape.groups * shape.outer * shape.inner * shape.taps();
@@ -94,7 +101,7 @@ bool packs_chunks(const GatherCall& call) {
 }
 
 template <typename T, typename A, int kPack>
-StepWork<A> step_work(const GatherCall& call) {
+StepWork<A> step_work(const SettledCall& call) {
   T* const to = static_cast<T*>(call.destination.mutable_data_ptr());
   StepWork<A> work;
   const auto keep = [&](auto gather) {
@@ -105,9 +112,10 @@ StepWork<A> step_work(const GatherCall& call) {
   with_register_tile<A, kPack>(call.shape.outer, [&](auto tile) {
     using R = decltype(tile);
     if constexpr (std::is_same_v<T, float>) {
-      if (const auto points = points_of(call); points.has_value())
+      if (call.points.has_value())
         return keep(std::make_shared<CpuWinograd<T, R>>(
-            call.shape, *points, packed_weight<T>(call, WinogradWeight<R>(call.shape, *points)),
+            call.shape, *call.points,
+            packed_weight<T>(call, WinogradWeight<R>(call.shape, *call.points)),
             call.tail.epilogue<T>(), to, strides4(call.destination)));
     }
     keep(std::make_shared<CpuGather<T, R>>(
@@ -121,7 +129,7 @@ StepWork<A> step_work(const GatherCall& call) {
 }
 
 // A map of a half type by minimal filtering: read as it is, its channels made neighbours.
-void gather_half(const Tensor& source, const GatherCall& call, const WinogradPoints& points) {
+void gather_half(const Tensor& source, const SettledCall& call) {
   const Tensor from =
       source.stride(1) == 1 ? source : torch::stable::contiguous(source, memory_format(true));
   dispatch_floating(source.scalar_type(), [&](auto zero) {
@@ -130,10 +138,11 @@ void gather_half(const Tensor& source, const GatherCall& call, const WinogradPoi
     if constexpr (!std::is_same_v<T, A>)
       with_register_tile<A>(call.shape.outer, [&](auto tile) {
         using R = decltype(tile);
-        CpuWinograd<T, R>(
-            call.shape, points, packed_weight<T>(call, WinogradWeight<R>(call.shape, points)),
-            call.tail.epilogue<T>(), static_cast<T*>(call.destination.mutable_data_ptr()),
-            strides4(call.destination))
+        CpuWinograd<T, R>(call.shape, *call.points,
+                          packed_weight<T>(call, WinogradWeight<R>(call.shape, *call.points)),
+                          call.tail.epilogue<T>(),
+                          static_cast<T*>(call.destination.mutable_data_ptr()),
+                          strides4(call.destination))
             .multiply(whole_step(call.shape),
                       SourceView<T>{data<T>(from), strides4(from), kSlab, call.shape.inner});
       });
@@ -141,9 +150,9 @@ void gather_half(const Tensor& source, const GatherCall& call, const WinogradPoi
 }
 
 // How many sums a call has of an image.
-int64_t sums_of_image(const GatherCall& call) {
+int64_t sums_of_image(const SettledCall& call) {
   const GatherShape& shape = call.shape;
-  const auto points = points_of(call);
+  const auto& points = call.points;
   const int64_t of_channel =
       points.has_value() ? winograd_products(without_mirror(shape.rows), (*points)[0]) *
                                winograd_products(without_mirror(shape.columns), (*points)[1])
@@ -153,32 +162,32 @@ int64_t sums_of_image(const GatherCall& call) {
 
 // Whether a call reads each element of the source for one purpose only: there is nothing to gain
 // from a packed source then, unless that brings channels together.
-bool reads_in_place(const Tensor& source, const GatherCall& call) {
+bool reads_in_place(const Tensor& source, const SettledCall& call) {
   return source.stride(1) == 1 && source.scalar_type() == ScalarType::Float &&
-         (call.shape.taps() == 1 || points_of(call).has_value());
+         (call.shape.taps() == 1 || call.points.has_value());
 }
 
 // Whether the only call on a source of planes has too few outputs for packing it to pay. Where a
 // plane is a multiple of half a page, a pixel's channels would share few sets of the caches.
-bool reads_planes(const Tensor& source, const std::vector<GatherCall>& calls) {
+bool reads_planes(const Tensor& source, const std::vector<SettledCall>& calls) {
   constexpr int64_t kFewOutputs = 32, kHalfPage = 2048 / sizeof(float);
   const auto& call = calls[0];
   return calls.size() == 1 && source.scalar_type() == ScalarType::Float && source.stride(3) == 1 &&
          source.stride(1) > 1 && source.stride(1) % kHalfPage != 0 && call.shape.groups == 1 &&
-         call.shape.outer <= kFewOutputs && !points_of(call).has_value();
+         call.shape.outer <= kFewOutputs && !call.points.has_value();
 }
 
 // Passes over one source, all in place or all over what is packed of it.
-void gather_together(const Tensor& source, const std::vector<GatherCall>& calls, bool in_place) {
+void gather_together(const Tensor& source, const std::vector<SettledCall>& calls, bool in_place) {
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>([&](auto pack) {
       using A = Accumulate<T>;
       constexpr int kPack = decltype(pack)::value;
       std::vector<StepWork<A>> works;
-      for (const GatherCall& call : calls) works.push_back(step_work<T, A, kPack>(call));
+      for (const SettledCall& call : calls) works.push_back(step_work<T, A, kPack>(call));
       int64_t sums = 0;
-      for (const GatherCall& call : calls) sums += sums_of_image(call);
+      for (const SettledCall& call : calls) sums += sums_of_image(call);
       for_each_gather_step<A, kPack>(calls[0].shape, data<T>(source), strides4(source), in_place,
                                      sums, [&](const GatherStep& step, const SourceView<A>& view) {
                                        for (const auto& work : works) work(step, view);
@@ -192,13 +201,12 @@ void gather_together(const Tensor& source, const std::vector<GatherCall>& calls,
 // Matrix products whatever the width of the groups.
 void gather_cpu(const Tensor& source, const std::vector<GatherCall>& all) {
   if (source.size(0) == 0) return;
-  std::vector<GatherCall> calls;
+  std::vector<SettledCall> calls;
   std::optional<bool> suits;
-  for (GatherCall call : all) {
-    settle(source, call, suits);
-    const auto points = points_of(call);
-    if (points.has_value() && source.scalar_type() != ScalarType::Float)
-      gather_half(source, call, *points);
+  for (const GatherCall& given : all) {
+    SettledCall call = settle(source, given, suits);
+    if (call.points.has_value() && source.scalar_type() != ScalarType::Float)
+      gather_half(source, call);
     else
       calls.push_back(std::move(call));
   }
@@ -206,7 +214,7 @@ void gather_cpu(const Tensor& source, const std::vector<GatherCall>& all) {
     const bool in_place = reads_in_place(source, calls[first]);
     end = first + 1;
     while (end < calls.size() && reads_in_place(source, calls[end]) == in_place) ++end;
-    const std::vector<GatherCall> together(calls.begin() + first, calls.begin() + end);
+    const std::vector<SettledCall> together(calls.begin() + first, calls.begin() + end);
     gather_together(source, together, in_place || reads_planes(source, together));
   }
 }
