@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from atrousx.ops._permutohedral_lattice import build_lattice
+from tests.emulator.bad_indices import BAD, INDICES, changed
 from tests.emulator.device import NAME
-from tests.emulator.test_permutohedral import BAD, INDICES, changed
 
 pytestmark = pytest.mark.emulated
 

@@ -9,24 +9,17 @@ import pytest
 import torch
 
 from atrousx.ops._permutohedral_lattice import build_lattice
+from tests.emulator.bad_indices import BAD, INDICES, changed
 from tests.emulator.device import NAME
 
 pytestmark = pytest.mark.emulated
 ops = torch.ops.atrousx
-INDICES = ("corner_vertices", "starts", "entry_points", "neighbours")
-BAD = [-1, 10**6, 2**31 - 1, -(2**31)]
 POINTS = 60
 
 
 def make_lattice(index, points=POINTS):
     lattice = build_lattice(2 * torch.randn(2, 2, points // 2, dtype=torch.float64).to(NAME))
     return lattice._replace(**{name: getattr(lattice, name).to(index) for name in INDICES})
-
-
-def changed(lattice, name, place, bad):
-    tensor = getattr(lattice, name).clone()
-    tensor.view(-1)[place] = bad
-    return lattice._replace(**{name: tensor})
 
 
 def nan_rows(rows):
