@@ -1,4 +1,4 @@
-"""Layers over the operators: drop-in replacements for PyTorch's, and DeepLab's own."""
+"""Layers built on the operators: replacements for PyTorch's layers, and layers of DeepLab."""
 
 from .aspp import ASPP
 from .atrous_conv2d import AtrousConv2d

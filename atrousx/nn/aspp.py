@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling in DeepLab v3's form."""
+"""Atrous spatial pyramid pooling (ASPP) as in DeepLab v3."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .atrous_conv2d import AtrousConv2d, hooked
 def conv_bn_relu(
     in_channels: int, out_channels: int, kernel_size: int = 1, rate: int = 1
 ) -> list[nn.Module]:
-    """A convolution that keeps the size, batch normalisation and ReLU."""
+    """Returns a convolution that keeps the map's size, a batch normalisation and a ReLU."""
     padding = rate * (kernel_size // 2)
     return [
         AtrousConv2d(
@@ -28,9 +28,10 @@ def conv_bn_relu(
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
-    """Normalises by the running statistics where the batch holds a single value per channel.
+    """A batch normalisation that accepts a single value per channel in training.
 
-    One image pooled to one pixel has no variance; PyTorch's own layer refuses it in training.
+    It normalises such a batch by the running statistics. One image that was pooled to one pixel is
+    such a batch. It has no variance, so ``nn.BatchNorm2d`` raises an error in training.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -42,9 +43,9 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
 
 
 class ImagePooling(nn.Sequential):
-    """The branch that sees the whole image: its mean, a 1x1 convolution, and back to size."""
+    """The whole-image branch: mean over the map, 1x1 convolution, resampling to the map's size."""
 
-    # Replaced by PyTorch's in a model for export.
+    # ``models.to_torch`` replaces this function by PyTorch's.
     resample = staticmethod(upsample_bilinear2d)
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -52,7 +53,7 @@ class ImagePooling(nn.Sequential):
         self[2] = PooledBatchNorm2d(out_channels)
 
     def pooled(self, input: Tensor) -> Tensor:
-        """The branch before it is spread over the map, ``[N, K, 1, 1]``."""
+        """Returns the branch's values before they are spread over the map, ``[N, K, 1, 1]``."""
         for layer in self:
             input = layer(input)
         return input
@@ -60,52 +61,53 @@ class ImagePooling(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         pooled = self.pooled(input)
         resized = self.resample(pooled, size=input.shape[-2:])
-        # Autocast resamples in float32, and normalising a 1x1 map forgets channels_last: both would
-        # spread through the concatenation to all branches.
+        # Autocast resamples in float32, and normalising a 1x1 map loses channels_last. Without this
+        # line the concatenation would spread both to all branches.
         channels_last = input.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if channels_last else torch.preserve_format
         return resized.to(pooled.dtype, memory_format=memory_format)
 
 
 def split_projection(weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The filters of a projection over ``width`` channels of the map, and over the pooled branch.
+    """Splits a projection's filters after ``width`` channels: map's part, pooled branch's part.
 
-    The projection of a concatenation is the sum of its parts' projections. The pooled branch is the
-    same everywhere on the map, and so is its projection: it is computed once for each image and
-    added to each pixel, in place of being spread over the map, stored and multiplied there.
+    The projection of a concatenation is the sum of the projections of its parts. The pooled branch
+    has the same value at every pixel, and so has its projection. So the projection is computed once
+    for each image and added to each pixel. The pooled branch need not be spread over the map,
+    stored and multiplied there.
     """
     return weight[:, :width], weight[:, width:]
 
 
 class ASPP(nn.Module):
-    r"""Looks at every pixel at several scales at once: atrous branches side by side.
+    r"""Atrous spatial pyramid pooling: parallel branches look at every pixel at several scales.
 
     .. math::
         y = P\big(\big[\,B_1(x),\; B_{3, r_1}(x),\; \ldots,\; B_{3, r_n}(x),\;
         U(B_1(\bar x))\,\big]\big)
 
-    where :math:`B_1` is a 1x1 and :math:`B_{3, r}` a 3x3 convolution at atrous rate :math:`r`,
-    each with batch normalisation and ReLU, :math:`\bar x` the mean over the map, :math:`U` the
-    bilinear resampling back to its size, :math:`[\ldots]` concatenation, and :math:`P` one more 1x1
-    convolution with batch normalisation and ReLU.
+    where :math:`B_1` is a 1x1 convolution, :math:`B_{3, r}` a 3x3 convolution at atrous rate
+    :math:`r`, and :math:`P` another 1x1 convolution. Batch normalisation and ReLU follow each of
+    them. :math:`\bar x` is the mean over the map, :math:`U` the bilinear resampling back to the
+    map's size, and :math:`[\ldots]` the concatenation.
 
-    The ``state_dict`` keys are torchvision's: ``convs.{0..n}.{0,1}`` for the branches,
-    ``convs.{n+1}.{1,2}`` for the image pooling, ``project.{0,1}``.
+    The ``state_dict`` has the same keys as torchvision's ``ASPP``: ``convs.{0..n}.{0,1}`` for the
+    branches, ``convs.{n+1}.{1,2}`` for the image pooling, and ``project.{0,1}``.
 
     Args:
-        in_channels: channels of the input, 2048 after a ResNet's last stage.
-        atrous_rates: rates of the 3x3 branches, in input pixels. The paper's (6, 12, 18) are for an
-            output stride of 16 and are doubled at 8.
+        in_channels: channels of the input; 2048 after the last stage of a ResNet.
+        atrous_rates: rates of the 3x3 branches, in input pixels. The paper uses (6, 12, 18) at an
+            output stride of 16, and twice these rates at 8.
         out_channels: channels of each branch and of the result.
-        dropout: probability with which the result's values are zeroed in training: torchvision
-            has 0.5, the paper none.
+        dropout: probability that a value of the result is set to zero in training. torchvision
+            uses 0.5, the paper no dropout.
 
     Shape:
         Input ``[N, C, H, W]``; output ``[N, out_channels, H, W]``. In training the pooled branch is
-        normalised over the batch, or, for a single image, by the running statistics.
+        normalised over the batch. For a single image it uses the running statistics instead.
 
     Raises:
-        ValueError: an ``atrous_rates`` that is empty or not positive.
+        ValueError: ``atrous_rates`` is empty, or a rate is not positive.
 
     Source: "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv:1706.05587,
     section 3.3.

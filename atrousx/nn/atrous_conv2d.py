@@ -1,4 +1,4 @@
-"""torch.nn.Conv2d computed by atrousx's convolution."""
+"""A torch.nn.Conv2d that computes with atrousx's convolution."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ class AtrousConv2d(nn.Conv2d):
         y_{n,k,o_h,o_w} = b_k + \sum_{c,i,j} w_{k,c,i,j}\;
         x_{n,\,c,\,o_h s - p + i d,\;o_w s - p + j d}
 
-    with stride :math:`s`, padding :math:`p` and dilation (the atrous rate) :math:`d`. It *is* an
-    ``nn.Conv2d``: constructor, initialisation, attributes, ``state_dict`` and pickling are
-    PyTorch's, and ``isinstance(layer, torch.nn.Conv2d)`` holds. Only the computation differs, by
-    :func:`atrousx.ops.atrous_conv2d`. The padding modes "reflect", "replicate" and "circular" pad
-    first, as in PyTorch, and then convolve without padding.
+    with stride :math:`s`, padding :math:`p` and dilation (the atrous rate) :math:`d`. The class
+    inherits constructor, initialisation, attributes, ``state_dict`` and pickling from
+    ``nn.Conv2d``, and ``isinstance(layer, torch.nn.Conv2d)`` is true. Only the computation differs:
+    it calls :func:`atrousx.ops.atrous_conv2d`. With the padding modes "reflect", "replicate" and
+    "circular" the layer first pads the input, as in PyTorch. It then convolves without padding.
 
     Args:
         in_channels: channels of the input.
-        out_channels: filters.
-        kernel_size: height and width of a filter, in taps; one int for both, as for the next three.
+        out_channels: number of filters, which is the number of output channels.
+        kernel_size: height and width of a filter, in taps: one int for both, or a pair. The same
+            holds for ``stride``, ``padding`` and ``dilation``.
         stride: input pixels from one output pixel to the next.
         padding: pixels added to each side, or "same" (stride 1 only), or "valid" for none.
         dilation: input pixels from one tap to the next.
-        groups: groups of channels convolved apart; divides both channel counts.
-        bias: whether a bias is learnt.
+        groups: number of groups of channels that are convolved separately. It must divide both
+            channel counts.
+        bias: whether the layer has a bias.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
-        device: where the parameters are made.
-        dtype: their type: float32, float64, float16 or bfloat16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, float16 or bfloat16.
 
     Shape:
         Input ``[N, C, H, W]`` or ``[C, H, W]``; output ``[N, K, OH, OW]`` or ``[K, OH, OW]`` with
         ``OH = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1``.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`atrousx.ops.atrous_conv2d` for an input that
-            does not fit.
+        ValueError, TypeError, RuntimeError: when called with an input that does not fit, as in
+            :func:`atrousx.ops.atrous_conv2d`.
 
     Source: "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs",
     arXiv:1412.7062, section 3.1.
@@ -59,7 +61,7 @@ class AtrousConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: Any = self.padding  # PyTorch says that it may be any string
+        padding: Any = self.padding  # PyTorch's annotation allows any string
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
@@ -67,18 +69,21 @@ class AtrousConv2d(nn.Conv2d):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> Self:
-        """Makes a layer that shares everything with an existing ``torch.nn.Conv2d``.
+        """Returns a layer that shares everything with an existing ``torch.nn.Conv2d``.
 
-        The new layer holds the same ``Parameter`` objects, so both train together, and starts in
-        the same mode. Hooks are shared too: they run on the new layer, and the handles that
-        registering them returned still remove them. ``conv`` is left as it was.
+        The new layer holds the same ``Parameter`` objects, so both layers train together. It starts
+        in the same mode, training or evaluation. Hooks are shared too: they also run on the new
+        layer. The handles that PyTorch returned for the hooks still remove them. ``conv`` does not
+        change.
 
         Raises:
-            TypeError: ``conv`` is not exactly a ``torch.nn.Conv2d`` (a transposed, quantised, 1-d
-                or 3-d convolution, or a subclass: what it computes may differ), its parameters
-                are not floating-point ``torch.nn.Parameter``, or ``forward`` was replaced on it.
-            ValueError: its weight is computed from other tensors before each call (a
-                parametrisation, weight or spectral norm, pruning) or not yet known (lazy).
+            TypeError: ``conv`` is not exactly a ``torch.nn.Conv2d``, its parameters are not
+                floating-point ``torch.nn.Parameter``, or its ``forward`` was replaced. Transposed,
+                quantised, 1-d and 3-d convolutions and subclasses are refused, because they may
+                compute something else.
+            ValueError: the weight is computed from other tensors before each call
+                (parametrisation, weight norm, spectral norm, pruning), or the layer is lazy and
+                has no weight yet.
 
         Example:
             >>> import torch, atrousx
@@ -89,7 +94,7 @@ class AtrousConv2d(nn.Conv2d):
         refusal = why_not_served(conv)
         if refusal is not None:
             raise refusal
-        # A compiled call belongs to the module that it was compiled from.
+        # A compiled call runs the module that it was compiled from, not the new one.
         state = {k: v for k, v in conv.__dict__.items() if k != "_compiled_call_impl"}
         for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             state[own] = state[own].copy()
@@ -99,7 +104,7 @@ class AtrousConv2d(nn.Conv2d):
 
 
 def why_not_served(conv: object) -> Exception | None:
-    """The error with which ``from_conv`` refuses a layer, None where it does not."""
+    """Returns the error that ``from_conv`` raises for a layer, or None if it accepts the layer."""
     name = f"{type(conv).__module__}.{type(conv).__qualname__}"
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin) and isinstance(conv, nn.Conv2d):
         return ValueError(
@@ -125,7 +130,7 @@ def why_not_served(conv: object) -> Exception | None:
             "conv must compute what torch.nn.Conv2d does, got one with its own forward"
         )
     for parameter in conv._parameters.values():
-        # Subclasses of Tensor (quantised, sharded) keep their values in a form of their own.
+        # Subclasses of Tensor (quantised, sharded) store their values in another form.
         if parameter is not None and (
             type(parameter) is not nn.Parameter or parameter.dtype not in FLOATING
         ):
@@ -137,7 +142,7 @@ def why_not_served(conv: object) -> Exception | None:
 
 
 def hooked(*modules: nn.Module) -> bool:
-    """Whether somebody watches or changes what goes through one of the modules."""
+    """Whether one of the modules has a forward or backward hook."""
     return any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
         for m in modules

@@ -16,22 +16,24 @@ class BilinearUpsample2d(nn.Module):
         y_o = (1 - \lambda)\, x_{\lfloor s \rfloor} + \lambda\, x_{\lfloor s \rfloor + 1},
         \qquad s = \max(0, (o + \tfrac12) \tfrac{in}{out} - \tfrac12)
 
-    along each axis in turn, as :func:`atrousx.ops.upsample_bilinear2d` documents it; the layer has
-    no parameters.
+    along each axis in turn. :func:`atrousx.ops.upsample_bilinear2d` documents the details. The
+    layer has no parameters.
 
     Args:
         size: output height and width in pixels; one int for both.
         scale_factor: output size over input size, instead of ``size``; one number for both axes.
-        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
+        align_corners: if True, the centres of the corner pixels of both maps coincide. If False,
+            the borders of the maps coincide.
 
     Shape:
         Input ``[N, C, H, W]`` in float32, float64, float16 or bfloat16; output ``[N, C, OH, OW]``
         in the same dtype and memory format.
 
     Raises:
-        ValueError: both or neither of ``size`` and ``scale_factor``; when called, as the operator.
+        ValueError: both or neither of ``size`` and ``scale_factor`` were given. A call also raises
+            the errors of :func:`atrousx.ops.upsample_bilinear2d`.
 
-    Source: ``torch.nn.Upsample(mode="bilinear")``, whose results it equals.
+    Source: ``torch.nn.Upsample(mode="bilinear")``, which gives the same results.
 
     Example:
         >>> import torch, atrousx
@@ -39,7 +41,7 @@ class BilinearUpsample2d(nn.Module):
         torch.Size([1, 21, 520, 520])
     """
 
-    # Replaced by PyTorch's in a model for export.
+    # ``models.to_torch`` replaces this function by PyTorch's.
     resample = staticmethod(upsample_bilinear2d)
 
     def __init__(

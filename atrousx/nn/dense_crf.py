@@ -1,4 +1,4 @@
-"""The fully connected CRF by mean-field inference, as a module."""
+"""The fully connected CRF with mean-field inference, as a module."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ Compatibility = Tensor | None
 class PairwiseKernel(nn.Module):
     """One Gaussian kernel of the energy: its weight, its sigmas and its label compatibility.
 
-    With ``trainable`` the weight, the logarithm of the sigmas and the compatibility are parameters;
-    else they are constants, outside the state_dict and exact whatever the module is cast to.
+    With ``trainable`` the weight, the logarithm of the sigmas and the compatibility are parameters.
+    Otherwise they are constants. Constants are not in the ``state_dict``. The weight and the sigmas
+    then stay exact when the module is cast to another dtype.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class PairwiseKernel(nn.Module):
             self.register_buffer("compatibility", compatibility, persistent=False)
 
     def sigma(self, like: Tensor) -> Tensor:
-        """[D], what the features are divided by, in the dtype and on the device of ``like``."""
+        """Returns the divisors of the features [D], in the dtype and on the device of ``like``."""
         if self.trainable:
             return self.log_sigma.exp().to(like.dtype)
         return torch.tensor(self.fixed_sigma, dtype=like.dtype, device=like.device)
 
     def term(self, features: Tensor, normalization: Normalization) -> Term:
-        """This kernel over ``features`` [N, D, P], in their dtype."""
+        """Returns the CRF's term of this kernel for ``features`` [N, D, P], in their dtype."""
         lattice = build_lattice(features / self.sigma(features)[:, None])
         weight: float | Tensor = self.fixed_weight
         compatibility = self.compatibility
@@ -90,43 +91,46 @@ class DenseCRF(nn.Module):
                -\frac{\lVert I_i - I_j \rVert^2}{2\sigma_{rgb}^2}}
         + w_2 e^{-\frac{\lVert p_i - p_j \rVert^2}{2\sigma_{xy}'^2}} \Big]
 
-    with :math:`P = \mathrm{softmax}(logits)`. Each iteration sets
-    :math:`Q \leftarrow \mathrm{softmax}(\log P - \sum_k w_k\, \mu\, (K_k Q))`, starting from P;
-    :math:`K_k Q` is filtered by ``ops.permutohedral_filter``. The lattices are built once for all
-    iterations. Conventions and results are pydensecrf's. Results are bit-identical from run to run.
+    with :math:`P = \mathrm{softmax}(logits)`. Inference starts from :math:`Q = P`. Each iteration
+    sets :math:`Q \leftarrow \mathrm{softmax}(\log P - \sum_k w_k\, \mu\, (K_k Q))`.
+    ``ops.permutohedral_filter`` computes :math:`K_k Q`. The lattices are built once for all
+    iterations. Conventions and results match pydensecrf. Results are bit-identical from run to run.
 
     Args:
-        num_labels: L.
-        bilateral_weight: :math:`w_1`; 0 or None switches the kernel off.
-        bilateral_sigma_xy: pixels, one number or (x, y).
-        bilateral_sigma_rgb: units of the image, one number or (r, g, b).
-        gaussian_weight: :math:`w_2`; 0 or None switches the kernel off.
-        gaussian_sigma_xy: pixels, one number or (x, y).
-        iterations: mean-field iterations; 0 returns P.
-        compatibility: :math:`\mu` [L, L], row: the label that pays; a pair gives the bilateral and
-            the Gaussian kernel one each. None is Potts': 1 where labels differ.
-        normalization: of the filters: "symmetric" as pydensecrf, "after" as the DeepLab authors,
-            "before" or "none".
-        trainable: the weights, the compatibilities (starting from Potts') and the logarithms of the
-            sigmas become parameters.
-        recompute: for training under torch.compile: backward computes each iteration again, so
-            that of an iteration nothing but its Q is kept, as it is without torch.compile.
+        num_labels: number of labels, L.
+        bilateral_weight: :math:`w_1`; 0 or None switches the bilateral kernel off.
+        bilateral_sigma_xy: in pixels, one number or (x, y).
+        bilateral_sigma_rgb: in units of the image, one number or (r, g, b).
+        gaussian_weight: :math:`w_2`; 0 or None switches the Gaussian kernel off.
+        gaussian_sigma_xy: in pixels, one number or (x, y).
+        iterations: number of mean-field iterations; 0 returns P.
+        compatibility: :math:`\mu`, ``[L, L]``. The row is the label that pays the penalty, the
+            column the label of the other pixel. A pair of matrices gives the bilateral kernel the
+            first and the Gaussian kernel the second. None is the Potts model: 1 where the labels
+            differ, 0 where they are equal.
+        normalization: of the filters: "symmetric" as in pydensecrf, "after" as the DeepLab authors
+            use, "before" or "none".
+        trainable: makes parameters of the weights, the compatibilities and the logarithms of the
+            sigmas. A compatibility of None starts from the Potts model.
+        recompute: for training under ``torch.compile``. The backward pass computes each iteration
+            again, so that only Q is kept of each iteration. Without ``torch.compile`` this is
+            always so.
 
     Shape:
-        logits ``[N, L, H, W]`` (float32, float64, float16, bfloat16; half types are computed in
-        float32) and image ``[N, 3, H, W]`` in 0..255, uint8 or floating, RGB -> probabilities
-        ``[N, L, H, W]`` in the dtype and memory format of the logits. Gradients reach the logits,
-        the image and the parameters.
+        Takes logits ``[N, L, H, W]`` (float32, float64, float16, bfloat16) and an RGB image
+        ``[N, 3, H, W]`` in 0..255, uint8 or floating. Returns probabilities ``[N, L, H, W]`` in the
+        dtype and memory format of the logits. Half types are computed in float32. Gradients reach
+        the logits, the image and the parameters.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: wrong shapes, sigmas that are not positive, an image that is not finite.
-        RuntimeError: logits, image and the module (its parameters, its compatibility, which follow
-            ``.to()``) on different devices.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape is wrong, a sigma is not positive, or the image is not finite.
+        RuntimeError: the logits, the image and the module's tensors are on different devices. The
+            module's tensors are its parameters and compatibilities; ``.to()`` moves them.
 
     Source:
         Kraehenbuehl and Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge
-        Potentials (2011); defaults as DeepLab v2.
+        Potentials (2011). The defaults are those of DeepLab v2.
 
     Example:
         >>> import torch, atrousx
@@ -189,7 +193,7 @@ class DenseCRF(nn.Module):
         if logits.numel() == 0 or logits.is_meta:
             return logits.clone()
         dtype = computing_dtype(logits, image)
-        # Half precision would move the vertices of the lattice: autocast stays outside.
+        # Autocast is off: half precision would move the vertices of the lattice.
         with torch.autocast(logits.device.type, enabled=False):
             image = image.to(dtype)
             terms = [
@@ -223,7 +227,7 @@ class DenseCRF(nn.Module):
         check_same_device("image", image, "logits", logits)
         for name, tensor in (*self.named_parameters(), *self.named_buffers()):
             check_same_device(f"this DenseCRF's {name}", tensor, "logits", logits)
-        # A traced call leaves this to the lattice's own check, which runs with the data.
+        # A traced call has no data yet. The lattice checks the values when the call runs.
         no_data = image.is_meta or torch.compiler.is_compiling()
         if image.is_floating_point() and not no_data:
             if not bool(image.isfinite().all()):
@@ -231,8 +235,8 @@ class DenseCRF(nn.Module):
             self._check_range(image)
 
     def _check_range(self, image: Tensor) -> None:
-        """Warns once of an image in 0..1: its colours would hardly differ for the sigmas."""
-        # To read a number from a GPU would wait for it.
+        """Warns once if the image is in 0..1: with these sigmas its colours would look the same."""
+        # Only on the CPU: reading a number from a GPU would wait for the GPU.
         if self._looked_at_range or not image.is_cpu or image.numel() == 0:
             return
         self._looked_at_range = True
@@ -247,7 +251,10 @@ class DenseCRF(nn.Module):
 
 
 def pixel_features(image: Tensor, coloured: bool) -> Tensor:
-    """[N, D, P]: x, y and, for the bilateral kernel, the colours; this order is the lattice's."""
+    """Returns the features [N, D, P]: x, y and, if ``coloured``, the colours.
+
+    The lattice depends on this order.
+    """
     batch, _, height, width = image.shape
     x = torch.arange(width, dtype=image.dtype, device=image.device).expand(height, width)
     y = torch.arange(height, dtype=image.dtype, device=image.device)[:, None].expand(height, width)

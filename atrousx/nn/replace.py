@@ -1,4 +1,4 @@
-"""Swapping the convolutions of an existing model for atrousx's."""
+"""Replaces the convolutions of an existing model by atrousx's."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from .atrous_conv2d import AtrousConv2d, why_not_served
 
 
 def replace_convs(module: nn.Module) -> nn.Module:
-    """Swaps every ``torch.nn.Conv2d`` of a module in place; weights are shared, nothing is copied.
+    """Replaces every ``torch.nn.Conv2d`` of a module by an ``AtrousConv2d``, in place.
 
-    Each becomes an ``AtrousConv2d``. Parameters, hooks and ``state_dict`` keys stay the same
-    objects and names, so an optimizer made before goes on working. A layer registered in several
-    places stays one layer. What :meth:`AtrousConv2d.from_conv` refuses (subclasses, parametrised
-    or lazy layers, other kinds of convolution) is left alone, and so are layers that the module
-    holds outside its registered submodules, in a plain list for instance.
+    Nothing is copied. Parameters and hooks stay the same objects and ``state_dict`` keys stay the
+    same, so an existing optimizer goes on working. A layer that is registered in several places
+    stays one layer. Layers that :meth:`AtrousConv2d.from_conv` refuses do not change: subclasses,
+    parametrised or lazy layers, and other kinds of convolution. Layers that are no registered
+    submodules, for instance in a plain list, do not change either.
 
     Args:
-        module: any module; when it is itself a ``torch.nn.Conv2d``, its replacement is returned.
+        module: any module. If it is itself a ``torch.nn.Conv2d``, the function returns its
+            replacement.
 
     Returns:
         The same module, for chaining.
@@ -46,7 +47,7 @@ def replace_convs(module: nn.Module) -> nn.Module:
 
 
 def swap(module: nn.Module, replaced: Mapping[nn.Module | None, nn.Module]) -> nn.Module:
-    """Puts other layers in the place of some inside a module, everywhere; returns the module."""
+    """Replaces layers of a module wherever they are registered, and returns the module."""
     for parent in list(module.modules()):
         # Not named_children(): it lists a layer registered twice under one name only.
         for name, child in list(parent._modules.items()):
