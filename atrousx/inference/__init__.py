@@ -1,4 +1,4 @@
-"""Networks rewritten for inference: convolutions fused with what follows them, weights packed."""
+"""Rewrites networks for inference: fuses convolutions with later layers and packs weights."""
 
 from .optimize import optimize
 

@@ -1,4 +1,4 @@
-"""Which layers a convolution's result goes to: read from traces of the modules' own forwards."""
+"""Finds the layers that use a convolution's result, from traces of each module's own forward."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..nn.atrous_conv2d import hooked
 RELUS = {torch.relu, F.relu, "relu", "relu_"}
 SUMS = {operator.add, torch.add, "add"}
 SUMS_IN_PLACE = {operator.iadd, "add_"}
-# What a forward may name, beside its own layers and numbers, and still be written anew.
+# A forward that is rewritten may use only these names, its own layers and its own numbers.
 HARMLESS = {"torch", "nn", "functional", "F", "relu", "relu_", "add", "add_", "cat"}
 
 
 class Chain(NamedTuple):
-    """``relu(norm(conv(x)) + residual)`` within one forward, of which some may not be there."""
+    """``relu(norm(conv(x)) + residual)`` in one forward; all but the convolution are optional."""
 
     nodes: list[fx.Node]  # in order, the convolution's call first
     residual: fx.Node | None
@@ -35,9 +35,9 @@ class Chain(NamedTuple):
         return self.nodes[0]
 
     def contract(self) -> None:
-        """Leaves the convolution's call alone, with the residual as its second argument."""
+        """Replaces the chain by one call of the convolution, which also takes the residual."""
         graph, last = self.conv.graph, self.nodes[-1]
-        # A sum waits for its other part; everything else stays where it was.
+        # With a residual the call moves to the chain's end: the residual must be computed first.
         with graph.inserting_before(self.conv if self.residual is None else last):
             args = (*self.conv.args, *([] if self.residual is None else [self.residual]))
             call = graph.call_module(str(self.conv.target), args)
@@ -47,7 +47,7 @@ class Chain(NamedTuple):
 
 
 class _Value(fx.Proxy):
-    """Keeps ``+=`` apart from ``+``: fx would trace the one as the other."""
+    """A traced value that keeps ``+=`` apart from ``+``; fx alone traces both as ``+``."""
 
 
 def _in_place(function: Callable[..., object]) -> Callable[[_Value, object], fx.Proxy]:
@@ -61,7 +61,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 
 
 class _Forward(fx.Tracer):
-    """Traces one module's own forward: what it calls stays a call."""
+    """Traces one module's own forward. Calls of its submodules stay calls."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
@@ -71,9 +71,10 @@ class _Forward(fx.Tracer):
 
 
 class Calls:
-    """Who calls which layer inside a module, over the forwards of all its submodules.
+    """All calls of layers inside a module, from the forwards of all its submodules.
 
-    A submodule that cannot be traced contributes nothing: what it calls by itself stays as it is.
+    A forward that cannot be traced contributes no calls. The layers that it may call are
+    ``hidden``: they are not folded.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -82,7 +83,7 @@ class Calls:
         self.of: dict[nn.Module, list[fx.Node]] = defaultdict(list)
         self.owners: dict[fx.Graph, nn.Module] = {}
         self.pure: set[nn.Module] = set()
-        # Layers that a forward without a trace may call.
+        # Layers that a forward may call that cannot be traced.
         self.hidden: set[nn.Module] = set()
         for module in root.modules():
             if not _is_container(module) and module._modules:
@@ -94,7 +95,7 @@ class Calls:
             graph = module.graph if isinstance(module, fx.GraphModule) else _Forward().trace(module)
         except Exception:
             graph = None
-        # A trace may leave constants behind, and whatever the forward assigns.
+        # A trace may add constants to the module, and the forward may assign attributes.
         if _identical(module.__dict__, before):
             self.pure.add(module)
         module.__dict__.clear()
@@ -113,7 +114,10 @@ class Calls:
     def follower(
         self, nodes: Sequence[fx.Node], accepts: Callable[[nn.Module], bool]
     ) -> nn.Module | None:
-        """The layer that takes the results of all these calls and nothing else, alone."""
+        """Returns the only layer that uses the results of these calls, or None.
+
+        The layer must take nothing else, and all its calls must take one of these results.
+        """
         users = [only_user(node) for node in nodes]
         layers = {self.modules.get(user) if user else None for user in users}
         layer = layers.pop() if len(layers) == 1 else None
@@ -124,7 +128,7 @@ class Calls:
         return layer if plain and all(map(self._understood, nodes)) else None
 
     def _understood(self, node: fx.Node) -> bool:
-        """Whether the trace stands for every call: optional arguments might lead elsewhere."""
+        """Whether the trace is right for every call: optional arguments may change the path."""
         owner = self.owners[node.graph]
         if isinstance(owner, fx.GraphModule):
             return True
@@ -132,7 +136,12 @@ class Calls:
         return all(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
 
     def chain(self, conv: nn.Module, ends: Sequence[fx.Node]) -> Chain | None:
-        """What follows the only call of a convolution, normalised, in a forward to write anew."""
+        """Returns the chain that starts at a convolution, or None if there is none to contract.
+
+        The convolution must be called once, in a forward that can be rewritten. ``ends`` are the
+        nodes after which sum and ReLU may follow: the calls of the normalisation, if there is one,
+        otherwise those of the convolution.
+        """
         if len(ends) != 1 or not self._is_writable(self.of[conv]):
             return None
         (node,), (end,) = self.of[conv], ends
@@ -148,14 +157,14 @@ class Calls:
         return Chain(nodes, residual, relu) if nodes[-1] is not end else None
 
     def _is_writable(self, calls: Sequence[fx.Node]) -> bool:
-        """Whether there is one call, of one argument, in a forward that can be written anew."""
+        """Whether there is one call, with one argument, in a forward that can be rewritten."""
         if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
             return False
         owner = self.owners[calls[0].graph]
         return owner in self.pure and self._understood(calls[0]) and can_be_rewritten(owner)
 
     def _sum_of(self, conv: fx.Node, end: fx.Node) -> fx.Node | None:
-        """The only user of a result, where it may be a sum that the convolution can wait for."""
+        """Returns the only user of ``end`` if it may be a sum that the convolution can move to."""
         user = only_user(end)
         waits = user is not None and user.op != "call_module" and self._can_wait(conv, user)
         return user if waits else None
@@ -175,13 +184,16 @@ class Calls:
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The node that uses a value, where nobody else does."""
+    """Returns the only node that uses a value; None if there are others or it is the output."""
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].op != "output" else None
 
 
 def residual_of(node: fx.Node, value: fx.Node) -> fx.Node | None:
-    """What a node adds to a value, None where it does something else or writes elsewhere."""
+    """Returns what a node adds to a value.
+
+    None if the node does something else or writes the sum into the other operand.
+    """
     if len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
@@ -198,12 +210,12 @@ def _identical(one: dict[str, object], other: dict[str, object]) -> bool:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether a module has no forward of its own, as a ModuleList."""
+    """Whether a module has no forward of its own, like ``nn.ModuleList``."""
     return type(module).forward is nn.Module.forward
 
 
 def _within_reach(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers that a module may call by itself."""
+    """Yields the layers that a module's own forward may call."""
     for child in module.children():
         yield child
         if _is_container(child):
@@ -211,7 +223,7 @@ def _within_reach(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_norm(layer: nn.Module) -> bool:
-    """Whether a layer is a batch normalisation by running statistics."""
+    """Whether a layer is a batch normalisation with running statistics and without hooks."""
     own = isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)) and (
         type(layer) is PooledBatchNorm2d
         or type(layer).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
@@ -226,14 +238,14 @@ def is_norm(layer: nn.Module) -> bool:
 
 
 def is_aspp(layer: nn.Module) -> bool:
-    """Whether a layer is the pyramid of v3, ours or torchvision's, whose parts have its names."""
+    """Whether a layer is the ASPP of this package or of torchvision; their parts' names agree."""
     return type(layer) is ASPP or _is_torchvisions(
         layer, "torchvision.models.segmentation.deeplabv3", "ASPP"
     )
 
 
 def _is_torchvisions(layer: nn.Module, module: str, name: str) -> bool:
-    # By name: torchvision need not be installed.
+    # The names are compared because torchvision need not be installed.
     return (type(layer).__module__, type(layer).__qualname__) == (module, name)
 
 
@@ -247,9 +259,9 @@ def is_relu(layer: nn.Module) -> bool:
 
 
 def can_be_rewritten(module: nn.Module) -> bool:
-    """Whether a forward is nothing but its layers, their sums and ReLU, on a single argument.
+    """Whether a forward of one argument consists only of its layers, their sums and ReLU.
 
-    Everything else might not show in the trace: types that are asked for, modes that are switched.
+    Other code may not show in the trace, for instance a test of a type or a switch of a mode.
     """
     if isinstance(module, fx.GraphModule):
         return True

@@ -1,4 +1,4 @@
-"""What ``atrousx.optimize`` puts in the place of layers: convolutions that finish their sums."""
+"""The layers that ``atrousx.optimize`` inserts: their stores also add a residual and apply ReLU."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from .packed import Lender, PackedWeight
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that equals ``norm(conv(x))`` in evaluation.
+    """Returns weight and bias of the convolution that equals ``norm(conv(x))`` in evaluation.
 
-    ``w * s`` and ``(b - mean) * s + shift`` with ``s = scale / sqrt(variance + eps)``, computed in
-    float64 and rounded once.
+    They are ``w * s`` and ``(b - mean) * s + shift`` with ``s = scale / sqrt(variance + eps)``.
+    They are computed in float64 and rounded once.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -52,19 +52,19 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def frozen(tensor: Tensor, memory_format: torch.memory_format | None = None) -> nn.Parameter:
-    """A copy that nothing trains; filters in channels_last unless said otherwise."""
+    """Returns a copy without gradient; by default filters are in channels_last."""
     if memory_format is None:
         memory_format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
     return nn.Parameter(tensor.detach().clone(memory_format=memory_format), requires_grad=False)
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
-    # The stores that add and clip are for inference: they have no gradient.
+    # The stores with residual and ReLU are for inference only and have no gradient.
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class FusedConv2d(Lender, AtrousConv2d):
-    """``relu(norm(conv(input)) + residual)``, the normalisation folded into weight and bias."""
+    """``relu(norm(conv(input)) + residual)`` with the normalisation folded into weight and bias."""
 
     relu: bool
     packed: PackedWeight
@@ -75,8 +75,8 @@ class FusedConv2d(Lender, AtrousConv2d):
     ) -> FusedConv2d:
         layer = cls.from_conv(conv)
         weight, bias = (conv.weight, conv.bias) if norm is None else fold(conv, norm)
-        # A filter in channels_last would turn the map to it, which costs more than a depthwise
-        # convolution.
+        # Filters in channels_last would convert the map to channels_last. That costs more than a
+        # depthwise convolution.
         depthwise = conv.groups > 1 and conv.groups == conv.in_channels
         layer.weight = frozen(weight, torch.contiguous_format if depthwise else None)
         layer.bias = None if bias is None else frozen(bias)
@@ -97,14 +97,14 @@ class FusedConv2d(Lender, AtrousConv2d):
             and not isinstance(padding, str)
             and self.padding_mode == "zeros"
             and input.dim() == 4
-            # Kernels of narrow groups add it in a pass of their own, slower than PyTorch's.
+            # Kernels of narrow groups add the residual in a separate pass, slower than PyTorch's.
             and (residual is None or self.out_channels >= 8 * self.groups)
         ):
             sides = (padding[0], padding[1], padding[0], padding[1])
             output = self._stored(input, residual, sides)
             if output is not None:
                 return output
-        # PyTorch's convolution has no such store.
+        # PyTorch's convolution cannot add or clip in its store, so both are separate steps here.
         output = self._conv_forward(input, self.own("weight"), self.own("bias"))
         if residual is not None:
             output = output.add_(residual) if fits and not trains else output + residual
@@ -113,7 +113,7 @@ class FusedConv2d(Lender, AtrousConv2d):
         return output
 
     def _fits(self, input: Tensor, residual: Tensor) -> bool:
-        """Whether the sum has the convolution's own size and type."""
+        """Whether the residual has the size and dtype of the convolution's result."""
         kind = input.device.type
         mixed = kind != "meta" and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if mixed else input.dtype
@@ -129,7 +129,7 @@ class FusedConv2d(Lender, AtrousConv2d):
     def _stored(
         self, input: Tensor, residual: Tensor | None, sides: tuple[int, int, int, int]
     ) -> Tensor | None:
-        """The finished result where atrousx's kernels compute it, None where PyTorch's do."""
+        """Returns the finished result, or None if PyTorch's convolution must compute it."""
         backend = get_backend()
         if needs_torch(backend, input):
             return None
@@ -142,7 +142,7 @@ class FusedConv2d(Lender, AtrousConv2d):
             if not self._measured_native(input, residual, described):
                 return None
             backend = "native"
-        # No name for the weight: who else holds it is counted.
+        # The weight gets no local name here: PackedWeight counts the references to it.
         parameters = self.__dict__["_parameters"]
         points = winograd_points(backend, input, parameters["weight"], *geometry, frozen=True)
         packed = self.packed.of(parameters, "weight", points=points) if points else None
@@ -161,8 +161,8 @@ class FusedConv2d(Lender, AtrousConv2d):
         return output
 
     def _measured_native(self, input: Tensor, residual: Tensor | None, options: Options) -> bool:
-        """Whether one store was faster than PyTorch's convolution, sum and ReLU, and right."""
-        # What traces the call, or rounds its tensors first, sees the convolution alone.
+        """Whether the fused kernel was right, and faster than PyTorch's separate operators."""
+        # Traced calls and calls under autocast use the plain convolution.
         if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
             return False
         ends = ("residual" if residual is not None else "", "relu" if self.relu else "")
@@ -171,17 +171,18 @@ class FusedConv2d(Lender, AtrousConv2d):
         return not knows_torch_only() and runs_natively(FUSED, operands, options, ending)
 
     def _widens(self, dtype: torch.dtype) -> bool:
-        """Whether the result outweighs the product, as a residual unit's last layer's does.
+        """Whether the store costs much beside the product, as in a residual unit's last layer.
 
-        A store that adds and clips is then worth more than what "auto" knows of plain layers. In
-        bfloat16 it was measured not to be.
+        Such a layer gains more from residual and ReLU in the store than the rule of "auto" knows,
+        because that rule was measured on plain layers. In bfloat16 measurements showed no such
+        gain.
         """
         pointwise = self.kernel_size == (1, 1) and self.groups == 1 and dtype == torch.float32
         return pointwise and self.in_channels >= 64 and self.out_channels >= 4 * self.in_channels
 
 
 class _BranchWeights(Lender, nn.ParameterList):
-    """The filters of a pyramid's branches, packed."""
+    """The filters of an ASPP's branches, with their packed forms."""
 
     packed: list[PackedWeight]
 
@@ -199,9 +200,9 @@ def _check_devices(weights: Sequence[Tensor], input: Tensor) -> None:
 
 
 class FusedASPP(nn.Module):
-    """The branches of a pyramid by one operator; the pooled branch as a bias of each image.
+    """An ASPP with one operator for all branches. The pooled branch becomes a bias of each image.
 
-    See ``nn.aspp.split_projection``.
+    ``nn.aspp.split_projection`` says why the pooled branch can be a bias.
     """
 
     def __init__(
@@ -261,7 +262,7 @@ class FusedASPP(nn.Module):
         return self.weights.packed[branch].of(parameters, str(branch), points=points)
 
     def _one_by_one(self, input: Tensor) -> Tensor:
-        """The branches as PyTorch's convolution computes them."""
+        """Returns the branches' results, computed by one PyTorch convolution each."""
         branches, first = [], 0
         for weight, rate in zip(self.weights.all(), self.dilations, strict=True):
             last = first + weight.shape[0]

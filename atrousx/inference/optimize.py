@@ -1,4 +1,4 @@
-"""Preparing a trained model for inference: normalisations folded, stores fused, channels_last."""
+"""Prepares a trained model for inference: folded normalisations, fused stores, channels_last."""
 
 from __future__ import annotations
 
@@ -21,43 +21,45 @@ CONVS = (nn.Conv2d, AtrousConv2d)
 def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     r"""Returns a faster copy of a trained model for inference; ``inplace=True`` changes the model.
 
-    It is the same function up to rounding:
+    The copy computes the same function up to rounding:
 
     .. math::
         \mathrm{BN}(w * x + b) = (s w) * x + s (b - \mu) + \beta, \qquad
         s = \gamma / \sqrt{\sigma^2 + \epsilon}
 
-    - A batch normalisation behind a convolution is folded into it, in any model: which layer's
-      result goes where is read from traces of the modules' own forwards (``torch.fx``).
-    - A ReLU behind it, and the addition of a residual unit's shortcut, happen where the convolution
-      stores its result. A forward that consists of its layers, sums and ReLU alone is written anew
-      for it; the module keeps its class, attributes and other methods.
-    - :class:`atrousx.ASPP`'s and torchvision's branches become one
+    - A batch normalisation after a convolution is folded into the convolution, in any model.
+      Traces of the modules' own forwards (``torch.fx``) show which layer uses which result.
+    - The convolution's store also applies a ReLU that follows, and adds the shortcut of a residual
+      unit. For this, a forward that consists only of its layers, sums and ReLU is rewritten. The
+      module keeps its class, attributes and other methods.
+    - The branches of :class:`atrousx.ASPP` and of torchvision's ASPP become one call of
       :func:`atrousx.ops.multi_rate_conv2d`.
-    - Every ``nn.Conv2d`` becomes an ``AtrousConv2d``, its filters in channels_last; the model's
-      inputs are brought to channels_last. Depthwise layers leave a map's format as it is.
-    - On the CPU a layer that atrousx's kernels compute keeps its filters as they read them, too,
-      from its first call on: as much memory again, and a tenth of a wide layer's time.
-    - There 3x3 filters in float32 whose kernels take fewer products than live taps (see
-      :func:`atrousx.ops.atrous_conv2d`) are transformed once, not at every call: up to 16/9 of the
-      filters' memory.
+    - Every ``nn.Conv2d`` becomes an ``AtrousConv2d`` with filters in channels_last, and the model's
+      inputs are converted to channels_last. Depthwise layers do not change the format of a map.
+    - On the CPU a layer that atrousx's kernels compute also keeps packed filters from its first
+      call on. They take as much memory again, up to twice as much in half types, and save a tenth
+      of a wide layer's time.
+    - On the CPU some 3x3 filters take fewer products than live taps, by minimal filtering (see
+      :func:`atrousx.ops.atrous_conv2d`). They are transformed once, not at every call. The result
+      takes up to 25/9 of the filters' memory in float32, and 8 times their memory in half types.
 
-    Results follow the weights, however these are changed. A change through ``.data``, NumPy or
-    shared memory shows in the weights' bytes alone: from when somebody asks a layer for its
-    weight (``parameters()`` and ``state_dict()`` do) until nobody else has it, each call reads it
-    once more.
+    Results follow the weights, however the weights are changed. A change through ``.data``, NumPy
+    or shared memory can be seen only in the weights' bytes. So a layer compares these bytes at
+    every call while code outside it may hold the weight. That begins when code asks the layer for
+    the weight, as ``parameters()`` and ``state_dict()`` do. It ends when only the layer holds the
+    weight.
 
-    Left as they are: layers with hooks, a convolution whose result has other uses, too, or whose
-    normalisation is not always the same, and whatever a forward does that cannot be traced (its
-    submodules are looked into all the same) or that depends on optional arguments.
+    These do not change: layers with hooks; a convolution whose result is used elsewhere, too; a
+    convolution whose result goes to different normalisations; operations in a forward that cannot
+    be traced or that has optional arguments. The submodules of such a forward are still optimized.
 
-    The result is for inference: it must not be trained (its weights have no gradient, ``train()``
-    does not bring the normalisations back) and its ``state_dict`` has other keys. Load weights
-    before optimizing, and keep the original for training. Inputs may require a gradient.
+    The result is only for inference. Do not train it: its weights have no gradient, and ``train()``
+    does not restore the normalisations. Its ``state_dict`` has other keys, so load weights before
+    this call, and keep the original for training. Inputs may require a gradient.
 
     Args:
-        model: any module, in evaluation mode throughout.
-        inplace: changes ``model`` itself and returns it, where it would otherwise be copied.
+        model: any module, with all its submodules in evaluation mode.
+        inplace: whether to change ``model`` itself and return it, instead of a copy.
 
     Returns:
         The optimized model.
@@ -97,7 +99,7 @@ def _to_channels_last(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _fuse(root: nn.Module) -> nn.Module:
-    """Whole pyramids first, then chains of layers, then every convolution that is left."""
+    """Fuses whole ASPPs first, then chains of layers, then every convolution that is left."""
     pyramids = {m: _fuse_aspp(m) for m in root.modules() if is_aspp(m) and not hooked(m)}
     root = swap(root, {m: fused for m, fused in pyramids.items() if fused is not None})
     replaced: dict[nn.Module | None, nn.Module] = {}
@@ -130,7 +132,7 @@ def _foldable(conv: nn.Module) -> bool:
 
 
 def _unit(layers: Sequence[nn.Module]) -> FusedConv2d | None:
-    """Convolution, normalisation and ReLU of a branch in one, None where they are not these."""
+    """Returns a branch's convolution, normalisation and ReLU as one layer, or None if unsuited."""
     conv, norm, relu = layers
     if not _foldable(conv) or not is_norm(norm) or not is_relu(relu):
         return None

@@ -1,4 +1,4 @@
-"""A frozen weight as the CPU's kernels read it, made once instead of at every call."""
+"""Packs a frozen weight for the CPU's kernels once, instead of at every call."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class _Form(NamedTuple):
 
 
 class PackedWeight:
-    """Keeps the packed forms of one weight, and packs anew when the weight has changed.
+    """Keeps the packed forms of one weight, and packs the weight again when it has changed.
 
-    A change through ``.data``, a NumPy array or another tensor in the same memory leaves no trace
-    in the weight. But whoever makes one has had the weight from its module, which then counts up
-    ``lent``. From there on every call compares a fingerprint of the weight's bytes, at the speed of
-    memory, until nobody but the module has the weight or its memory any more.
+    A change through ``.data``, a NumPy array or another tensor in the same memory does not change
+    the weight's version counter. But the code that makes such a change got the weight from its
+    module, and the module then incremented ``lent``. From then on every call compares a fingerprint
+    of the weight's bytes, at the speed of memory. The comparisons end when only the module holds
+    the weight and its memory.
 
-    A packed form depends on the CPU: it is neither copied nor stored with its module.
+    A packed form depends on the CPU, so it is neither copied nor stored with its module.
     """
 
     def __init__(self, restored: bool = False) -> None:
-        # By the points they are transformed to.
+        # The key is the points of the transform; () if there is none.
         self._forms: dict[tuple[int, ...], _Form] = {}
         self._restored = restored
         self.lent, self._trusted = 1, 0
@@ -45,12 +46,12 @@ class PackedWeight:
     def of(
         self, parameters: Parameters, name: str, groups: int = 1, points: tuple[int, ...] = ()
     ) -> Tensor | None:
-        """A packed form for a call that happens now; None where kernels take the weight itself.
+        """Returns a packed form for an immediate call, or None if kernels take the weight itself.
 
-        The weight is one of its module's parameters, which nobody else should hold meanwhile. With
-        ``points`` 3x3 filters are transformed to so many, rows and columns, where their numbers
-        suit that: see ``winograd_plan.h``. None comes on GPUs, under autocast, which
-        would round it, and in code that is traced.
+        The weight is the parameter ``name`` of its module; the caller must not hold a reference to
+        it. ``points`` are the rows and columns of points that 3x3 filters are transformed to, if
+        the filters' values suit the transform: see ``winograd_plan.h``. The result is None on GPUs,
+        under autocast, which would round the weight, and in traced code.
         """
         if not _is_packed(parameters[name]):
             return None
@@ -63,12 +64,13 @@ class PackedWeight:
         return form.packed
 
     def _compare(self, parameters: Parameters, name: str) -> None:
-        """Forgets the forms of a weight that changed, and whether it is still lent."""
+        """Drops the forms of a weight that changed, and trusts the weight if it is lent no more."""
         lent = self.lent
         if self._restored:
             _move(parameters, name)
             self._restored = False
-        # In this order: whoever lets go of the weight has made the last change before.
+        # Counted before the fingerprint is taken: code that holds the weight no longer can only
+        # have changed it earlier, so the fingerprint shows the change.
         alone = _is_alone(parameters, name)
         if self._forms:
             fingerprint = _fingerprint(parameters[name])
@@ -78,23 +80,23 @@ class PackedWeight:
 
 
 class Lender(nn.Module):
-    """A module that notes when somebody asks for its parameters: each may then be changed."""
+    """A module that counts requests for its parameters: after each one they may be changed."""
 
     def own(self, name: str) -> Any:
-        """A parameter, for the module's own calls, that only read it."""
+        """Returns a parameter for the module's own calls, which only read it."""
         return self.__dict__["_parameters"][name]
 
     def packed_weights(self) -> Iterable[PackedWeight]:
-        """What follows the parameters."""
+        """Returns the packed weights that must follow the parameters."""
         raise NotImplementedError
 
     def _lend(self) -> None:
-        # A compiled call changes a parameter openly, if at all.
+        # If a compiled call changes a parameter, the version counter shows it.
         if not torch.compiler.is_compiling():
             for packed in self.packed_weights():
                 packed.lent += 1
 
-    # Whatever PyTorch does with a module's parameters begins at one of these two.
+    # PyTorch reaches a module's parameters only by ``_parameters`` or ``__getattr__``.
     @property
     def _parameters(self) -> Parameters:
         self._lend()
@@ -122,7 +124,7 @@ def _is_packed(weight: nn.Parameter | None) -> bool:
 
 
 def _made_of(weight: Any) -> tuple[Any, ...]:
-    """What a change in the open changes."""
+    """Returns the values that show an ordinary change of the weight."""
     version = 0 if weight.is_inference() else weight._version
     return weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride()
 
@@ -130,7 +132,7 @@ def _made_of(weight: Any) -> tuple[Any, ...]:
 def _pack(weight: Any, groups: int, points: tuple[int, ...]) -> _Form:
     with torch.inference_mode(False), torch.no_grad():
         suited = points if points and _suits_filters(weight) else ()
-        # The fingerprint first: a change that comes meanwhile shows at the next comparison.
+        # Taken before packing: the next comparison then shows a change that came meanwhile.
         fingerprint = _fingerprint(weight)
         return _Form(_made_of(weight), fingerprint, _pack_weight(weight, groups, suited))
 
@@ -147,8 +149,9 @@ def _move(parameters: Parameters, name: str) -> None:
 
 
 def _is_alone(parameters: Parameters, name: str) -> bool:
-    """Whether nobody can change a weight, other than by asking its module for it."""
-    # Other memory may be NumPy's, a file's or another process's. PyTorch can make its own larger.
+    """Whether the weight can be changed only by code that asks its module for it."""
+    # PyTorch can resize memory that it allocated. Other memory may belong to NumPy, to a file or to
+    # another process.
     storage = parameters[name].untyped_storage()  # type: ignore[union-attr]
     own = storage.resizable() and not storage.is_shared()
     del storage
@@ -156,7 +159,7 @@ def _is_alone(parameters: Parameters, name: str) -> bool:
 
 
 def _holders(parameters: Parameters, name: str) -> tuple[int, ...]:
-    """How many hold a parameter, its memory, and Python's name for that."""
+    """Returns the reference counts of a parameter, its storage and the storage's Python object."""
     storage = parameters[name].untyped_storage()  # type: ignore[union-attr]
     return (
         sys.getrefcount(parameters[name]),

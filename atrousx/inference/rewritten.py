@@ -1,4 +1,4 @@
-"""A module whose forward was written anew: still of its class, copied and pickled as before."""
+"""Gives a module a rewritten forward; its class, copying and pickling work as before."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import fx, nn
 
 
 def rewrite(module: nn.Module, graph: fx.Graph) -> None:
-    """Makes a graph the module's forward, in place; all else it has stays its own."""
+    """Makes a graph the module's forward, in place; nothing else of the module changes."""
     if isinstance(module, fx.GraphModule):
         module.recompile()
         return
     for node in graph.nodes:
-        node.type = None  # annotations would need their names
+        node.type = None  # the generated code has no imports for annotations
     source = graph.python_code("self").src.strip()
-    # Of its first class, where it is rewritten again.
+    # The original class, if the module was rewritten before.
     base: type[nn.Module] = getattr(module, "_written_as", (type(module),))[0]
     module.__class__ = _subclass(base, source)
 
 
-# Modules of one class that do the same share a class again, and with it what compiles it.
+# Modules with the same class and source share the new class, and so share its compiled code.
 _classes: dict[tuple[type, str], type[nn.Module]] = {}
 
 
 def _subclass(base: type[nn.Module], source: str) -> type[nn.Module]:
-    """The class with another forward."""
+    """Returns a subclass with another forward."""
     if (base, source) not in _classes:
         scope: dict[str, Any] = {"torch": torch}
         exec(compile(source, f"<{base.__qualname__}, optimized>", "exec"), scope)
@@ -43,7 +43,7 @@ def _subclass(base: type[nn.Module], source: str) -> type[nn.Module]:
 
 
 def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
-    # The class cannot be found by its name: what it is made of is stored in its place.
+    # Pickle cannot find the class by its name, so the base class and the source are stored.
     _, _, *state = cast(tuple[Any, ...], object.__reduce_ex__(self, protocol))
     return (_blank, self._written_as, *state)
 
