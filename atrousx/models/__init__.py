@@ -1,4 +1,4 @@
-"""DeepLab assembled on the operators, and the weights people have for it."""
+"""DeepLab models built on the operators, and loading of published weights."""
 
 from __future__ import annotations
 

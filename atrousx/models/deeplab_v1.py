@@ -1,4 +1,4 @@
-"""DeepLab v1: VGG-16 with its fully connected layers made atrous convolutions, then a CRF."""
+"""DeepLab v1: VGG-16 with atrous convolutions in place of fully connected layers, then a CRF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .segmenter import Segmenter
 from .vgg import POOLINGS, VGG16, Fc6, Pooling, fully_convolutional
 
 MULTI_SCALE_CHANNELS = 128
-# The strides that bring the image and the first four poolings' results to the features' size.
+# Channels of the image and of the first four poolings' results, and the strides that bring them to
+# the features' size.
 MULTI_SCALE_INPUTS = ((3, 8), (64, 4), (128, 2), (256, 1), (512, 1))
 
 
@@ -32,7 +33,7 @@ Fc6Name = Literal["large_fov", "7x7_r4", "4x4_r4", "4x4_r8"]
 
 
 class MultiScaleFeatures(nn.Module):
-    """The image and each of the first four poolings through a 3x3 and a 1x1 convolution."""
+    """A 3x3 and a 1x1 convolution on the image and on each of the first four poolings' results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class MultiScaleFeatures(nn.Module):
         for source, branch, (_, stride) in zip(
             sources, self.branches, MULTI_SCALE_INPUTS, strict=True
         ):
-            # Poolings round sizes up; a strided convolution, down: zeros make up the difference.
+            # Poolings round sizes up, but strided convolutions round them down. Zeros fill the gap.
             rows = max(source.shape[-2], (height - 1) * stride + 1)
             columns = max(source.shape[-1], (width - 1) * stride + 1)
             results.append(_fit(branch(_fit(source, rows, columns)), height, width))
@@ -62,18 +63,18 @@ class MultiScaleFeatures(nn.Module):
 
 
 def _fit(features: Tensor, height: int, width: int) -> Tensor:
-    """Cuts features, or extends them by zeros, at the bottom and right to a size."""
+    """Cuts features to a size, or extends them by zeros, at the bottom and at the right."""
     return F.pad(features, (0, width - features.shape[-1], 0, height - features.shape[-2]))
 
 
 class DeepLabV1(Segmenter):
-    """VGG-16 at output stride 8, a convolutional classifier, optionally multi-scale features.
+    """VGG-16 at output stride 8 with a convolutional classifier and optional multi-scale features.
 
-    Called with images ``[N, 3, H, W]`` (as ``preprocess`` makes them) it returns an ordered
-    dictionary with "out", the logits: in evaluation at the images' size, in training at the
-    features' (every 8 pixels), for labels downsampled likewise, as the paper trains.
+    A call takes images ``[N, 3, H, W]`` (as ``preprocess`` makes them). It returns an ordered
+    dictionary with "out", the logits. In evaluation the logits have the images' size. In training
+    they have the features' size (one for every 8 pixels), because the paper downsamples the labels.
 
-    ``predict`` labels photographs, before and after the CRF; ``loss`` is what to train it with.
+    ``predict`` labels photographs, before and after the CRF. ``loss`` is the training loss.
 
     Example:
         >>> import torch, atrousx
@@ -86,7 +87,7 @@ class DeepLabV1(Segmenter):
 
     fusion = "mean"
     downsamples_labels = True
-    # Values in public use with the first paper's networks.
+    # These values are in public use with the networks of the first paper.
     crf_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"bilateral_sigma_xy": 121.0, "bilateral_sigma_rgb": 5.0}
     )
@@ -100,7 +101,8 @@ class DeepLabV1(Segmenter):
         extra = len(MULTI_SCALE_INPUTS) * MULTI_SCALE_CHANNELS if multi_scale_features else 0
         self.classifier = fully_convolutional(fc6, num_classes, extra)
         self.multi_scale = MultiScaleFeatures() if multi_scale_features else None
-        # Windows of 3 are centred on every eighth pixel from the first; cells of 8 tile the image.
+        # With 3x3 windows the features lie on the pixels 0, 8, 16, ... With 2x2 windows each
+        # feature covers a cell of 8 pixels.
         self.align_corners = pooling == "3x3"
 
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
@@ -114,7 +116,7 @@ class DeepLabV1(Segmenter):
         return OrderedDict(out=self.scores(images))
 
     def scores(self, input: Tensor) -> Tensor:
-        """Logits ``[N, classes, H', W']``, one for every 8 pixels of the images."""
+        """Returns the logits ``[N, classes, H', W']``, one for every 8 pixels of the images."""
         pools = self.backbone(input)
         features = self.classifier[:-1](pools[-1])
         if self.multi_scale is not None:
@@ -132,14 +134,15 @@ def deeplab_v1(
     multi_scale_features: bool = False,
     pooling: Pooling = "3x3",
 ) -> DeepLabV1:
-    r"""Builds DeepLab v1 with random weights; :func:`from_vgg16` brings ImageNet's.
+    r"""Builds DeepLab v1 with random weights; :func:`from_vgg16` uses ImageNet weights.
 
     .. math::
         \text{labels} = \mathrm{CRF}\big(U_8(W_8 * W_7 * W_6 *_r \mathrm{VGG}_8(x))\big)
 
-    where :math:`\mathrm{VGG}_8` is VGG-16's convolutional part at output stride 8: no subsampling
-    at the last two poolings, the fifth stage at rate 2; :math:`*_r` is atrous convolution, and
-    :math:`U_8` bilinear upsampling (ReLU and dropout between the layers left out).
+    where :math:`\mathrm{VGG}_8` is the convolutional part of VGG-16 at output stride 8: the last
+    two poolings do not subsample, and the fifth stage has rate 2. :math:`*_r` is atrous
+    convolution, and :math:`U_8` is bilinear upsampling. The equation leaves out ReLU and dropout
+    between the layers.
 
     ========== ====== ==== ===== =========== ==================== ==============================
     fc6        kernel rate width parameters  field of view (px)   paper: val mIoU, then with CRF
@@ -150,23 +153,25 @@ def deeplab_v1(
     4x4_r8     4x4    8    4096  65,140,565  224                  63.41, 67.14
     ========== ====== ==== ===== =========== ==================== ==============================
 
-    (parameters at 21 classes). The field of view is the paper's: 8 rate (kernel - 1) + 32 pixels,
-    poolings counted and 3x3 convolutions not.
+    The number of parameters is for 21 classes. The field of view is computed as in the paper:
+    8 rate (kernel - 1) + 32 pixels. It counts the poolings but not the 3x3 convolutions.
 
     Args:
-        num_classes: channels of the logits, background included.
-        fc6: which form the first fully connected layer takes.
-        multi_scale_features: the image and the first four poolings' results join the last layer's
-            input, after a 3x3 and a 1x1 convolution to 128 channels each: 640 channels more.
-        pooling: "3x3" windows as in the released networks, or VGG's "2x2", dilated after the
-            strides that are gone: exact with VGG's own weights, on images of 16 pixels or more.
+        num_classes: channels of the logits, including the background.
+        fc6: the form of the first fully connected layer, a row of the table.
+        multi_scale_features: adds 640 channels to the input of the last layer: 128 channels from
+            the image and from each of the first four poolings' results. Each set passes through a
+            3x3 and a 1x1 convolution.
+        pooling: "3x3" uses windows as in the released networks. "2x2" uses VGG's own windows,
+            dilated after the removed strides. They are exact with VGG's own weights, and need
+            images of at least 16 pixels in height and width.
 
     Returns:
-        A :class:`DeepLabV1`, from images ``[N, 3, H, W]`` to an ordered dictionary with "out", the
-        logits ``[N, num_classes, H, W]``.
+        A :class:`DeepLabV1`. It maps images ``[N, 3, H, W]`` to an ordered dictionary with "out",
+        the logits ``[N, num_classes, H, W]``.
 
     Raises:
-        ValueError: an argument outside the values above.
+        ValueError: an argument has none of the values above.
 
     Source: "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs",
     arXiv:1412.7062, sections 3.1, 3.2, 4 and tables 1 and 2.

@@ -1,4 +1,4 @@
-"""DeepLab v2: ResNet-101 or VGG-16, atrous branches summed, three scales fused by the maximum."""
+"""DeepLab v2: ResNet-101 or VGG-16, a sum of atrous branches, the maximum over three scales."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FC6_WIDTH = 1024
 
 
 class SummedBranches(nn.Module):
-    r"""Atrous spatial pyramid pooling in its first form: branches side by side, added up.
+    r"""Atrous spatial pyramid pooling as in DeepLab v2: the sum of parallel branches.
 
     .. math:: y = \sum_i B_{r_i}(x)
 
-    A branch is one biased 3x3 convolution at its rate, or VGG's fc6, fc7 and fc8.
+    A branch is one 3x3 convolution with bias at its rate, or VGG's layers fc6, fc7 and fc8.
     """
 
     def __init__(self, branches: Iterable[nn.Module]) -> None:
@@ -49,20 +49,20 @@ class SummedBranches(nn.Module):
         return total
 
     def last_layers(self) -> list[AtrousConv2d]:
-        """The convolutions that make the logits, one a branch."""
+        """Returns the convolutions that make the logits, one for each branch."""
         layers = (b[-1] if isinstance(b, nn.Sequential) else b for b in self.branches)
         return [cast(AtrousConv2d, layer) for layer in layers]
 
 
 class DeepLabV2(Segmenter):
-    """A backbone at output stride 8, summed atrous branches, optionally three scales.
+    """A backbone at output stride 8 with summed atrous branches and optionally three scales.
 
-    Called with images ``[N, 3, H, W]`` (as ``preprocess`` makes them) it returns an ordered
-    dictionary. In evaluation it has "out", the logits at the images' size. In training it has what
-    the paper's losses need, all at their own resolution of every 8 pixels: "out", fused over the
-    scales, and with several scales "scale_1", "scale_0.75" and "scale_0.5".
+    A call takes images ``[N, 3, H, W]`` (as ``preprocess`` makes them). It returns an ordered
+    dictionary. In evaluation it has "out", the logits at the images' size. In training it has the
+    logits for the paper's losses, one for every 8 pixels of their scale. "out" is fused over the
+    scales. With several scales there are also "scale_1", "scale_0.75" and "scale_0.5".
 
-    ``predict`` labels photographs, before and after the CRF; ``loss`` is what to train it with.
+    ``predict`` labels photographs, before and after the CRF. ``loss`` is the training loss.
 
     Example:
         >>> import torch, atrousx
@@ -79,7 +79,7 @@ class DeepLabV2(Segmenter):
     def __init__(
         self, backbone: nn.Module, classifier: SummedBranches, num_classes: int, multi_scale: bool
     ) -> None:
-        # DenseCRF's defaults are the second paper's values in public use.
+        # The defaults of DenseCRF are the values in public use with the second paper's networks.
         super().__init__(Preprocess.caffe(), DenseCRF(num_classes))
         self.backbone = backbone
         self.classifier = classifier
@@ -94,7 +94,7 @@ class DeepLabV2(Segmenter):
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         pyramid = OrderedDict({"scale_1": self.scores(images)})
         for scale in self.scales:
-            # Corner pixels stay in place: 321 pixels become 241 and 161.
+            # The corner pixels stay corner pixels: 321 pixels become 241 and 161.
             size = [int((extent - 1) * scale) + 1 for extent in images.shape[-2:]]
             smaller = self.resample(images, size, align_corners=True)
             pyramid[f"scale_{scale}"] = self.scores(smaller)
@@ -105,7 +105,7 @@ class DeepLabV2(Segmenter):
         return OrderedDict(out=fused, **pyramid) if self.scales else OrderedDict(out=fused)
 
     def scores(self, input: Tensor) -> Tensor:
-        """Logits ``[N, classes, H', W']`` of one scale, one for every 8 pixels."""
+        """Returns the logits ``[N, classes, H', W']`` of one scale, one for every 8 pixels."""
         features = self.backbone(input)
         last = features["out"] if isinstance(features, dict) else features[-1]
         result: Tensor = self.classifier(last)
@@ -114,10 +114,10 @@ class DeepLabV2(Segmenter):
     def parameter_groups(
         self, lr: float = 2.5e-4, weight_decay: float = 5e-4
     ) -> list[dict[str, Any]]:
-        """Groups for an optimizer with the paper's learning rates.
+        """Returns parameter groups for an optimizer, with the paper's learning rates.
 
-        The layers that make the logits learn 10 times as fast, their biases 20 times and without
-        weight decay; everything else that is not frozen, at ``lr``.
+        The weights of the layers that make the logits learn at 10 ``lr``. Their biases learn at
+        20 ``lr`` without weight decay. All other parameters that are not frozen learn at ``lr``.
 
         Returns:
             Three dictionaries with "params", "lr" and "weight_decay".
@@ -156,25 +156,28 @@ def deeplab_v2(
         \text{labels} = \mathrm{CRF}\Big(U\big(\max_{s \in \{1/2, 3/4, 1\}}
         U\big(\textstyle\sum_i B_{r_i}(F_8(x_s))\big)\big)\Big)
 
-    with :math:`F_8` the backbone at output stride 8, :math:`x_s` the image resized by s, :math:`U`
-    bilinear upsampling and :math:`B_r` a branch at the atrous rate r: on ResNet-101 one biased 3x3
-    convolution to the classes, on VGG-16 fc6 (3x3, 1024), fc7 and fc8.
+    where :math:`F_8` is the backbone at output stride 8, :math:`x_s` the image resized by s,
+    :math:`U` bilinear upsampling and :math:`B_r` a branch at the atrous rate r. On ResNet-101 a
+    branch is one 3x3 convolution with bias to the classes. On VGG-16 a branch is fc6 (3x3, 1024),
+    fc7 and fc8.
 
-    ResNet-101 is the original one: strides on the first 1x1 of a unit, a max-pooling that rounds
-    sizes up, stages 4 and 5 at rates 2 and 4, batch normalisation frozen (:func:`freeze_bn`).
+    ResNet-101 has the original form. The first 1x1 convolution of a unit has the stride. The
+    max-pooling rounds sizes up. Stages 4 and 5 have the rates 2 and 4. Batch normalisation is
+    frozen (:func:`freeze_bn`).
 
     Args:
-        num_classes: channels of the logits, background included.
-        backbone: "resnet101" or "vgg16" (poolings of 3x3, as :func:`deeplab_v1` has them).
-        head: "aspp_l", rates 6, 12, 18, 24; "aspp_s", rates 2, 4, 8, 12; "large_fov", rate 12.
-        multi_scale: the image is also seen at 0.75 and 0.5 of its size; logits are fused by the
-            maximum.
+        num_classes: channels of the logits, including the background.
+        backbone: "resnet101", or "vgg16" with the 3x3 poolings of :func:`deeplab_v1`.
+        head: "aspp_l" with rates 6, 12, 18, 24; "aspp_s" with rates 2, 4, 8, 12; or "large_fov"
+            with rate 12.
+        multi_scale: also runs the network at 0.75 and 0.5 of the image's size and takes the maximum
+            of the logits.
 
     Returns:
         A :class:`DeepLabV2`.
 
     Raises:
-        ValueError: an argument outside the values above.
+        ValueError: an argument has none of the values above.
 
     Source: "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution,
     and Fully Connected CRFs", arXiv:1606.00915, sections 3.1, 3.2, 4.1 and table 4.

@@ -1,4 +1,4 @@
-"""DeepLab v3: a dilated ResNet, atrous spatial pyramid pooling, logits at the image's size."""
+"""DeepLab v3: a dilated ResNet with atrous spatial pyramid pooling, or a cascade of blocks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ PAPER_OUTPUT_STRIDE = 16
 PAPER_MULTI_GRID = {"aspp": (1, 2, 4), "cascade": (1, 2, 1)}
 PAPER_BN_MOMENTUM = 3e-4
 HEAD_CHANNELS = 256
-# The stem's output stride; each block after the first can double it.
+# The output stride after the stem. Each block after the first can double it.
 FIRST_OUTPUT_STRIDE = 4
 
 
 class DeepLabV3(Segmenter):
-    """A backbone, a head on its last features and, in training, one on those before.
+    """A backbone with a head on its last features, and optionally an auxiliary head for training.
 
-    Called with images ``[N, 3, H, W]`` (as ``preprocess`` makes them: RGB in 0..1, minus (0.485,
-    0.456, 0.406), over (0.229, 0.224, 0.225)) it returns an ordered dictionary: "out", the logits
-    ``[N, classes, H, W]`` and, where there is an auxiliary classifier, "aux", its logits.
+    A call takes images ``[N, 3, H, W]`` as ``preprocess`` makes them: RGB in 0..1, minus (0.485,
+    0.456, 0.406), divided by (0.229, 0.224, 0.225). It returns an ordered dictionary with "out",
+    the logits ``[N, classes, H, W]``. If there is an auxiliary classifier, "aux" has its logits.
 
-    ``predict`` labels photographs, several scales and mirror images averaged; ``loss`` is what to
-    train it with.
+    ``predict`` labels photographs and can average several scales and mirror images. ``loss`` is the
+    training loss.
 
     Example:
         >>> import torch, atrousx
@@ -64,7 +64,7 @@ class DeepLabV3(Segmenter):
 
 
 class FCNHead(nn.Sequential):
-    """The auxiliary classifier: 3x3 to a quarter of the channels, then 1x1 to the logits."""
+    """The auxiliary classifier: a 3x3 convolution to a quarter of the channels, a 1x1 to logits."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         channels = in_channels // 4
@@ -85,7 +85,7 @@ def paper_head(in_channels: int, num_classes: int, rates: Sequence[int]) -> nn.S
 
 
 def torchvision_head(in_channels: int, num_classes: int, rates: Sequence[int]) -> nn.Sequential:
-    """The paper's, with dropout and one more 3x3 convolution before the logits."""
+    """Returns the paper's head with dropout and one more 3x3 convolution before the logits."""
     return nn.Sequential(
         ASPP(in_channels, rates, HEAD_CHANNELS, dropout=0.5),
         AtrousConv2d(HEAD_CHANNELS, HEAD_CHANNELS, 3, padding=1, bias=False),
@@ -112,42 +112,45 @@ def deeplab_v3(
         \text{logits} = U_{H \times W}\big(W\, \mathrm{ASPP}_{r}(\mathrm{ResNet}(x))\big),
         \qquad r = (6, 12, 18) \cdot 16 / \text{output stride}
 
-    where the ResNet trades its last strides for atrous rates and :math:`U` is bilinear resampling
-    to the image's size. Two heads:
+    where the ResNet has atrous rates in place of its last strides, and :math:`U` is bilinear
+    resampling to the image's size. There are two heads:
 
     - "aspp": atrous spatial pyramid pooling with image-level features (section 3.3).
-    - "cascade": blocks 5 to 7, copies of block 4, one after another, and a 1x1 convolution to the
-      logits (section 3.2). Each would halve the size; from the output stride on, it doubles the
-      rate instead: at 16 the blocks 4 to 7 have the rates 2, 4, 8, 16.
+    - "cascade": blocks 5 to 7, which are copies of block 4, and a 1x1 convolution to the logits
+      (section 3.2). Without dilation each block would halve the size. Once the output stride is
+      reached, each block doubles the rate instead. At output stride 16 the blocks 4 to 7 have the
+      rates 2, 4, 8, 16.
 
-    Two layouts:
+    There are two layouts:
 
-    - "paper": the units of the fourth block and of those after have the rates ``multi_grid`` times
-      the block's; a 1x1 convolution makes the logits from ASPP; normalisation decays by 0.9997.
-    - "torchvision": torchvision's ``deeplabv3_resnet50`` and ``deeplabv3_resnet101``, parameter for
-      parameter and key for key, so that their weights load (:func:`load_weights`). No multi-grid,
-      the first unit of each dilated stage keeps the rate of the stage before, dropout, and one
-      more 3x3 convolution before the logits.
+    - "paper": from the fourth block on, the rates of a block's units are ``multi_grid`` times the
+      block's rate. A 1x1 convolution makes the logits from ASPP's result. The running statistics of
+      batch normalisation decay by 0.9997.
+    - "torchvision": the same parameters and keys as torchvision's ``deeplabv3_resnet50`` and
+      ``deeplabv3_resnet101``, so that :func:`load_weights` loads their weights. There is no
+      multi-grid. The first unit of each dilated stage keeps the rate of the stage before. There is
+      dropout, and one more 3x3 convolution before the logits.
 
     Args:
-        num_classes: channels of the logits, background included.
+        num_classes: channels of the logits, including the background.
         backbone: "resnet50" or "resnet101".
-        output_stride: image pixels per feature: 8, 16 or 32; with the cascade up to 256, as far as
-            its blocks go (32 for block 4, 64 for block 5, ...). By default the layout's own, 16 in
-            the paper's training and 8 in torchvision. :func:`set_output_stride` changes it later.
-        head: "aspp", or "cascade" (of the "paper" layout only).
-        blocks: the cascade's last block, 4 to 7; by default 7.
-        multi_grid: three rates, by default (1, 2, 4) for ASPP and (1, 2, 1) for the cascade, the
-            best in the paper; of the "paper" layout only.
+        output_stride: image pixels per feature: 8, 16 or 32. The cascade allows more, up to 256,
+            depending on its last block (32 for block 4, 64 for block 5, ...). The default is 16 in
+            the "paper" layout (the paper's training) and 8 in the "torchvision" layout.
+            :func:`set_output_stride` changes it later.
+        head: "aspp" or "cascade". "cascade" needs the "paper" layout.
+        blocks: the last block of the cascade, 4 to 7; by default 7.
+        multi_grid: three rates; only for the "paper" layout. The defaults are the best in the
+            paper: (1, 2, 4) for ASPP and (1, 2, 1) for the cascade.
         layout: "paper" or "torchvision".
         aux: adds torchvision's auxiliary classifier, a second output for training.
 
     Returns:
-        A :class:`DeepLabV3`, from images ``[N, 3, H, W]`` to an ordered dictionary with "out", the
-        logits ``[N, num_classes, H, W]``, and with ``aux`` also "aux".
+        A :class:`DeepLabV3`. It maps images ``[N, 3, H, W]`` to an ordered dictionary with "out",
+        the logits ``[N, num_classes, H, W]``, and with ``aux`` also "aux".
 
     Raises:
-        ValueError: an argument outside the values above.
+        ValueError: an argument has none of the values above.
 
     Source: "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv:1706.05587,
     sections 3.2, 3.3, 4 and tables 1 to 6.
@@ -190,7 +193,7 @@ def deeplab_v3(
 
 
 def check_output_stride(output_stride: int, last_block: int) -> None:
-    """Powers of 2 from 8 on, as far as the blocks' strides multiply up to."""
+    """Raises ValueError unless the output stride is a power of 2 from 8 on that blocks reach."""
     allowed = [FIRST_OUTPUT_STRIDE * 2**block for block in range(1, last_block)]
     if output_stride not in allowed:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Any classification network as a dense feature extractor: strides traded for atrous rates."""
+"""Turns a classification network into a dense feature extractor: trades strides for rates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .export import shared_copy
 
 
 class Density(NamedTuple):
-    """Image pixels per feature of a map, and how much denser it is than in the classifier."""
+    """Image pixels per feature of a map, and how many times denser than in the classifier it is."""
 
     stride: int = 1
     factor: int = 1
@@ -33,7 +33,7 @@ class Density(NamedTuple):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # Subclasses of what is pointwise (timm's normalisation with its activation) are that, too.
+        # Subclasses of pointwise layers, like timm's normalisation with activation, are pointwise.
         return is_pointwise(m) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -44,12 +44,12 @@ class _Densifier:
         self.traced, self.output_stride = traced, output_stride
         self.densities: dict[fx.Node, Density | None] = {}
         self.changed: set[str] = set()
-        # Parameters, and what is computed of them alone.
+        # Parameters, and values that are computed only from parameters.
         self.constants: set[fx.Node] = set()
         self.reachable = {1}
 
     def run(self) -> fx.Node:
-        """Changes the layers up to the classifier's pooling; returns the features' node."""
+        """Changes the layers up to the classifier's pooling, and returns the features' node."""
         for node in list(self.traced.graph.nodes):
             if node.op == "output":
                 break
@@ -117,7 +117,10 @@ class _Densifier:
         raise refusal(f"its layer {node.target} is a {type(layer).__name__}")
 
     def _sample(self, node: fx.Node, density: Density) -> None:
-        """Lets a pooling over the whole map, as in squeeze-and-excitation, see what it saw."""
+        """Makes a pooling over the whole map read only the positions that the classifier has.
+
+        Squeeze-and-excitation has such a pooling.
+        """
         if density.factor > 1:
             every = slice(None, None, density.factor)
             with self.traced.graph.inserting_before(node):
@@ -130,7 +133,7 @@ class _Densifier:
         stride, across = pair("stride", cast(Any, layer.stride))
         if stride != across:
             raise refusal(f"its layer {name} has stride {(stride, across)}")
-        # Once a stride has gone, those after it have to go as well.
+        # After the first removed stride all later strides must be removed, too.
         keeps = density.factor == 1 and density.stride * stride <= self.output_stride
         if density.factor == 1:
             self.reachable.add(density.stride * stride)
@@ -157,33 +160,38 @@ class _Densifier:
 def to_dense(classifier: nn.Module, output_stride: int = 8) -> nn.Module:
     r"""Turns a classification network into a dense feature extractor, without new parameters.
 
-    Layers are taken in execution order (``torch.fx``). Strides that would exceed the output stride
-    are removed; every later convolution and pooling has its dilation and padding multiplied by what
-    was removed, s. What the classifier computes before its last pooling is among the new features:
+    The function goes through the layers in execution order (``torch.fx``). It removes the strides
+    that would exceed the output stride. It multiplies the dilation and padding of every later
+    convolution and pooling by the strides that were removed before it. The new features contain
+    those that the classifier computes before its last pooling. With s the product of all removed
+    strides:
 
     .. math:: F_{dense}(x)_{n, c, s i, s j} = F_{classifier}(x)_{n, c, i, j}
 
-    up to rounding, where the image's sizes are multiples of the classifier's stride, and else away
-    from the borders. Squeeze-and-excitation pools over these positions alone, so that the law holds
-    for it, too. Networks that work, of torchvision: ResNet, ResNeXt, VGG, MobileNetV2 and V3,
-    EfficientNet, DenseNet, ConvNeXt, RegNet; of timm: these but VGG, and SE-ResNet, MobileNetV4,
+    This holds up to rounding if the image's sizes are multiples of the classifier's stride.
+    Otherwise it holds away from the borders. Squeeze-and-excitation pools only over these
+    positions, so that the equation holds for it, too.
+
+    These networks of torchvision work: ResNet, ResNeXt, VGG, MobileNetV2 and V3, EfficientNet,
+    DenseNet, ConvNeXt and RegNet. Of timm these work except VGG, and also SE-ResNet, MobileNetV4,
     EfficientNetV2, MNASNet, MixNet, GhostNet, RexNet, RepVGG, ResNetV2, Xception, DPN, DLA and
-    DarkNet. Transformers, and what normalises over the map or pads by its size (ConvNeXt V2, the
-    ``tf_`` networks) are refused by name.
+    DarkNet. The function refuses transformers, and networks that normalise over the map or pad by
+    the map's size (ConvNeXt V2, the ``tf_`` networks).
 
     Args:
         classifier: a network of convolutions and poolings that ends in a pooling, flattening and
-            linear layers; left as it is.
+            linear layers. It does not change.
         output_stride: image pixels per feature: 1 or a product of the network's first strides.
 
     Returns:
-        A module from images ``[N, 3, H, W]`` to features ``[N, C, H', W']``, in the classifier's
-        mode, its parameters and buffers shared, its convolutions atrousx's.
+        A module that maps images ``[N, 3, H, W]`` to features ``[N, C, H', W']``. It shares the
+        classifier's parameters and buffers, starts in the classifier's mode and uses atrousx's
+        convolutions.
 
     Raises:
         TypeError: ``classifier`` is not a ``torch.nn.Module``.
-        ValueError: it cannot be traced, has a layer for which the law cannot hold (the message
-            names it), or does not reach the output stride.
+        ValueError: the classifier cannot be traced, does not reach the output stride, or has a
+            layer for which the equation cannot hold. The message names the layer.
 
     Source: arXiv:1412.7062 section 3.1, the "hole algorithm".
 
@@ -218,7 +226,7 @@ def to_dense(classifier: nn.Module, output_stride: int = 8) -> nn.Module:
 
 
 def _cut(traced: fx.GraphModule, features: fx.Node) -> None:
-    """Makes a node the result and drops what comes after it."""
+    """Makes a node the graph's result and removes everything after it."""
     graph = traced.graph
     (output,) = (node for node in graph.nodes if node.op == "output")
     output.args = (features,)

@@ -1,5 +1,5 @@
-"""What to_dense knows of a classifier's operations: which ones do not care how dense a map is, and
-how a window spreads its taps over one that became denser."""
+"""The operations that ``to_dense`` knows: which of them are right at any density of the map, and
+how a window spreads its taps over a denser map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..ops._check import pair
 
 Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
-# Layers that treat every pixel alike, or normalise per channel: right at any density.
+# Layers that treat every pixel alike or normalise per channel. They are right at any density.
 POINTWISE = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.dropout._DropoutNd,
@@ -37,9 +37,9 @@ FUNCTIONS = {
     *(F.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.layer_norm, F.dropout),
 }
 METHODS = {"add", "add_", "mul", "mul_", "relu", "relu_", "sigmoid", "permute", "contiguous"}
-# Along the channels these are pointwise, too.
+# These are pointwise along the channels.
 SPLITS = {torch.split, torch.chunk, "split", "chunk"}
-# What depends on the mode must stay a module: a trace would fix the mode of now.
+# These layers depend on the mode. They must stay modules, because a trace would fix the mode.
 DROPS = ("StochasticDepth", "DropPath")
 POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 POOL_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
@@ -58,12 +58,12 @@ def keeps_dimensions(node: fx.Node) -> bool:
 
 
 def pools_map(node: fx.Node) -> bool:
-    """Whether a node pools height and width into a map, as squeeze-and-excitation does."""
+    """Whether a node pools height and width and keeps both axes, as squeeze-and-excitation does."""
     return node.target in POOL_FUNCTIONS or _averages_map(node)
 
 
 def treats_pixels_alike(node: fx.Node) -> bool:
-    """Whether an operation, not a layer, does not depend on the size of its map."""
+    """Whether a function or method does not depend on the size of its map."""
     allowed = METHODS if node.op == "call_method" else FUNCTIONS
     return node.target in allowed or _along_channels(node)
 
@@ -76,7 +76,7 @@ def _averages_map(node: fx.Node) -> bool:
 
 
 def _along_channels(node: fx.Node) -> bool:
-    """Whether a node takes channels apart, or takes such a part."""
+    """Whether a node splits channels, or takes one part of such a split."""
     if node.target in SPLITS:
         return bool((node.args[2:] or (node.kwargs.get("dim"),))[0] == 1)
     if node.target is not operator.getitem:
@@ -88,7 +88,7 @@ def _along_channels(node: fx.Node) -> bool:
 
 
 class DilatedAvgPool2d(nn.Module):
-    """The mean over ``kernel`` x ``kernel`` pixels ``rate`` apart, at stride 1."""
+    """The mean over a window of ``kernel`` pixels that lie ``rate`` apart, at stride 1."""
 
     def __init__(self, kernel: tuple[int, int], rate: int) -> None:
         super().__init__()
@@ -108,9 +108,9 @@ class DilatedAvgPool2d(nn.Module):
 def spread(
     name: str, layer: Window, factor: int, strided: bool
 ) -> tuple[nn.Module, tuple[int, int, int, int]]:
-    """The window with its taps ``factor`` apart and no stride, and the padding in front of it.
+    """Returns the window with taps ``factor`` apart and stride 1, and the padding to do before it.
 
-    Where a stride is removed the size is kept: an even window is extended at the end.
+    If a stride is removed, the map keeps its size: an even window gets more padding at the end.
     """
     kernel = pair("kernel_size", cast(Any, layer.kernel_size))
     if layer.padding == "same":

@@ -1,4 +1,4 @@
-"""Models on PyTorch's own layers, for exporters that know no others."""
+"""Converts models to PyTorch's own layers, for exporters that know no others."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ def interpolate_bilinear(
     scale_factor: float | Sequence[float] | None = None,
     align_corners: bool = False,
 ) -> Tensor:
-    """PyTorch's bilinear resampling with the arguments of :func:`ops.upsample_bilinear2d`."""
+    """Calls PyTorch's bilinear resampling with the arguments of :func:`ops.upsample_bilinear2d`."""
     return F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners)
 
 
 def shared_copy(model: Module) -> Module:
-    """A copy of the modules around the same parameters and buffers."""
+    """Returns a copy of the modules that shares their parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
 def to_torch(model: Module) -> Module:
-    r"""Makes a copy of a model that runs on PyTorch's layers alone, with shared weights.
+    r"""Returns a copy of a model that uses only PyTorch's layers and shares the model's weights.
 
-    Every :class:`AtrousConv2d` becomes a ``torch.nn.Conv2d``, every bilinear resampling
-    ``torch.nn.functional.interpolate``: what ``torch.onnx.export`` and other tools translate.
+    Every :class:`AtrousConv2d` becomes a ``torch.nn.Conv2d``. Every bilinear resampling becomes
+    ``torch.nn.functional.interpolate``. ``torch.onnx.export`` and other tools can translate these.
 
     .. math:: \mathrm{to\_torch}(f)(x) = f(x) \text{ up to rounding}
 
     Args:
-        model: any module; one of this package, or one that :func:`replace_convs` changed.
+        model: any module: a model of this package, or one that :func:`replace_convs` changed.
 
     Returns:
-        The copy. Parameters and buffers are the same objects, keys are the same.
+        The copy. Its parameters and buffers are the same objects, and its keys are the same.
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
 
-    Source: ``torch.nn.Conv2d`` and ``torch.nn.functional.interpolate``, which ours equal.
+    Source: ``torch.nn.Conv2d`` and ``torch.nn.functional.interpolate``; atrousx's layers give the
+    same results.
 
     Example:
         >>> import torch, atrousx
@@ -61,7 +62,7 @@ def to_torch(model: Module) -> Module:
     twin = shared_copy(model)
     for module in twin.modules():
         if isinstance(module, AtrousConv2d):
-            # An AtrousConv2d is a Conv2d with another way to compute.
+            # An AtrousConv2d differs from a Conv2d only in how it computes.
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
         if hasattr(type(module), "resample"):
             setattr(module, "resample", interpolate_bilinear)  # noqa: B010

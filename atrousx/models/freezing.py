@@ -1,4 +1,4 @@
-"""Batch normalisation that stays frozen when its model is put in training mode."""
+"""Batch normalisation that stays frozen when its model is set to training mode."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """A ``torch.nn.BatchNorm2d`` that is always in evaluation mode, ``train()`` or not."""
+    """A ``torch.nn.BatchNorm2d`` that stays in evaluation mode, even after ``train()``."""
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
 
 def freeze_bn(module: nn.Module) -> nn.Module:
-    r"""Freezes every batch normalisation of a module for good: in place, nothing is copied.
+    r"""Freezes every batch normalisation of a module permanently, in place and without copies.
 
     .. math:: y = \gamma \, (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta
 
-    with the running statistics :math:`\mu, \sigma^2` and the parameters :math:`\gamma, \beta` as
-    they are: ``model.train()`` does not bring batch statistics back, and the parameters take no
-    gradient. Keys and values of the ``state_dict`` stay. In the third paper this begins the second
-    half of the training; in the second paper's ResNet it holds from the start.
+    The running statistics :math:`\mu, \sigma^2` and the parameters :math:`\gamma, \beta` keep their
+    present values. ``model.train()`` does not restore batch statistics, and the parameters get no
+    gradient. Keys and values of the ``state_dict`` stay the same. The third paper freezes at the
+    start of the second half of training. The second paper's ResNet is frozen from the start.
 
     Args:
         module: any module; its ``torch.nn.BatchNorm2d`` and ``SyncBatchNorm`` layers are frozen.
@@ -49,7 +49,7 @@ def freeze_bn(module: nn.Module) -> nn.Module:
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     for layer in module.modules():
         if isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            # The class alone changes: the object, its hooks and whoever holds it stay the same.
+            # Only the class changes, so the layer's hooks and all references to it stay valid.
             layer.__class__ = FrozenBatchNorm2d
             layer.eval().requires_grad_(False)
     return module

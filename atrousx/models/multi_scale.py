@@ -1,4 +1,4 @@
-"""Multi-scale inference: a photograph at several scales, mirrored, in tiles, results fused."""
+"""Multi-scale inference: fuses results of a photograph at several scales, mirrored, in tiles."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .tiling import check_tile, tiled
 
 
 class Prediction(NamedTuple):
-    """What ``predict`` returns.
+    """The result of ``predict``.
 
     Attributes:
-        labels: ``[N, H, W]`` int64, the likeliest class of every pixel, before the CRF.
-        refined: ``[N, H, W]`` int64, the same after the CRF; None where there is none.
-        probabilities: ``[N, L, H, W]``, after the CRF where there is one.
+        labels: ``[N, H, W]`` int64, the most likely class of every pixel, before the CRF.
+        refined: ``[N, H, W]`` int64, the most likely class after the CRF; None without a CRF.
+        probabilities: ``[N, L, H, W]``, after the CRF if there is one.
 
     Example:
         >>> import torch
@@ -35,9 +35,9 @@ class Prediction(NamedTuple):
 
 
 class Network(Protocol):
-    """What multi-scale inference needs of a model."""
+    """The parts of a model that multi-scale inference uses."""
 
-    fusion: ClassVar[Literal["mean", "max"]]  # of softmax probabilities, or of logits
+    fusion: ClassVar[Literal["mean", "max"]]  # mean of softmax probabilities, or maximum of logits
 
     @property
     def preprocess(self) -> Callable[[Tensor], Tensor]: ...
@@ -52,9 +52,9 @@ class MultiScale(NamedTuple):
     """The views of a photograph that a prediction fuses.
 
     Attributes:
-        scales: of the photograph.
-        flip: each scale is also seen mirrored.
-        tiles: their size and overlap; None where a view is seen whole.
+        scales: sizes of the views, relative to the photograph.
+        flip: whether each scale is also used mirrored.
+        tiles: size and overlap of the tiles; None if each view is one piece.
     """
 
     scales: Sequence[float]
@@ -70,7 +70,7 @@ class MultiScale(NamedTuple):
         return cls(scales, flip, check_tile(tile, overlap))
 
     def probabilities(self, model: Network, photograph: Tensor) -> Tensor:
-        """Probabilities [N, L, H, W] of a photograph [N, 3, H, W], all views fused."""
+        """Returns the probabilities [N, L, H, W] of a photograph [N, 3, H, W], over all views."""
         size, fused = photograph.shape[-2:], None
         sides = (False, True) if self.flip else (False,)
         views = [(scale, mirrored) for scale in self.scales for mirrored in sides]
@@ -89,7 +89,7 @@ class MultiScale(NamedTuple):
         return fused if model.fusion == "mean" else fused.softmax(1)
 
     def _scores(self, model: Network, photograph: Tensor, scale: float, mirrored: bool) -> Tensor:
-        """The network's logits for the photograph at another size, or for its mirror image."""
+        """Returns the network's logits for one view: a scale of the photograph, or its mirror."""
 
         def network(images: Tensor) -> Tensor:
             return model(images)["out"]
@@ -103,7 +103,7 @@ class MultiScale(NamedTuple):
 
 
 def checked_photograph(image: Tensor) -> Tensor:
-    """[N, 3, H, W], floating."""
+    """Returns the image as a floating tensor [N, 3, H, W], or raises an error."""
     check_tensor("image", image)
     if image.dim() == 3:
         image = image[None]

@@ -1,4 +1,4 @@
-"""Another output stride for a trained DeepLab v3: strides against atrous rates, weights kept."""
+"""Changes the output stride of a trained DeepLab v3: trades strides for rates, keeps weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from .resnet import STEM_STRIDE, Bottleneck, ResNet
 
 
 def set_output_stride(model: DeepLabV3, output_stride: int) -> DeepLabV3:
-    r"""Makes the features of a DeepLab v3 denser or sparser: in place, nothing is copied.
+    r"""Makes the features of a DeepLab v3 denser or sparser, in place and without copies.
 
-    The weights stay. Strides that go away double the atrous rate of all that follows; strides that
-    come back halve it. The denser features contain the sparser ones:
+    The weights do not change. A stride that is removed doubles the atrous rates of all later
+    layers. A stride that is restored halves them. The denser features contain the sparser ones:
 
     .. math:: F_{8}(x)_{n, c, 2i, 2j} = F_{16}(x)_{n, c, i, j}
 
-    exactly up to rounding, for the backbone; ASPP's rates are scaled with it, while its image
-    pooling averages over the denser map. The first unit of a stage that lost its stride keeps its
-    rate, since its input did not become denser: this law asks for it, and a model *built* with
-    ``layout="paper"`` for the other output stride has the stage's rate there.
+    For the backbone this holds up to rounding. The rates of ASPP are scaled too, but its image
+    pooling averages over the denser map. The first unit of a stage that loses its stride keeps its
+    rate, because its input did not become denser; the equation requires this. A model *built* with
+    ``layout="paper"`` for the other output stride differs: there the first unit has the rate of its
+    stage.
 
     Args:
-        model: of :func:`deeplab_v3`, any layout and head.
-        output_stride: as there.
+        model: a model of :func:`deeplab_v3`, with any layout and head.
+        output_stride: as in :func:`deeplab_v3`.
 
     Returns:
         The same model, for chaining.
@@ -36,7 +37,7 @@ def set_output_stride(model: DeepLabV3, output_stride: int) -> DeepLabV3:
         TypeError: ``model`` is not a DeepLab v3 of this package.
         ValueError: the blocks do not reach that output stride, or a rate cannot be halved.
 
-    Source: arXiv:1706.05587 section 3.1; trained at 16, evaluated at 8 in section 4.
+    Source: arXiv:1706.05587, section 3.1. Section 4 trains at 16 and evaluates at 8.
 
     Example:
         >>> import torch, atrousx
@@ -58,7 +59,7 @@ def set_output_stride(model: DeepLabV3, output_stride: int) -> DeepLabV3:
             branches = [cast(nn.Sequential, branch) for branch in module.convs[1:-1]]
             convs = [cast(AtrousConv2d, branch[0]) for branch in branches]
             rates += [(conv, _scaled(conv.dilation[0], factor)) for conv in convs]
-    # Nothing is changed before everything is known to fit.
+    # All rates are computed before the first change, so an error leaves the model unchanged.
     for unit, stride, rate in plan:
         unit.set_geometry(stride, rate)
     for conv, rate in rates:
@@ -69,12 +70,13 @@ def set_output_stride(model: DeepLabV3, output_stride: int) -> DeepLabV3:
 def _plan(
     backbone: ResNet, output_stride: int
 ) -> tuple[list[tuple[Bottleneck, int, int]], Fraction]:
-    """Every unit's new stride and rate, and how much denser the result becomes."""
+    """Returns each unit's new stride and rate, and how much denser the result becomes."""
     plan, reached, factor = [], STEM_STRIDE, Fraction(1)
     for index, stage in enumerate(backbone.stages()):
         for place, module in enumerate(stage):
             unit = cast(Bottleneck, module)
-            # The stride acts with the first unit's 3x3 or before it: it sees the input's density.
+            # With the stride on the 3x3, the 3x3 still reads a map as dense as the unit's input.
+            # With the stride on the first 1x1, it reads a map as dense as the unit's result.
             before, stride = factor, 1
             if place == 0:
                 stride = 2 if index and reached * 2 <= output_stride else 1

@@ -1,4 +1,4 @@
-"""From photographs to what a network was trained on."""
+"""Converts photographs to the input that a network was trained on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Mean of ImageNet's training images in 0..255, blue, green, red.
+# Mean of ImageNet's training images in 0..255; blue, green, red.
 BGR_MEAN = (104.008, 116.669, 122.675)
-# Mean and standard deviation in 0..1, red, green, blue.
+# Mean and standard deviation of ImageNet's training images in 0..1; red, green, blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -19,16 +19,17 @@ class Preprocess(nn.Module):
 
     .. math:: y_c = (x_{\pi(c)} - \mu_c) / \sigma_c
 
-    with :math:`\pi` the network's order of colours. Its constants are no part of a ``state_dict``.
+    where :math:`\pi` is the network's order of colours. The constants :math:`\mu` and
+    :math:`\sigma` are not in the ``state_dict``.
 
     Args:
-        mean: per channel of the network, in the units of the photograph, 0..255.
-        std: likewise.
-        bgr: the network expects blue, green, red, as those trained with Caffe.
+        mean: one value for each channel of the network, in the photograph's units, 0..255.
+        std: one value for each channel of the network, in the photograph's units, 0..255.
+        bgr: whether the network expects blue, green, red, as networks trained with Caffe do.
 
     Shape:
-        RGB in 0..255, ``[N, 3, H, W]`` or ``[3, H, W]``, uint8 or floating -> the same in the dtype
-        of the constants (``module.to(dtype)`` changes it).
+        Takes RGB in 0..255, ``[N, 3, H, W]`` or ``[3, H, W]``, uint8 or floating. Returns the same
+        shape in the dtype of the constants, which ``module.to(dtype)`` changes.
 
     Example:
         >>> import torch
@@ -56,10 +57,10 @@ class Preprocess(nn.Module):
 
     @classmethod
     def caffe(cls) -> Preprocess:
-        """Blue, green, red, minus ImageNet's mean: the first two papers' networks."""
+        """Returns the first two papers' preprocessing: BGR in 0..255 minus ImageNet's mean."""
         return cls(BGR_MEAN, (1.0, 1.0, 1.0), bgr=True)
 
     @classmethod
     def imagenet(cls) -> Preprocess:
-        """Red, green, blue over 255, minus ImageNet's mean, over its deviation: torchvision's."""
+        """Returns torchvision's preprocessing: RGB in 0..1 minus ImageNet's mean, over its std."""
         return cls([255 * v for v in IMAGENET_MEAN], [255 * v for v in IMAGENET_STD])

@@ -17,7 +17,7 @@ STEM_STRIDE = 4
 
 
 class Stage(NamedTuple):
-    """A stage's stride, which its first unit carries, and the atrous rate of each of its units."""
+    """The stride of a stage's first unit, and the atrous rate of each unit of the stage."""
 
     stride: int
     rates: tuple[int, ...]
@@ -29,9 +29,10 @@ def plan_stages(
     multi_grid: Sequence[int] | None = None,
     first_unit_keeps_rate: bool = False,
 ) -> list[Stage]:
-    """Strides until ``output_stride`` is reached; from there on each doubles the rate instead.
+    """Returns the strides and rates of the stages of a ResNet with the given output stride.
 
-    ``multi_grid`` multiplies the rates of the units of the fourth stage and of those after. With
+    The stages have strides until ``output_stride`` is reached. From there on each stage doubles the
+    rate instead. ``multi_grid`` multiplies the rates of the units from the fourth stage on. With
     ``first_unit_keeps_rate`` the first unit of a stage has the rate of the stage before, as in
     torchvision.
 
@@ -61,12 +62,12 @@ def plan_stages(
 
 
 class Bottleneck(nn.Module):
-    """A residual unit: 1x1 to ``width`` channels, 3x3 at the rate, 1x1 to 4 ``width``.
+    """A residual unit: 1x1 to ``width`` channels, 3x3 at the rate, 1x1 to 4 ``width`` channels.
 
-    The stride sits on the 3x3, where the weights published with torchvision expect it, or with
-    ``stride_first`` on the first 1x1, as in the original ResNet. A projection on the shortcut
-    (``downsample``) appears where the channels change; else the shortcut is only subsampled, so
-    that a unit has the same parameters at every stride.
+    The 3x3 convolution has the stride, as torchvision's published weights expect. With
+    ``stride_first`` the first 1x1 convolution has it, as in the original ResNet. The shortcut has a
+    projection (``downsample``) if the channels change. Otherwise the shortcut is only subsampled.
+    So a unit has the same parameters at every stride.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Bottleneck(nn.Module):
         return self.conv2.dilation[0]
 
     def set_geometry(self, stride: int, rate: int) -> None:
-        """Gives the unit another stride and atrous rate; parameters stay as they are."""
+        """Gives the unit another stride and atrous rate; the parameters do not change."""
         self.stride = stride
         self.conv2.padding = self.conv2.dilation = (rate, rate)
         (self.conv1 if self.stride_first else self.conv2).stride = (stride, stride)
@@ -111,7 +112,7 @@ class Bottleneck(nn.Module):
             shortcut = input[..., :: self.stride, :: self.stride] if self.stride > 1 else input
         features = self.relu(self.bn1(self.conv1(input)))
         features = self.relu(self.bn2(self.conv2(features)))
-        # The sum takes the normalised map's memory: normalisation keeps its input, not its output.
+        # The sum may overwrite the normalised map: for its gradient normalisation keeps its input.
         features = self.bn3(self.conv3(features)).add_(shortcut)
         result: Tensor = self.relu(features)
         return result
@@ -120,16 +121,16 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """The convolutional part of a ResNet, without its classifier.
 
-    Called with images ``[N, 3, H, W]`` it returns an ordered dictionary: "out", the last stage's
-    2048 channels, and with ``aux`` before it "aux", the 1024 channels of the third stage. The
-    ``state_dict`` keys are torchvision's, with ``layer5`` and on for stages after the fourth, which
-    have its widths.
+    A call takes images ``[N, 3, H, W]`` and returns an ordered dictionary. "out" has the 2048
+    channels of the last stage. With ``aux``, "aux" comes before it and has the 1024 channels of the
+    third stage. The ``state_dict`` keys are torchvision's. Stages after the fourth have the keys
+    ``layer5`` and so on, and the fourth stage's widths.
 
     Args:
-        stages: strides and rates, as :func:`plan_stages` makes them.
-        aux: also returns the third stage.
-        caffe: the original network's form: strides on the first 1x1 of a unit, and a max-pooling
-            that rounds sizes up.
+        stages: strides and rates, as :func:`plan_stages` returns them.
+        aux: whether to return the third stage's result too.
+        caffe: whether to use the original network's form: strides on the first 1x1 convolution of
+            a unit, and a max-pooling that rounds sizes up.
     """
 
     def __init__(self, stages: Sequence[Stage], aux: bool = False, caffe: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What the three DeepLabs share: inference on photographs and the loss, as the papers have them."""
+"""The base class of the three DeepLabs: inference on photographs and loss, as in the papers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..ops._check import check_rank
 from .multi_scale import MultiScale, Prediction, checked_photograph
 from .preprocess import Preprocess
 
-# A call of torch's interpolate(mode="bilinear"): ours, or in a model for export, PyTorch's.
+# Bilinear resampling: atrousx's function, or PyTorch's in a model for export.
 Resample = Callable[..., Tensor]
 
 
@@ -28,9 +28,9 @@ class Segmenter(nn.Module):
     """
 
     fusion: ClassVar[Literal["mean", "max"]]
-    # Whether the paper brings labels to the logits' size for its loss, not logits to the labels'.
+    # Whether the paper's loss downsamples the labels to the logits' size. Else it upsamples logits.
     downsamples_labels: ClassVar[bool] = False
-    # Arguments for the dense CRF with the paper's networks, where they are not DenseCRF's defaults.
+    # Arguments of the dense CRF for the paper's networks that differ from DenseCRF's defaults.
     crf_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     align_corners: bool = False  # of the last upsampling
     resample: Resample = staticmethod(upsample_bilinear2d)
@@ -41,9 +41,10 @@ class Segmenter(nn.Module):
         self.crf = crf
 
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """The logits at the size at which the network makes them: forward's, not yet upsampled.
+        """Returns the logits of ``forward`` before upsampling, at the features' size.
 
-        "out", and what else the loss is taken of, in either mode of the module.
+        The dictionary has "out" and all other logits that the loss uses, in both modes of the
+        module.
         """
         raise NotImplementedError
 
@@ -58,32 +59,35 @@ class Segmenter(nn.Module):
         downsample_labels: bool | None = None,
         aux_weight: float = 0.5,
     ) -> Tensor:
-        r"""The training loss of the model's paper, without logits at the images' size.
+        r"""Returns the training loss of the model's paper, without logits at the images' size.
 
         .. math::
             L = \sum_k a_k \, \mathrm{mean}_i\, \ell\big(U(z_k)_i, t_i\big)
             \quad\text{or}\quad L = \sum_k a_k \, \mathrm{mean}_i\, \ell\big(z_{k,i}, D(t)_i\big)
 
-        over the model's logits :math:`z_k`: v1's one; v2's, fused and of each scale; v3's and,
-        times ``aux_weight``, the auxiliary classifier's. :math:`\ell` is the cross-entropy. DeepLab
-        v3 upsamples the logits, in ``ops.upsample_cross_entropy``; v1 and v2 downsample the labels,
-        to the nearest.
+        The sum is over the model's logits :math:`z_k`. Version 1 has one. Version 2 has the fused
+        logits and those of each scale. Version 3 has one, and the auxiliary classifier's logits
+        with the factor :math:`a_k` = ``aux_weight``; all other factors are 1. :math:`\ell` is the
+        cross-entropy. DeepLab v3 upsamples the logits (:math:`U`), in
+        ``ops.upsample_cross_entropy``. Versions 1 and 2 downsample the labels to the nearest pixel
+        (:math:`D`).
 
         Args:
-            images_or_logits: ``[N, 3, H, W]`` as ``preprocess`` makes them; or what ``forward`` or
-                ``coarse_logits`` returned, for instance through ``DistributedDataParallel``.
+            images_or_logits: images ``[N, 3, H, W]`` as ``preprocess`` makes them; or the result of
+                ``forward`` or ``coarse_logits``, for instance with ``DistributedDataParallel``.
             target: labels ``[N, H, W]``, int64, int32 or uint8.
             weight: ``[classes]``, a factor for each class.
             ignore_index: the label of pixels that do not count.
-            label_smoothing: the share of the loss spread over all classes.
-            downsample_labels: True and False choose one of the two; None is the paper's way.
-            aux_weight: of the auxiliary classifier's loss; by default torchvision's.
+            label_smoothing: the share of the loss that is spread over all classes.
+            downsample_labels: True downsamples the labels, False upsamples the logits, None does as
+                the model's paper.
+            aux_weight: factor of the auxiliary classifier's loss; the default is torchvision's.
 
         Returns:
             A scalar.
 
         Raises:
-            TypeError, ValueError: as ``ops.upsample_cross_entropy``.
+            TypeError, ValueError: as in ``ops.upsample_cross_entropy``.
 
         Source: arXiv:1412.7062 section 4, arXiv:1606.00915 section 4, arXiv:1706.05587 section 4.1.
 
@@ -115,22 +119,22 @@ class Segmenter(nn.Module):
 
     @torch.inference_mode()
     def labels(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        r"""The likeliest class of every pixel, without logits at the images' size.
+        r"""Returns the most likely class of every pixel, without logits at the images' size.
 
         .. math:: y = \arg\max_c \, U(z)_c
 
-        with the module's mode as it is: call ``eval()`` first. For photographs, scales, mirror
-        images and the CRF there is ``predict``; this is what evaluation needs.
+        This function is for evaluation on a data set. It does not change the module's mode, so call
+        ``eval()`` first. ``predict`` also takes photographs, scales, mirror images and the CRF.
 
         Args:
             images: ``[N, 3, H, W]`` as ``preprocess`` makes them.
-            size: height and width of the labels, by default the images'.
+            size: height and width of the labels; by default those of the images.
 
         Returns:
             ``[N, H, W]`` int64.
 
         Raises:
-            TypeError, ValueError: as ``ops.upsample_argmax``.
+            TypeError, ValueError: as in ``ops.upsample_argmax``.
 
         Source: arXiv:1706.05587 section 4.
 
@@ -157,40 +161,43 @@ class Segmenter(nn.Module):
         tile: int | None = None,
         overlap: int | None = None,
     ) -> Prediction:
-        r"""Labels photographs of any size, in evaluation mode whatever the module's.
+        r"""Labels photographs of any size, in evaluation mode whatever the module's mode is.
 
         .. math::
             P = \tfrac{1}{|S|}\sum_{s \in S} \mathrm{softmax}(z_s)
             \quad\text{or}\quad P = \mathrm{softmax}(\max_{s \in S} z_s)
 
-        where :math:`z_s` are the logits of the photograph resized by the scale :math:`s`, mirrored
-        or not, back at its own size. DeepLab v1 and v3 average, v2 takes the maximum.
+        The network sees the photograph resized by the scale :math:`s`, mirrored or not.
+        :math:`z_s` are its logits, resized to the photograph's size. DeepLab v1 and v3 average the
+        probabilities. DeepLab v2 takes the maximum of the logits.
 
         Args:
-            image: ``[N, 3, H, W]`` or ``[3, H, W]``, RGB in 0..255, uint8 or floating; it is moved
+            image: ``[N, 3, H, W]`` or ``[3, H, W]``, RGB in 0..255, uint8 or floating. It is moved
                 to the model's device.
-            scales: sizes at which the network sees the photograph, relative to its own. The third
-                paper has (0.5, 0.75, 1, 1.25, 1.5, 1.75).
-            flip: the network also sees each one's mirror image.
-            crf: a CRF to refine with; True is the model's own, where it has one (v1 and v2), False
-                and None are none.
-            tile: the network sees no more than so many pixels in height and width at a time, for
-                images larger than memory allows. Logits of tiles fade into each other where they
+            scales: sizes at which the network sees the photograph, relative to the photograph's own
+                size. The third paper uses (0.5, 0.75, 1, 1.25, 1.5, 1.75).
+            flip: whether the network also sees the mirror image of each scale.
+            crf: a CRF that refines the result. True is the model's own CRF, if it has one (v1 and
+                v2). False and None are no CRF.
+            tile: the most pixels in height and width that the network sees at a time, for images
+                too large for the memory. The logits of tiles fade into each other where the tiles
                 overlap, so no seams appear.
-            overlap: at least so many pixels are shared by neighbouring tiles; by default a quarter
-                of ``tile``. A pixel further than a quarter of what is shared from a tile's border
-                counts: where the network looks no further around itself than that, and the sizes
-                of tile and image leave the same remainder by 32, the result is the untiled one;
-                else near borders it is the blend of what two neighbours see. DeepLab v3's image
-                pooling sees the tile in place of the image.
+            overlap: the least number of pixels that neighbouring tiles share; by default a quarter
+                of ``tile``. Next to a border with a neighbour, the outer quarter of the shared
+                pixels does not count. The result equals the untiled result under two conditions:
+                the network sees no further around a pixel than this quarter, and the sizes of tile
+                and image have the same remainder modulo 32. Otherwise the result near borders is a
+                blend of two neighbouring tiles. The image pooling of DeepLab v3 sees the tile
+                instead of the image.
 
         Returns:
             The labels before and after the CRF, and the probabilities.
 
         Raises:
-            TypeError: ``image`` is no tensor, ``crf`` no module, bool or None, ``tile`` no int.
-            ValueError: its shape differs, a scale is not positive, or ``tile`` does not exceed
-                ``overlap`` by 32 pixels and by a third of itself.
+            TypeError: ``image`` is not a tensor; ``crf`` is not a module, a bool or None; or
+                ``tile`` or ``overlap`` is not an int or None.
+            ValueError: the shape of ``image`` is wrong, a scale is not positive, or ``tile`` does
+                not exceed ``overlap`` by 32 pixels and by a third of itself.
 
         Source: arXiv:1412.7062 section 4, arXiv:1606.00915 section 3.2, arXiv:1706.05587 section 4.
 
@@ -212,7 +219,7 @@ class Segmenter(nn.Module):
             labels = probabilities.argmax(1)
             if refiner is None:
                 return Prediction(labels, None, probabilities)
-            # A certain class has the logarithm of 0 for the others: kept finite.
+            # If one class is certain, the others have probability 0; its logarithm must be finite.
             floor = torch.finfo(probabilities.dtype).tiny
             refined = refiner(probabilities.clamp_min(floor).log(), photograph)
             return Prediction(labels, refined.argmax(1), refined)
@@ -220,7 +227,7 @@ class Segmenter(nn.Module):
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module then has its own mode back."""
+    """Sets evaluation mode inside the context; afterwards every module has its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -231,7 +238,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _shrunk(target: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Labels at the pixels nearest to where logits of a size lie."""
+    """Returns the labels at the pixels nearest to the places of logits of a given size."""
     for dim, count in zip((1, 2), size, strict=True):
         extent, places = target.shape[dim], torch.arange(count, device=target.device)
         if align_corners and count > 1:

@@ -1,4 +1,4 @@
-"""Images larger than a network's memory: overlapping tiles whose results fade into each other."""
+"""Runs a network on overlapping tiles whose results fade into each other, to save memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-# Tiles start at multiples of this: the networks' strides divide it, also at 3/4 and half the size.
+# Tiles start at multiples of this, because the networks' strides divide it, also at the scales 3/4
+# and 1/2.
 GRID = 32
 
 
 def starts(extent: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along an axis; all reach ``tile`` pixels far, the last to the end.
+    """Returns the first pixels of the tiles along an axis.
+
+    All tiles are ``tile`` pixels long, except the last, which ends with the axis.
 
     >>> starts(100, 48, 12)
     [0, 32, 64]
@@ -25,10 +28,10 @@ def starts(extent: int, tile: int, overlap: int) -> list[int]:
 
 
 def weights(extent: int, begin: int, tile: int, overlap: int, like: Tensor) -> Tensor:
-    """What a tile counts at each of its pixels along an axis; over all tiles they add up to 1.
+    """Returns a tile's weight at each of its pixels along an axis; all tiles' weights add up to 1.
 
-    Of what neighbours share, the quarter next to a tile's own border counts nothing: there the
-    network sees padding for what is picture. Over the two quarters between it fades.
+    Near a border with a neighbour, the outer quarter of the shared pixels has the weight 0: there
+    the network sees padding instead of the image. Over the next two quarters the weight rises to 1.
     """
     end = min(begin + tile, extent)
     shared = tile - (tile - overlap) // GRID * GRID
@@ -42,7 +45,7 @@ def weights(extent: int, begin: int, tile: int, overlap: int, like: Tensor) -> T
 
 
 def tiled(network: Callable[[Tensor], Tensor], images: Tensor, tile: int, overlap: int) -> Tensor:
-    """``network(images)``, from ``[N, 3, H, W]`` to ``[N, L, H, W]``, tile by tile."""
+    """Returns ``network(images)``, ``[N, L, H, W]`` from ``[N, 3, H, W]``, computed by tiles."""
     height, width = images.shape[-2:]
     rows, columns = starts(height, tile, overlap), starts(width, tile, overlap)
     if len(rows) == len(columns) == 1:
@@ -62,7 +65,10 @@ def tiled(network: Callable[[Tensor], Tensor], images: Tensor, tile: int, overla
 
 
 def check_tile(tile: object, overlap: object) -> tuple[int, int] | None:
-    """The size and overlap of tiles, a quarter of the size by default; None for no tiles."""
+    """Returns size and overlap of the tiles, or None for no tiles.
+
+    The default overlap is a quarter of the size.
+    """
     for name, value in (("tile", tile), ("overlap", overlap)):
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
             raise TypeError(f"{name} must be an int or None, got {value!r}")
@@ -72,7 +78,7 @@ def check_tile(tile: object, overlap: object) -> tuple[int, int] | None:
         return None
     size = int(cast(int, tile))
     shared = size // 4 if overlap is None else int(cast(int, overlap))
-    # No pixel may lie where three tiles in a row count.
+    # Weights add up to 1 only if at most two tiles of a row have a weight at the same pixel.
     step = max(0, size - shared) // GRID * GRID
     if shared < 0 or step == 0 or 3 * step < size:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""VGG-16 as a dense feature extractor: output stride 8, atrous rates where strides were."""
+"""VGG-16 as a dense feature extractor: output stride 8, atrous rates in place of strides."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ..nn import AtrousConv2d
 
 Pooling = Literal["3x3", "2x2"]
 POOLINGS = ("3x3", "2x2")
-# Filters of the convolutions between the five poolings.
+# Numbers of filters of the convolutions before each of the five poolings.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 OUT_CHANNELS = STAGES[-1][-1]
-# The last window's two taps lie a feature before and after its own: alone it would hold nothing.
+# The last pooling's taps lie one feature before and one after the window's own place. On a map of a
+# single feature both taps would be padding. So the last map needs two features, or 16 pixels.
 SMALLEST_2X2 = 16
 
 
 class Fc6(NamedTuple):
-    """The first fully connected layer as a convolution: its taps, their rate, the filters."""
+    """The first fully connected layer as a convolution: its kernel size, rate and filters."""
 
     kernel: int
     rate: int
@@ -27,14 +28,14 @@ class Fc6(NamedTuple):
 
     @property
     def padding(self) -> int:
-        # Whole for even kernels too, since their rates are even: the size is kept.
+        # This keeps the map's size. It is exact for even kernels too, because their rates are even.
         return self.rate * (self.kernel - 1) // 2
 
 
 def fully_convolutional(fc6: Fc6, num_classes: int, extra: int = 0) -> nn.Sequential:
-    """VGG's three fully connected layers as convolutions, by the keys of torchvision's classifier.
+    """Returns VGG's three fully connected layers as convolutions, with torchvision's keys.
 
-    ``extra`` channels join the last one's input.
+    ``extra`` is the number of channels that are added to the last layer's input.
     """
     return nn.Sequential(
         AtrousConv2d(OUT_CHANNELS, fc6.width, fc6.kernel, padding=fc6.padding, dilation=fc6.rate),
@@ -48,10 +49,12 @@ def fully_convolutional(fc6: Fc6, num_classes: int, extra: int = 0) -> nn.Sequen
 
 
 class DensePool2x2(nn.Module):
-    """A 2x2 maximum over pixels ``rate`` apart at stride 1: what pooling by 2 computed, everywhere.
+    """A 2x2 max-pooling at stride 1 whose taps lie ``rate`` pixels apart.
 
-    The window is centred as far as its even size allows: it reads ``rate // 2`` pixels before its
-    own and ``rate - rate // 2`` after. Pixels beyond the border do not take part.
+    It computes at every pixel what VGG's pooling with stride 2 computes at some of them. The window
+    is centred as far as its even size allows: one tap lies ``rate // 2`` pixels before the window's
+    own pixel, the other ``rate - rate // 2`` pixels after it. Pixels beyond the border do not
+    count.
     """
 
     def __init__(self, rate: int) -> None:
@@ -69,18 +72,18 @@ class DensePool2x2(nn.Module):
 
 
 class VGG16(nn.Module):
-    """The convolutional part of VGG-16 with the strides of its last two poolings removed.
+    """The convolutional part of VGG-16 without the strides of its last two poolings.
 
-    Called with images ``[N, 3, H, W]`` it returns the results of the five poolings, of which the
-    last, ``[N, 512, H', W']``, has a feature for every 8 image pixels. The ``state_dict`` keys are
-    torchvision's, ``features.{0, 2, 5, ..., 28}``.
+    A call takes images ``[N, 3, H, W]`` and returns the results of the five poolings. The last
+    result, ``[N, 512, H', W']``, has one feature for every 8 image pixels. The ``state_dict`` keys
+    are torchvision's, ``features.{0, 2, 5, ..., 28}``.
 
     Args:
-        pooling: "3x3", as in the released networks: windows centred on the pixels 0, 8, 16, ... of
-            the image, so that ``H' = ceil((H - 1) / 8) + 1``; or "2x2", VGG's own windows, dilated
-            after the removed stride, so that every feature is one that the original network would
-            compute on some shift of the image, with ``H' = H // 8``, at least 2.
-        smooth: ends with a 3x3 average, as the released networks with a 3x3 fc6 do.
+        pooling: "3x3" uses windows as in the released networks. They are centred on the pixels 0,
+            8, 16, ... of the image, so that ``H' = ceil((H - 1) / 8) + 1``. "2x2" uses VGG's own
+            windows, dilated after the removed stride. Every feature is then one that the original
+            network computes on some shift of the image. ``H' = H // 8`` must be at least 2.
+        smooth: whether to end with a 3x3 average, as the released networks with a 3x3 fc6 do.
     """
 
     def __init__(self, pooling: Pooling = "3x3", smooth: bool = False) -> None:
