@@ -1,4 +1,4 @@
-"""Weights that people have on disk: files, key layouts, and the networks they belong to."""
+"""Reads published weights: file formats, layouts of keys, and the networks they belong to."""
 
 from .from_vgg16 import from_vgg16
 from .load import LoadReport, from_weights, load_weights

@@ -1,4 +1,4 @@
-"""Which of the builders' models weights belong to, as far as their keys and shapes tell."""
+"""Finds the model that weights belong to, as far as their keys and shapes show it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ BUILDERS: dict[str, Callable[..., Segmenter]] = {
 
 
 class Architecture(NamedTuple):
-    """A builder and those of its arguments that weights tell.
+    """A builder, and the arguments of it that weights determine.
 
-    Strides, atrous rates and poolings are in no weights: two forms that differ in nothing else are
-    one architecture here.
+    Weights do not contain strides, atrous rates and poolings. Two models that differ only in these
+    are one architecture here.
 
     Attributes:
         version: "v1", "v2" or "v3".
-        arguments: for the builder.
-        choice: an argument of which the weights leave several values, and these.
+        arguments: arguments for the builder.
+        choice: the name of an argument that may still have several values, and these values.
     """
 
     version: str
@@ -49,7 +49,7 @@ class Architecture(NamedTuple):
 
 
 def architecture_of(weights: Weights) -> Architecture | None:
-    """What the weights of any known layout tell; None where no builder makes such a model."""
+    """Returns the architecture of weights in any known layout, or None if no builder makes it."""
     layout = recognise(weights)
     version = "" if layout is None else layout.name.removeprefix("deeplab_")[:2]
     if layout is None or version not in READERS:
@@ -93,14 +93,17 @@ def _v3(weights: Weights) -> Architecture | None:
 def _decided(
     version: str, arguments: Arguments, name: str, fitting: list[str]
 ) -> Architecture | None:
-    """With the one value that fits an argument, or a choice of several."""
+    """Returns the architecture with the one fitting value of an argument, or a choice of several.
+
+    None if no value fits.
+    """
     if len(fitting) == 1:
         return Architecture(version, arguments | {name: fitting[0]})
     return Architecture(version, arguments, (name, tuple(fitting))) if fitting else None
 
 
 def _shape(weights: Weights, key: str) -> tuple[int, ...]:
-    """A convolution's shape; zeros where there is none."""
+    """Returns the shape of a convolution's weight; four zeros if there is none."""
     value = weights.get(key)
     return tuple(value.shape) if value is not None and value.dim() == 4 else (0, 0, 0, 0)
 
@@ -111,7 +114,7 @@ def _resnet(weights: Weights) -> str | None:
 
 
 def _units(weights: Weights) -> tuple[int, ...]:
-    """How many units each stage of a ResNet has."""
+    """Returns the number of units of each stage of a ResNet."""
     found = (re.match(r"backbone\.layer(\d+)\.(\d+)\.", key) for key in weights)
     units = {(int(match[1]), int(match[2])) for match in found if match}
     stages = sorted({stage for stage, _ in units})

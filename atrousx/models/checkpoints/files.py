@@ -1,4 +1,4 @@
-"""Weights from files that may come from anywhere: nothing in them is executed."""
+"""Reads weights from files of any origin without executing anything in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def read_weights(given: object) -> Mapping[str, Tensor]:
-    """The tensors by name, from wherever they come, out of a training checkpoint's wrappings."""
+    """Returns the tensors of a file or a state_dict by name, without a checkpoint's wrappings."""
     if isinstance(given, (str, os.PathLike)):
         origin, weights = str(given), _read(Path(given))
     elif isinstance(given, Mapping):

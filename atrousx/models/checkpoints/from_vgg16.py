@@ -1,4 +1,4 @@
-"""DeepLab v1 from VGG-16's ImageNet weights: fully connected layers cut down to convolutions."""
+"""Builds DeepLab v1 from VGG-16's ImageNet weights: subsamples the fully connected layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..deeplab_v1 import DeepLabV1, Fc6Name, deeplab_v1
 from ..preprocess import Preprocess
 from ..vgg import OUT_CHANNELS, Pooling
 
-EXTENT = 7  # of the map that VGG-16's first fully connected layer sees
+EXTENT = 7  # height and width of the map that VGG-16's first fully connected layer reads
 LINEARS = {0: (4096, OUT_CHANNELS * EXTENT**2), 3: (4096, 4096)}
 
 
@@ -27,26 +27,29 @@ def from_vgg16(
 ) -> DeepLabV1:
     r"""Builds DeepLab v1 from torchvision's ``vgg16`` classifier.
 
-    The first fully connected layer is a 7x7 convolution over 512 channels; smaller kernels take
+    The first fully connected layer of VGG-16 is a 7x7 convolution over 512 channels. Smaller
+    kernels take these taps of it:
 
     .. math:: W'_{k,c,i,j} = W_{k,c,t_i,t_j}, \qquad
         t = (0, 2, 4, 6) \text{ for } 4 \times 4,\; (0, 3, 6) \text{ for } 3 \times 3
 
-    of it, and "large_fov" 1024 of its 4096 filters, chosen at random by ``seed``, with the rows and
-    columns of the second layer that belong to them. The last layer starts anew, as do the
-    multi-scale features. ``preprocess`` becomes torchvision's, which these weights expect.
+    "large_fov" also takes 1024 of the 4096 filters, chosen at random by ``seed``, and the rows and
+    columns of the second layer that belong to them. The last layer and the multi-scale features get
+    new random values. ``preprocess`` becomes torchvision's, which these weights expect.
 
     Args:
-        state_dict: of torchvision's ``vgg16``, ``features.*`` and ``classifier.{0,3,6}.*``; its
-            tensors are copied.
-        num_classes, fc6, multi_scale_features, pooling: as :func:`deeplab_v1` has them.
-        seed: of the choice of filters and of the new layers' values.
-        keep_classes: keeps the last layer, too: the model then has the classifier's classes, and
-            with ``fc6="7x7_r4"`` and ``pooling="2x2"`` its own dense scores.
+        state_dict: the ``state_dict`` of torchvision's ``vgg16``: ``features.*`` and
+            ``classifier.{0,3,6}.*``. Its tensors are copied.
+        num_classes, fc6, multi_scale_features, pooling: as in :func:`deeplab_v1`.
+        seed: seed of the choice of filters and of the new layers' values.
+        keep_classes: keeps the last layer too, so that the model has the classifier's classes. With
+            ``fc6="7x7_r4"`` and ``pooling="2x2"`` the model then computes the classifier's scores
+            densely.
 
     Raises:
-        ValueError: a tensor is missing or has another shape; or ``keep_classes`` with "large_fov",
-            with multi-scale features, or with another ``num_classes`` than the classifier's.
+        ValueError: a tensor is missing or has another shape. Also if ``keep_classes`` is used with
+            "large_fov", with multi-scale features, or with a ``num_classes`` that differs from the
+            classifier's.
 
     Source: arXiv:1412.7062 sections 3.1 and 3.2.
 
@@ -61,7 +64,7 @@ def from_vgg16(
         >>> from_vgg16(weights, num_classes=2).classifier[0].weight.shape
         torch.Size([1024, 512, 3, 3])
     """
-    # Without memory: a hundred million random values would be drawn only to be replaced.
+    # The meta device saves drawing a hundred million random values that are replaced anyway.
     with torch.device("meta"):
         model = deeplab_v1(
             num_classes, fc6, multi_scale_features=multi_scale_features, pooling=pooling
@@ -85,7 +88,7 @@ def from_vgg16(
 def vgg16_values(
     state_dict: Mapping[str, Tensor], model: DeepLabV1, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Values for all of a model but its last layer and multi-scale features, by its keys."""
+    """Returns values by the model's keys for all but its last layer and multi-scale features."""
     kept = {
         f"backbone.{key}": _take(state_dict, key, value.shape)
         for key, value in model.backbone.state_dict().items()
@@ -94,7 +97,7 @@ def vgg16_values(
 
 
 def _decimated(state_dict: Mapping[str, Tensor], model: DeepLabV1, seed: int) -> dict[str, Tensor]:
-    """The first two fully connected layers with the taps and filters that the model has."""
+    """Returns the taps and filters of the first two fully connected layers that the model has."""
     first, second = (_take_linear(state_dict, index, *shape) for index, shape in LINEARS.items())
     chosen = torch.randperm(LINEARS[0][0], generator=torch.Generator().manual_seed(seed))
     filters = chosen[: model.fc6.width].sort().values

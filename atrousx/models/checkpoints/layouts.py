@@ -1,4 +1,4 @@
-"""The layouts in which weights are published, and their keys in the terms of this package."""
+"""The layouts of published weights, and the rules that turn their keys into this package's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class Layout(NamedTuple):
     """A published layout.
 
     Attributes:
-        name: as the report gives it.
+        name: the name in the report.
         signs: keys that every file of the layout has.
-        rules: regular expressions and what they become, the first that matches a whole key counts.
-        needed: prefixes of the model's keys that must find a value.
-        ignorable: prefixes of keys that the model may have no place for.
+        rules: pairs of a regular expression and its replacement. The first expression that matches
+            a whole key is used.
+        needed: prefixes of the model's keys that must get a value.
+        ignorable: prefixes of renamed keys that the model need not have.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Layout(NamedTuple):
 
 
 WHOLE = ("backbone.", "classifier.", "multi_scale.")
-# A unit's layers as one of the second paper's ports names them, and as torchvision does.
+# The layers of a unit: the name in a PyTorch port of the second paper, the number in torchvision.
 UNIT = (("reduce", "1"), ("conv3x3", "2"), ("increase", "3"))
 BASE_RULES = (
     (r"(?:base\.)?layer1\.conv1\.conv\.(.+)", r"backbone.conv1.\1"),
@@ -54,7 +55,7 @@ SCALE_RULES = (
 
 LAYOUTS = (
     Layout("deeplab_v2_base", ("base.layer1.conv1.conv.weight",), BASE_RULES, WHOLE, ()),
-    # Its COCO initialisation ends in a classifier "fc", not in atrous branches.
+    # This port's COCO initialisation ends in a classifier "fc", not in atrous branches.
     Layout(
         "deeplab_v2_base",
         ("layer1.conv1.conv.weight", "fc.weight"),
@@ -91,7 +92,7 @@ LAYOUTS = (
         "resnet",
         ("conv1.weight", "layer4.0.conv3.weight"),
         ((r"fc\.(.+)", r"fc.\1"), (r"(.+)", r"backbone.\1")),
-        # Blocks after the fourth are the cascade's own.
+        # Only the cascade has blocks after the fourth; torchvision's weights have none for them.
         tuple(
             f"backbone.{part}" for part in ("conv1", "bn1", *(f"layer{i}." for i in range(1, 5)))
         ),
@@ -113,7 +114,7 @@ def recognise(weights: Weights) -> Layout | None:
 
 
 def translate(weights: Weights, layout: Layout, model: nn.Module) -> dict[str, Tensor]:
-    """The weights by this package's keys; keys that no rule knows stay as they are."""
+    """Returns the weights by this package's keys; keys that match no rule do not change."""
     if layout.name == "vgg16" and isinstance(model, DeepLabV1):
         return vgg16_values(weights, model)
     return renamed(weights, layout)
@@ -130,7 +131,7 @@ def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
             continue
         renamed = found.expand(replacement)
         if ".block" in key:
-            # That port counts the stem as the first layer, and units from 1.
+            # That port counts the stem as the first layer, and counts units from 1.
             return f"backbone.layer{int(found[1]) - 1}.{int(found[2]) - 1}.{renamed}"
         return renamed
     return key

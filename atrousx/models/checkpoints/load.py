@@ -1,4 +1,4 @@
-"""Weights that people have on disk, into the models of this package."""
+"""Loads published weights into the models of this package."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ Source = Literal[
     "resnet",
     "vgg16",
 ]
-# Batch normalisation's counters: files from before PyTorch 0.4.1 lack them, inference ignores them.
+# Counters of batch normalisation. Files from before PyTorch 0.4.1 lack them. Inference does not use
+# them.
 OPTIONAL = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_weights` did: keys of the model that were filled and that were not.
+    """The report of :func:`load_weights`: which keys were loaded and which were not.
 
     Attributes:
-        source: what the weights were recognised as, one of the sources of :func:`load_weights`.
-        loaded: keys of the model that took a value.
-        missing: keys of the model that the weights lack; they keep the values they had.
-        left_over: keys of the weights that the model has no place for.
+        source: the recognised source, one of those of :func:`load_weights`.
+        loaded: keys of the model that got a value.
+        missing: keys of the model that the weights lack. They keep their values.
+        left_over: keys of the weights that the model does not have.
 
     Example:
         >>> from atrousx.models import LoadReport
@@ -68,51 +69,53 @@ def load_weights(
     *,
     other_classes: bool = False,
 ) -> LoadReport:
-    """Loads published or own weights into a model, all or nothing.
+    """Loads weights into a model: published ones or your own. On an error nothing is loaded.
 
     ==================  ==========================================================================
     source              what it is
     ==================  ==========================================================================
     "deeplab_v1"        a ``state_dict`` of this package
-    "deeplab_v2"        likewise
-    "deeplab_v3"        likewise; torchvision's ``deeplabv3_resnet50`` and ``deeplabv3_resnet101``,
-                        for ``layout="torchvision"``; or such with ``classifier.classifier.*``
-    "deeplab_v2_base"   a PyTorch port's ``base.layer{1..5}.block{k}.*`` and ``base.aspp.c{0..3}``,
-                        with or without ``base.``; of its COCO initialisation, which ends in ``fc``
-                        in place of branches, the backbone
-    "deeplab_v2_scale"  another's ``Scale.layer{1..4}.*`` and ``Scale.layer5.conv2d_list.{0..3}``,
-                        with or without ``Scale.``
-    "resnet"            torchvision's ImageNet ``resnet50`` and ``resnet101``, into
-                        ``model.backbone``; their classifier ``fc`` is ignored
-    "vgg16"             torchvision's ImageNet ``vgg16``: into ``deeplab_v1`` all but the last layer
-                        (:func:`from_vgg16`, seed 0), into ``deeplab_v2`` the backbone
+    "deeplab_v2"        a ``state_dict`` of this package
+    "deeplab_v3"        a ``state_dict`` of this package; or, for ``layout="torchvision"``,
+                        torchvision's ``deeplabv3_resnet50`` or ``deeplabv3_resnet101``, also with
+                        the keys ``classifier.classifier.*``
+    "deeplab_v2_base"   a PyTorch port with ``base.layer{1..5}.block{k}.*`` and
+                        ``base.aspp.c{0..3}``, with or without ``base.``. Its COCO initialisation
+                        ends in ``fc`` in place of branches; only its backbone is loaded.
+    "deeplab_v2_scale"  another port with ``Scale.layer{1..4}.*`` and
+                        ``Scale.layer5.conv2d_list.{0..3}``, with or without ``Scale.``
+    "resnet"            torchvision's ImageNet ``resnet50`` or ``resnet101``, loaded into
+                        ``model.backbone``. Their classifier ``fc`` is ignored.
+    "vgg16"             torchvision's ImageNet ``vgg16``. ``deeplab_v1`` gets all but the last layer
+                        (:func:`from_vgg16`, seed 0), ``deeplab_v2`` gets the backbone.
     ==================  ==========================================================================
 
-    With either of the last two, ``model.preprocess`` becomes torchvision's, which they expect. The
-    auxiliary classifier may be absent from either side. A checkpoint that holds the weights under
-    "model", "model_state" or "state_dict" is unwrapped, and so is the prefix "module." of parallel
-    training.
+    With "resnet" and "vgg16", ``model.preprocess`` becomes torchvision's, which these weights
+    expect. The auxiliary classifier may be missing in the weights or in the model. Checkpoints with
+    the weights under "model", "model_state" or "state_dict" are unwrapped. The prefix "module." of
+    parallel training is removed.
 
-    Files are read with ``weights_only=True``, so that nothing in an untrusted one is executed.
-    Values are converted to the dtype and device of the model.
+    Files are read with ``weights_only=True``, so nothing in an untrusted file is executed. Values
+    are converted to the dtype and device of the model.
 
     Args:
         model: a DeepLab of this package.
-        path_or_state_dict: a file of ``torch.save``, a ``.safetensors`` file (needs the package
-            safetensors), or a state_dict.
-        source: one of the table, or "auto" to recognise it by its keys.
-        other_classes: where the weights have another number of classes than the model, the layers
-            that make the logits keep the model's values (and are reported as missing).
+        path_or_state_dict: a file of ``torch.save``, a ``.safetensors`` file (this needs the
+            package safetensors), or a ``state_dict``.
+        source: a source of the table, or "auto" to recognise it by the keys.
+        other_classes: accepts weights for another number of classes. The layers that make the
+            logits then keep the model's values and are reported as missing.
 
     Returns:
-        What was recognised and loaded, what stayed as it was, what was ignored.
+        A report of what was recognised, loaded, missing and ignored.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: a ``.safetensors`` file, and safetensors is not installed.
-        TypeError: neither a path nor a state_dict.
-        ValueError: the file is not a state_dict or holds more than tensors, is not recognised, or
-            does not fit the model, with the keys and shapes that differ. The model is unchanged.
+        ImportError: the file is a ``.safetensors`` file, and safetensors is not installed.
+        TypeError: ``path_or_state_dict`` is neither a path nor a ``state_dict``.
+        ValueError: the file is not a ``state_dict`` or holds more than tensors, is not recognised,
+            or does not fit the model. The message names keys and shapes that differ. The model does
+            not change.
 
     Example:
         >>> import atrousx
@@ -141,25 +144,26 @@ def load_weights(
 def from_weights(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor], **options: object
 ) -> Segmenter:
-    """Builds the DeepLab that weights belong to, and loads them.
+    """Builds the DeepLab that weights belong to, and loads the weights.
 
-    Keys and shapes tell the paper, the backbone, v3's layout or cascade, v1's fc6, and the number
-    of classes. What they cannot tell, the strides, rates and poolings, is the builder's default
-    unless given: ``output_stride`` and ``multi_grid`` of v3, v2's ``head`` of four branches, and
-    always ``fc6`` of v1 with 4x4 filters.
+    Keys and shapes determine the version, the backbone, the layout or cascade of v3, the ``fc6`` of
+    v1, and the number of classes. They do not determine strides, rates and poolings. These have the
+    builder's defaults unless ``options`` give them: for example ``output_stride`` and
+    ``multi_grid`` of v3, and ``head`` of v2 with four branches. ``fc6`` of v1 with 4x4 filters must
+    always be given.
 
     Args:
-        path_or_state_dict: as :func:`load_weights` has it, of a whole DeepLab in any layout.
-        options: arguments for :func:`deeplab_v1`, :func:`deeplab_v2` or :func:`deeplab_v3`, beside
-            or in place of those recognised.
+        path_or_state_dict: weights of a whole DeepLab, as in :func:`load_weights`, in any layout.
+        options: arguments for :func:`deeplab_v1`, :func:`deeplab_v2` or :func:`deeplab_v3`, in
+            addition to the recognised ones or instead of them.
 
     Returns:
-        The model, in training mode as every new one.
+        The model, in training mode like every new module.
 
     Raises:
-        FileNotFoundError, ImportError, TypeError: as :func:`load_weights`.
-        ValueError: likewise; or the weights are those of no builder's model, such as a
-            classifier's, or do not tell ``fc6``.
+        FileNotFoundError, ImportError, TypeError: as in :func:`load_weights`.
+        ValueError: as in :func:`load_weights`. Also if no builder makes a model with these weights,
+            for instance a classifier's, or if ``fc6`` must be given.
 
     Source: the layouts of :func:`load_weights`.
 
@@ -192,7 +196,7 @@ def from_weights(
 def _compare(
     model: nn.Module, weights: Mapping[str, Tensor], layout: Layout, other_classes: bool
 ) -> LoadReport:
-    """The report of loading ``weights``, or the error that says why they do not fit."""
+    """Returns the report of loading ``weights``, or raises the error that says why they misfit."""
     own = model.state_dict()
     report = LoadReport(
         source=layout.name,
@@ -217,7 +221,7 @@ def _compare(
 
 
 def _misfits(report: LoadReport, layout: Layout, excused: tuple[str, ...]) -> list[str]:
-    """What of a report the layout does not allow, in words. ``excused``: layers that may lack."""
+    """Describes what the layout does not allow in a report. ``excused`` layers may be missing."""
 
     def is_needed(key: str) -> bool:
         is_optional = key.endswith(OPTIONAL) or key.rpartition(".")[0] in excused
@@ -230,7 +234,7 @@ def _misfits(report: LoadReport, layout: Layout, excused: tuple[str, ...]) -> li
 
 
 def last_layers(model: nn.Module) -> tuple[str, ...]:
-    """Names of the convolutions that make the logits."""
+    """Returns the names of the convolutions that make the logits."""
     names = []
     for name, head in model.named_modules():
         if name in ("classifier", "aux_classifier") and isinstance(head, nn.Sequential):
@@ -242,7 +246,7 @@ def last_layers(model: nn.Module) -> tuple[str, ...]:
 
 
 def _without_other_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights less those layers that make the logits of another number of classes."""
+    """Returns the weights without the layers that make logits for another number of classes."""
     own = model.state_dict()
     other = {
         name
@@ -260,7 +264,7 @@ def _hint(model: nn.Module, key: str) -> str:
 
 
 def _other(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """Of which model the weights are, where that is known and is another one."""
+    """Returns words that name the weights' model, if it is known and differs from this model."""
     theirs, ours = architecture_of(weights), architecture_of(own)
     if theirs is None or ours is None or theirs.for_any_classes() == ours.for_any_classes():
         return ""
