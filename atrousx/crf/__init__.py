@@ -1,4 +1,4 @@
-"""The dense CRF's parameters, searched on labelled photographs."""
+"""Searches the dense CRF's parameters on labelled photographs."""
 
 from .search import (
     IGNORED,

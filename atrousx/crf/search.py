@@ -1,5 +1,8 @@
-"""The search of the DeepLab papers for the CRF's bilateral kernel: its weight w1, sigma_xy and
-sigma_rgb, from a coarse grid to finer ones around the best so far, by mean IoU."""
+"""The DeepLab papers' search for weight w1, sigma_xy and sigma_rgb of the CRF's bilateral kernel.
+
+It starts with a coarse grid. Finer grids around the best setting so far follow. The measure is the
+mean IoU.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ Counts = NDArray[np.int64]
 
 
 class Setting(NamedTuple):
-    """What is searched, under the names of DenseCRF's arguments."""
+    """The searched parameters, with the names of DenseCRF's arguments."""
 
     bilateral_weight: float
     bilateral_sigma_xy: float
@@ -32,7 +35,7 @@ class Setting(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Values of each, increasing; a round tries every combination."""
+    """The values of each parameter, in increasing order. A round tries every combination."""
 
     bilateral_weight: tuple[float, ...]
     bilateral_sigma_xy: tuple[float, ...]
@@ -42,15 +45,15 @@ class Grid(NamedTuple):
         return [Setting(*values) for values in itertools.product(*self)]
 
     def around(self, best: Setting) -> Grid:
-        """Half the step: each best value and the middles between it and its neighbours.
+        """Returns a grid with half the step: the best values and the middles to their neighbours.
 
-        At an end of the range it goes half a step beyond, where that is still positive.
+        At an end of the range the grid goes half a step beyond the end, if that is positive.
         """
         return Grid(*(_closer(values, at) for values, at in zip(self, best, strict=True)))
 
 
 class FixedOptions(NamedTuple):
-    """What is not searched, under the names of DenseCRF's arguments."""
+    """The parameters that are not searched, with the names of DenseCRF's arguments."""
 
     gaussian_weight: float
     gaussian_sigma_xy: float
@@ -63,7 +66,7 @@ class Sample(NamedTuple):
 
     image: Tensor  # [3, H, W] uint8
     logits: Tensor  # [L, h, w] float32, h <= H, w <= W
-    labels: Tensor  # [H, W] int64, 255 where nobody knows
+    labels: Tensor  # [H, W] int64, 255 where the label is unknown
 
 
 class Round(NamedTuple):
@@ -74,7 +77,7 @@ class Round(NamedTuple):
 def coarse_to_fine(
     grid: Grid, rounds: int, evaluate: Callable[[list[Setting]], dict[Setting, float]]
 ) -> Iterable[Round]:
-    """Yields each round when it is done; ``evaluate`` gets each setting once."""
+    """Yields each round when it is finished. ``evaluate`` gets each setting only once."""
     known: dict[Setting, float] = {}
     for _ in range(rounds):
         known |= evaluate([s for s in grid.settings() if s not in known])
@@ -84,7 +87,7 @@ def coarse_to_fine(
 
 
 def best_setting(scores: dict[Setting, float]) -> Setting:
-    """The first of those with the largest mean IoU."""
+    """Returns the setting with the largest mean IoU; the first one if several have it."""
     return max(scores, key=lambda setting: scores[setting])
 
 
@@ -104,10 +107,11 @@ def confusions(
     fixed: FixedOptions,
     step: Callable[[], None] = lambda: None,
 ) -> dict[Setting | None, Counts]:
-    """How often [true label, found label] meet, ``[L, L]``, of each setting; None is without CRF.
+    """Returns a confusion matrix ``[true label, found label]`` for each setting.
 
-    The Gaussian kernel's lattice is built once, the bilateral one's once for all weights. ``step``
-    is called after each setting.
+    The key None is the result without the CRF. The lattice of the Gaussian kernel is built once.
+    The lattice of the bilateral kernel is built once for all weights. ``step`` is called after each
+    setting.
     """
     image = sample.image[None].float()
     logits = upsample_bilinear2d(sample.logits[None], size=tuple(sample.labels.shape)).flatten(2)
@@ -128,24 +132,24 @@ def confusions(
 
 
 def _term(image: Tensor, sigmas: Sequence[float], fixed: FixedOptions) -> Term:
-    """A Gaussian kernel of weight 1: over place, and over colour where there are five sigmas."""
+    """Returns a Gaussian kernel of weight 1 over the position; with five sigmas also the colour."""
     features = pixel_features(image, coloured=len(sigmas) == 5)
     lattice = build_lattice(features / features.new_tensor(sigmas)[:, None])
     return Term(lattice, normalizer(lattice, fixed.normalization), 1.0, None)
 
 
 def _count(labels: Tensor, scores: Tensor) -> Counts:
-    """``labels`` [H, W] against the largest of ``scores`` [1, L, P]."""
+    """Returns the confusion matrix of ``labels`` [H, W] and the largest ``scores`` [1, L, P]."""
     confusion = ConfusionMatrix(scores.shape[1], ignore_index=IGNORED)
     confusion.update(scores.argmax(1)[0], labels.flatten())
     return np.asarray(confusion.matrix.cpu().numpy(), np.int64)
 
 
 def mean_iou(counts: Counts) -> float:
-    """Intersection over union, a mean over the labels that occur; NaN where none does.
+    """Returns the mean intersection over union of the true labels that occur; NaN if none occurs.
 
-    A label that is only found, never true, counts against those it was mistaken for: so the mean is
-    over the same labels for every setting.
+    A label that is found but never true has no term of its own. Its pixels count as errors of the
+    true labels. So the mean is over the same labels for every setting.
     """
     hits = np.diag(counts)
     true, found = counts.sum(1), counts.sum(0)

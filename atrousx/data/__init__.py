@@ -1,4 +1,4 @@
-"""Images, label maps and scores as files: reading, writing, colours."""
+"""Reads and writes images, label maps and scores, and colours labels."""
 
 from ._opencv import OpenCVMissing, opencv
 from .images import Image, ImageError, overlay, read_image, read_labels, write_image, write_labels

@@ -1,4 +1,4 @@
-"""OpenCV, imported where a picture is first read, written or drawn on."""
+"""Imports OpenCV only when an image is first read, written or drawn on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class OpenCVMissing(ImportError):
 
 
 def opencv() -> ModuleType:
-    """The module ``cv2``.
+    """Returns the module ``cv2``.
 
     Raises:
-        OpenCVMissing: it is not installed, or does not load.
+        OpenCVMissing: OpenCV is not installed or does not load.
     """
     try:
         return importlib.import_module("cv2")

@@ -1,4 +1,4 @@
-"""Photographs and label maps from and to files, through OpenCV; colours are red, green, blue."""
+"""Reads and writes photographs and label maps with OpenCV; the colour order is red, green, blue."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Image = NDArray[np.uint8]
 
 
 class ImageError(ValueError):
-    """A file that cannot serve as an image or as labels; the message says which and why."""
+    """A file is not a usable image or label map; the message names the file and the reason."""
 
 
 def read_image(path: str | Path) -> Image:
     """Reads any format that OpenCV knows, as ``[H, W, 3]`` uint8 in the order red, green, blue.
 
     Raises:
-        ImageError: no such file, or no image in it.
+        ImageError: there is no such file, or it is not an image.
     """
     return _in_colour(_read(path), path)
 
@@ -31,11 +31,12 @@ def read_image(path: str | Path) -> Image:
 def read_labels(path: str | Path) -> Image:
     """Reads a label map from a PNG, as ``[H, W]`` uint8.
 
-    Indexed and grey PNGs give the numbers they store. A colour PNG is looked up in the palette of
-    PASCAL VOC, and must hold no other colour.
+    For indexed and grey PNGs the labels are the numbers in the file. For colour PNGs the labels are
+    looked up in the palette of PASCAL VOC. No other colours may occur.
 
     Raises:
-        ImageError: no such file, no PNG, a label above 255, or a colour outside the palette.
+        ImageError: there is no such file, it is not a PNG, a label is above 255, or a colour is not
+            in the palette.
     """
     file = _read(path)
     found = png.header(file)
@@ -46,7 +47,7 @@ def read_labels(path: str | Path) -> Image:
         return _labels_from_colours(_in_colour(file, path), path)
     labels = _decode(png.as_grey(file), opencv().IMREAD_UNCHANGED, path)
     if bits < 8:
-        # Decoders stretch 1, 2 and 4 bits over the greys from 0 to 255.
+        # Decoders scale samples of 1, 2 and 4 bits to the range 0 to 255.
         labels = labels // (255 // (2**bits - 1))
     if labels.max() > 255:
         raise ImageError(f"{path}: labels must be at most 255, found {labels.max()}")
@@ -65,12 +66,14 @@ def write_image(path: str | Path, image: Image) -> None:
 
 
 def overlay(image: Image, labels: Image, opacity: float = 0.5) -> Image:
-    """Tints the photograph by label, background (0) left clear; white lines where labels meet.
+    """Tints a photograph by label and draws white lines where labels meet.
+
+    The background (label 0) gets no tint.
 
     Args:
         image: ``[H, W, 3]`` uint8.
         labels: ``[H, W]`` uint8.
-        opacity: 0 shows the photograph alone, 1 the colours alone.
+        opacity: 0 shows only the photograph, 1 only the colours.
     """
     tinted = (1 - opacity) * image + opacity * voc_palette()[labels]
     result = np.where(labels[..., None] > 0, np.rint(tinted), image).astype(np.uint8)
@@ -93,7 +96,8 @@ def _in_colour(file: bytes, path: str | Path) -> Image:
 
 
 def _decode(file: bytes, flags: int, path: str | Path) -> NDArray[Any]:
-    # OpenCV reports some broken files by an exception, some by an empty answer, and logs both.
+    # For a broken file OpenCV raises an exception or returns nothing. It also logs a message, which
+    # is silenced because ImageError reports the file.
     cv2 = opencv()
     logging = cv2.utils.logging
     level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)

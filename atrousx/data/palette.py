@@ -1,4 +1,4 @@
-"""PASCAL VOC's classes and the colour map in which its labels are stored."""
+"""The classes of PASCAL VOC, and the colour map of its label files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ VOC_CLASSES = (
 
 
 def voc_palette() -> NDArray[np.uint8]:
-    """PASCAL VOC's colours for the labels 0 to 255, ``[256, 3]`` in the order red, green, blue.
+    """Returns PASCAL VOC's colours for the labels 0 to 255, ``[256, 3]``: red, green, blue.
 
-    The bits of a label are dealt to red, green and blue in turns, lowest first, and fill each
-    colour from its highest bit down: label 1 gives red 128, label 8 red 64, label 15 (bits 1111)
-    red 192, green 128, blue 128. So neighbouring labels look different, and 255 is the pale
+    The bits of a label go to red, green and blue in turn, lowest bit first. They fill each colour
+    from its highest bit down. Label 1 gives red 128, label 8 gives red 64, and label 15 (bits 1111)
+    gives red 192, green 128, blue 128. So neighbouring labels look different. Label 255 is the pale
     (224, 224, 192) of VOC's "void" outlines.
 
     Example:

@@ -1,4 +1,4 @@
-"""The little of PNG that OpenCV lacks: writing label maps with a palette, reading them as indices.
+"""The parts of PNG that OpenCV lacks: writing labels with a palette, and reading them as indices.
 
 Source: the PNG specification (ISO/IEC 15948), https://www.w3.org/TR/png-3/.
 """
@@ -21,7 +21,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and data of each chunk, as far as the file goes; checksums are the decoder's matter."""
+    """Yields kind and data of each chunk up to the end of the file; does not test checksums."""
     position = len(SIGNATURE)
     while position + 8 <= len(file):
         length, kind = struct.unpack_from(">I4s", file, position)
@@ -30,7 +30,7 @@ def chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def header(file: bytes) -> tuple[int, int] | None:
-    """Bits a sample and colour type, or None where the file is no PNG."""
+    """Returns bits per sample and colour type, or None if the file is not a PNG."""
     kind, data = next(chunks(file), (b"", b""))
     if not file.startswith(SIGNATURE) or kind != b"IHDR" or len(data) != 13:
         return None
@@ -38,12 +38,13 @@ def header(file: bytes) -> tuple[int, int] | None:
 
 
 def encode_indexed(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
-    """An 8-bit PNG that stores ``labels`` ``[H, W]`` as they are, shown in ``palette``'s colours.
+    """Returns an 8-bit PNG that stores ``labels`` ``[H, W]`` as indices of ``palette``.
 
     ``palette`` is ``[256, 3]`` in the order red, green, blue.
     """
     height, width = labels.shape
-    # Each row opens with its filter: none, the choice for indices, whose differences mean nothing.
+    # Each row begins with the number of its filter. 0 is no filter: differences between indices
+    # mean nothing, so a filter would not help.
     rows = np.pad(labels, ((0, 0), (1, 0)))
     return b"".join(
         (
@@ -57,10 +58,10 @@ def encode_indexed(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> byt
 
 
 def as_grey(file: bytes) -> bytes:
-    """The same PNG with its palette taken off, so that a decoder gives indices, not colours.
+    """Returns the PNG without its palette, so that a decoder returns indices, not colours.
 
-    Only the header and the samples are kept: colour profiles and transparency are about how
-    a picture looks, and indices are no picture.
+    Only the header and the samples are kept. Colour profiles and transparency would change the
+    indices.
     """
     parts = [SIGNATURE]
     for kind, data in chunks(file):

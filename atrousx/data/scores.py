@@ -1,4 +1,4 @@
-"""A network's scores from files of NumPy."""
+"""Reads a network's scores from NumPy files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ SCORES_SUFFIXES = (".npy", ".npz")
 
 
 def read_scores(path: str | Path, probabilities: bool = False) -> NDArray[np.float32]:
-    """Reads scores ``[L, H, W]`` (or ``[1, L, H, W]``), floating, from .npy or .npz with one array.
+    """Reads floating scores ``[L, H, W]`` or ``[1, L, H, W]`` from .npy, or .npz with one array.
 
     Args:
         path: the file.
-        probabilities: the file holds probabilities; their logarithm is returned.
+        probabilities: whether the file holds probabilities. Their logarithms are then returned.
 
     Returns:
-        ``[L, H, W]`` float32: logits, or log-probabilities.
+        ``[L, H, W]`` float32: logits, or logarithms of probabilities.
 
     Raises:
-        ImageError: no such file, no such array in it, not finite, or not probabilities.
+        ImageError: there is no such file, it has no such array, or the values are not finite or not
+            probabilities.
     """
     scores = _load(path)
     if scores.ndim == 4 and len(scores) == 1:
@@ -42,7 +43,7 @@ def read_scores(path: str | Path, probabilities: bool = False) -> NDArray[np.flo
         return scores
     if scores.min() < 0 or scores.max() > 1 or abs(scores.sum(0) - 1).max() > 0.01:
         raise ImageError(f"{path}: probabilities must lie in 0..1 and sum to 1 at every pixel")
-    # float32's smallest normal number stands for 0, whose logarithm is none.
+    # 0 has no finite logarithm. The smallest normal number of float32 replaces it.
     smallest = np.finfo(np.float32).tiny
     logits: NDArray[np.float32] = np.log(np.maximum(scores, smallest))
     return logits

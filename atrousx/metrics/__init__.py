@@ -1,4 +1,4 @@
-"""How well labels agree with the truth."""
+"""Measures how well labels agree with the true labels."""
 
 from .confusion import ConfusionMatrix
 

@@ -1,4 +1,4 @@
-"""How well labels agree with the truth: the confusion matrix and what is read off it."""
+"""The confusion matrix of true and predicted labels, and the measures computed from it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from ..ops._check import check_tensor
 
 
 class ConfusionMatrix:
-    r"""Counts predicted against true labels, picture by picture, for mean IoU and accuracy.
+    r"""Counts pairs of true and predicted labels, image by image, for mean IoU and accuracy.
 
     .. math::
         M_{tp} = |\{i : \text{true}_i = t, \text{predicted}_i = p\}|, \qquad
         \mathrm{IoU}_c = \frac{M_{cc}}{\sum_p M_{cp} + \sum_t M_{tc} - M_{cc}}
 
     Args:
-        num_classes: labels are 0 to ``num_classes - 1``.
-        ignore_index: true labels that do not count, like PASCAL VOC's borders.
+        num_classes: number of classes; labels are 0 to ``num_classes - 1``.
+        ignore_index: the true label of pixels that do not count, like PASCAL VOC's borders.
 
     Attributes:
-        matrix: ``[num_classes, num_classes]`` int64, true labels down, predicted ones across; on
-            the device of the labels seen last. To evaluate in several processes add it up.
+        matrix: ``[num_classes, num_classes]`` int64. The row is the true label, the column the
+            predicted one. It is on the device of the last labels. To evaluate in several processes,
+            add up their matrices.
 
     Raises:
         ValueError: ``num_classes`` is not positive.
 
-    Source: the metric of arXiv:1412.7062, section 5; "mean IoU" leaves out classes that neither
+    Source: the metric of arXiv:1412.7062, section 5. The mean IoU leaves out classes that neither
     occur nor are predicted.
 
     Example:
@@ -48,13 +49,13 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predicted: Tensor, true: Tensor) -> ConfusionMatrix:
-        """Counts labels of any shape, the same for both, of any integer dtype; returns itself.
+        """Counts labels of any shape and integer dtype, and returns this object.
 
         Raises:
-            TypeError: labels that are no integers.
-            ValueError: shapes that differ, a label outside 0..num_classes-1 (a true one may be
-                ``ignore_index``).
-            RuntimeError: labels on different devices.
+            TypeError: the labels are not integers.
+            ValueError: the shapes differ, or a label is outside 0..num_classes-1. A true label may
+                also be ``ignore_index``.
+            RuntimeError: the labels are on different devices.
         """
         for name, labels in (("predicted", predicted), ("true", true)):
             check_tensor(name, labels)
@@ -86,15 +87,18 @@ class ConfusionMatrix:
         return self
 
     def iou(self) -> Tensor:
-        """``[num_classes]`` float64, NaN for a class that neither occurs nor is predicted."""
+        """Returns the IoU of each class, ``[num_classes]`` float64.
+
+        It is NaN for a class that neither occurs nor is predicted.
+        """
         matrix = self.matrix.double()
         both = matrix.diagonal()
         return both / (matrix.sum(0) + matrix.sum(1) - both)
 
     def mean_iou(self) -> float:
-        """Over the classes that occur or are predicted; NaN where nothing was counted."""
+        """Returns the mean IoU of the classes that occur or are predicted; NaN without pixels."""
         return float(self.iou().nanmean())
 
     def accuracy(self) -> float:
-        """The share of pixels labelled truly; NaN where nothing was counted."""
+        """Returns the share of pixels with the right label; NaN without pixels."""
         return float(self.matrix.diagonal().sum().double() / self.matrix.sum())
