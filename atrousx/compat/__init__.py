@@ -1,1 +1,1 @@
-"""Interfaces of other libraries over atrousx's operators."""
+"""Interfaces of other libraries, built on atrousx's operators."""

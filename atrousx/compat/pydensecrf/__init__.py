@@ -1,6 +1,6 @@
-"""pydensecrf's two modules, ``densecrf`` and ``utils``, over atrousx's dense CRF.
+"""The two modules of pydensecrf, ``densecrf`` and ``utils``, built on atrousx's dense CRF.
 
-A script written for pydensecrf runs after its imports are changed:
+A script for pydensecrf runs if only its imports are changed:
 
 >>> import atrousx.compat.pydensecrf.densecrf as dcrf
 >>> from atrousx.compat.pydensecrf.utils import unary_from_labels

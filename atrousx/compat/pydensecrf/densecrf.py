@@ -1,8 +1,9 @@
-"""pydensecrf.densecrf: DenseCRF, DenseCRF2D and their constants; NumPy in, NumPy out, on the CPU.
+"""The interface of pydensecrf.densecrf: DenseCRF, DenseCRF2D and constants, NumPy on the CPU.
 
-Conventions are pydensecrf's: energies are costs, points run row by row. A number is the cost of
-unequal labels (Potts); a vector or a matrix is what each label, or pair of labels, costs as it
-stands. Results agree with pydensecrf's to float32 rounding, and are bit-identical from run to run.
+Conventions are those of pydensecrf. Energies are costs, and points are ordered row by row. A
+compatibility that is a number is the cost of unequal labels (Potts). A vector or a matrix holds the
+cost of each label or pair of labels without change of sign. Results agree with pydensecrf up to
+float32 rounding, and are bit-identical from run to run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Array = NDArray[np.float32]
 
 
 class KernelType(IntEnum):
-    """What pydensecrf may learn of a kernel; inference is the same with each."""
+    """The parameters of a kernel that pydensecrf can learn. Inference is the same for all."""
 
     CONST_KERNEL = 0
     DIAG_KERNEL = 1
@@ -33,7 +34,10 @@ class KernelType(IntEnum):
 
 
 class NormalizationType(IntEnum):
-    """Where a filter is divided by its response to a constant."""
+    """Where a filter's values are divided by its response to a constant: before or after it, both.
+
+    ``NO_NORMALIZATION`` means nowhere.
+    """
 
     NO_NORMALIZATION = 0
     NORMALIZE_BEFORE = 1
@@ -52,20 +56,21 @@ class DenseCRF:
     .. math::
         E(x) = \sum_i u_{x_i, i} + \sum_{i<j} \sum_k \mu_k(x_i, x_j)\, k_k(f_i, f_j)
 
-    with Gaussian kernels of unit variance in the features f. Each mean-field iteration sets
-    :math:`Q \leftarrow \mathrm{softmax}(-u - \sum_k \mu_k (K_k Q))`, starting from softmax(-u).
+    with Gaussian kernels of unit variance in the features f. Inference starts from softmax(-u).
+    Each mean-field iteration sets
+    :math:`Q \leftarrow \mathrm{softmax}(-u - \sum_k \mu_k (K_k Q))`.
 
     Args:
-        nvar: N, points.
-        nlabels: L, labels.
+        nvar: number of points, N.
+        nlabels: number of labels, L.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an array of the wrong shape, dtype or layout, a number out of range.
+        TypeError: an argument has the wrong type.
+        ValueError: an array has the wrong shape, dtype or layout, or a number is out of range.
 
     Source:
         Kraehenbuehl and Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge
-        Potentials (2011); names and conventions as pydensecrf.
+        Potentials (2011). Names and conventions are those of pydensecrf.
 
     Example:
         >>> import numpy as np
@@ -83,11 +88,11 @@ class DenseCRF:
         self._terms: list[Term] = []
 
     def setUnaryEnergy(self, u: Array, f: Array | None = None) -> None:
-        """Sets the cost of each label at each point, -log of its probability.
+        """Sets the cost of each label at each point: the negative logarithm of its probability.
 
         Args:
-            u: ``[L, N]`` float32, C-contiguous; with ``f``, weights ``[L, F]`` of its features.
-            f: ``[F, N]`` float32, C-contiguous; the costs are then ``u @ f``.
+            u: costs ``[L, N]``, float32, C-contiguous; with ``f``, weights ``[L, F]``.
+            f: features ``[F, N]``, float32, C-contiguous. The costs are then ``u @ f``.
         """
         _check_array("u", u, 2)
         if f is not None:
@@ -113,10 +118,12 @@ class DenseCRF:
         """Adds a Gaussian kernel.
 
         Args:
-            features: ``[D, N]`` float32, C-contiguous, each divided by its sigma.
-            compat: a number (the cost of unequal labels), ``[L]`` (added to each label's energy per
-                filtered probability of the same) or ``[L, L]`` (symmetrised).
-            kernel: CONST_KERNEL, DIAG_KERNEL or FULL_KERNEL; the same for inference.
+            features: ``[D, N]`` float32, C-contiguous. Each feature is already divided by its
+                sigma.
+            compat: a number, the cost of unequal labels; or a vector ``[L]``, whose product with a
+                label's filtered probability is added to the energy of this label; or a matrix
+                ``[L, L]``, which is made symmetric.
+            kernel: CONST_KERNEL, DIAG_KERNEL or FULL_KERNEL. Inference is the same for all.
             normalization: NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER or
                 NORMALIZE_SYMMETRIC.
         """
@@ -128,14 +135,14 @@ class DenseCRF:
         KernelType(kernel)
         name = _NORMALIZATION_NAMES[NormalizationType(normalization)]
         weight, matrix = _compatibility(compat, self._nlabel)
-        # pydensecrf works on groups of four points and fills the last with points at the origin.
-        # They carry no values, but values are blurred through their vertices.
+        # pydensecrf works on groups of four points. It fills the last group with points at the
+        # origin. These have no values, but values are blurred through their vertices.
         padded = np.pad(features, ((0, 0), (0, -self._nvar % 4)))
         lattice = drop_points(build_lattice(torch.from_numpy(padded)[None]), self._nvar)
         self._terms.append(Term(lattice, normalizer(lattice, name), weight, matrix))
 
     def inference(self, niter: int) -> Array:
-        """Q ``[L, N]`` float32: the labels' probabilities after ``niter`` iterations."""
+        """Returns Q ``[L, N]`` float32: the labels' probabilities after ``niter`` iterations."""
         if not isinstance(niter, Integral):
             raise TypeError(f"niter must be an int, got {type(niter).__name__}")
         if niter > LARGEST_STEP:
@@ -145,11 +152,11 @@ class DenseCRF:
         return result
 
     def startInference(self) -> tuple[Array, Array, Array]:
-        """Q ``[L, N]`` before the first iteration, and two arrays that ``stepInference`` takes."""
+        """Returns Q ``[L, N]`` before the first iteration, and two arrays for ``stepInference``."""
         return self.inference(0), np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
 
     def stepInference(self, Q: Array, tmp1: Array | None = None, tmp2: Array | None = None) -> None:
-        """One iteration; Q is changed in place. The other two are not needed and left alone."""
+        """Does one iteration and changes Q in place. ``tmp1`` and ``tmp2`` are not used."""
         self._check_q(Q)
         log_q = torch.from_numpy(self._logits.T)
         rows = torch.from_numpy(np.ascontiguousarray(Q.T))
@@ -158,7 +165,7 @@ class DenseCRF:
         Q[...] = log_q.softmax(-1).T.numpy()
 
     def klDivergence(self, Q: Array) -> float:
-        r"""How far Q is from the CRF's distribution, up to a constant.
+        r"""Returns the KL divergence of Q from the CRF's distribution, up to a constant.
 
         .. math:: \sum_{i, l} Q_{li} \Big(\log Q_{li} + u_{li} + \sum_k (\mu_k K_k Q)_{li}\Big)
         """
@@ -179,12 +186,12 @@ class DenseCRF2D(DenseCRF):
     """A fully connected CRF over the pixels of an image, with pydensecrf's interface.
 
     Args:
-        w: width, in pixels. pydensecrf's order: width first.
-        h: height.
-        nlabels: L, labels.
+        w: width in pixels. As in pydensecrf the width comes first.
+        h: height in pixels.
+        nlabels: number of labels, L.
 
-    Arrays over points have N = w h of them, row by row. Errors, energy and further methods are
-    those of ``DenseCRF``.
+    Arrays over points have N = w h points, row by row. Errors, energy and other methods are those
+    of ``DenseCRF``.
 
     Example:
         >>> import numpy as np
@@ -211,9 +218,11 @@ class DenseCRF2D(DenseCRF):
         kernel: int = DIAG_KERNEL,
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:
-        """Adds a Gaussian in position; ``sxy``: pixels, one number or (x, y).
+        """Adds a Gaussian kernel over the position.
 
-        The rest is as in ``addPairwiseEnergy``.
+        Args:
+            sxy: in pixels, one number or (x, y).
+            compat: as in ``addPairwiseEnergy``, and so are ``kernel`` and ``normalization``.
         """
         self.addPairwiseEnergy(self._positions(sxy), compat, kernel, normalization)
 
@@ -226,11 +235,11 @@ class DenseCRF2D(DenseCRF):
         kernel: int = DIAG_KERNEL,
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:
-        """Adds a Gaussian in position and colour.
+        """Adds a Gaussian kernel over position and colour.
 
         Args:
-            sxy: pixels, one number or (x, y).
-            srgb: units of the image, one number or (r, g, b).
+            sxy: in pixels, one number or (x, y).
+            srgb: in units of the image, one number or (r, g, b).
             rgbim: ``[h, w, 3]`` uint8, C-contiguous.
             compat: as in ``addPairwiseEnergy``, and so are ``kernel`` and ``normalization``.
         """
@@ -245,7 +254,7 @@ class DenseCRF2D(DenseCRF):
         self.addPairwiseEnergy(features, compat, kernel, normalization)
 
     def _positions(self, sxy: float | Sequence[float]) -> Array:
-        """[2, N]: x, then y, divided by their sigmas."""
+        """Returns x and y divided by their sigmas, [2, N]."""
         y, x = np.divmod(np.arange(self._nvar), self._w)
         return np.stack([x, y]).astype(np.float32) / _sigmas("sxy", sxy, 2)
 
@@ -259,7 +268,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _check_array(name: str, value: Any, rank: int, dtype: type = np.float32) -> None:
-    """The demands of pydensecrf's typed buffers, with its opening words."""
+    """Raises unless ``value`` suits pydensecrf's typed buffers, with messages like pydensecrf's."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"Argument {name!r} must be a NumPy array, got {type(value).__name__}")
     if value.ndim != rank:
@@ -275,7 +284,7 @@ def _check_array(name: str, value: Any, rank: int, dtype: type = np.float32) -> 
 
 
 def _sigmas(name: str, value: float | Sequence[float], count: int) -> Array:
-    """[count, 1]"""
+    """Returns the sigmas as an array [count, 1]."""
     sigmas = np.asarray(value, np.float32)
     if sigmas.shape not in ((), (count,)) or not np.all((sigmas > 0) & np.isfinite(sigmas)):
         raise ValueError(f"{name} must be one or {count} positive numbers, got {value!r}")
@@ -283,7 +292,7 @@ def _sigmas(name: str, value: float | Sequence[float], count: int) -> Array:
 
 
 def _compatibility(value: ArrayLike, labels: int) -> tuple[float, torch.Tensor | None]:
-    """Weight and matrix; Potts' matrix is None."""
+    """Returns the weight and the matrix of a compatibility; the Potts matrix is None."""
     if isinstance(value, Real):
         return float(value), None
     given = np.asarray(value, np.float32)

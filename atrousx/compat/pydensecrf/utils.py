@@ -1,4 +1,4 @@
-"""pydensecrf.utils: energies from labels and probabilities, features of grids of any rank."""
+"""The interface of pydensecrf.utils: energies of labels and probabilities, features of grids."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Array = NDArray[np.float32]
 def unary_from_labels(
     labels: NDArray[Any], n_labels: int, gt_prob: float, zero_unsure: bool = True
 ) -> Array:
-    r"""Energies of hard labels that are right with a given probability.
+    r"""Returns the energies of hard labels that are right with a given probability.
 
     .. math:: u_{li} = -\log p \text{ if } l = y_i, \text{ else } -\log \frac{1 - p}{L - 1}
 
     Args:
-        labels: integers of any shape, N of them.
-        n_labels: L, without the unsure one.
+        labels: N integers, of any shape.
+        n_labels: number of labels, L, without the label for "unsure".
         gt_prob: p, strictly between 0 and 1.
-        zero_unsure: 0 means not known (1/L for every label) and label l is written as l + 1.
+        zero_unsure: whether 0 means "unsure". Every label then has the probability 1/L at such a
+            point, and label l is written as l + 1.
 
     Returns:
         ``[L, N]`` float32.
@@ -37,7 +38,7 @@ def unary_from_labels(
                [0.69, 0.11]], dtype=float32)
     """
     if not 0 < gt_prob < 1:
-        # pydensecrf asserts.
+        # pydensecrf raises AssertionError too.
         raise AssertionError(f"gt_prob must lie strictly between 0 and 1, got {gt_prob}")
     flat = np.asarray(labels).reshape(-1)
     own = flat - 1 if zero_unsure else flat
@@ -51,7 +52,7 @@ def unary_from_labels(
 
 
 def compute_unary(labels: NDArray[Any], M: int, GT_PROB: float = 0.5) -> Array:
-    """The former name of ``unary_from_labels(labels, M, GT_PROB)``."""
+    """Calls ``unary_from_labels(labels, M, GT_PROB)``; deprecated, as in pydensecrf."""
     warnings.warn(
         "compute_unary is deprecated, use unary_from_labels", DeprecationWarning, stacklevel=2
     )
@@ -61,12 +62,12 @@ def compute_unary(labels: NDArray[Any], M: int, GT_PROB: float = 0.5) -> Array:
 def unary_from_softmax(
     sm: NDArray[Any], scale: float | None = None, clip: float | None = 1e-5
 ) -> Array:
-    r"""Energies of probabilities, :math:`u = -\log \max(s\, P + (1 - s) / L,\ clip)`.
+    r"""Returns the energies of probabilities, :math:`u = -\log \max(s\, P + (1 - s) / L,\ clip)`.
 
     Args:
-        sm: ``[L, *]`` probabilities.
-        scale: s in (0, 1], how far they are believed; None is 1.
-        clip: the least probability; None leaves zeros, whose energy is infinite.
+        sm: probabilities ``[L, *]``.
+        scale: s in (0, 1], the confidence in the probabilities; None means 1.
+        clip: the least probability. None keeps zeros, whose energy is infinite.
 
     Returns:
         ``[L, N]`` float32, C-contiguous.
@@ -89,7 +90,7 @@ def unary_from_softmax(
 
 
 def softmax_to_unary(sm: NDArray[Any], GT_PROB: float = 1) -> Array:
-    """The former name of ``unary_from_softmax(sm, GT_PROB, clip=None)``."""
+    """Calls ``unary_from_softmax(sm, GT_PROB, clip=None)``; deprecated, as in pydensecrf."""
     warnings.warn(
         "softmax_to_unary is deprecated, use unary_from_softmax", DeprecationWarning, stacklevel=2
     )
@@ -97,11 +98,11 @@ def softmax_to_unary(sm: NDArray[Any], GT_PROB: float = 1) -> Array:
 
 
 def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> Array:
-    """Positions on a grid of any rank, divided by their sigmas, for ``addPairwiseEnergy``.
+    """Returns positions on a grid of any rank, divided by their sigmas, for ``addPairwiseEnergy``.
 
     Args:
         sdims: sigmas, in the order of the axes (for an image y, then x).
-        shape: the grid's.
+        shape: shape of the grid.
 
     Returns:
         ``[len(shape), N]`` float32, C-contiguous.
@@ -125,13 +126,13 @@ def create_pairwise_bilateral(
     img: NDArray[Any],
     chdim: int = -1,
 ) -> Array:
-    """Positions and channels of an image of any rank, divided by their sigmas.
+    """Returns positions and channels of an image of any rank, divided by their sigmas.
 
     Args:
         sdims: sigmas of the positions, in the order of the axes (for an image y, then x).
-        schan: sigma of the channels, one number or one each.
+        schan: sigma of the channels: one number for all, or one for each.
         img: the image.
-        chdim: the axis that has the channels; -1 means that there is none: one channel.
+        chdim: the axis of the channels. -1 means that the image has no such axis: one channel.
 
     Returns:
         ``[axes + channels, N]`` float32, C-contiguous, for ``addPairwiseEnergy``.
