@@ -1,7 +1,7 @@
-"""The ``atrousx`` command; each page holds one subcommand.
+"""The ``atrousx`` command. Each module in PAGES is one subcommand.
 
-Exit codes: 0 all done, 1 the doctor found something wrong, 2 something the user can mend (one line
-on standard error says what).
+Exit codes: 0 means success. 1 means that the doctor found something wrong. 2 means an error that
+the user can correct; one line on standard error describes it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PAGES = ("segment", "refine", "crf_search", "doctor", "info")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line, as every other error is; --help shows the usage."""
+    """Reports a wrong option in one line, like all other errors. --help shows the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line, ``sys.argv``'s by default, and returns the exit code."""
+    """Runs one command line, by default that of ``sys.argv``, and returns the exit code."""
     parser = _Parser(prog="atrousx", description="Semantic segmentation with DeepLab.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for page in PAGES:

@@ -1,4 +1,4 @@
-"""Folders of files that belong together by name."""
+"""Finds files in folders that belong together by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".we
 
 
 def listed(folder: Path, option: str, suffixes: Sequence[str]) -> list[Path]:
-    """The files of a folder with one of the endings, by name; each name may occur once."""
+    """Returns a folder's files with one of the suffixes, by name; a name may occur only once."""
     try:
         found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes]
     except OSError as error:
@@ -29,7 +29,7 @@ def listed(folder: Path, option: str, suffixes: Sequence[str]) -> list[Path]:
 def partners(
     files: Sequence[Path], folder: Path, option: str, suffixes: Sequence[str], what: str
 ) -> list[Path]:
-    """Of each file the one in ``folder`` of the same name."""
+    """Returns, for each file, the file in ``folder`` with the same name."""
     by_stem = {path.stem: path for path in listed(folder, option, suffixes)}
     if missing := [path for path in files if path.stem not in by_stem]:
         more = f", nor for {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -38,12 +38,12 @@ def partners(
 
 
 def size_text(shape: Sequence[int]) -> str:
-    """Width x height of ``[H, W]``."""
+    """Returns a shape ``[H, W]`` as text, width x height."""
     return f"{shape[1]}x{shape[0]}"
 
 
 def check_scores_fit(scores: Path, size: Sequence[int], image: Path, of: Sequence[int]) -> None:
-    """Scores ``size`` [h, w] may be those of the photograph ``of`` [H, W] or fewer."""
+    """Raises CommandError if scores of ``size`` [h, w] are larger than the photograph [H, W]."""
     if size[0] > of[0] or size[1] > of[1]:
         raise CommandError(
             f"{scores} is {size_text(size)}, larger than {image}, which is {size_text(of)}"

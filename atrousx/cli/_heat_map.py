@@ -1,4 +1,4 @@
-"""The picture of a search: mean IoU over the sigmas, a panel a weight, a row of panels a round."""
+"""Draws a search: mean IoU over the sigmas, one panel for each weight, rows of panels by round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ INK, PAPER = (40, 40, 40), 255
 
 
 def draw_heat_maps(rounds: Sequence[Round], best: Setting, title: str) -> Image:
-    """``[H, W, 3]``: every round's mean IoU in %, on one scale of colours; the best is framed."""
+    """Returns an image ``[H, W, 3]`` with every round's mean IoU in %. The best has a frame.
+
+    All panels use the same scale of colours.
+    """
     scores = [score for done in rounds for score in done.scores.values()]
     low, high = min(scores), max(scores)
     rows = []
@@ -38,7 +41,7 @@ def draw_heat_maps(rounds: Sequence[Round], best: Setting, title: str) -> Image:
 
 
 def _panel(done: Round, weight: float, best: Setting, low: float, high: float) -> Image:
-    """One weight's mean IoU: sigma_xy to the right, sigma_rgb upwards."""
+    """Returns the panel of one weight's mean IoU: sigma_xy to the right, sigma_rgb upwards."""
     grid: Grid = done.grid
     across, upwards = grid.bilateral_sigma_xy, grid.bilateral_sigma_rgb
     height, width = len(upwards) * CELL_HEIGHT, len(across) * CELL_WIDTH
@@ -67,7 +70,7 @@ def _fill(cell: Image, score: float, low: float, high: float, framed: bool) -> N
     cell[:] = colour[0, 0, ::-1]
     text = f"{100 * score:.2f}"
     place = ((CELL_WIDTH - _text_width(text, 0.42)) // 2, CELL_HEIGHT // 2 + 5)
-    # Black on light colours, white on dark ones.
+    # The text is black on light colours and white on dark ones, so that it can be read.
     _write(cell, text, place, 0.42, (0, 0, 0) if level > 0.6 else (255, 255, 255))
     if framed:
         cell[:3] = cell[-3:] = cell[:, :3] = cell[:, -3:] = (220, 30, 30)

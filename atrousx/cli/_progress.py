@@ -1,4 +1,4 @@
-"""A progress bar on standard error, silent where that is no terminal."""
+"""A progress bar on standard error. It is silent if standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WIDTH = 30
 
 
 class Progress:
-    """Counts ``total`` steps; messages printed through ``report`` do not collide with the bar."""
+    """Counts ``total`` steps. Messages printed with ``report`` do not overwrite the bar."""
 
     def __init__(self, total: int) -> None:
         self._total = total

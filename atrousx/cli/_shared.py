@@ -1,4 +1,4 @@
-"""What the subcommands share: errors, the CRF's options, the device."""
+"""Code that several subcommands use: errors, options of the CRF, the device."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 from .. import DenseCRF
 
 if TYPE_CHECKING:
-    # The class is generic in the type checker's eyes only.
+    # The class is generic only for type checkers.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 class CommandError(Exception):
-    """Something the user can mend; the message is one line."""
+    """An error that the user can correct; the message is one line."""
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of a message, or the error's name where it has none."""
+    """Returns the first line of an error's message, or the error's name if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-# Option, DenseCRF's default, meaning.
+# Option, default of DenseCRF, meaning.
 CRF_OPTIONS: tuple[tuple[str, float, str], ...] = (
     ("bilateral-weight", 4.0, "weight of the kernel over place and colour"),
     ("bilateral-sigma-xy", 67.0, "its reach in pixels"),
@@ -51,7 +51,7 @@ def add_crf_options(parser: argparse.ArgumentParser) -> None:
 def make_crf(
     num_labels: int, args: argparse.Namespace, defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> DenseCRF:
-    """The CRF that the options describe; its own checks judge the numbers."""
+    """Returns the CRF that the options describe. DenseCRF checks the values itself."""
     names = [name.replace("-", "_") for name, _, _ in CRF_OPTIONS]
     names += ["iterations", "normalization"]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -62,7 +62,10 @@ def make_crf(
 
 
 def run_crf(crf: DenseCRF, logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """The CRF's probabilities; what it refuses, such as a tiny sigma, is the user's to mend."""
+    """Returns the CRF's probabilities. If it refuses the input, raises CommandError.
+
+    The user can correct such an input, for instance a tiny sigma.
+    """
     try:
         probabilities: torch.Tensor = crf(logits, image)
     except (ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""A validation set as folders: photographs, scores and true labels, matched by name."""
+"""Reads a validation set from folders of photographs, scores and true labels, matched by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Files(NamedTuple):
 
 
 def find_files(images: Path, scores: Path, labels: Path) -> list[Files]:
-    """The files that belong together, by name, one triple for each scores file."""
+    """Returns the files that belong together by name, one triple for each scores file."""
     found = listed(scores, "--scores", data.SCORES_SUFFIXES)
     photographs = partners(found, images, "--images", IMAGE_SUFFIXES, "photograph")
     true = partners(found, labels, "--labels", (".png",), "labels")
@@ -28,7 +28,7 @@ def find_files(images: Path, scores: Path, labels: Path) -> list[Files]:
 
 
 def load_sample(files: Files, probabilities: bool, device: torch.device) -> Sample:
-    """Reads three files and sees that they belong together."""
+    """Reads three files and checks that they fit together."""
     try:
         image, labels = data.read_image(files.image), data.read_labels(files.labels)
         scores = data.read_scores(files.scores, probabilities)

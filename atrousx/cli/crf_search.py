@@ -1,4 +1,4 @@
-"""``atrousx crf-search``: the CRF's parameters that suit a network, by its validation scores."""
+"""``atrousx crf-search``: finds the best CRF parameters for a network on a validation set."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _values(text: str) -> tuple[float, ...]:
     return tuple(sorted({_positive(part) for part in text.split(",")}))
 
 
-# argparse names the type in its message on a wrong value.
+# argparse shows these names in its message about a wrong value.
 _number.__name__ = "number"
 _positive.__name__ = "positive number"
 _positive_int.__name__ = "positive whole number"
@@ -131,7 +131,7 @@ _values.__name__ = "list of positive numbers"
 
 
 def run(args: argparse.Namespace) -> int:
-    data.opencv()  # its absence is to be said before anything else
+    data.opencv()  # raises at once if OpenCV is missing, not after a long run
     device = chosen_device(args)
     files = find_files(args.images, args.scores, args.labels)[: args.limit]
     make_folder(args.out)
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     for found in coarse_to_fine(grid, args.rounds, search.evaluate):
         done.append(found)
         _print_round(found, len(done), args.rounds)
-        # A search may take hours: what is known is written after each round.
+        # A search may take hours, so the results are written after each round.
         search.write(done, args.out)
     _print_end(done)
     print(f"look at {args.out / 'crf-search.png'}; the numbers are in crf-search.json beside it")
@@ -175,7 +175,7 @@ def _print_end(done: Sequence[Round]) -> None:
 
 
 class _Search:
-    """The validation set, read anew in each round: it may not fit into memory."""
+    """A search on a validation set. Each round reads the set again: it may not fit into memory."""
 
     def __init__(self, files: Sequence[Files], args: argparse.Namespace, device: torch.device):
         self.files, self.probabilities, self.device = files, args.probabilities, device
@@ -196,7 +196,7 @@ class _Search:
         return sample
 
     def check(self) -> None:
-        """Reads every file once, so that a wrong one is known before hours of search."""
+        """Reads every file once, so that a wrong file is found before hours of search."""
         self.without_crf = self._mean_ious([])[None]
         if math.isnan(self.without_crf):
             raise CommandError("the labels hold nothing but 255")

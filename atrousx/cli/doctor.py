@@ -1,4 +1,4 @@
-"""``atrousx doctor``: whether every operator is right on this machine, and how fast it is."""
+"""``atrousx doctor``: checks and times every operator on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._shared import CommandError, one_line
 if TYPE_CHECKING:
     from ._shared import Commands
 
-# Seconds of timing on a device, see doctor.examine.
+# Seconds of timing on a device; see doctor.examine.
 TIMING, QUICK_TIMING = 25.0, 5.0
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = 0.0 if args.no_timing else QUICK_TIMING if args.quick else TIMING
     try:
         if args.json is not None:
-            args.json.touch()  # a minute later would be late to say that it cannot be written
+            args.json.touch()  # raises now, not after minutes of checks, if it cannot be written
         operators = args.operators.split(",") if args.operators else []
         report = doctor.examine(names, args.quick, operators, seconds, _progress())
     except ValueError as error:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _progress() -> Callable[[str], None]:
-    """Writes a line over the last one, on a terminal alone."""
+    """Returns a function that writes a line over the last one, but only on a terminal."""
     if not sys.stderr.isatty():
         return lambda line: None
 

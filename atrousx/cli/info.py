@@ -1,4 +1,4 @@
-"""``atrousx info``: what is installed and what it will run on; the first thing a report needs."""
+"""``atrousx info``: prints versions, instruction sets and GPUs, for instance for a bug report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``atrousx refine``: pulls the edges of coarse labels or scores onto those of the photograph."""
+"""``atrousx refine``: moves the edges of coarse labels or scores to those of the photograph."""
 
 from __future__ import annotations
 
@@ -70,13 +70,15 @@ def register(commands: Commands) -> None:
 
 
 def label_logits(labels: torch.Tensor, num_labels: int, confidence: float) -> torch.Tensor:
-    r"""Log-probabilities of hard labels: confidence for the given one, the rest spread evenly.
+    r"""Returns log-probabilities of hard labels.
+
+    The given label has the probability p. The rest is spread evenly over the other labels:
 
     .. math:: P_i(l) = p \text{ if } l = y_i, \text{ else } (1 - p) / (L - 1)
 
     Args:
-        labels: ``[H, W]`` int64 in 0..L-1; -1 where nothing is known: 1/L for every label.
-        num_labels: L, at least 2.
+        labels: ``[H, W]`` int64 in 0..L-1. -1 means unknown: every label then has 1/L.
+        num_labels: number of labels, L, at least 2.
         confidence: p, strictly between 1/L and 1.
 
     Returns:
@@ -89,16 +91,16 @@ def label_logits(labels: torch.Tensor, num_labels: int, confidence: float) -> to
 
 
 class Coarse(NamedTuple):
-    """What is refined: logits over the labels that may win, and the labels before it."""
+    """The input of the refinement: logits of the labels that may win, and the labels before."""
 
     logits: torch.Tensor  # [L, h, w]
-    names: data.Image  # [L] uint8, what is written for each label
+    names: data.Image  # [L] uint8, the number that is written for each label
     before: data.Image  # [H, W] uint8
-    counted: NDArray[np.bool_]  # [H, W], where a change is one
+    counted: NDArray[np.bool_]  # [H, W], the pixels that the share of changed pixels counts
 
 
 def run(args: argparse.Namespace) -> int:
-    data.opencv()  # its absence is to be said before anything else
+    data.opencv()  # raises at once if OpenCV is missing
     device = chosen_device(args)
     if args.image.is_dir() or args.labels.is_dir():
         return _refine_folders(args, device)
@@ -134,7 +136,7 @@ def _refine_folders(args: argparse.Namespace, device: torch.device) -> int:
 def _refine_file(
     image_path: Path, labels_path: Path, out: Path, args: argparse.Namespace, device: torch.device
 ) -> float:
-    """Writes the refined labels and their overlay; returns the share of pixels that changed."""
+    """Writes the refined labels and their overlay, and returns the share of changed pixels."""
     try:
         image = data.read_image(image_path)
         given = _from_scores if labels_path.suffix.lower() in data.SCORES_SUFFIXES else _from_labels
@@ -183,7 +185,7 @@ def _from_labels(
             f"{path} is {size_text(labels.shape)}, but {image} is {size_text(size)}: "
             "labels must have the size of the image"
         )
-    # Only labels that occur can win, so only they are computed.
+    # Only labels that occur can win, so the CRF computes only these.
     known = np.unique(labels[labels != args.unknown])
     if len(known) < 2:
         raise CommandError(

@@ -1,4 +1,4 @@
-"""``atrousx segment``: DeepLab on photographs, with or without the dense CRF."""
+"""``atrousx segment``: labels photographs with DeepLab, with or without the dense CRF."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    data.opencv()  # its absence is to be said before weights are read
+    data.opencv()  # raises before the weights are read if OpenCV is missing
     device = chosen_device(args)
     model, classes = _load(args)
     model = model.to(device).eval()
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         except (CommandError, data.ImageError) as error:
             progress.report(f"atrousx segment: {error}")
         except (OSError, RuntimeError) as error:
-            # A full disk, or an image too large for the memory: others may still go through.
+            # For instance a full disk, or an image too large for the memory. Others may still work.
             progress.report(f"atrousx segment: {name}: {one_line(error)}")
         progress.step()
     progress.close()
@@ -135,7 +135,7 @@ def _scales(text: str) -> tuple[float, ...]:
 
 
 def _load(args: argparse.Namespace) -> tuple[Segmenter, int]:
-    """The model that the weights belong to, and its number of classes."""
+    """Returns the model that the weights belong to, and its number of classes."""
     try:
         weights = read_weights(args.weights)
         told = architecture_of(weights)
@@ -156,7 +156,10 @@ def _load(args: argparse.Namespace) -> tuple[Segmenter, int]:
 
 
 def _options(args: argparse.Namespace, told: Architecture) -> dict[str, object]:
-    """What the user chose where the weights leave a choice; what they tell must be as given."""
+    """Returns the user's choices that the weights leave open.
+
+    Raises ValueError if an option contradicts the weights.
+    """
     # The first paper has one backbone, so its builder takes none.
     known: dict[str, object] = {"backbone": "vgg16"} | told.arguments | {"model": told.version}
     name, values = told.choice or ("", ())
@@ -180,7 +183,7 @@ def _segment_file(
     crf: DenseCRF | None,
     args: argparse.Namespace,
 ) -> None:
-    """One image from file to files; two images must not share their results' name."""
+    """Segments one image file and writes the results; two images must not have the same name."""
     stem = Path(name).stem
     target = out / f"{stem}_labels.png"
     if target in written:
@@ -203,7 +206,7 @@ def segment_image(
     flip: bool = False,
     tile: int | None = None,
 ) -> data.Image:
-    """Labels ``[H, W]`` uint8 of a photograph ``[H, W, 3]`` uint8 in the order red, green, blue."""
+    """Returns labels ``[H, W]`` uint8 of an RGB photograph ``[H, W, 3]`` uint8."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     try:
         refiner = False if crf is None else crf
