@@ -1,19 +1,19 @@
-"""Builds atrousx/_C.so (always) and atrousx/_cuda.so (when nvcc is found), by ninja.
+"""Builds atrousx/_C.so (always) and atrousx/_cuda.so (if nvcc is found) with ninja.
 
-PyTorch's own BuildExtension refuses to compile CUDA where its PyTorch has none. atrousx compiles
-against the stable ABI, whose headers are the same in every build of PyTorch, so it calls nvcc
-itself: see the folder building.
+PyTorch's BuildExtension refuses to compile CUDA if the installed PyTorch has no CUDA. atrousx
+compiles against the stable ABI, whose headers are the same in every build of PyTorch. So it calls
+nvcc itself: see the folder building.
 
 Environment:
-  ATROUSX_CUDA=0|1            without or with the CUDA library; default: with it where nvcc is
-  CUDA_HOME                   where CUDA is; default: nvcc on the PATH, then /usr/local/cuda
-  TORCH_CUDA_ARCH_LIST        e.g. "8.6;12.0+PTX"; default: the GPU that is there, else a list
-  MAX_JOBS                    compilers run at the same time; default: the number of cores
+  ATROUSX_CUDA=0|1            0: no CUDA library, 1: it must be built; default: if nvcc is found
+  CUDA_HOME                   folder of CUDA; default: nvcc on the PATH, then /usr/local/cuda
+  TORCH_CUDA_ARCH_LIST        e.g. "8.6;12.0+PTX"; default: the GPUs found, else a fixed list
+  MAX_JOBS                    compilers that run at the same time; default: the number of cores
   CXX, or else CC             the C++ compiler; default: c++
-  CPPFLAGS, CXXFLAGS          the C++ compiler's, after atrousx's own
-  LDFLAGS                     the linker's, of both libraries
+  CPPFLAGS, CXXFLAGS          flags of the C++ compiler, after atrousx's own flags
+  LDFLAGS                     flags of the linker, for both libraries
   ATROUSX_COMPILE_COMMANDS=1  writes compile_commands.json, which editors read
-nvcc reads NVCC_CCBIN, NVCC_PREPEND_FLAGS and NVCC_APPEND_FLAGS itself.
+nvcc itself reads NVCC_CCBIN, NVCC_PREPEND_FLAGS and NVCC_APPEND_FLAGS.
 """
 
 import shutil
@@ -26,14 +26,14 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# An isolated build does not look for modules beside setup.py.
+# An isolated build does not search the folder of setup.py for modules.
 sys.path.insert(0, str(ROOT))
 
 from building import cuda, libraries  # noqa: E402
 
 
 class NinjaBuild(build_ext):
-    """Has ninja compile the libraries. They are no modules of Python's: torch loads them."""
+    """Compiles the libraries with ninja. They are not Python modules: torch loads them."""
 
     extensions: list[Extension]
 
@@ -48,18 +48,19 @@ class NinjaBuild(build_ext):
         for name in libraries.SOURCES:
             target = Path(self.get_ext_fullpath(f"atrousx.{name}"))
             target.parent.mkdir(parents=True, exist_ok=True)
-            # What an earlier build left is not this one's; a process keeps what it has loaded.
+            # A library of an earlier build must not stay. Deleting, not overwriting, the file keeps
+            # it intact for processes that have loaded it.
             target.unlink(missing_ok=True)
             if name in built:
                 shutil.copyfile(built[name], target)
 
     def get_ext_filename(self, fullname: str) -> str:
-        # Without the tag of the Python that builds.
+        # The name has no tag of a Python version, because the libraries do not use Python.
         return str(Path(*fullname.split(".")).with_suffix(".so"))
 
 
 class FreshBuild(build):
-    """Gathers a wheel's files in an empty folder: an earlier build may have had others."""
+    """Collects a wheel's files in an empty folder: an earlier build may have left other files."""
 
     def run(self) -> None:
         shutil.rmtree(self.build_lib, ignore_errors=True)
@@ -67,7 +68,7 @@ class FreshBuild(build):
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel for every Python 3: there is no Python in the libraries."""
+    """A wheel for every Python 3, because the libraries do not use Python's C API."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])

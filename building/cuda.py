@@ -1,4 +1,4 @@
-"""Where nvcc is, and which GPUs it compiles for."""
+"""Finds nvcc and decides which GPUs it compiles for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from . import say
 from .ninja import word
 
 DEFAULT_CUDA_HOME = Path("/usr/local/cuda")
-# Machine code for these, and PTX of the newest, which the driver compiles for GPUs to come. GPUs of
-# 8.9 run the code of 8.6: nvcc makes the same of both, byte for byte.
+# The library has machine code for these, and PTX of the newest. The driver compiles the PTX for
+# later GPUs. GPUs of 8.9 run the code of 8.6: nvcc makes the same code for both, byte for byte.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "9.0a", "10.0", "12.0")
 
 
 def find_nvcc() -> tuple[Path | None, str]:
-    """The compiler, and every place that was looked at."""
+    """Returns the path of nvcc, or None, and a list of all places where it was looked for."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     on_path = shutil.which("nvcc")
     candidates = [Path(home) / "bin" / "nvcc" for home in homes]
@@ -32,7 +32,7 @@ def find_nvcc() -> tuple[Path | None, str]:
 
 @functools.cache
 def wanted_nvcc() -> Path | None:
-    """The nvcc to build with, or None with the reason printed."""
+    """Returns the nvcc to build with. If there is none, prints the reason and returns None."""
     choice = os.environ.get("ATROUSX_CUDA", "")
     if choice not in ("", "0", "1"):
         raise SystemExit(f"atrousx: ATROUSX_CUDA must be 0 or 1, got {choice!r}")
@@ -48,7 +48,7 @@ def wanted_nvcc() -> Path | None:
 
 
 def cuda_architectures(nvcc: Path) -> list[str]:
-    """Architectures to compile for, in the notation of TORCH_CUDA_ARCH_LIST."""
+    """Returns the architectures to compile for, in the notation of TORCH_CUDA_ARCH_LIST."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", ";").replace(" ", ";")
     if listed.strip(";"):
         return [a for a in listed.split(";") if a]
@@ -59,7 +59,7 @@ def cuda_architectures(nvcc: Path) -> list[str]:
         found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         return sorted({for_gpu(*capability, known) for capability in found})
     chosen = [a for a in DEFAULT_ARCHITECTURES if code(a) in known]
-    # A suffix binds PTX to its own architecture, too.
+    # PTX of an architecture with a suffix runs only on that architecture, so it is not used.
     newest = max((i for i, a in enumerate(chosen) if a[-1].isdigit()), default=None)
     if newest is not None:
         chosen[newest] += "+PTX"
@@ -67,19 +67,19 @@ def cuda_architectures(nvcc: Path) -> list[str]:
 
 
 def known_codes(nvcc: Path) -> set[str]:
-    """What this nvcc can compile for: sm_80, ..."""
+    """Returns the architectures that this nvcc can compile for: sm_80, ..."""
     command = [str(nvcc), "--list-gpu-code"]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 
 def code(architecture: str) -> str:
-    # nvcc lists architectures without their suffixes.
+    # nvcc lists architectures without suffixes.
     return "sm_" + re.sub(r"[.af]", "", architecture)
 
 
 def for_gpu(major: int, minor: int, known: set[str]) -> str:
-    """The architecture for a GPU; PTX of the newest before it where nvcc does not know it."""
-    # Hopper's own instructions exist only in the architecture-specific target.
+    """Returns the architecture for a GPU, or the newest older one with PTX if nvcc lacks it."""
+    # The special instructions of Hopper exist only in the target with the suffix "a".
     exact = f"{major}.{minor}" + ("a" if major == 9 else "")
     if code(exact) in known:
         return exact
@@ -106,14 +106,15 @@ def gencode_flags(architectures: list[str]) -> list[str]:
 
 
 def release(nvcc: Path) -> str:
-    """The version of CUDA that an nvcc belongs to: 13.0."""
+    """Returns the CUDA version of an nvcc, for instance 13.0."""
     printed = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True)
     version = re.search(r"release ([\d.]+)", printed.stdout)
     return version[1] if version else "unknown"
 
 
 def host_flags(text: str) -> str:
-    """A variable such as LDFLAGS, for nvcc to hand to the host's compiler."""
-    # Quoted, or nvcc would split a flag at its commas; it reads a dollar twice before the shell.
+    """Returns a variable such as LDFLAGS as options that nvcc passes to the host compiler."""
+    # The quotes keep nvcc from splitting a flag at commas. A dollar needs more backslashes, because
+    # nvcc reads it twice before the shell does.
     flags = [re.sub(r"([$`])", r"\\\\\1", flag) for flag in shlex.split(text)]
     return " ".join(word(f'-Xcompiler="{flag}"') for flag in flags)

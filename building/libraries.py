@@ -1,9 +1,9 @@
-"""The ninja file of both libraries.
+"""Writes the ninja file of both libraries and builds them.
 
-Objects live in build/ninja, which outlasts pip's temporary folders, and PyTorch's headers are
-reached through a link there: the command lines stay the same from one isolated build to the next,
-so only what changed is compiled again. All of the project is named from there, so that it does not
-matter what the folder above it is called; what lies elsewhere is quoted.
+The objects are in build/ninja, which stays when pip deletes its temporary folders. A link there
+leads to PyTorch's headers. So the command lines are the same in every isolated build, and only
+changed files are compiled again. Paths of the project are relative to build/ninja, so the name of
+the project's folder does not matter. Other paths are quoted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from . import CSRC, ROOT, TORCH_TARGET_VERSION, cuda, ninja, say
 
 DIRECTORY = ROOT / "build" / "ninja"
-# By the name of the library: atrousx/_C.so.
+# The key is the name of the library, as in atrousx/_C.so.
 SOURCES = {
     "_C": [CSRC / "schema.cpp", *sorted(CSRC.glob("*/cpu/**/*.cpp"))],
     "_cuda": [CSRC / "cuda" / "module.cpp", *sorted(CSRC.glob("*/cuda/**/*.cu"))],
@@ -27,7 +27,7 @@ def variable(name: str) -> str:
 
 
 def build(with_cuda: bool) -> dict[str, Path]:
-    """Compiles the libraries as far as anything has changed; where they are, by name."""
+    """Compiles the changed files of the libraries and returns the libraries' paths by name."""
     import torch
 
     DIRECTORY.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def build(with_cuda: bool) -> dict[str, Path]:
 
 
 def common_flags(torch_version: str) -> str:
-    """What the C++ compiler and nvcc are both told."""
+    """Returns the flags that the C++ compiler and nvcc both get."""
     defines = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} " + ninja.define(
         "ATROUSX_BUILT_WITH_TORCH", torch_version
     )
@@ -59,7 +59,7 @@ LIBRARIES = "-Ltorch/lib -ltorch_cpu -lc10 -ldl"
 
 
 def compiler() -> str:
-    # Where CC alone is set, its compiler compiles C++ by the files' suffix.
+    # If only CC is set, its compiler is used. It recognises C++ by the suffix of the files.
     return ninja.words(variable("CXX") or variable("CC") or "c++")
 
 
@@ -84,8 +84,8 @@ def cuda_library(torch_version: str) -> list[str]:
         "--expt-relaxed-constexpr -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden "
         f"{common_flags(torch_version)} -DUSE_CUDA {' '.join(cuda.gencode_flags(architectures))}"
     )
-    # The assembler's report on registers and spills goes to $out.ptxas, which a test reads; the
-    # compiler's messages go there with it, so that warnings are shown again.
+    # The assembler's report on registers and spills goes to $out.ptxas, which a test reads. The
+    # compiler's messages go to the same file, so warnings are taken from it and shown again.
     report = (
         " > $out.ptxas 2>&1 || { cat $out.ptxas; false; } "
         "&& { grep -A3 -i warning $out.ptxas || true; }"
@@ -96,7 +96,7 @@ def cuda_library(torch_version: str) -> list[str]:
             ninja.define("ATROUSX_CUDA_VERSION", cuda.release(nvcc)),
         )
     )
-    # nvcc knows where its static runtime is; libtorch_cuda is never linked.
+    # nvcc links, because it knows where its static runtime is. libtorch_cuda is never linked.
     link = f"-cudart static {LIBRARIES} {cuda.host_flags(variable('LDFLAGS'))}"
     return [
         *ninja.compile_rule("nvcc", ninja.word(nvcc), flags, report),
@@ -106,7 +106,7 @@ def cuda_library(torch_version: str) -> list[str]:
 
 
 def library(name: str, link: str, flags: str = "") -> list[str]:
-    """The build lines of a library; ``flags`` are those of its C++ files."""
+    """Returns the build lines of a library. ``flags`` are extra flags of its C++ files."""
     lines, objects = [], []
     for source in SOURCES[name]:
         target = f"{name}/{source.relative_to(CSRC).with_suffix('.o')}"

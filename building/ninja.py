@@ -1,7 +1,7 @@
 """Writes ninja files and runs them.
 
-A line of a ninja file passes two readers: ninja, whose escape is the dollar, and the shell that
-runs the command. ``word`` and ``words`` quote for both, ``path`` for ninja alone.
+Two programs read a line of a ninja file: first ninja, whose escape character is the dollar, then
+the shell that runs the command. ``word`` and ``words`` quote for both, ``path`` only for ninja.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from pathlib import Path
 
 
 def word(text: str | Path) -> str:
-    """One word of a command line."""
+    """Returns a text as one quoted word of a command line."""
     return shlex.quote(str(text)).replace("$", "$$")
 
 
 def words(text: str) -> str:
-    """A variable such as CXXFLAGS, which holds words as a shell reads them."""
+    """Returns the quoted words of a variable such as CXXFLAGS, split as a shell splits them."""
     return " ".join(word(item) for item in shlex.split(text))
 
 
 def define(name: str, text: str) -> str:
-    """A compiler's option that defines a string."""
+    """Returns a compiler option that defines a macro as a string."""
     return word(f'-D{name}="{text}"')
 
 
 def path(text: str | Path) -> str:
-    """A file of a build line."""
+    """Returns a path as a quoted file name of a build line."""
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def compile_rule(name: str, compiler: str, flags: str, after: str = "") -> list[str]:
-    """How a source becomes an object, which also depends on the headers that it read."""
+    """Returns the rule that compiles a source. The object also depends on the headers it read."""
     return [
         f"rule {name}",
         f"  command = {compiler} -MMD -MF $out.d {flags} -c $in -o $out{after}",
@@ -47,7 +47,7 @@ def compile_rule(name: str, compiler: str, flags: str, after: str = "") -> list[
 
 
 def link_rule(name: str, linker: str, libraries: str) -> list[str]:
-    """How objects become a library."""
+    """Returns the rule that links objects to a library."""
     return [
         f"rule {name}",
         f"  command = {linker} -shared $in -o $out {libraries}",
@@ -60,7 +60,10 @@ def build(target: str | Path, rule: str, sources: Iterable[str | Path]) -> str:
 
 
 def program() -> str:
-    """The ninja package before the system's: another version would start the build log over."""
+    """Returns the ninja of the Python package, or else the system's.
+
+    The order is fixed because another version of ninja would discard the build log.
+    """
     try:
         from ninja import BIN_DIR
     except ImportError:
@@ -71,11 +74,11 @@ def program() -> str:
 def run(
     directory: Path, lines: Iterable[str], quiet: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Writes the lines as the ninja file of a directory and builds what is out of date there."""
+    """Writes the lines to the ninja file of a directory and builds everything out of date there."""
     directory.mkdir(parents=True, exist_ok=True)
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     command = [program(), "-C", str(directory), "-j", jobs, *(["--quiet"] if quiet else [])]
-    # Several processes may come here at once: the first one builds.
+    # Several processes may call this at the same time. The lock lets only one build.
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (directory / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -83,6 +86,6 @@ def run(
 
 
 def tool(directory: Path, *arguments: str) -> str:
-    """What a tool of ninja's prints about a directory that was built."""
+    """Returns the output of a ninja tool for a directory that was built."""
     command = [program(), "-C", str(directory), "--quiet", "-t", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
