@@ -5,7 +5,7 @@ compiles against the stable ABI, whose headers are the same in every build of Py
 nvcc itself: see the folder building.
 
 Environment:
-  ATROUSX_CUDA=0|1            0: no CUDA library, 1: it must be built; default: if nvcc is found
+  ATROUSX_CUDA=0|1            0: no CUDA library; 1: it must be built; default: built if nvcc exists
   CUDA_HOME                   folder of CUDA; default: nvcc on the PATH, then /usr/local/cuda
   TORCH_CUDA_ARCH_LIST        e.g. "8.6;12.0+PTX"; default: the GPUs found, else a fixed list
   MAX_JOBS                    compilers that run at the same time; default: the number of cores

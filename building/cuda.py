@@ -78,7 +78,7 @@ def code(architecture: str) -> str:
 
 
 def for_gpu(major: int, minor: int, known: set[str]) -> str:
-    """Returns the architecture for a GPU, or the newest older one with PTX if nvcc lacks it."""
+    """Returns the architecture for a GPU. If nvcc lacks it: the newest older one, with PTX."""
     # The special instructions of Hopper exist only in the target with the suffix "a".
     exact = f"{major}.{minor}" + ("a" if major == 9 else "")
     if code(exact) in known:

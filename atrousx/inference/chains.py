@@ -83,7 +83,7 @@ class Calls:
         self.of: dict[nn.Module, list[fx.Node]] = defaultdict(list)
         self.owners: dict[fx.Graph, nn.Module] = {}
         self.pure: set[nn.Module] = set()
-        # Layers that a forward may call that cannot be traced.
+        # Layers that an untraceable forward may call.
         self.hidden: set[nn.Module] = set()
         for module in root.modules():
             if not _is_container(module) and module._modules:

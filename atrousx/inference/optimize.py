@@ -39,9 +39,10 @@ def optimize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     - On the CPU a layer that atrousx's kernels compute also keeps packed filters from its first
       call on. They take as much memory again, up to twice as much in half types, and save a tenth
       of a wide layer's time.
-    - On the CPU some 3x3 filters take fewer products than live taps, by minimal filtering (see
-      :func:`atrousx.ops.atrous_conv2d`). They are transformed once, not at every call. The result
-      takes up to 25/9 of the filters' memory in float32, and 8 times their memory in half types.
+    - On the CPU some 3x3 filters take fewer products than live taps, by minimal filtering
+      (Winograd, see :func:`atrousx.ops.atrous_conv2d`). They are transformed once, not at every
+      call. The transformed filters take up to 25/9 of the filters' memory in float32, and 8 times
+      that memory in half types.
 
     Results follow the weights, however the weights are changed. A change through ``.data``, NumPy
     or shared memory can be seen only in the weights' bytes. So a layer compares these bytes at

@@ -64,7 +64,7 @@ class PackedWeight:
         return form.packed
 
     def _compare(self, parameters: Parameters, name: str) -> None:
-        """Drops the forms of a weight that changed, and trusts the weight if it is lent no more."""
+        """Drops the forms of a changed weight. Ends the comparisons if only the module holds it."""
         lent = self.lent
         if self._restored:
             _move(parameters, name)

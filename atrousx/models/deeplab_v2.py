@@ -162,7 +162,7 @@ def deeplab_v2(
     fc7 and fc8.
 
     ResNet-101 has the original form. The first 1x1 convolution of a unit has the stride. The
-    max-pooling rounds sizes up. Stages 4 and 5 have the rates 2 and 4. Batch normalisation is
+    max-pooling rounds sizes up. The last two stages have the rates 2 and 4. Batch normalisation is
     frozen (:func:`freeze_bn`).
 
     Args:

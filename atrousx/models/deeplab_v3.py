@@ -193,7 +193,7 @@ def deeplab_v3(
 
 
 def check_output_stride(output_stride: int, last_block: int) -> None:
-    """Raises ValueError unless the output stride is a power of 2 from 8 on that blocks reach."""
+    """Raises ValueError unless the blocks can reach the output stride, a power of 2 from 8 on."""
     allowed = [FIRST_OUTPUT_STRIDE * 2**block for block in range(1, last_block)]
     if output_stride not in allowed:
         raise ValueError(

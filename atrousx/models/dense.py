@@ -173,10 +173,10 @@ def to_dense(classifier: nn.Module, output_stride: int = 8) -> nn.Module:
     positions, so that the equation holds for it, too.
 
     These networks of torchvision work: ResNet, ResNeXt, VGG, MobileNetV2 and V3, EfficientNet,
-    DenseNet, ConvNeXt and RegNet. Of timm these work except VGG, and also SE-ResNet, MobileNetV4,
-    EfficientNetV2, MNASNet, MixNet, GhostNet, RexNet, RepVGG, ResNetV2, Xception, DPN, DLA and
-    DarkNet. The function refuses transformers, and networks that normalise over the map or pad by
-    the map's size (ConvNeXt V2, the ``tf_`` networks).
+    DenseNet, ConvNeXt and RegNet. The same networks of timm work, except VGG. In addition these of
+    timm work: SE-ResNet, MobileNetV4, EfficientNetV2, MNASNet, MixNet, GhostNet, RexNet, RepVGG,
+    ResNetV2, Xception, DPN, DLA and DarkNet. The function refuses transformers, and networks that
+    normalise over the map or pad by the map's size (ConvNeXt V2, the ``tf_`` networks).
 
     Args:
         classifier: a network of convolutions and poolings that ends in a pooling, flattening and

@@ -69,7 +69,7 @@ class ImagePooling(nn.Sequential):
 
 
 def split_projection(weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Splits a projection's filters after ``width`` channels: map's part, pooled branch's part.
+    """Splits a projection's filters: the first ``width`` channels, and those of the pooled branch.
 
     The projection of a concatenation is the sum of the projections of its parts. The pooled branch
     has the same value at every pixel, and so has its projection. So the projection is computed once

@@ -108,8 +108,8 @@ class DenseCRF(nn.Module):
             column the label of the other pixel. A pair of matrices gives the bilateral kernel the
             first and the Gaussian kernel the second. None is the Potts model: 1 where the labels
             differ, 0 where they are equal.
-        normalization: of the filters: "symmetric" as in pydensecrf, "after" as the DeepLab authors
-            use, "before" or "none".
+        normalization: how the filters are normalised: "symmetric" as in pydensecrf, "after" as by
+            the DeepLab authors, "before" or "none".
         trainable: makes parameters of the weights, the compatibilities and the logarithms of the
             sigmas. A compatibility of None starts from the Potts model.
         recompute: for training under ``torch.compile``. The backward pass computes each iteration
@@ -235,7 +235,7 @@ class DenseCRF(nn.Module):
             self._check_range(image)
 
     def _check_range(self, image: Tensor) -> None:
-        """Warns once if the image is in 0..1: with these sigmas its colours would look the same."""
+        """Warns once if the image is in 0..1: at these sigmas its colours would hardly differ."""
         # Only on the CPU: reading a number from a GPU would wait for the GPU.
         if self._looked_at_range or not image.is_cpu or image.numel() == 0:
             return

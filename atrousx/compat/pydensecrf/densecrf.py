@@ -34,10 +34,7 @@ class KernelType(IntEnum):
 
 
 class NormalizationType(IntEnum):
-    """Where a filter's values are divided by its response to a constant: before or after it, both.
-
-    ``NO_NORMALIZATION`` means nowhere.
-    """
+    """When a filter divides by its response to a constant: never, before or after it, or both."""
 
     NO_NORMALIZATION = 0
     NORMALIZE_BEFORE = 1
