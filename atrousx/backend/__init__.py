@@ -1,4 +1,4 @@
-"""Who computes a convolution: atrousx's kernels or PyTorch's own."""
+"""Chooses between atrousx's kernels and PyTorch's convolution."""
 
 from .choice import get_backend, set_backend
 from .state import broadcast, load_state_dict, state_dict

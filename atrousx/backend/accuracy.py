@@ -1,4 +1,4 @@
-"""Whether two results of one convolution agree: atrousx's error held against PyTorch's."""
+"""Decides whether atrousx's result of a convolution agrees with PyTorch's."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 
 from .geometry import Geometry
 
-_WORST = 8  # how many times the root mean square of errors the largest may be
+_WORST = 8  # the largest error may be this many times the allowed root mean square error
 _TF32_EPSILON = 2.0**-10
 _FLOAT32_EPSILON = torch.finfo(torch.float32).eps
 
 
 class Agreement(NamedTuple):
     agrees: bool
-    error: float  # the root mean square of the difference, over that of the result
+    error: float  # the root mean square of the difference, relative to the result's
     allowed: float
 
 
 def allowed_error(geometry: Geometry) -> float:
-    """What rounding alone may come to, as a part of the result, of independent random numbers.
+    """Returns the relative error that rounding alone explains, for independent random numbers.
 
-    ``e_product + e_sum (4 + sqrt(terms))``: a running sum of n terms has the size of sqrt(n) and
-    is rounded n times. Half types are summed in float32, and their results rounded once; TF32
-    rounds factors.
+    It is ``e_product + e_sum (4 + sqrt(terms))``. A running sum of n terms has a size of sqrt(n)
+    and is rounded n times. Half types are summed in float32 and their results are rounded once.
+    TF32 rounds the factors.
     """
     dtype: torch.dtype = getattr(torch, geometry.dtype)
     epsilon = torch.finfo(dtype).eps
@@ -42,11 +42,11 @@ def allowed_error(geometry: Geometry) -> float:
 def compare(
     native: Tensor, by_torch: Tensor | None, geometry: Geometry, exact: Callable[[], Tensor]
 ) -> Agreement:
-    """Whether atrousx's result is as right as PyTorch's.
+    """Decides whether atrousx's result is as accurate as PyTorch's.
 
-    Where the two differ by no more than rounding allows, it is. Where they differ by more,
-    float64 judges: atrousx's error may be twice PyTorch's, as everywhere. ``exact`` computes that;
-    it is called in this case alone, and where PyTorch has no result.
+    It is if the two differ by no more than rounding explains. Otherwise both are compared with the
+    float64 result: atrousx's error may be at most twice PyTorch's. ``exact`` computes the float64
+    result. It is called only in this case, or if PyTorch has no result.
     """
     allowed = allowed_error(geometry)
     error = math.inf
@@ -66,9 +66,9 @@ def compare(
 
 
 def difference(result: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Root mean square and maximum of a difference, as parts of those of the reference.
+    """Returns root mean square and maximum of the difference, relative to those of the reference.
 
-    Infinite where shapes differ or one result is not finite.
+    Both are infinite if the shapes differ or a value is not finite.
     """
     if result.shape != reference.shape:
         return math.inf, math.inf

@@ -1,4 +1,4 @@
-"""Which algorithm atrousx's kernels take: asked of the operator that decides, once per geometry."""
+"""Asks an operator which algorithm atrousx's kernels use, once for each geometry."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .precision import get_precision
 
 _algorithm = torch.ops.atrousx._atrous_conv2d_algorithm.default
 
-# By their numbers in csrc/atrous_conv2d/algorithm.h.
+# Indexed by the numbers in csrc/atrous_conv2d/algorithm.h.
 ROWS = "depthwise rows"
 NAMES = ("dense product", "minimal filtering", "depthwise", "direct", "tensor cores", ROWS)
 
 
 class Algorithm(NamedTuple):
     name: str
-    points: tuple[int, ...] = ()  # of minimal filtering, rows and columns
+    points: tuple[int, ...] = ()  # of a transformed Winograd filter, in rows and columns
 
 
 def ask(like: Tensor, pass_: str, *geometry: Any) -> Algorithm:
-    """What computes a pass on the device and in the dtype of ``like``.
+    """Returns the algorithm of a pass on the device and in the dtype of ``like``.
 
     ``geometry``: sizes of input and weight, stride, sides, dilation, groups; whether a tensor is
     channels_last; whether the weight is packed; whether TF32 is allowed.
@@ -33,7 +33,7 @@ def ask(like: Tensor, pass_: str, *geometry: Any) -> Algorithm:
     return Algorithm(NAMES[number], tuple(points))
 
 
-# Networks have few sizes, and to ask takes as long as a small convolution.
+# Cached because the operator takes as long as a small convolution, and networks have few sizes.
 @functools.lru_cache(maxsize=1024)
 def of_cpu_forward(
     dtype: torch.dtype,
@@ -46,7 +46,10 @@ def of_cpu_forward(
     frozen: bool,
     precision: str,
 ) -> Algorithm:
-    """Of a forward pass on the CPU. ``precision`` is the process's, which the operator knows."""
+    """Returns the algorithm of a forward pass on the CPU.
+
+    ``precision`` is only a key of the cache: the operator knows the precision of the process.
+    """
     batched = size if len(size) == 4 else (1, *size)
     if 0 in weight or 0 in batched[1:]:
         return Algorithm(NAMES[0])  # nothing to multiply
@@ -65,7 +68,7 @@ def current_points(
     frozen: bool,
     dtype: torch.dtype,
 ) -> tuple[int, ...]:
-    """The points of minimal filtering, none where live taps are multiplied.
+    """Returns the points of Winograd's minimal filtering, () where live taps are multiplied.
 
     ``frozen``: filters are transformed once, not at every call.
     """

@@ -1,4 +1,4 @@
-"""Choices kept across processes, in a small file under the user's cache folder."""
+"""Keeps choices for later processes, in a small file in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ENVIRONMENT = "ATROUSX_CACHE"
 _FILE = "choices.json"
 _FORMAT = 2
 
-# By machine, then by geometry: a choice's numbers.
+# The numbers of a choice, by machine and then by geometry.
 Entries = dict[str, dict[str, Any]]
 
 
 def location() -> Path | None:
-    """The file, or None where ``ATROUSX_CACHE=0`` says that there is none."""
+    """Returns the path of the file, or None if ``ATROUSX_CACHE=0`` disables it."""
     chosen = os.environ.get(ENVIRONMENT, "")
     if chosen == "0":
         return None
@@ -27,13 +27,13 @@ def location() -> Path | None:
         path = Path(chosen).expanduser()
         return path / _FILE if path.is_dir() else path
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path is to be ignored, by the specification of the XDG folders.
+    # The XDG specification says to ignore relative paths.
     folder = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return folder / "atrousx" / _FILE
 
 
 def read(machine: str) -> dict[str, Any]:
-    """A machine's entries; none where there is no file or a damaged one."""
+    """Returns the entries of a machine; none if the file is missing or damaged."""
     path = location()
     return {} if path is None else _read(path).get(machine, {})
 
@@ -50,11 +50,11 @@ def _read(path: Path) -> Entries:
 
 
 def write(machine: str, entries: Mapping[str, Any]) -> None:
-    """Adds entries to the file, and keeps what other processes have added meanwhile.
+    """Adds entries to the file and keeps what other processes have added in the meantime.
 
-    Without a lock two processes that write at once might lose what one of them added; replaced as
-    a whole the file is never half of one. A folder that cannot be written to is no error: choices
-    then are kept by the process alone.
+    The lock prevents that one of two processes overwrites what the other one adds. The file is
+    replaced as a whole, so that no reader sees a half-written file. If the folder is not writable,
+    there is no error: only this process keeps the choices.
     """
     path = location()
     if path is None or not entries:
@@ -82,7 +82,7 @@ def _replace(path: Path, text: str) -> None:
 def _locked(path: Path) -> Iterator[None]:
     try:
         import fcntl
-    except ImportError:  # Windows: what one of two processes adds may be lost there
+    except ImportError:  # Windows: entries of one of two concurrent writers may be lost
         yield
         return
     with open(path.with_name(f".{path.name}.lock"), "w") as file:

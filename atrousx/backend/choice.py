@@ -1,4 +1,4 @@
-"""Who computes a convolution: the process's choice, and what "auto" makes of it."""
+"""The backend of this process, and how "auto" chooses between atrousx and PyTorch."""
 
 from __future__ import annotations
 
@@ -30,38 +30,44 @@ check_backend(ENVIRONMENT, _default)
 
 
 def set_backend(backend: Backend) -> None:
-    """Sets who computes convolutions that name no backend of their own, in the whole process.
+    """Sets the backend of all convolutions in the process that are called without a ``backend``.
 
-    - "auto", the default: on CPUs with AVX2 or AVX-512 atrousx's kernels, except where a measured
-      rule expects PyTorch's own to be faster, the three passes of training taken together: see
-      ``benchmarks/tune.py``. What minimal filtering serves (:func:`atrousx.ops.atrous_conv2d`)
-      stays with atrousx's, and so does code that ``torch.compile`` or ``torch.export`` traces. On
-      GPUs and other CPUs it is "measure", and PyTorch's where atrousx has no kernels at all (ROCm,
-      MPS, XPU, or CUDA where only the CPU's were compiled).
+    - "auto", the default, on CPUs with AVX2 or AVX-512: atrousx's kernels, except where a measured
+      rule expects PyTorch's convolution to be faster. For training, the rule takes the three passes
+      together; see ``benchmarks/tune.py``. Convolutions that minimal filtering computes (see
+      :func:`atrousx.ops.atrous_conv2d`) always use atrousx's kernels. So does code that
+      ``torch.compile`` or ``torch.export`` traces. On GPUs and other CPUs "auto" means "measure".
+      Where atrousx has no kernels it means "torch": ROCm, MPS, XPU, or CUDA if only the CPU's
+      kernels were compiled.
     - "native": always atrousx's kernels.
-    - "torch": always ``torch.nn.functional.conv2d``, padding multiplied and all.
-    - "measure": a geometry's first call computes by both, compares the results, and times a few
-      calls; the faster one is kept, PyTorch's where it wins by 5 %. Forward and both gradients are
-      chosen apart. Where the results differ by more than rounding explains, PyTorch's convolution
-      computes from then on, and a RuntimeWarning says so. After four sizes of a layer the nearest
-      one decides for others. Choices are kept for the process, and for later ones in
-      ``~/.cache/atrousx/choices.json`` (``XDG_CACHE_HOME`` is followed; ``ATROUSX_CACHE`` is
-      another file, or 0 for none); :func:`atrousx.backend.state_dict` puts them into a checkpoint.
-      Nothing is timed in code that ``torch.compile``, ``torch.export`` or a dispatch mode traces,
-      while a CUDA graph is captured, and under ``torch.use_deterministic_algorithms(True)``. What
-      was compared before keeps its choice there; under deterministic algorithms atrousx's kernels
-      run wherever they were right. PyTorch's convolution computes what was never compared.
+    - "torch": always ``torch.nn.functional.conv2d``, which also multiplies padding.
+    - "measure": the first call of a geometry computes with both implementations, compares the
+      results and times a few calls. The faster one is kept; PyTorch's must be 5 % faster to be
+      chosen. Forward, grad-input and grad-weight are chosen separately. If the results differ by
+      more than rounding explains, a RuntimeWarning is issued and PyTorch's convolution is used from
+      then on. After four sizes of a layer were measured, the nearest of them decides for others.
 
-    Under ``torch.jit.trace``, ``torch.func``'s transforms and forward-mode differentiation "auto"
-    and "measure" always take PyTorch's.
+    Choices of "measure" are kept for the process. They are also written to
+    ``~/.cache/atrousx/choices.json`` for later processes. ``XDG_CACHE_HOME`` is respected;
+    ``ATROUSX_CACHE`` names another file, or is 0 for no file.
+    :func:`atrousx.backend.state_dict` returns the choices for a checkpoint.
 
-    Only convolutions are timed. Other operators run atrousx's kernels wherever there are any; on a
-    GPU each is checked once in a dtype against the CPU's. Upsampling is not timed, since PyTorch's
-    gradient of it sums on GPUs in an order that changes from run to run.
-    :func:`atrousx.ops.multi_rate_conv2d` is not, because it is asked for by name: its branches as
-    layers of their own are measured.
+    "measure" compares and times nothing in three cases: in code that ``torch.compile``,
+    ``torch.export`` or a dispatch mode traces, while a CUDA graph is captured, and under
+    ``torch.use_deterministic_algorithms(True)``. A geometry that was compared before keeps its
+    choice. Under deterministic algorithms it uses atrousx's kernels if their results were right. A
+    geometry that was never compared uses PyTorch's convolution.
 
-    The environment variable ``ATROUSX_BACKEND`` sets the first value.
+    Under ``torch.jit.trace``, transforms of ``torch.func`` and forward-mode differentiation, "auto"
+    and "measure" always use PyTorch's convolution.
+
+    Only convolutions are timed. Other operators use atrousx's kernels wherever there are any. On a
+    GPU each of them is checked once for each dtype against the CPU's operator. Upsampling is not
+    timed, because PyTorch's gradient of it sums in an order that changes from run to run on GPUs.
+    :func:`atrousx.ops.multi_rate_conv2d` is not timed, because a call of it asks for this kernel.
+    If the branches are separate layers instead, each layer is measured.
+
+    The environment variable ``ATROUSX_BACKEND`` sets the initial value.
 
     Args:
         backend: "auto", "native", "torch" or "measure".
@@ -83,7 +89,7 @@ def set_backend(backend: Backend) -> None:
 
 
 def get_backend() -> Backend:
-    """Says who computes convolutions that name no backend of their own; see :func:`set_backend`.
+    """Returns the backend of convolutions that are called without one; see :func:`set_backend`.
 
     Example:
         >>> import atrousx
@@ -94,7 +100,7 @@ def get_backend() -> Backend:
 
 
 def _undecidable(input: Tensor, weight: Tensor) -> bool:
-    """Whether no rule of the CPU applies, or to ask would tie traced code to one size."""
+    """Whether the CPU's rule does not apply, or would specialise traced code to one size."""
     return (
         torch.compiler.is_compiling()
         or input.device.type != "cpu"
@@ -103,9 +109,9 @@ def _undecidable(input: Tensor, weight: Tensor) -> bool:
 
 
 def knows_torch_only() -> bool:
-    """Whether what listens to the call knows PyTorch's operators alone, not atrousx's.
+    """Whether the call runs under something that supports PyTorch's operators only.
 
-    torch.jit.trace, a transform of torch.func, forward-mode differentiation.
+    These are torch.jit.trace, transforms of torch.func and forward-mode differentiation.
     """
     return not torch.compiler.is_compiling() and (
         torch._C._get_tracing_state() is not None
@@ -118,7 +124,7 @@ _HAS_LIMITS = current_limits() is not None
 
 
 def measures(backend: str, input: Tensor) -> bool:
-    """Whether "measure" is meant: by its name or, where no limits are known, by "auto"."""
+    """Whether the backend is "measure", or is "auto" on a device without measured limits."""
     if only_torch(input):
         return False
     return backend == "measure" or (
@@ -127,7 +133,7 @@ def measures(backend: str, input: Tensor) -> bool:
 
 
 def needs_torch(backend: str, input: Tensor) -> bool:
-    """Whether PyTorch must compute: it was chosen, or atrousx has no kernels for the device."""
+    """Whether PyTorch was chosen, or atrousx has no kernels for the device."""
     return backend == "torch" or (backend != "native" and only_torch(input))
 
 
@@ -142,7 +148,7 @@ def torch_computes(
     packed: bool = False,
     clips: bool = False,
 ) -> bool:
-    """Whether PyTorch's convolution is the one to call, where nothing is measured."""
+    """Whether to call PyTorch's convolution, if the backend does not measure."""
     if needs_torch(backend, input):
         return True
     if backend != "auto":
@@ -182,10 +188,10 @@ def winograd_points(
     dilation: tuple[int, int],
     frozen: bool,
 ) -> tuple[int, ...]:
-    """How the CPU's kernels convolve 3x3 filters by fewer products than live taps, where that pays.
+    """Returns how many points a transformed Winograd filter has, in rows and in columns.
 
-    The points of a transformed filter, rows and columns, as ``winograd_plan.h`` has
-    them; empty elsewhere. ``frozen``: filters are transformed once, not at every call.
+    ``winograd_plan.h`` defines them. Returns () where Winograd would not pay or must not be used.
+    ``frozen``: filters are transformed once, not at every call.
     """
     if backend == "torch" or knows_torch_only() or _undecidable(input, weight):
         return ()
@@ -193,12 +199,12 @@ def winograd_points(
 
 
 def allows_tf32(input: Tensor) -> bool:
-    """Whether float32 may be rounded to TF32: on CUDA, by PyTorch's own switch for convolutions."""
+    """Whether float32 may be rounded to TF32: on a GPU, if PyTorch's switch allows it."""
     return input.dtype == torch.float32 and is_gpu(input) and tf32_switch()
 
 
-# A constant to torch.compile, which cannot look into PyTorch's switches.
+# A constant for torch.compile, which cannot trace the reading of PyTorch's switch.
 @assume_constant_result
 def tf32_switch() -> bool:
-    # The attribute belongs to an object that torch puts in the module's place.
+    # At run time torch replaces the module by an object that has this attribute.
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

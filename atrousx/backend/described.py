@@ -1,4 +1,4 @@
-"""A convolution as a user describes it, without computing it: a layer or sizes."""
+"""Describes a convolution that a user gives to ``explain`` as a layer or as sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .geometry import (
 
 
 class ConvOptions(TypedDict, total=False):
-    """Of a convolution given by sizes."""
+    """Options of ``explain`` for a convolution or an input that is given by its size."""
 
     stride: int | Sequence[int]
     padding: Padding
@@ -115,7 +115,7 @@ def _device(options: ConvOptions) -> torch.device:
 
 
 def _input(input: Tensor | Sequence[int], options: ConvOptions, channels: int) -> Tensor:
-    """The map, four-dimensional, as it lies in memory."""
+    """Returns a 4-dimensional meta tensor with the strides and alignment of the input."""
     if isinstance(input, Tensor):
         given = in_room(room_like(input, torch.device("meta")), input)
         return given if given.dim() == 4 else given[None]

@@ -1,4 +1,4 @@
-"""What would compute a convolution, and why, in words and in numbers."""
+"""Explains which implementation and algorithm would compute a convolution, and why."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ class PassExplanation:
 
     name: str  # "forward", "grad-input" or "grad-weight"
     computed_by: str  # "atrousx", "PyTorch", or "undecided" until its first call is measured
-    algorithm: str  # of atrousx's kernels, whoever computes
-    points: tuple[int, ...]  # of minimal filtering, rows and columns
+    algorithm: str  # what atrousx's kernels would use, even if PyTorch computes the pass
+    points: tuple[int, ...]  # of a transformed Winograd filter, in rows and columns
     reason: str
-    native_seconds: float | None  # measured, of a call
+    native_seconds: float | None  # measured time of one call
     torch_seconds: float | None
 
     @property
     def method(self) -> str:
-        """The algorithm with its points."""
+        """The algorithm and, of minimal filtering, its points."""
         points = "x".join(map(str, self.points))
         return f"{self.algorithm}, {points} points" if points else self.algorithm
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`atrousx.explain` found; ``print`` shows it as a table."""
+    """The result of :func:`atrousx.explain`; ``print`` shows it as a table."""
 
     layer: str
     backend: str
     output_size: tuple[int, int, int, int]
     live_share: float
-    multiply_adds: int  # of one pass, those by padding included
-    live_multiply_adds: int  # of one pass
-    bytes_moved: int  # of one pass, if each tensor goes through memory once
+    multiply_adds: int  # in one pass, including those that read padding
+    live_multiply_adds: int  # in one pass
+    bytes_moved: int  # in one pass, if each tensor is read or written once
     passes: tuple[PassExplanation, ...]
 
     def __str__(self) -> str:
@@ -83,28 +83,29 @@ def explain(
     trains: bool = True,
     **options: Unpack[ConvOptions],
 ) -> Explanation:
-    """Says who would compute a convolution's passes, by which algorithm, and why.
+    """Explains which implementation and algorithm would compute a convolution's passes, and why.
 
-    Nothing is computed or measured: where the backend "measure" has not seen the sizes yet, the
-    passes are "undecided". Only convolutions are chosen. ``multi_rate_conv2d``, upsampling and the
-    CRF run atrousx's kernels wherever there are any: :func:`atrousx.set_backend` says why.
+    Nothing is computed or measured. If the backend is "measure" and the sizes are new to it, the
+    passes are "undecided". Only convolutions have a choice. ``multi_rate_conv2d``, upsampling and
+    the CRF use atrousx's kernels wherever there are any; :func:`atrousx.set_backend` gives the
+    reasons.
 
     Args:
         layer: a ``torch.nn.Conv2d`` or :class:`atrousx.AtrousConv2d`; or the size of a weight,
             ``[K, C / groups, KH, KW]``.
-        input: a tensor, or its size ``[N, C, H, W]``; of a layer ``(H, W)`` is enough.
+        input: a tensor, or its size ``[N, C, H, W]``; ``(H, W)`` is enough.
         backend: as in :func:`atrousx.ops.atrous_conv2d`.
-        trains: whether gradients will be wanted, by which "auto" decides on the CPU.
-        options: ``stride``, ``padding``, ``dilation`` and ``groups`` as in ``atrous_conv2d``, where
-            sizes are given and not a layer; ``dtype``, ``device`` and ``channels_last`` of the
-            input, where it is given by its size.
+        trains: whether gradients will be computed; on the CPU "auto" depends on it.
+        options: ``stride``, ``padding``, ``dilation`` and ``groups`` as in ``atrous_conv2d``, if
+            ``layer`` is a size; ``dtype``, ``device`` and ``channels_last`` of the input, if
+            ``input`` is a size.
 
     Returns:
         An :class:`atrousx.backend.explain.Explanation`.
 
     Raises:
-        TypeError: an argument of the wrong type, or one that the layer or the tensor says already.
-        ValueError: sizes that do not belong together, an empty output.
+        TypeError: an argument has the wrong type, or repeats what the layer or the tensor defines.
+        ValueError: the sizes do not fit each other, or the output would be empty.
 
     Example:
         >>> import atrousx
@@ -202,12 +203,12 @@ def _time(seconds: float) -> str:
 
 
 def _by_rule(problem: Problem, geometry: Geometry, trains: bool) -> tuple[bool, str]:
-    """The rule of "auto" on this CPU, for all three passes."""
+    """Applies the rule of "auto" on this CPU, which decides all three passes together."""
     stride, sides, dilation, *_ = geometry.options
     size, weight = torch.Size(geometry.input), torch.Size(geometry.weight)
     known = (size, weight, stride, sides, dilation)
     last = any(geometry.channels_last)
-    # An optimized layer is not trained.
+    # A layer that `optimize` made is not trained.
     use = PACKED if problem.frozen else TRAINS if trains else INFERS
     by_torch = cpu_rule(problem.dtype, False, last, *known, use, get_precision())
     isa = _library.core.cpu_isa

@@ -1,4 +1,4 @@
-"""A pass of a convolution as choices are kept by: on what device, of what sizes and formats."""
+"""The geometry of a convolution's pass (device, sizes, formats), which is the key of a choice."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .precision import get_precision
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, FUSED = "forward", "grad-input", "grad-weight", "fused forward"
 PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT)
-# Tensors that are what they seem.
+# Types of real tensors; other subclasses may trace the call or have no memory.
 PLAIN = (Tensor, nn.Parameter)
 
 
 class Options(NamedTuple):
-    """What an operator takes after its tensors, in its order."""
+    """The arguments that the operators take after their tensors, in this order."""
 
     stride: tuple[int, int]
     sides: tuple[int, int, int, int]
@@ -29,45 +29,45 @@ class Options(NamedTuple):
     allow_tf32: bool
 
 
-# Bytes: what vector loads are aligned to.
+# The alignment of vector loads in bytes.
 _ALIGNMENT = 16
 
 
 class View(NamedTuple):
-    """An operand that does not lie in memory as a new tensor does."""
+    """An operand whose memory layout differs from a new tensor's."""
 
-    place: int  # among the operands
-    offset: int  # bytes that it begins behind a multiple of 16
-    strides: tuple[int, ...] = ()  # where it has gaps, or repeats its numbers
+    place: int  # its index in Operands
+    offset: int  # its address modulo 16, in bytes
+    strides: tuple[int, ...] = ()  # if it has gaps, or several elements share memory
 
     @property
     def kind(self) -> View:
-        """The same for all sizes of the map."""
+        """The view without what depends on the size of the map."""
         return self._replace(strides=tuple(min(stride, 1) for stride in self.strides))
 
 
 class Geometry(NamedTuple):
-    """All that a choice depends on."""
+    """Everything that a choice depends on."""
 
     pass_: str
-    device: str  # a GPU's name, or the CPU with so many threads, at which precision
+    device: str  # a GPU's name, or "cpu" with the number of threads and the precision
     dtype: str
     input: tuple[int, int, int, int]  # [N, C, H, W]
     weight: tuple[int, int, int, int]  # [K, C / groups, KH, KW]
     options: Options
-    channels_last: tuple[bool, ...]  # of input, weight and, in a gradient, grad_output
-    ending: str = ""  # of the fused forward: what its store does, too
+    channels_last: tuple[bool, ...]  # for input, weight and, in a gradient, grad_output
+    ending: str = ""  # what the epilogue of a fused forward does: "residual", "relu" or both
     views: tuple[View, ...] = ()
 
     @property
     def layer(self) -> Geometry:
-        """The same for all batches and sizes of the map."""
+        """The geometry without batch and size of the map; it is equal for all sizes of a layer."""
         views = tuple(view.kind for view in self.views)
         return self._replace(input=(0, self.input[1], 0, 0), views=views)
 
     @property
     def pixels(self) -> int:
-        """Of the whole batch."""
+        """The number of input pixels in the batch."""
         batch, _, height, width = self.input
         return batch * height * width
 
@@ -79,7 +79,7 @@ class Geometry(NamedTuple):
 
     @property
     def terms(self) -> int:
-        """How many products an element of the result sums."""
+        """The number of products that one element of the result sums."""
         if self.pass_ == GRAD_WEIGHT:
             batch, _, rows, columns = self.output
             return batch * rows * columns
@@ -92,7 +92,7 @@ class Geometry(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> Geometry:
-        """What ``text`` wrote; ValueError, TypeError or KeyError where it is something else."""
+        """Reads what :meth:`text` wrote; anything else raises ValueError, TypeError or KeyError."""
         pass_, device, dtype, input, weight, options, formats, ending, views = json.loads(text)
         stride, sides, dilation, groups, allow_tf32 = options
         lists = (input, weight, stride, sides, dilation)
@@ -124,7 +124,10 @@ def _view_words(view: View) -> str:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """As PyTorch's suggest_memory_format, which takes as long as a small convolution."""
+    """Whether a tensor is channels_last, by the rule of PyTorch's suggest_memory_format.
+
+    That function itself takes as long as a small convolution.
+    """
     return tensor.dim() == 4 and _is_channels_last(tensor.shape, tensor.stride())
 
 
@@ -135,7 +138,7 @@ def _is_channels_last(size: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 class Operands(NamedTuple):
-    """The tensors of a pass: ``grad_output`` of a gradient, ``residual`` of a fused forward."""
+    """The tensors of a pass. Gradients have a ``grad_output``, a fused forward a ``residual``."""
 
     input: Tensor
     weight: Tensor
@@ -163,12 +166,12 @@ def geometry_of(pass_: str, operands: Operands, options: Options, ending: str = 
 
 
 def alignment(tensor: Tensor) -> int:
-    """How many bytes a tensor begins behind a multiple of 16."""
+    """Returns the address of a tensor modulo 16, in bytes."""
     return tensor.data_ptr() % _ALIGNMENT
 
 
 def room_like(tensor: Tensor, device: torch.device) -> Tensor:
-    """Memory that :func:`in_room` lays a tensor of these sizes, strides and alignment in."""
+    """Allocates memory in which :func:`in_room` can place a tensor laid out like this one."""
     span = 0
     if tensor.numel() > 0:
         steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -189,14 +192,14 @@ def _view_of(place: int, tensor: Tensor) -> View | None:
     dense = math.prod(size) == 0 or any(_is_dense(size, strides, order) for order in _orders(size))
     if type(tensor) in PLAIN and not tensor.is_meta:
         offset = alignment(tensor)
-    else:  # what stands for a tensor has no memory; PyTorch's begin at a multiple of 16
+    else:  # there is no memory; PyTorch aligns its allocations to multiples of 16 bytes
         (first,) = _hints((tensor.storage_offset(),))
         offset = first * tensor.itemsize % _ALIGNMENT
     return None if dense and offset == 0 else View(place, offset, () if dense else strides)
 
 
 def _orders(size: Sequence[int]) -> Sequence[Sequence[int]]:
-    """The dimensions of a new tensor's formats, innermost first."""
+    """Returns the orders of dimensions that new tensors have in memory, innermost first."""
     return ((3, 2, 1, 0), (1, 3, 2, 0)) if len(size) == 4 else (range(len(size))[::-1],)
 
 
@@ -210,8 +213,11 @@ def _is_dense(size: Sequence[int], strides: Sequence[int], order: Sequence[int])
 
 
 def device_name(device: torch.device) -> str:
-    """What tells devices apart that may choose differently: equal GPUs are one; the CPU is another
-    with other threads, and its kernels are others at the highest precision."""
+    """Returns a name that is equal for devices with the same choices.
+
+    Equal GPUs have one name. The CPU's name contains the number of threads and the precision,
+    because both change which kernels run and how fast they are.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -222,7 +228,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _hints(extents: Sequence[int | torch.SymInt]) -> Any:
-    """Sizes, or what a compiler that traces them takes for their usual values, without a guard."""
+    """Returns sizes as ints. Of symbolic ones it takes the hint, which adds no guard."""
     return tuple(
         (extent.node.hint if extent.node.has_hint() else 0)
         if isinstance(extent, torch.SymInt)

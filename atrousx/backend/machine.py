@@ -1,4 +1,4 @@
-"""What a measured time belongs to: a device as its driver runs it, and the libraries."""
+"""Describes what a measured time is valid for: the device, its driver and the libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._version import __version__
 
 
 def machine_of(device: torch.device) -> str:
-    """The device and what it is driven by, in words: the same wherever times would be, too."""
+    """Describes device, driver and libraries; a measured time holds where this text is equal."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         multiprocessors = properties.multi_processor_count
@@ -24,9 +24,9 @@ def machine_of(device: torch.device) -> str:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured from a device's calls: nothing can be waited for then.
+    """Whether a CUDA graph is being captured on this device or on the current one.
 
-    Or from those of the current device, which forbids to wait for any other.
+    During a capture the host must not wait for any GPU.
     """
     if device.type != "cuda":
         return False
@@ -38,9 +38,10 @@ def is_capturing(device: torch.device) -> bool:
 
 @functools.cache
 def build() -> str:
-    """The libraries whose kernels are compared: another build's may be wrong where these are not.
+    """Returns a description of the libraries whose kernels are compared.
 
-    A library is known by its size and the time it was written at, as Python knows its own files.
+    A comparison is valid for one build only. A library is identified by its size and modification
+    time, as Python identifies source files.
     """
     files = [library.file.stat() for library in (core, cuda) if library is not None]
     stamps = "+".join(f"{file.st_size:x}.{file.st_mtime_ns:x}" for file in files)

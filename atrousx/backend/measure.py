@@ -1,4 +1,4 @@
-"""The backend "measure": who computes a pass, by what its geometry's first call showed."""
+"""The backend "measure": the first call of a geometry decides which implementation computes it."""
 
 from __future__ import annotations
 
@@ -19,36 +19,42 @@ from .table import Choice, Table
 from .trial import try_both
 
 table = Table()
-# Held by whoever looks at the table or measures: two threads at once would slow each other.
+# Held while the table is used or a geometry is measured: two measuring threads would slow each
+# other.
 lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    # A child of a process that measures at that moment would wait for ever.
+    # If the parent holds the lock at the fork, the child would wait for ever.
     os.register_at_fork(after_in_child=lambda: lock._at_fork_reinit())  # type: ignore[attr-defined]
 
-# Who computes; of a forward, too, whether PyTorch's convolution computes its gradients: of both
-# operands, or of the weight where the input has none. Then autograd may be PyTorch's own as well.
+# Which implementation computes a pass. The last two exist for the forward pass only: PyTorch's
+# convolution computes its gradients, too. TORCH_THROUGHOUT: those of input and weight.
+# TORCH_FOR_WEIGHT: that of the weight, and the input needs none. PyTorch's autograd is then used.
 NATIVE, TORCH, TORCH_THROUGHOUT, TORCH_FOR_WEIGHT = range(4)
-# What was decided, by all that a call knows: quicker to look up than a geometry is to make.
+# Decisions by the lookup key of a call, which is faster to make than a Geometry.
 _decided: dict[tuple[object, ...], int] = {}
 _MOST_DECIDED = 8192
 
 
 def runs_natively(pass_: str, operands: Operands, options: Options, ending: str = "") -> bool:
-    """Whether atrousx's kernels are to compute this pass, or else PyTorch's convolution."""
+    """Whether atrousx's kernels compute this pass, and not PyTorch's convolution."""
     return who_computes(pass_, operands, options, ending) == NATIVE
 
 
 def who_computes(pass_: str, operands: Operands, options: Options, ending: str = "") -> int:
-    """The same, and of a forward whether its gradients have turned out to be PyTorch's, too."""
+    """Returns which implementation computes a pass, as one of the four constants above."""
     key = _key(pass_, operands, options, ending)
     found = None if key is None else _decided.get(key)
     return _decide(pass_, operands, options, ending, key) if found is None else found
 
 
 def note_torch_throughout(forward: Operands, options: Options, of_input: bool) -> None:
-    """Says that PyTorch's convolution computes all passes, gradients of the input or without."""
+    """Notes that PyTorch's convolution computes all passes of a layer.
+
+    ``of_input``: a gradient of the input was among these passes.
+    """
     key = _key(FORWARD, forward, options, "")
-    # What a new choice has cleared is looked up by the next forward, and noted after it.
+    # A new choice may have cleared the entry. The next forward decides again, and its backward
+    # then notes it.
     if key is not None and _decided.get(key) in (TORCH, TORCH_FOR_WEIGHT):
         _decided[key] = TORCH_THROUGHOUT if of_input else TORCH_FOR_WEIGHT
 
@@ -56,7 +62,7 @@ def note_torch_throughout(forward: Operands, options: Options, of_input: bool) -
 def _key(
     pass_: str, operands: Operands, options: Options, ending: str
 ) -> tuple[object, ...] | None:
-    """All that a call knows; None for tensors that something traces."""
+    """Returns the lookup key of a call, or None if the call is being traced."""
     if torch._C._len_torch_dispatch_stack():
         return None
     key: list[object] = [pass_, options, ending]
@@ -64,7 +70,7 @@ def _key(
         if tensor is None:
             key.append(None)
         elif type(tensor) in PLAIN:
-            # By hand: to call alignment() takes as long as all the rest.
+            # alignment() is inlined: calling it takes as long as the rest of this function.
             key += (tensor.shape, tensor.stride(), tensor.data_ptr() & 15)
         else:
             return None
@@ -106,14 +112,18 @@ def _decide(
 
 
 def native_of(choice: Choice | None) -> bool:
-    """Nothing that was not compared runs; where bits must repeat, all that agrees does."""
+    """Whether a choice lets atrousx's kernels run.
+
+    A kernel runs only after its result was compared. In deterministic mode every kernel that
+    agreed may run.
+    """
     if choice is None or not choice.verified:
         return False
     return choice.agrees if torch.are_deterministic_algorithms_enabled() else choice.native
 
 
 def _plain(operands: Operands) -> bool:
-    """Whether tensors are what they seem: nothing traces the call, and no subclass has its own."""
+    """Whether all tensors are real: the call is not traced, and no tensor is of a subclass."""
     return (
         not torch._C._len_torch_dispatch_stack()
         and not torch.compiler.is_compiling()
@@ -123,7 +133,7 @@ def _plain(operands: Operands) -> bool:
 
 
 def _measured(geometry: Geometry, operands: Operands, known: Choice | None) -> Choice:
-    """A new choice; of one that another build made, only whether this one's kernels are right."""
+    """Returns a measured choice. If another build made it, results are compared but not timed."""
     choice = try_both(geometry, operands, times=known is None)
     if known is not None and choice.agrees:
         return keep(geometry, known._replace(verified=True, agrees=True))
@@ -134,20 +144,20 @@ def _measured(geometry: Geometry, operands: Operands, known: Choice | None) -> C
 
 
 def keep(geometry: Geometry, choice: Choice) -> Choice:
-    """Puts a choice in the table, the lock being held; what was decided before is asked anew."""
+    """Puts a choice in the table and clears the lookup keys. The caller holds the lock."""
     table.put(geometry, choice)
     _decided.clear()
     return choice
 
 
 def replace(choices: Iterable[tuple[Geometry, Choice]]) -> None:
-    """Puts choices in the place of all that is known of their layers, the lock being held."""
+    """Replaces all choices of the layers of these choices. The caller holds the lock."""
     table.replace(choices)
     _decided.clear()
 
 
 def forget() -> None:
-    """Starts over, as a new process would."""
+    """Forgets all choices, as in a new process."""
     with lock:
         table.clear()
         _decided.clear()
@@ -155,8 +165,8 @@ def forget() -> None:
         _unwritten.clear()
 
 
-# The file is read once for each machine that this one has been, which other numbers of threads make
-# it, and written once a second, at most, and at the end.
+# The file is read once for each description of the machine, which contains the number of threads.
+# It is written at most once a second, and at exit.
 _read: set[str] = set()
 _unwritten: dict[str, dict[str, list[object]]] = {}
 _SECONDS_BETWEEN = 1.0
@@ -189,7 +199,7 @@ def _write() -> None:
 
 
 def choice_of(geometry: Geometry, device: torch.device) -> Choice | None:
-    """What was chosen for a geometry, or the nearest one; nothing is measured."""
+    """Returns the choice of a geometry or of the nearest one, without measuring."""
     with lock:
         _read_cache(device)
         return table.find(geometry)

@@ -1,4 +1,4 @@
-"""The three passes of a convolution, and the forward of an optimized model, by both who compute."""
+"""The three passes of a convolution and the fused forward, by atrousx's kernels and by PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Call = Callable[[], Tensor]
 def convolve_natively(
     input: Tensor, weight: Tensor, bias: Tensor | None, options: Options
 ) -> Tensor:
-    """Without a gradient: what has one of its own calls it."""
+    """Convolves by atrousx's kernels, without autograd: the caller provides the gradient."""
     with torch._C._AutoDispatchBelowAutograd():
         output: Tensor = _forward(input, weight, bias, *options)
     return output
@@ -39,7 +39,7 @@ def convolve_by_torch(
 
 
 def _padded(input: Tensor, sides: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """The map and the padding that PyTorch's convolution can have: the same on both sides."""
+    """Returns a map and a padding for PyTorch's convolution, which pads both sides equally."""
     top, left, bottom, right = sides
     if (top, left) == (bottom, right):
         return input, (top, left)
@@ -61,7 +61,7 @@ def gradient_of_weight(operands: Operands, options: Options) -> Tensor:
 def gradients_by_torch(
     operands: Operands, options: Options, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those of input and weight that are asked for."""
+    """Computes the requested gradients of input and weight by PyTorch; the others are None."""
     input, weight, _, grad, _ = operands
     padded, padding = _padded(input, options.sides)
     conv = (list(options.stride), list(padding), list(options.dilation), False, [0, 0])
@@ -76,7 +76,10 @@ def gradients_by_torch(
 
 
 def native_pass(pass_: str, operands: Operands, options: Options, ending: str) -> Call:
-    """A pass to call, by atrousx's kernels. What is done once for many calls is done here."""
+    """Returns a function that computes a pass by atrousx's kernels.
+
+    Work that many calls share, such as packing, is done before the function is returned.
+    """
     if pass_ == FORWARD:
         return lambda: convolve_natively(*operands[:3], options)
     if pass_ == FUSED:
@@ -88,7 +91,7 @@ def native_pass(pass_: str, operands: Operands, options: Options, ending: str) -
 
 
 def torch_pass(pass_: str, operands: Operands, options: Options, ending: str) -> Call:
-    """The same by PyTorch's convolution."""
+    """Returns a function that computes a pass by PyTorch's convolution."""
     if pass_ == FORWARD:
         return lambda: convolve_by_torch(*operands[:3], options)
     if pass_ == FUSED:
@@ -111,7 +114,7 @@ def _finished(output: Tensor, operands: Operands, ending: str) -> Tensor:
 
 
 def _packed(operands: Operands, options: Options) -> Tensor | None:
-    """The weight as ``optimize`` keeps it on the CPU."""
+    """Returns the weight packed as ``optimize`` packs it on the CPU; None on a GPU."""
     input, weight, *_ = operands
     if is_gpu(input):
         return None

@@ -1,4 +1,4 @@
-"""How exactly the CPU's kernels convolve: with minimal filtering, or never with it."""
+"""The precision of the CPU's convolutions: whether they may use minimal filtering."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _precision: Precision = "default"
 
 
 def set_precision(precision: Precision) -> None:
-    """Sets how exactly atrousx's CPU kernels convolve, in the whole process, from the next call on.
+    """Sets the precision of atrousx's CPU convolutions in the whole process, from the next call on.
 
-    - "default": wide 3x3 filters take fewer products than live taps, by minimal filtering, where
-      that pays and the numbers suit it: see :func:`atrousx.ops.atrous_conv2d`.
-    - "highest": every convolution, forward and backward, multiplies its live taps. The layers that
-      minimal filtering serves then take up to twice as long.
+    - "default": 3x3 filters with many channels use minimal filtering (Winograd), which needs fewer
+      products than live taps. It is used only where it is faster and the operands suit it; see
+      :func:`atrousx.ops.atrous_conv2d`.
+    - "highest": every convolution, forward and backward, multiplies its live taps. Layers that
+      would use minimal filtering then take up to twice as long.
 
-    It changes neither PyTorch's convolution nor CUDA's kernels; those follow
+    This setting does not change PyTorch's convolution or the CUDA kernels. The CUDA kernels follow
     ``torch.backends.cudnn.conv.fp32_precision``.
 
     Args:
@@ -44,7 +45,7 @@ def set_precision(precision: Precision) -> None:
 
 
 def get_precision() -> Precision:
-    """Says how exactly atrousx's CPU kernels convolve; see :func:`set_precision`.
+    """Returns the precision of atrousx's CPU convolutions; see :func:`set_precision`.
 
     Example:
         >>> import atrousx

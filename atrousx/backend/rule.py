@@ -1,4 +1,4 @@
-"""The rule of "auto" on CPUs: features of a convolution, held against measured limits."""
+"""The rule of "auto" on CPUs: it compares features of a convolution with measured limits."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from .algorithm import ROWS, of_cpu_forward
 
 FOLDER = Path(__file__).with_name("limits")
 MEASURED_DTYPES = (torch.float32, torch.bfloat16)
-# What a convolution is computed for: its gradients too, a result, a result by a weight that
-# optimize has packed, and the same with a ReLU that atrousx's kernels apply as they store.
+# What a convolution is used for: training (forward and gradients), inference, inference with a
+# weight that `optimize` has packed, and the last with a ReLU in the epilogue of atrousx's kernels.
 TRAINS, INFERS, PACKED, PACKED_RELU = "trains", "infers", "packed", "packed, ReLU"
 
 
 class Features(NamedTuple):
-    """What the rule looks at."""
+    """The properties of a convolution that the rule depends on."""
 
     dtype: torch.dtype
     channels_last: bool
     live: float  # the share of multiply-adds that touch data
     use: str
-    channels: int  # that an output sums over; 1: depthwise
+    channels: int  # the input channels that one output sums; 1: depthwise
     outputs: int
-    grouped: bool = False  # into groups of more than one channel
-    # Of a depthwise convolution:
-    multiplied: bool = False  # a channel has several outputs
-    by_rows: bool = False  # the kernel of whole rows computes it (csrc, depthwise/row_driver.h)
+    grouped: bool = False  # there are several groups of more than one channel
+    # The rest describes depthwise convolutions:
+    multiplied: bool = False  # each channel has several outputs
+    by_rows: bool = False  # the kernel for whole rows computes it (csrc, depthwise/row_driver.h)
     strided: bool = False
     dilated: bool = True
     taps: int = 9
 
 
 class Limits(NamedTuple):
-    """What tune.py has measured with an instruction set.
+    """The limits that ``benchmarks/tune.py`` has measured with one instruction set.
 
-    ``torch_from``: by kind, dtype with memory format, and use, the least share of live
-    multiply-adds from which PyTorch's convolution is the faster one: the less padding there is to
-    skip, the less skipping it gains. 0 is always, None never. A number in the place of a table
-    holds for all that it would list.
+    ``torch_from`` is a table by kind, then by dtype with memory format, then by use. Its entries
+    are shares of live multiply-adds. PyTorch's convolution is faster from that share on: with less
+    padding, atrousx gains less by skipping it. 0 means that PyTorch is always faster, None that it
+    never is. A number instead of a nested table holds for all entries of that table.
     """
 
-    measured: dict[str, Any]  # with which CPU, how many threads, which versions
-    bounds: dict[str, int]  # between few and many
+    measured: dict[str, Any]  # the CPU, number of threads and versions of the measurement
+    bounds: dict[str, int]  # the numbers that separate few from many
     torch_from: dict[str, Any]
 
 
 @functools.cache
 def limits_of(instruction_set: str) -> Limits | None:
-    """None where nothing was measured with an instruction set."""
+    """Returns the limits of an instruction set, or None if nothing was measured with it."""
     file = FOLDER / f"{instruction_set}.json"
     return Limits(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def current_limits() -> Limits | None:
-    """Of this CPU's kernels. Where there are none, "auto" measures."""
+    """Returns the limits of this CPU's kernels; if there are none, "auto" measures."""
     return limits_of(core.cpu_isa)
 
 
 def torch_is_faster(features: Features, limits: Limits) -> bool:
-    """The rule. Dtypes that were not measured stay with atrousx's kernels."""
+    """Whether the rule chooses PyTorch; dtypes that were not measured use atrousx's kernels."""
     if features.dtype not in MEASURED_DTYPES:
         return False
     limit = limit_at(limits, line_of(features, limits.bounds))
@@ -73,7 +73,10 @@ def torch_is_faster(features: Features, limits: Limits) -> bool:
 
 
 def limit_at(limits: Limits, line: tuple[str, str, str]) -> float | None:
-    """KeyError where a table lacks a line: files are tested to have them all."""
+    """Returns the limit at a line of the tables.
+
+    A missing line raises KeyError; a test checks that the files have all lines.
+    """
     found: Any = limits.torch_from
     for name in line:
         found = found[name] if isinstance(found, dict) else found
@@ -81,11 +84,11 @@ def limit_at(limits: Limits, line: tuple[str, str, str]) -> float | None:
 
 
 def line_of(features: Features, bounds: dict[str, int]) -> tuple[str, str, str]:
-    """Where a convolution's limit is: its kind, its dtype and memory format, its use."""
+    """Returns where the limit of a convolution stands: kind, dtype with memory format, use."""
     layout = "channels_last" if features.channels_last else "contiguous"
     depthwise = features.channels == 1
     kind = _depthwise_kind(features, bounds) if depthwise else _product_kind(features, bounds)
-    # All others have one limit, with a ReLU or without.
+    # Only depthwise convolutions have a separate limit for a ReLU.
     plain = features.use == PACKED_RELU and not kind.startswith("depthwise")
     use = PACKED if plain else features.use
     return kind, f"{str(features.dtype)[6:]} {layout}", use
@@ -97,7 +100,7 @@ def _depthwise_kind(features: Features, bounds: dict[str, int]) -> str:
     if features.by_rows or features.strided:
         return "depthwise, by rows" if features.by_rows else "depthwise, strided"
     kind = "depthwise, dilated" if features.dilated else "depthwise, undilated"
-    # Of many taps it is bound by multiply-adds, not by bytes.
+    # With many taps the time depends on multiply-adds, not on memory traffic.
     return f"{kind}, many taps" if features.taps >= bounds["many_taps"] else kind
 
 
@@ -112,7 +115,7 @@ def _product_kind(features: Features, bounds: dict[str, int]) -> str:
     return few or ("many channels" if many else "some channels")
 
 
-# Networks have few sizes, and to decide takes as long as a small convolution.
+# Cached because a decision takes as long as a small convolution, and networks have few sizes.
 @functools.lru_cache(maxsize=1024)
 def cpu_rule(
     dtype: torch.dtype,
@@ -130,7 +133,7 @@ def cpu_rule(
     if limits is None:
         return False
     conv = (size, weight, stride, sides, dilation)
-    # Grad-weight takes fewer products wherever frozen filters do.
+    # Training asks as for frozen filters: grad-weight uses Winograd wherever frozen filters do.
     algorithm = of_cpu_forward(dtype, channels_last, *conv, use != INFERS, precision)
     if algorithm.points and not mixed:
         return False
@@ -140,7 +143,7 @@ def cpu_rule(
 def features_of(
     dtype: torch.dtype, channels_last: bool, conv: tuple[Any, ...], use: str, algorithm: str
 ) -> Features:
-    """``conv``: the sizes of input and weight, stride, sides, dilation."""
+    """Returns the features; ``conv`` is the sizes of input and weight, stride, sides, dilation."""
     size, weight, stride, sides, dilation = conv
     outputs, channels, *taps = weight
     extents = output_size(size[-2:], taps, stride, sides, dilation)

@@ -1,10 +1,10 @@
-"""Operators that PyTorch has no twin for check themselves: a GPU's result against the CPU's.
+"""Checks operators on a GPU against the CPU's operators, if they have no twin in PyTorch.
 
-Once for each device and dtype, on a tiny input, forward and gradient, before the first result is
-given out. A wrong kernel raises RuntimeError, at every call: a result that is silently computed
-elsewhere would hide that a fast operator has become a slow one, and a wrong one must not be used.
-On the CPU nothing is checked: these kernels are what others are held against, and the test-suite
-holds them against float64.
+A check runs once for each device and dtype, before the operator's first result is returned. It
+computes forward and gradient on a tiny input. If the kernel is wrong, every call raises
+RuntimeError. A wrong result must not be used. To compute on the CPU instead would hide that the
+operator became slow. On the CPU nothing is checked: its kernels are the reference here, and the
+test suite compares them with float64.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from .machine import is_capturing
 
 ENVIRONMENT = "ATROUSX_SELF_CHECK"
 
-# Of rounding, which differs between devices, and of a sum's order.
+# The largest relative errors that different rounding and orders of summation explain.
 _ALLOWED = {
     torch.float64: 1e-9,
     torch.float32: 1e-4,
     torch.float16: 1e-2,
     torch.bfloat16: 5e-2,
 }
-# TF32 keeps as many bits as float16.
+# TF32 has as many mantissa bits as float16.
 _ALLOWED_TF32 = _ALLOWED[torch.float16]
 
-# A case computes on inputs that are on the device, floating ones in the dtype, and returns results
-# that a gradient is taken of where they have one.
+# A case gets its inputs on the device, floating ones in the dtype. Gradients are checked of those
+# results that require one.
 Case = Callable[..., tuple[Tensor, ...]]
 
 
 class _Check(NamedTuple):
     case: Case
-    inputs: Callable[[], tuple[Tensor, ...]]  # on the CPU, in float64 where they are floating
-    takes_tf32: bool  # whether it rounds float32 to TF32 where PyTorch's switch says so
+    inputs: Callable[[], tuple[Tensor, ...]]  # on the CPU; floating ones in float64
+    takes_tf32: bool  # whether it rounds float32 to TF32 if PyTorch's switch is on
 
 
 _checks: dict[str, _Check] = {}
-# By operator, dtype, device and whether float32 is rounded to TF32, which other kernels do.
+# Operator, dtype, device, and whether float32 is rounded to TF32, which is done by other kernels.
 Key = tuple[str, torch.dtype, torch.device, bool]
-# What was found: nothing wrong, or the sentence to raise.
+# The results of checks: None if the operator is right, or else the error message.
 _found: dict[Key, str | None] = {}
 _lock = threading.Lock()
-# A check calls the operator, which asks again.
+# Set while a check runs: the check calls the operator, which must not start another check.
 _local = threading.local()
 _unchecked: set[str] = set()
 
@@ -61,7 +61,7 @@ _unchecked: set[str] = set()
 def register(
     name: str, inputs: Callable[[], tuple[Tensor, ...]], takes_tf32: bool = False
 ) -> Callable[[Case], Case]:
-    """Makes a function an operator's check."""
+    """Returns a decorator that makes a function the check of an operator."""
 
     def add(case: Case) -> Case:
         _checks[name] = _Check(case, inputs, takes_tf32)
@@ -71,12 +71,12 @@ def register(
 
 
 def ensure_right(name: str, tensor: Tensor) -> None:
-    """Raises RuntimeError where an operator is wrong on a GPU; on the CPU it costs a look."""
+    """Raises RuntimeError if an operator is wrong on a GPU; does nothing on the CPU."""
     if is_gpu(tensor):
         _ensure(name, tensor.dtype, tensor.device)
 
 
-# A compiler asks when it traces.
+# torch.compile calls this once, while it traces.
 @assume_constant_result
 def _ensure(name: str, dtype: torch.dtype, device: torch.device) -> None:
     tf32 = _checks[name].takes_tf32 and dtype == torch.float32 and tf32_switch()
@@ -94,7 +94,7 @@ def _look(key: Key) -> None:
         _found[key] = None
         return
     if is_capturing(device):
-        # Nothing can be read back meanwhile; the next call outside will look.
+        # During a capture no result can be read back; the next call outside it runs the check.
         if name not in _unchecked:
             _unchecked.add(name)
             warnings.warn(
@@ -124,7 +124,7 @@ def _look(key: Key) -> None:
 
 
 def _difference(check: _Check, dtype: torch.dtype, device: torch.device) -> float:
-    """The largest, over results and gradients, as a part of the largest number of the CPU's."""
+    """Returns the largest difference in results and gradients, relative to the CPU's maximum."""
     with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
         given = check.inputs()
         own = _results(check.case, given, dtype, device)
@@ -139,7 +139,7 @@ def _results(
         t.to(device, dtype).requires_grad_() if t.is_floating_point() else t.to(device)
         for t in given
     ]
-    # Not every device knows autocast.
+    # torch.autocast fails for devices that do not support it.
     mixed = torch.is_autocast_enabled(device.type)
     with torch.autocast(device.type, enabled=False) if mixed else contextlib.nullcontext():
         results = case(*inputs)
@@ -153,12 +153,12 @@ def _results(
 
 
 def _waves(like: Tensor) -> Tensor:
-    """Numbers of both signs, the same on every device."""
+    """Returns numbers of both signs that are the same on every device."""
     return numbers(*like.shape).to(like.device, like.dtype)
 
 
 def numbers(*size: int) -> Tensor:
-    """What cases are made of: float64 between -1 and 1, no two neighbours alike."""
+    """Returns float64 numbers between -1 and 1 as inputs of cases; neighbours differ."""
     count = torch.Size(size).numel()
     return torch.arange(count, dtype=torch.float64).mul(1.7).add(0.3).sin().reshape(size)
 
@@ -170,12 +170,12 @@ def _relative(own: Tensor, right: Tensor) -> float:
         return 0.0 if torch.equal(own, right) else float("inf")
     peak = right.double().abs().max().item()
     error = (own.double() - right.double()).abs().max().item()
-    # A difference from or to NaN is none that may be.
+    # NaN is always an error.
     return error / max(peak, 1e-30) if error == error else float("inf")
 
 
 def forget() -> None:
-    """Starts over, as a new process would."""
+    """Forgets all results, so that every operator is checked again."""
     with _lock:
         _found.clear()
         _unchecked.clear()

@@ -1,4 +1,4 @@
-"""Choices as a dictionary, for checkpoints and for other processes."""
+"""Saves and loads choices as a dictionary, for checkpoints and for other processes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .machine import build
 from .table import Choice
 
 _VERSION = 2
-# How a choice was come by, where that matters to what it may decide; all others were measured.
+# The sources that are stored with a choice; every other source is stored as "measured".
 _HOW = ("measured", "nearest", "no memory")
 
 
 def state_dict() -> dict[str, Any]:
-    """What the backend "measure" has chosen so far, to be saved in a training checkpoint.
+    """Returns the choices that the backend "measure" has made so far, for a training checkpoint.
 
-    Loaded again, a resumed run computes each convolution as before, and so to the same bits: on a
-    device of the same name, on the CPU with as many threads.
+    A resumed run that loads them computes each convolution with the same kernels and gets the same
+    bits. This holds on a device of the same name, and on the CPU with the same number of threads.
 
     Returns:
-        A dictionary of strings, numbers and lists, which ``torch.save`` stores and
-        ``torch.load(..., weights_only=True)`` reads.
+        A dictionary of strings, numbers and lists. ``torch.save`` can store it and
+        ``torch.load(..., weights_only=True)`` can read it.
 
     Example:
         >>> import torch, atrousx
@@ -51,19 +51,19 @@ def _choice(entry: Any, of_this_build: bool) -> Choice:
 
 
 def load_state_dict(state: dict[str, Any]) -> None:
-    """Takes over the choices that :func:`state_dict` returned, here or in another process.
+    """Loads choices that :func:`state_dict` returned in this or another process.
 
-    They replace all that this process knows of the same layers, whatever the size of the map, on a
-    device of the same name; the cache adds nothing to them from then on. Where another build of
-    atrousx or PyTorch made them, a geometry's first call compares results once more, and keeps the
-    choice unless atrousx's kernels are wrong in this build.
+    They replace all choices of the same layers on a device of the same name, for every size of the
+    map. From then on the cache file adds no choices to these layers. If another build of atrousx or
+    PyTorch made the choices, the first call of each geometry compares the results again. It keeps
+    the choice unless atrousx's kernels are wrong in this build.
 
     Args:
-        state: as :func:`state_dict` returns it.
+        state: the dictionary that :func:`state_dict` returned.
 
     Raises:
         TypeError: ``state`` is not a dictionary.
-        ValueError: it is not one that :func:`state_dict` has made; nothing is changed then.
+        ValueError: ``state`` was not made by :func:`state_dict`. In this case nothing changes.
 
     Example:
         >>> import atrousx
@@ -91,16 +91,16 @@ def load_state_dict(state: dict[str, Any]) -> None:
 
 
 def broadcast(src: int = 0, group: torch.distributed.ProcessGroup | None = None) -> None:
-    """Sends one rank's choices to all others, so that ranks compute by the same kernels.
+    """Sends the choices of one rank to all others, so that all ranks use the same kernels.
 
-    Each rank measures by itself, and times that lie close together may be decided differently. To
-    call after a first step of training, by all ranks of the group: from then on they agree on what
-    ``src`` has run, whatever their caches hold. What a later geometry's first call finds is again
-    the rank's own, until the next broadcast.
+    Each rank measures alone, so two ranks may choose differently if the times are close. Call this
+    function on all ranks of the group after the first training step. After the call all ranks use
+    the choices of rank ``src``, whatever their caches hold. A geometry that is new after that is
+    again measured by each rank alone, until the next broadcast.
 
     Args:
         src: the global rank whose choices are sent.
-        group: the process group; None for the default one.
+        group: the process group; None for the default group.
 
     Raises:
         RuntimeError: ``torch.distributed`` is not initialised.

@@ -1,4 +1,4 @@
-"""The choices of this process: by geometry and, once a layer has a few, by the nearest of them."""
+"""The table of this process's choices, which also decides new sizes by the nearest measured one."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any, NamedTuple
 
 from .geometry import Geometry
 
-# Of a layer's sizes so many are measured; the nearest of them then decides for all others.
+# This many sizes of a layer are measured; then the nearest of them decides for all other sizes.
 FEW = 4
-# So many of those decisions are kept for a layer. Sizes beyond that are decided anew at each call,
-# alike, because the sizes that were measured stay the same.
+# This many decisions by the nearest size are kept for a layer. Further sizes are decided again at
+# each call. The decision does not change, because the measured sizes stay the same.
 MOST_NEAREST = 1024
 
 
 class Choice(NamedTuple):
-    """Who computes a geometry, and what that was seen by."""
+    """Which implementation computes a geometry, and the measurements that decided it."""
 
-    native: bool  # atrousx's kernels, not PyTorch's convolution
+    native: bool  # true: atrousx's kernels; false: PyTorch's convolution
     agrees: bool  # atrousx's result was compared and is right
     native_seconds: float = math.nan
     torch_seconds: float = math.nan
-    error: float = math.nan  # the root mean square of the difference, over the result's
+    error: float = math.nan  # the root mean square of the difference, relative to the result's
     source: str = "measured"  # or "cached", "loaded", "nearest"; "no memory": not compared
-    verified: bool = True  # false: another build made it, and this one compares once more
+    verified: bool = True  # false: another build made the choice, this build compares again
 
     @property
     def counts(self) -> bool:
-        """Whether it was found out at its own size, so that it may decide for others."""
+        """Whether the choice was compared at its own size, so that it may decide for others."""
         return self.verified and self.source not in ("nearest", "no memory")
 
     def numbers(self) -> list[Any]:
-        """What is stored of it."""
+        """Returns the numbers that are stored in files and checkpoints."""
         times = (self.native_seconds, self.torch_seconds)
         return [self.native, self.agrees, *times, self.error]
 
@@ -47,15 +47,15 @@ class Choice(NamedTuple):
 
 
 class Table:
-    """Not safe for threads: its users hold a lock."""
+    """Choices by layer and geometry. It is not thread-safe: its users hold a lock."""
 
     def __init__(self) -> None:
         self._layers: dict[Geometry, dict[Geometry, Choice]] = defaultdict(dict)
-        # Layers that a checkpoint or another process decides: the cache adds nothing to them.
+        # Layers that a checkpoint or another rank has decided: the cache file adds nothing to them.
         self._sealed: set[Geometry] = set()
 
     def find(self, geometry: Geometry) -> Choice | None:
-        """The choice of a geometry or, of a layer that has a few, of the nearest one."""
+        """Returns the choice of a geometry or, if enough sizes are known, of the nearest one."""
         known = self._layers.get(geometry.layer)
         if known is None:
             return None
@@ -63,7 +63,10 @@ class Table:
         return self._nearest(geometry, known) if found is None else found
 
     def decide(self, geometry: Geometry) -> Choice | None:
-        """The same, for a call that goes by it: what the nearest size decides is kept, too."""
+        """Returns the same as :meth:`find`, and keeps a choice that the nearest size decided.
+
+        A call that uses the choice calls this method.
+        """
         found = self.find(geometry)
         if found is not None and found.source == "nearest":
             known = self._layers[geometry.layer]
@@ -73,7 +76,10 @@ class Table:
 
     @staticmethod
     def _nearest(geometry: Geometry, known: dict[Geometry, Choice]) -> Choice | None:
-        """By the logarithm of the batch's pixels; never a kernel that was wrong at one size."""
+        """Returns the choice of the nearest size, by the logarithm of the batch's pixels.
+
+        If a kernel was wrong at one size, PyTorch computes all sizes that were not compared.
+        """
         compared = {g: c for g, c in known.items() if c.counts}
         if len(compared) < FEW:
             return None
@@ -93,15 +99,15 @@ class Table:
                 del known[other]
 
     def add(self, geometry: Geometry, choice: Choice) -> None:
-        """Keeps what is there already: a choice, once made, is kept for the run."""
+        """Adds a choice unless there is one: a choice stays the same for the whole run."""
         if geometry.layer not in self._sealed:
             self._layers[geometry.layer].setdefault(geometry, choice)
 
     def replace(self, choices: Iterable[tuple[Geometry, Choice]]) -> None:
-        """Puts these in the place of all that is known of their layers, and seals the layers.
+        """Replaces all choices of the layers that these choices belong to, and seals these layers.
 
-        What else was measured of a layer might be the nearest of some size, and decide otherwise
-        than where these choices come from.
+        A choice that stayed could be the nearest one of a new size. It could then decide otherwise
+        than in the process that made these choices.
         """
         layers: dict[Geometry, dict[Geometry, Choice]] = defaultdict(dict)
         for geometry, choice in choices:
@@ -110,7 +116,7 @@ class Table:
         self._sealed.update(layers)
 
     def seal(self) -> None:
-        """Has the cache add nothing to the layers that there are."""
+        """Seals all present layers, so that the cache file adds nothing to them."""
         self._sealed.update(self._layers)
 
     def __iter__(self) -> Iterator[tuple[Geometry, Choice]]:

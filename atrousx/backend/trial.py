@@ -1,4 +1,4 @@
-"""A geometry's first call: both who compute, run on numbers made for it, compared and timed."""
+"""Compares and times both implementations at a geometry's first call, on generated numbers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from .geometry import Geometry, Operands, in_room, room_like
 from .passes import Call, native_pass, torch_pass
 from .table import Choice
 
-# PyTorch's convolution must be so much faster to be chosen.
+# PyTorch's convolution must be faster by this factor to be chosen.
 TORCH_MUST_GAIN = 1.05
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 10
 _ENOUGH_SECONDS = 0.05
-# A call of so many seconds is timed well at once; if the other takes twice as long, once is enough.
+# One round is enough if both calls take more than _LONG seconds and one takes _CLEAR times as long
+# as the other.
 _LONG, _CLEAR = 0.01, 2.0
-_LAUNCHES = 4  # of a kernel between two events of a GPU
+_LAUNCHES = 4  # calls between two CUDA events
 
 
 def try_both(geometry: Geometry, operands: Operands, times: bool = True) -> Choice:
-    """Compares the two on a geometry and, with ``times``, finds out who is the faster one.
+    """Compares both implementations on a geometry and, with ``times``, finds the faster one.
 
-    Nothing of the caller's is read or written but sizes and strides: the numbers are made here, so
-    that a map of zeros or infinities cannot hide a wrong kernel, and of the same seed everywhere.
+    The caller's tensors provide sizes, strides and alignment; their values are neither read nor
+    written. The values are generated, so that a map of zeros or infinities cannot hide a wrong
+    kernel. Their seed is the same everywhere.
     """
     with _undisturbed(operands.input):
         try:
@@ -65,7 +67,10 @@ def _try_both(geometry: Geometry, operands: Operands, times: bool) -> Choice:
 
 
 def _result_of(call: Call) -> tuple[Tensor | None, Exception | None]:
-    """A pass's result, or why there is none: a kernel that refuses is no reason to stop."""
+    """Returns the result of a pass or, if it fails, None and the error.
+
+    If one implementation fails, the other one can still compute the pass.
+    """
     try:
         return call(), None
     except torch.OutOfMemoryError:
@@ -75,7 +80,10 @@ def _result_of(call: Call) -> tuple[Tensor | None, Exception | None]:
 
 
 def faster(native: Call, by_torch: Call, like: Tensor) -> tuple[float, float]:
-    """The least seconds of a call of each, in turn, so that what slows a machine slows both."""
+    """Returns the least seconds per call of each implementation.
+
+    They run in turn, so that a busy moment of the machine slows both.
+    """
     least = [math.inf, math.inf]
     spent = 0.0
     for done in range(1, _MOST_ROUNDS + 1):
@@ -90,7 +98,7 @@ def faster(native: Call, by_torch: Call, like: Tensor) -> tuple[float, float]:
 
 
 def seconds_of(call: Callable[[], object], like: Tensor) -> float:
-    """How long a call takes on the device of ``like``."""
+    """Returns how many seconds a call takes on the device of ``like``."""
     if not like.is_cuda:
         began = time.perf_counter()
         call()
@@ -106,7 +114,7 @@ def seconds_of(call: Callable[[], object], like: Tensor) -> float:
 
 @contextmanager
 def _undisturbed(like: Tensor) -> Iterator[None]:
-    """No gradient, the tensor's own device. Who calls has dealt with autocast."""
+    """Disables gradients and selects the tensor's device. The caller has disabled autocast."""
     with torch.no_grad():
         if like.is_cuda:
             with torch.cuda.device(like.device):
@@ -116,17 +124,23 @@ def _undisturbed(like: Tensor) -> Iterator[None]:
 
 
 def _made_like(geometry: Geometry, operands: Operands) -> Operands:
-    """Numbers of mean 0 whose result is about 1, in the caller's sizes, strides and alignment."""
+    """Returns operands of the caller's sizes, strides and alignment, filled with numbers of mean 0.
+
+    They are scaled so that the result is about 1.
+    """
     size = max(1, geometry.terms) ** -0.25
     made = (None if t is None else _filled(t, size, n) for n, t in enumerate(operands))
     return Operands(*made)  # type: ignore[arg-type]
 
 
 def _filled(like: Tensor, size: float, place: int) -> Tensor:
-    """A tensor that lies in memory as ``like`` does, gaps and all: a kernel may be wrong on views
-    alone. What lies in the gaps is none of its numbers."""
+    """Returns a filled tensor with the strides and alignment of ``like``.
+
+    A kernel may be wrong for views only. Gaps between elements are filled, too, so that a kernel
+    that reads them gives another result.
+    """
     flat = room_like(like, like.device)
-    # No two operands are made of the same numbers.
+    # Each operand gets different numbers.
     numbers = (_numbers(like.device).roll(997 * place) * size).to(like.dtype)
     whole = flat.numel() - flat.numel() % len(numbers)
     flat[:whole].view(-1, len(numbers)).copy_(numbers)
@@ -136,7 +150,7 @@ def _filled(like: Tensor, size: float, place: int) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _numbers(device: torch.device) -> Tensor:
-    # As many as no layer has channels or pixels: repeated, they meet others every time.
+    # 4093 is prime, so the repetition does not coincide with channels or rows of a layer.
     own = torch.Generator().manual_seed(0)
     return torch.randn(4093, generator=own).to(device)
 
