@@ -1,6 +1,6 @@
-"""The operators as functions; each page holds one operator's whole Python life."""
+"""The operators as functions; each module contains all Python code of one operator."""
 
-from . import _self_checks  # noqa: F401  (registers what each operator is checked by)
+from . import _self_checks  # noqa: F401  (registers the self-checks of the operators)
 from ._geometry import live_fraction
 from .atrous_conv2d import atrous_conv2d
 from .multi_rate_conv2d import multi_rate_conv2d

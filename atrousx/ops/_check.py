@@ -1,4 +1,4 @@
-"""Argument checks of the operators: a sentence naming the argument, what came, what is allowed."""
+"""Checks arguments of operators. An error names the argument, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .._library import device_problem
 
-# Strides, paddings, dilations and kernels, at most: what is computed from them then fits 64 bits.
-# csrc/checked.h has the same limit.
+# The maximum of strides, paddings, dilations and kernel extents. With it all numbers that are
+# computed from them fit in 64 bits. csrc/checked.h has the same limit.
 LARGEST_STEP = 2**31 - 1
-# Bytes that 64 bits address, in elements of the widest dtype.
+# The number of elements of the widest dtype that fit in a 64-bit address space.
 _MOST_ELEMENTS = (2**63 - 1) // 8
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -34,7 +34,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_device(name: str, tensor: Tensor) -> None:
-    # The usual cases first: each call of a function costs a small map.
+    # The usual cases come first, because one more function call matters on small maps.
     if tensor.is_cpu or tensor.is_meta:
         return
     problem = device_problem(tensor)
@@ -43,7 +43,7 @@ def check_device(name: str, tensor: Tensor) -> None:
 
 
 def check_same(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
-    """Same dtype and device as another argument."""
+    """Raises RuntimeError unless a tensor has the dtype and device of another argument."""
     if tensor.dtype != reference.dtype:
         raise RuntimeError(
             f"{name} must have the dtype of {reference_name} ({str(reference.dtype)[6:]}), "
@@ -68,9 +68,9 @@ def check_rank(name: str, tensor: Tensor, rank: int, shape: str) -> None:
 
 
 def check_map(name: str, tensor: Tensor) -> bool:
-    """Checks what a convolution reads; says whether it has a batch dimension.
+    """Checks the input of a convolution; returns whether it has a batch dimension.
 
-    Its device may be any: where atrousx has no kernels, PyTorch's convolution runs.
+    Every device is allowed: where atrousx has no kernels, PyTorch's convolution runs.
     """
     check_floating(name, tensor)
     if tensor.dim() not in (3, 4):
@@ -82,7 +82,10 @@ def check_map(name: str, tensor: Tensor) -> bool:
 
 
 def check_operand(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
-    """Dtype and device of another argument; autocast brings dtypes together before the kernel."""
+    """Checks that a tensor has the device and, without autocast, the dtype of another argument.
+
+    Autocast makes the dtypes equal before the kernel runs.
+    """
     check_floating(name, tensor)
     mixed = reference.device.type != "meta" and torch.is_autocast_enabled(reference.device.type)
     if not (mixed and tensor.device == reference.device):
@@ -90,8 +93,8 @@ def check_operand(name: str, tensor: Tensor, reference_name: str, reference: Ten
 
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """An int or a pair of ints, as PyTorch's convolution arguments are given."""
-    # The usual case first: asking whether a value is Integral takes a microsecond.
+    """Returns a pair of ints for an int or a pair, as PyTorch's convolution accepts them."""
+    # The usual case comes first: isinstance(value, Integral) takes a microsecond.
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
     if isinstance(value, (Integral, torch.SymInt)):
@@ -105,15 +108,15 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _plain(value: Any) -> int:
-    """NumPy's integers as Python's, which do not overflow; symbolic ones as they are."""
+    """Converts integers of NumPy to Python ints, which do not overflow; keeps symbolic ones."""
     return value if isinstance(value, torch.SymInt) else int(value)  # type: ignore[return-value]
 
 
 def check_steps(name: str, value: object, values: Sequence[int], least: int) -> None:
-    """Strides, paddings and the like: from ``least``, 0 or 1, to what kernels can compute with.
+    """Checks that strides, paddings and similar numbers lie between ``least`` and the maximum.
 
-    Symbolic numbers are compared with nothing but ``least``, so that a traced graph gets no guard
-    of ours: the kernel itself refuses what is too large.
+    ``least`` is 0 or 1. Symbolic numbers are compared with ``least`` only, so that a traced graph
+    gets no further guard. The kernel refuses numbers that are too large.
     """
     for number in values:
         if number < least:
@@ -128,7 +131,7 @@ def check_steps(name: str, value: object, values: Sequence[int], least: int) -> 
 
 
 def check_result_size(size: Sequence[int]) -> None:
-    """A result that no memory could hold; sizes that are symbolic are left to the allocator."""
+    """Raises ValueError if a result is larger than any memory; ignores symbolic sizes."""
     if torch.compiler.is_compiling():
         return
     count = 1

@@ -1,4 +1,4 @@
-"""A convolution's geometry as its callers give it: pairs, padding, the share of live taps."""
+"""Converts the geometry arguments of a convolution: pairs, padding, the share of live taps."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def live_fraction(
     padding: Padding = 0,
     dilation: int | Sequence[int] = 1,
 ) -> float:
-    """The share of a convolution's multiply-adds that touch data; the others would read padding.
+    """Returns the share of a convolution's multiply-adds that touch data and not padding.
 
-    ``live / (KH * KW * OH * OW)``, where ``live`` counts the pairs of an output pixel and a tap
-    whose sample lies on the map. ``atrous_conv2d`` computes the live ones only.
+    It is ``live / (KH * KW * OH * OW)``, where ``live`` counts the pairs of an output pixel and a
+    tap whose sample lies on the map. ``atrous_conv2d`` computes only these.
 
     Args:
         input_size: height and width of the map in pixels.
         kernel_size, stride, padding, dilation: as in ``atrous_conv2d``.
 
     Returns:
-        A number from 0 to 1, the same for forward, grad-input and grad-weight.
+        A number from 0 to 1. It is the same for forward, grad-input and grad-weight.
 
     Raises:
-        TypeError: an argument that is not an int or a pair of ints.
-        ValueError: a size that is not positive or above 2**31 - 1, or an empty output.
+        TypeError: an argument is not an int or a pair of ints.
+        ValueError: a size is not positive or is above 2**31 - 1, or the output is empty.
 
     Example:
         >>> import atrousx
@@ -59,7 +59,7 @@ def positive_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 def sides_of(
     padding: Padding | str, taps: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Padding as (top, left, bottom, right)."""
+    """Returns the padding as (top, left, bottom, right)."""
     if isinstance(padding, str):
         if padding == "valid":
             return (0, 0, 0, 0)

@@ -1,5 +1,7 @@
-"""Registers what Python computes of an operator, its kernels and fake kernels, with the check of
-devices that those in C++ have."""
+"""Registers the Python kernels and fake kernels of operators.
+
+They refuse tensors on several devices, as the kernels in C++ do.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
 def register_fake(name: str) -> Callable[[_Kernel], _Kernel]:
-    """The decorator ``torch.library.register_fake``, whose kernel refuses several devices."""
+    """Like ``torch.library.register_fake``, but the kernel refuses tensors on several devices."""
 
     def register(kernel: _Kernel) -> _Kernel:
         torch.library.register_fake(f"{NAMESPACE}::{name}")(on_one_device(name, kernel))
@@ -27,7 +29,7 @@ def register_fake(name: str) -> Callable[[_Kernel], _Kernel]:
 
 
 def register_kernel(name: str, devices: str | Sequence[str]) -> Callable[[_Kernel], _Kernel]:
-    """The decorator ``torch.library.impl``, whose kernel refuses several devices."""
+    """Like ``torch.library.impl``, but the kernel refuses tensors on several devices."""
 
     def register(kernel: _Kernel) -> _Kernel:
         checked = on_one_device(name, kernel)
@@ -42,7 +44,7 @@ def register_kernel(name: str, devices: str | Sequence[str]) -> Callable[[_Kerne
 
 
 def on_one_device(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel of an operator, refusing tensors on several devices."""
+    """Returns a kernel that refuses tensors on several devices and then calls the given one."""
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     names = [argument.name for argument in operator._schema.arguments]
 
@@ -55,7 +57,7 @@ def on_one_device(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_one_device(arguments: dict[str, Any]) -> None:
-    """Raises unless all tensors of named arguments are on the device of the first."""
+    """Raises RuntimeError unless all tensors are on the device of the first one."""
     tensors = _tensors(arguments)
     first_name, first = next(tensors)
     for name, tensor in tensors:

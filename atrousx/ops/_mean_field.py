@@ -1,5 +1,7 @@
-"""Mean-field inference in a fully connected CRF, over points: what DenseCRF and the compatibility
-layers share."""
+"""Mean-field inference in a fully connected CRF over points.
+
+DenseCRF and the compatibility layers share it.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,18 @@ _backward = torch.ops.atrousx._mean_field_backward.default
 
 __all__ = ["Term", "less_message", "mean_field"]
 
-# What CUDA's operator takes; energies of more run by parts.
+# The largest number of terms of the CUDA operator; more terms are computed by `_by_parts`.
 _MAX_CUDA_TERMS = 8
 
 
 def mean_field(
     logits: Tensor, terms: Sequence[Term], iterations: int, recompute: bool = False
 ) -> Tensor:
-    """Q <- softmax(log P - messages), ``iterations`` times from P = softmax(logits), [N, L, P].
+    """Returns Q [N, L, P] after ``iterations`` steps Q <- softmax(log P - messages).
 
-    For the gradient nothing but its Q is kept of an iteration; of one that a compiler traces all is
-    kept, unless ``recompute`` has it computed again.
+    It starts from Q = P = softmax(logits). For the gradient only Q of each iteration is kept. In
+    traced code all intermediate results are kept, unless ``recompute`` is true: then the backward
+    computes them again.
     """
     ensure_right("mean_field", logits)
     too_many = logits.device.type != "cpu" and len(terms) > _MAX_CUDA_TERMS
@@ -57,7 +60,7 @@ _TERM_PARTS = _LATTICE_PARTS + 4
 
 
 def _terms(parts: Sequence[Any]) -> list[Term]:
-    """The terms whose ``_parts`` these are."""
+    """Returns the terms from the joined results of ``_parts``."""
     terms = []
     for at in range(0, len(parts), _TERM_PARTS):
         *lattice, before, after, weight, compatibility = parts[at : at + _TERM_PARTS]
@@ -66,7 +69,7 @@ def _terms(parts: Sequence[Any]) -> list[Term]:
 
 
 class _MeanField(torch.autograd.Function):
-    """The operators' gradient with respect to the logits and to whatever a term is made of."""
+    """Mean-field inference with gradients of the logits and of all parts of the terms."""
 
     @staticmethod
     def forward(ctx: Any, iterations: int, logits: Tensor, *parts: Any) -> Tensor:
@@ -86,7 +89,7 @@ class _MeanField(torch.autograd.Function):
         for place, tensor in zip(ctx.places, tensors, strict=True):
             parts[place] = tensor
         needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # a gradient that is to be differentiated
+        if torch.is_grad_enabled():  # the gradient may be differentiated again
             return None, *_gradient_by_parts(grad, ctx.iterations, [logits, *parts], needed)
         return None, *_gradient(grad, states, _terms(parts), needed)
 
@@ -94,7 +97,7 @@ class _MeanField(torch.autograd.Function):
 def _gradient(
     grad: Tensor, states: Tensor, terms: Sequence[Term], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """By the operator, which gives sums that the gradients of the terms' parts are made of."""
+    """Computes the gradients by the operator, from whose sums the gradients of all parts follow."""
     per_term = [
         needed[at : at + _TERM_PARTS] for at in range(1, 1 + _TERM_PARTS * len(terms), _TERM_PARTS)
     ]
@@ -121,7 +124,10 @@ def _gradient(
 
 
 def _parameter_gradients(energies: Tensor, term: Term) -> tuple[Tensor, Tensor | None]:
-    """Of the weight and of the compatibility. Potts' gain is what equal labels have, see above."""
+    """Returns the gradients of weight and compatibility.
+
+    With Potts' costs only equal labels count (see ``Term.message``), which is the diagonal.
+    """
     if term.compatibility is None:
         return energies.diagonal().sum(), None
     return -(term.compatibility * energies).sum(), -term.weight * energies
@@ -130,8 +136,11 @@ def _parameter_gradients(energies: Tensor, term: Term) -> tuple[Tensor, Tensor |
 def _gradient_by_parts(
     grad: Tensor, iterations: int, inputs: Sequence[Any], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """With a graph of its own. Views of the inputs keep apart what one of them, as a normaliser,
-    owes to another."""
+    """Computes gradients that can be differentiated again.
+
+    An input, such as a normaliser, may have been computed from another input. Views of the inputs
+    keep the gradients of the two separate.
+    """
     views = [t.view_as(t) if isinstance(t, Tensor) else t for t in inputs]
     q = _by_parts(views[0], _terms(views[1:]), iterations)
     wanted = [view for view, asked in zip(views, needed, strict=True) if asked]
@@ -140,11 +149,11 @@ def _gradient_by_parts(
 
 
 def _without_tensor_weight(term: Term, labels: int) -> Term:
-    """The term with its weight in the compatibility: to read it from a GPU would wait for that."""
+    """Moves a tensor weight into the compatibility: reading it would wait for the GPU."""
     if not isinstance(term.weight, Tensor):
         return term
     if term.compatibility is None:
-        # Potts' costs are a diagonal's, up to the constant that softmax drops.
+        # Potts' costs equal a negative diagonal up to a constant, which softmax ignores.
         costs = -term.weight.expand(labels)
     else:
         costs = term.weight * term.compatibility
@@ -175,7 +184,7 @@ def _any_needs_gradient(logits: Tensor, terms: Sequence[Term]) -> bool:
 
 
 def _arguments(terms: Sequence[Term], like: Tensor) -> tuple[list[Tensor], list[float]]:
-    """What the operators take: nine tensors a term, and its weight."""
+    """Returns the arguments of the operators: nine tensors and a weight for each term."""
     if like.device.type != "cpu":
         terms = [_without_tensor_weight(term, like.shape[1]) for term in terms]
     none = like.new_empty(0)

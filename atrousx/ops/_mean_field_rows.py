@@ -1,6 +1,8 @@
-"""An iteration of the mean field over rows [P, L], one a point, by PyTorch and the lattice's
-operators. Of it are made the inference that a graph records, and CUDA's operators for the gradient;
-on the CPU these test the loops that do it there."""
+"""Mean-field iterations over rows [P, L], one for each point, by PyTorch and the lattice operators.
+
+``_by_parts`` of _mean_field.py and CUDA's operators for training use them. On the CPU they serve to
+test the CPU's own loops.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,16 @@ class Term(NamedTuple):
     """One Gaussian kernel of the energy."""
 
     lattice: Lattice
-    scales: Scales  # its normaliser
+    scales: Scales  # of the normaliser
     weight: float | Tensor
-    compatibility: Tensor | None  # [L, L], row: the label that pays; [L]: a diagonal; None: Potts'
+    compatibility: Tensor | None  # [L, L], row: the label that pays; [L]: a diagonal; None: Potts
 
     def message(self, filtered: Tensor) -> Tensor:
-        """What filtered probabilities add to the logits.
+        """Returns what the filtered probabilities add to the logits.
 
-        Of Potts' costs, labels that differ cost the weight. Probabilities sum to one over the
-        labels, so what they cost is a constant less what equal ones cost: softmax drops the
-        constant.
+        With Potts' costs, a pair of different labels costs the weight. Probabilities sum to one
+        over the labels. So the cost is a constant minus the weight times the probability of the
+        same label. Softmax ignores the constant.
         """
         if self.compatibility is None:
             return self.weight * filtered
@@ -41,7 +43,7 @@ class Term(NamedTuple):
         return -self.weight * (filtered @ self.compatibility.T)
 
     def cause(self, slopes: Tensor) -> Tensor:
-        """The gradient of those rows, given that of the logits."""
+        """Returns the gradient of the filtered probabilities, given that of the logits."""
         if self.compatibility is None or self.compatibility.dim() == 1:
             return self.message(slopes)
         return -self.weight * (slopes @ self.compatibility)
@@ -50,14 +52,14 @@ class Term(NamedTuple):
         return filter_rows(rows, self.lattice, self.scales)
 
     def filter_back(self, rows: Tensor) -> Tensor:
-        """By the transposed filter."""
+        """Filters rows by the transposed filter."""
         before, after = self.scales
         found: Tensor = _apply(rows, *self.lattice, after, before, True)
         return found
 
 
 def less_message(log_q: Tensor, q: Tensor, term: Term) -> Tensor:
-    """``log_q`` less what each label costs given the others' probabilities ``q``, [P, L] all."""
+    """Returns ``log_q`` minus the cost of each label given the probabilities ``q``, all [P, L]."""
     filtered = term.filter(q)
     if term.compatibility is None and not isinstance(term.weight, Tensor):
         return log_q.add(filtered, alpha=term.weight)
@@ -65,7 +67,7 @@ def less_message(log_q: Tensor, q: Tensor, term: Term) -> Tensor:
 
 
 def less_messages(log_p: Tensor, q: Tensor, terms: Sequence[Term]) -> Tensor:
-    """The logits of the next Q."""
+    """Returns the logits of the next Q: ``log_p`` minus the messages of all terms."""
     for term in terms:
         log_p = less_message(log_p, q, term)
     return log_p
@@ -89,7 +91,7 @@ def _rows(labels: Tensor) -> Tensor:
 
 
 def _labels(rows: Tensor, like: Tensor) -> Tensor:
-    """A copy of the rows, also where a transposition leaves them as they are."""
+    """Copies rows [N P, L] to labels [N, L, P], even if no transposition is needed."""
     images, labels, points = like.shape
     turned = rows.view(images, points, labels).transpose(1, 2)
     return turned.clone(memory_format=torch.contiguous_format)
@@ -121,7 +123,10 @@ def gradients_of_rows(
     of_energies: bool,
     of_corners: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """With slopes, the gradients of the logits that an iteration's probabilities came from."""
+    """Computes the gradients of logits, energies, corners and scales, from the last state back.
+
+    ``slopes`` are the gradients of the logits of an iteration's probabilities.
+    """
     terms = _terms(tensors, weights)
     points, labels = states.shape[1:]
     energies = grad.new_zeros(len(terms) if of_energies else 0, labels, labels)
@@ -145,7 +150,10 @@ def gradients_of_rows(
 
 
 def _add_corners(term: Term, q: Tensor, slopes: Tensor, corners: Tensor, scales: Tensor) -> None:
-    """A corner's weight is in the filter twice, where Q is splatted and where it is sliced."""
+    """Adds the gradients of corner weights and scales.
+
+    The filter uses a corner's weight twice: to splat Q and to slice it.
+    """
     before, after = term.scales
     splatted = q if before is None else q * before
     pulled = slopes if after is None else slopes * after

@@ -1,4 +1,4 @@
-"""Atrous convolution whose three passes are each computed by who was measured to be faster."""
+"""Atrous convolution by the backend "measure": each pass uses the faster implementation."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ _op = torch.ops.atrousx._measured_conv2d.default
 def convolve_measured(
     input: Tensor, weight: Tensor, bias: Tensor | None, options: Options
 ) -> Tensor:
-    """The convolution of a batch by the backend "measure"; arguments are checked."""
+    """Convolves a batch by the backend "measure"; the caller has checked the arguments."""
     if torch.compiler.is_compiling():
-        # Dynamo does not look into it, what compiles behind it does.
+        # Dynamo records one call of this composite operator; later stages of the compiler
+        # decompose it.
         output: Tensor = _op(input, weight, bias, *options)
         return output
     if knows_torch_only():
@@ -64,7 +65,7 @@ def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, options: Optio
 
 
 def _lowered(tensor: Tensor, kind: str) -> Tensor:
-    """As autocast gives it to a convolution."""
+    """Casts a tensor as autocast casts the operands of a convolution."""
     if tensor.dtype == torch.float64 or tensor.device.type != kind:
         return tensor
     return tensor.to(torch.get_autocast_dtype(kind))
@@ -85,12 +86,12 @@ class _Measured(torch.autograd.Function):
     ) -> Tensor:
         ctx.options = options
         ctx.save_for_backward(input, weight)
-        ctx.bias = None if bias is None else bias.detach()  # to name the forward by
+        ctx.bias = None if bias is None else bias.detach()  # part of the forward's lookup key
         return _forward(input, weight, bias, options, who)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Each of these has a gradient of its own, by atrousx's kernels or PyTorch's.
+        # All functions that are called here can be differentiated again.
         input, weight = ctx.saved_tensors
         operands = Operands(input, weight, grad_output=grad)
         needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad

@@ -1,5 +1,7 @@
-"""The permutohedral lattice of a batch of images: its construction from our operators and PyTorch's
-sort, with their fake kernels, gradients and autocast rule."""
+"""Builds the permutohedral lattice of a batch of images by atrousx's operators and PyTorch's sort.
+
+The operators' fake kernels, gradients and autocast rule are here, too.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ _pack = torch.ops.atrousx._permutohedral_pack.default
 _neighbours = torch.ops.atrousx._permutohedral_neighbours.default
 
 MAX_FEATURES = 32
-# Elevated coordinates, at most (D + 1)^2 times the largest feature, stay below this: keys are built
-# from int32 coordinates.
+# Elevated coordinates are at most (D + 1)^2 times the largest feature. They must stay below this
+# limit, because keys are built from int32 coordinates.
 _COORDINATE_LIMIT = 2**29
 _WORD_CAPACITY = 2**62
-# What PyTorch sorts at once on CUDA.
+# The number of elements that PyTorch can sort at once on CUDA.
 _SORT_CAPACITY = 2**31 - 1
 
 
@@ -34,21 +36,21 @@ class Lattice(NamedTuple):
     """The lattice of a batch of images as tensors: E = N P (D + 1) corners, M vertices."""
 
     corner_weights: Tensor  # [N P, D + 1] barycentric weights of the vertices around each point
-    corner_vertices: Tensor  # [N P, D + 1] those vertices
-    starts: Tensor  # [M + 1] entries of a vertex in the next two
+    corner_vertices: Tensor  # [N P, D + 1] the numbers of these vertices
+    starts: Tensor  # [M + 1] where the entries of each vertex start in the next two tensors
     entry_points: Tensor  # [E] the points around each vertex, in increasing order
-    entry_weights: Tensor  # [E] their weights there
-    neighbours: Tensor  # [D + 1, 2, M] the vertices a step ahead and behind, or -1
+    entry_weights: Tensor  # [E] the weights of the vertex at these points
+    neighbours: Tensor  # [D + 1, 2, M] the vertices one step ahead and one behind, or -1
 
 
 def build_lattice(features: Tensor) -> Lattice:
-    """The lattice of ``features`` [N, D, P], float32 or float64, N and P not 0."""
+    """Builds the lattice of ``features`` [N, D, P], float32 or float64; N and P must not be 0."""
     ensure_right("permutohedral_filter", features)
     return Lattice(*_build(features))
 
 
 def drop_points(lattice: Lattice, points: int) -> Lattice:
-    """The lattice of the first ``points`` points alone, with the vertices of all."""
+    """Returns a lattice of the first ``points`` points only, with all vertices."""
     if points == len(lattice.corner_vertices):
         return lattice
     kept = lattice.entry_points < points
@@ -63,8 +65,8 @@ def drop_points(lattice: Lattice, points: int) -> Lattice:
     )
 
 
-# Checks, then the lattice, as one operator: the number of vertices and the checks depend on data,
-# and a compiler that traces a caller sees one opaque call.
+# The checks and the construction are one operator. Both depend on data, so a compiler that traces
+# the caller must see one opaque call.
 @register_kernel("_permutohedral_build", ("cpu", "cuda"))
 def _(features: Tensor) -> tuple[Tensor, ...]:
     _check_magnitude(features)
@@ -73,16 +75,18 @@ def _(features: Tensor) -> tuple[Tensor, ...]:
 
 
 def assemble_by_sorting(features: Tensor) -> tuple[Tensor, ...]:
-    """The lattice from a few kernels around PyTorch's sort, scan and indexing: for CUDA, which has
-    a good sort, and on the CPU to test the lattice that is assembled there. Vertices are in the
-    order of their keys."""
+    """Builds a lattice with a few kernels and PyTorch's sort, scan and indexing.
+
+    CUDA uses it, because PyTorch sorts fast there. On the CPU it serves to test the CPU's own
+    construction. Vertices are in the order of their keys.
+    """
     images, dims, points = features.shape
     base, rank, weights = _embed(features)
     words, strides, minima = _key_layout(base, images)
     keys = _pack(base, rank, words, strides, minima)
     order = _order(keys, images)
     keys = keys[:, order]
-    # A vertex begins wherever a key differs from the one before it.
+    # A new vertex starts wherever a key differs from the key before it.
     begins = torch.ones_like(order, dtype=torch.bool)
     begins[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
     starts = begins.nonzero().flatten()
@@ -118,10 +122,11 @@ def _check_magnitude(features: Tensor) -> None:
 
 
 def _key_layout(base: Tensor, images: int) -> tuple[list[int], list[int], list[int]]:
-    """Words, strides and minima of the key's digits: the image, then D coordinates.
+    """Returns word, stride and minimum of each digit of a key: the image, then D coordinates.
 
-    A digit has room for its coordinate's range, the vertices around it (D on either side) and their
-    neighbours (D more). Digits are dealt to words in order, so that keys compare word by word.
+    A digit has room for the range of its coordinate, for the vertices around it (D on either side)
+    and for their neighbours (D more). Digits are assigned to words in order, so that keys can be
+    compared word by word.
     """
     dims = base.shape[2] - 1
     lows, highs = torch.stack(base.flatten(0, 1).aminmax(dim=0)).tolist()
@@ -144,10 +149,10 @@ def _key_layout(base: Tensor, images: int) -> tuple[list[int], list[int], list[i
 
 
 def _order(keys: Tensor, images: int) -> Tensor:
-    """The stable order of ``keys`` [words, E]."""
+    """Returns the permutation that sorts ``keys`` [words, E] stably."""
     if keys.shape[1] <= _SORT_CAPACITY:
         return _order_of_words(keys)
-    # The first digit of a key is its image: images stay one behind the other.
+    # The first digit of a key is its image, so images can be sorted one by one.
     corners = keys.shape[1] // images
     parts = [_order_of_words(part) for part in keys.split(corners, dim=1)]
     return torch.cat([part + n * corners for n, part in enumerate(parts)])
@@ -161,12 +166,14 @@ def _order_of_words(keys: Tensor) -> Tensor:
 
 
 def _order_of_numbers(numbers: Tensor) -> Tensor:
-    """``numbers.argsort(stable=True)``; of more than PyTorch sorts at once by quicksort, down to
-    parts that it does."""
+    """Returns ``numbers.argsort(stable=True)``.
+
+    If there are more numbers than PyTorch can sort at once, quicksort divides them into parts.
+    """
     count = len(numbers)
     if count <= _SORT_CAPACITY:
         return numbers.sort(stable=True)[1]
-    # A few evenly spaced ones stand for all; there is one that equals their median.
+    # The median of an evenly spaced sample. It equals an element, so the parts become smaller.
     pivot = numbers[:: max(1, count // 4096)].median()
     less, more = ((mask.nonzero().flatten()) for mask in (numbers < pivot, numbers > pivot))
     equal = (numbers == pivot).nonzero().flatten()
@@ -175,7 +182,7 @@ def _order_of_numbers(numbers: Tensor) -> Tensor:
 
 
 def _neighbour_steps(dims: int, words: list[int], strides: list[int]) -> Tensor:
-    """[D + 1, words]: what leads from a key to that of the next vertex along each axis."""
+    """Returns [D + 1, words]: the difference of the keys of neighbouring vertices on each axis."""
     steps = torch.zeros(dims + 1, words[-1] + 1, dtype=torch.int64)
     for axis in range(dims + 1):
         for i in range(dims):
@@ -229,7 +236,7 @@ def _(keys: Tensor, steps: Tensor) -> Tensor:
 
 def _save_build(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs)
-    # The entries' weights are the corners' in another order: gradients go to the corners'.
+    # entry_weights are corner_weights in another order; only corner_weights have a gradient.
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 

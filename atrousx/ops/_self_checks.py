@@ -1,4 +1,4 @@
-"""What each operator that PyTorch has no twin for is checked by, on a GPU, before it is used."""
+"""The self-checks of operators on a GPU, which run before the operator is used the first time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Results = tuple[Tensor, ...]
 
 
 def _both_formats(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """In the default layout and in channels_last, which have kernels of their own."""
+    """Returns a tensor in the default layout and in channels_last: they use different kernels."""
     return tensor, tensor.contiguous(memory_format=torch.channels_last)
 
 
@@ -108,7 +108,7 @@ def _mean_field(logits: Tensor, features: Tensor, places: Tensor, compatibility:
         return [Term(lattices[0], scales[0], 2.0, costs), Term(lattices[1], scales[1], 1.0, None)]
 
     fixed = [t.detach() for t in (logits, compatibility)]
-    # Inference has a kernel that keeps nothing; training keeps its states.
+    # Inference and training use different kernels: only training keeps the states.
     with torch.no_grad():
         inferred = mean_field(fixed[0], energy(fixed[1]), 3)
     return inferred, mean_field(logits, energy(compatibility), 3)

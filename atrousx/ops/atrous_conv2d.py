@@ -45,51 +45,59 @@ def atrous_conv2d(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    r"""Convolves with a filter whose taps lie ``dilation`` pixels apart, never multiplying padding.
+    r"""Convolves with a filter whose taps lie ``dilation`` pixels apart, and skips padding.
 
     .. math::
         y_{n,k,o,p} = b_k + \sum_{c,i,j} w_{k,c,i,j}\;
         x_{n,\,c,\;o s_h - p_h + i d_h,\;p s_w - p_w + j d_w}
 
-    over the taps whose sample lies on the map. The arguments and results are those of
-    ``torch.nn.functional.conv2d``; the gradients are exact to any order, and forward and backward
-    are deterministic. On CUDA, float32 is rounded to TF32 before it is multiplied where PyTorch's
-    switch for convolutions says so, ``torch.backends.cudnn.conv.fp32_precision`` (or its older
-    name, ``torch.backends.cudnn.allow_tf32``); it does by default. On the CPU wide 3x3 filters
-    without stride take fewer products than live taps where that pays, by minimal filtering
-    (Winograd): in float32 16 for 36 on 2x2 outputs the dilation apart, 9 for 16, 25 for 49 or 49
-    for 100 where a rate leaves no more than two, three or four pixels in a row; in half types 36
-    for 144 on 4x4 outputs. Operands that would round more than twice as much as in PyTorch's
-    convolution, or that are not finite, go by their live taps;
-    :func:`atrousx.set_precision` has all do so. All this is said of atrousx's kernels: where
-    another ``backend`` is chosen, PyTorch's convolution computes, and multiplies padding by the
-    weights.
+    The sum has only the taps whose sample lies on the map. Arguments and results are those of
+    ``torch.nn.functional.conv2d``. Gradients are exact to any order. Forward and backward are
+    deterministic.
+
+    On CUDA, float32 operands are rounded to TF32 if PyTorch's switch for convolutions says so:
+    ``torch.backends.cudnn.conv.fp32_precision``, or its older name
+    ``torch.backends.cudnn.allow_tf32``. It is on by default.
+
+    On the CPU, 3x3 filters with stride 1 and many channels use minimal filtering (Winograd) where
+    that is faster. It needs fewer products than live taps. In float32 it computes 2x2 outputs,
+    which lie the dilation apart, with 16 products instead of 36. With a large dilation, only two,
+    three or four pixels in a row may lie the dilation apart. Then it needs 9 products instead of
+    16, 25 instead of 49, or 49 instead of 100. In half types it computes 4x4 outputs with 36
+    products instead of 144. Live taps are multiplied if an operand is not finite, or if rounding
+    errors would be more than twice those of PyTorch's convolution. :func:`atrousx.set_precision`
+    can disable minimal filtering.
+
+    All of this describes atrousx's kernels. If ``backend`` selects PyTorch's convolution, padding
+    is multiplied, too.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
             strides, N may be 0.
-        weight: ``[K, C / groups, KH, KW]`` of the dtype and on the device of ``input``.
-        bias: ``[K]``, likewise.
+        weight: ``[K, C / groups, KH, KW]``, of the dtype and on the device of ``input``.
+        bias: ``[K]``, of the dtype and on the device of ``input``.
         stride: pixels between neighbouring outputs, one int or (vertical, horizontal).
-        padding: zeros around the map in pixels, one int or (vertical, horizontal); ``"valid"``
-            for none; ``"same"`` for an output of the size of the input, stride 1, the odd pixel
-            below and to the right.
+        padding: zeros around the map in pixels, one int or (vertical, horizontal). ``"valid"``
+            means no padding. ``"same"`` gives an output of the size of the input; it needs stride
+            1, and an odd pixel of padding is added below and to the right.
         dilation: pixels between neighbouring taps, one int or (vertical, horizontal).
         groups: the number of groups that channels and outputs are divided into.
-        backend: "native" for atrousx's kernels, "torch" for PyTorch's convolution, "measure" for
-            the one that is right and faster when tried, "auto" for the one that a measured rule
-            expects to be faster; None for the process's choice (:func:`atrousx.set_backend`).
+        backend: "native" uses atrousx's kernels, "torch" uses PyTorch's convolution. "measure"
+            tries both and uses the faster one if atrousx's result is right. "auto" uses the one
+            that a measured rule expects to be faster. None uses the backend of the process
+            (:func:`atrousx.set_backend`).
 
     Returns:
         ``[N, K, OH, OW]`` with ``OH = (H + padding - dilation * (KH - 1) - 1) // stride + 1``,
-        where ``padding`` counts both sides; channels_last if ``input`` or ``weight`` is.
+        where ``padding`` counts both sides. It is channels_last if ``input`` or ``weight`` is.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong rank or shape, a negative padding, a stride, dilation or number of
-            groups that is not positive, one of these or a kernel above 2**31 - 1, an empty map or
-            output, one that no memory could hold, ``"same"`` with a stride, an unknown ``backend``.
-        RuntimeError: tensors of different dtypes or devices.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a rank or shape is wrong; the padding is negative; stride, dilation or groups
+            are not positive; one of these or a kernel extent is above 2**31 - 1; the map or the
+            output is empty; the output is larger than any memory; ``"same"`` is used with a stride;
+            or ``backend`` is unknown.
+        RuntimeError: the tensors have different dtypes or devices.
 
     Source:
         Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
@@ -165,7 +173,7 @@ def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None, groups: 
 
 
 def _empty(size: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
-    """A new tensor, channels_last if either of the operands is, as PyTorch's convolution does."""
+    """Returns a new tensor, channels_last if an operand is, as in PyTorch's convolution."""
     formats = [torch._prims_common.suggest_memory_format(t) for t in (first, second)]
     chosen = torch.channels_last if torch.channels_last in formats else torch.contiguous_format
     return torch.empty(size, dtype=first.dtype, device=first.device, memory_format=chosen)
@@ -206,7 +214,7 @@ def _(
 
 @register_fake("_atrous_conv2d_pack_weight")
 def _(weight: Tensor, groups: int, points: Sequence[int] = ()) -> Tensor:
-    # What it holds depends on the CPU, and so does its size.
+    # Content and size depend on the CPU.
     size = torch.library.get_ctx().new_dynamic_size()
     wide = weight.dtype == torch.float64
     return weight.new_empty([*points, size], dtype=torch.float64 if wide else torch.float32)
@@ -240,8 +248,8 @@ def _(
     return _empty(weight_size, grad_output, input)
 
 
-# <grad, conv(x, w)> is linear in each of grad, x and w: the three operators are its three partial
-# derivatives, so each one's gradients are the other two.
+# <grad, conv(x, w)> is linear in each of grad, x and w. The three operators are its partial
+# derivatives, so the gradients of each operator are the other two.
 _Gradients = tuple[Tensor | None, ...]
 
 

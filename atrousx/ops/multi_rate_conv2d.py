@@ -1,4 +1,4 @@
-"""Convolutions of one input at several dilations: the function, its gradients and the rest."""
+"""Convolutions of one input at several dilations: the function, its fake kernels and gradients."""
 
 from __future__ import annotations
 
@@ -31,39 +31,40 @@ def multi_rate_conv2d(
     *,
     reduce: Literal["cat", "sum"] = "cat",
 ) -> Tensor:
-    r"""Convolves one input at several dilations, into one result: the pyramid of ASPP.
+    r"""Convolves one input at several dilations into one result, as in the ASPP pyramid.
 
     .. math::
         y = \big[\,B_1(x),\; \ldots,\; B_n(x)\,\big] \quad\text{or}\quad y = \sum_b B_b(x), \qquad
         B_b(x)_{n,k,o,p} = b_{b,k} + \sum_{c,i,j} w_{b,k,c,i,j}\;
         x_{n,\,c,\;o + (i - \lfloor KH_b/2 \rfloor) d_b,\;p + (j - \lfloor KW_b/2 \rfloor) d_b}
 
-    over the taps whose sample lies on the map: stride 1, and the size stays. Each branch is written
-    straight into its channels of the result, or added to it; nothing is concatenated afterwards.
-    In the sum the branches' centre taps, which read the same element, are added up beforehand and
-    multiplied once. The gradients are exact to any order; forward and backward are deterministic.
-    On CUDA, TF32 is used as in :func:`atrous_conv2d`. Where atrousx has no kernels for the device,
-    PyTorch's convolution computes the branches (not with :func:`atrousx.set_backend` at "native").
+    The sum has only the taps whose sample lies on the map. The stride is 1 and the output has the
+    size of the input. Each branch writes directly to its channels of the result, or adds to the
+    result; nothing is concatenated afterwards. For "sum", the centre taps of the branches read the
+    same element, so they are added first and multiplied once. Gradients are exact to any order.
+    Forward and backward are deterministic. On CUDA, TF32 is used as in :func:`atrous_conv2d`. If
+    atrousx has no kernels for the device, PyTorch's convolution computes the branches, unless
+    :func:`atrousx.set_backend` was called with "native".
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16, any
             strides, N may be 0.
-        weights: for each branch ``[K_b, C, KH_b, KW_b]`` with odd KH and KW (1x1 included), of the
-            dtype and on the device of ``input``. Summed branches have one K.
-        biases: for each branch ``[K_b]``, likewise, or None.
+        weights: for each branch ``[K_b, C, KH_b, KW_b]`` with odd KH and KW (1x1 is allowed), of
+            the dtype and on the device of ``input``. For "sum" all branches have the same K.
+        biases: for each branch ``[K_b]``, of the dtype and on the device of ``input``; or None.
         dilations: for each branch the pixels between neighbouring taps.
-        reduce: "cat" (DeepLab v3's pyramid) or "sum" (v2's).
+        reduce: "cat" concatenates the branches (DeepLab v3), "sum" adds them (DeepLab v2).
 
     Returns:
-        ``[N, K_1 + ... + K_n, H, W]`` for "cat", ``[N, K, H, W]`` for "sum"; channels_last if
-        ``input`` or one of ``weights`` is.
+        ``[N, K_1 + ... + K_n, H, W]`` for "cat", ``[N, K, H, W]`` for "sum". It is channels_last
+        if ``input`` or one of ``weights`` is.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong rank or shape, an even kernel, lengths that differ, no branch at all, a
-            dilation that is not positive or takes taps further than 2**31 - 1 pixels, an empty map,
-            another ``reduce``.
-        RuntimeError: tensors of different dtypes or devices.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a rank or shape is wrong; a kernel extent is even; the lists have different
+            lengths or are empty; a dilation is not positive; a tap lies more than 2**31 - 1 pixels
+            away; the map is empty; or ``reduce`` is unknown.
+        RuntimeError: the tensors have different dtypes or devices.
 
     Source:
         Chen et al., "DeepLab", arXiv:1606.00915, section 3.2 (sum), and "Rethinking Atrous
@@ -107,7 +108,7 @@ def _by_torch(
         F.conv2d(input, w, b, padding=[rate * (k // 2) for k in w.shape[2:]], dilation=rate)
         for w, b, rate in zip(weights, biases or itertools.repeat(None), rates, strict=False)
     ]
-    # The channels of [C, H, W] and of [N, C, H, W] are the third dimension from the end.
+    # In [C, H, W] and in [N, C, H, W] channels are the third dimension from the end.
     return torch.stack(branches).sum(0) if adds else torch.cat(branches, -3)
 
 
@@ -120,7 +121,7 @@ def _join(biases: Sequence[Tensor] | None, adds: bool) -> Tensor | None:
 def _check_tensors(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None
 ) -> bool:
-    """Checks types, ranks, dtypes and devices; says whether input has a batch dimension."""
+    """Checks types, ranks, dtypes and devices; returns whether input has a batch dimension."""
     batched = check_map("input", input)
     for name, tensors in (("weights", weights), ("biases", biases)):
         if tensors is None and name == "biases":
@@ -185,9 +186,9 @@ def _fake(
     dilations: Sequence[int],
     sum: bool,
     allow_tf32: bool,
-    packed: Sequence[Tensor] = (),  # of the one with ReLU
+    packed: Sequence[Tensor] = (),  # only the operator with ReLU has this argument
 ) -> Tensor:
-    # A plain loop: the builtin is shadowed by the operator's own argument.
+    # A loop, because the argument `sum` hides the builtin.
     outputs = 0
     for weight in weights:
         outputs = weight.shape[0] if sum else outputs + weight.shape[0]
@@ -203,7 +204,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The branches' own gradients; that of the input is their sum, in the order of branches."""
+    """Returns the gradients of all branches; the input's is their sum, in the order of branches."""
     input, *weights = ctx.saved_tensors
     needs_input, needs_weights, needs_bias = ctx.needs_input_grad[:3]
     grad_input: Tensor | None = None

@@ -1,5 +1,5 @@
-"""Gaussian filtering on the permutohedral lattice: the public function, its fake kernels, gradients
-and autocast rule. The lattice's own construction is in _permutohedral_lattice.py."""
+"""Gaussian filtering on the permutohedral lattice: the public function and class, the fake kernels,
+gradients and autocast rule. The lattice is built in _permutohedral_lattice.py."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ def permutohedral_filter(
         y_i = \sum_j n'_i \, k(f_i, f_j) \, n_j \, v_j, \qquad
         k(f, g) \approx e^{-\frac12 \lVert f - g \rVert^2}
 
-    over the points i, j of one image, in time linear in their number: values are splatted on the
-    permutohedral lattice, blurred along its D + 1 axes and sliced. With
-    :math:`K_i = \sum_j k(f_i, f_j)`, ``normalization`` chooses :math:`n = n' = K^{-1/2}`
-    ("symmetric"), :math:`n = 1/K, n' = 1` ("before"), :math:`n' = 1/K, n = 1` ("after"; weighted
-    means) or 1 ("none"). Results are bit-identical from run to run. Gradients with respect to
-    values and features are exact; those of the features have no second derivative.
+    The points i and j belong to the same image. The time is linear in the number of points: values
+    are splatted on the permutohedral lattice, blurred along its D + 1 axes and sliced.
+
+    With :math:`K_i = \sum_j k(f_i, f_j)`, ``normalization`` chooses the factors:
+    :math:`n = n' = K^{-1/2}` ("symmetric"), :math:`n = 1/K, n' = 1` ("before"),
+    :math:`n' = 1/K, n = 1` ("after", which gives weighted means) or 1 ("none").
+
+    Results are bit-identical from run to run. Gradients with respect to values and features are
+    exact. The gradient with respect to the features cannot be differentiated again.
 
     Args:
-        values: ``[N, C, *]``, any number of channels and of spatial dimensions, any strides.
+        values: ``[N, C, *]``, any number of channels and spatial dimensions, any strides.
         features: ``[N, D, *]``, 1 to 32 features per point, each already divided by its sigma.
             Float32 or float64; half types are computed in float32.
         normalization: "symmetric", "before", "after" or "none".
@@ -50,10 +53,10 @@ def permutohedral_filter(
         ``[N, C, *]`` in the dtype and memory format of ``values``.
 
     Raises:
-        TypeError: a tensor of the wrong type or dtype.
-        ValueError: shapes that do not belong together, an unknown normalization, features that are
-            not finite or too large for the lattice.
-        RuntimeError: tensors on different or unknown devices.
+        TypeError: a tensor has the wrong type or dtype.
+        ValueError: the shapes do not fit each other; the normalization is unknown; or features are
+            not finite or are too large for the lattice.
+        RuntimeError: the tensors are on different or unsupported devices.
 
     Source:
         Adams, Baek, Davis: Fast High-Dimensional Filtering Using the Permutohedral Lattice (2010);
@@ -75,7 +78,7 @@ def permutohedral_filter(
 
 
 def _filter(values: Tensor, lattice: Lattice, scales: Scales) -> Tensor:
-    """``values`` [N, C, *] in the lattice's dtype and back in their own."""
+    """Filters ``values`` [N, C, *] in the dtype of the lattice; the result has their own dtype."""
     rows = values.to(lattice.corner_weights.dtype).movedim(1, -1)
     filtered = filter_rows(rows.reshape(-1, values.shape[1]), lattice, scales)
     result = filtered.reshape(rows.shape).movedim(-1, 1).to(values.dtype)
@@ -83,26 +86,27 @@ def _filter(values: Tensor, lattice: Lattice, scales: Scales) -> Tensor:
 
 
 class PermutohedralLattice:
-    r"""The lattice of given features, built once to filter any number of values.
+    r"""A lattice of features that is built once and filters any number of values.
 
     .. math:: y_i = \sum_j n'_i \, k(f_i, f_j) \, n_j \, v_j
 
-    as in ``permutohedral_filter``, whose results ``filter`` gives bit for bit. Gradients reach the
-    features through every filtering; to go back through several of them one by one, keep the graph.
+    The symbols are those of ``permutohedral_filter``, and ``filter`` gives bit-identical results.
+    Gradients reach the features through every call of ``filter``. To run several backward passes
+    through one lattice, use ``retain_graph=True``.
 
     Args:
         features: ``[N, D, *]``, 1 to 32 features per point, each already divided by its sigma.
-            Float32 or float64, in which the lattice computes; half types give float32.
+            The lattice computes in their dtype, float32 or float64; for half types in float32.
         normalization: "symmetric", "before", "after" or "none".
 
     Raises:
-        TypeError: features of the wrong type or dtype.
-        ValueError: a wrong shape, an unknown normalization, features that are not finite or too
-            large for the lattice.
-        RuntimeError: a device that is not known.
+        TypeError: the features have the wrong type or dtype.
+        ValueError: the shape is wrong; the normalization is unknown; or features are not finite or
+            are too large for the lattice.
+        RuntimeError: the device is not supported.
 
     Source:
-        As ``permutohedral_filter``.
+        See ``permutohedral_filter``.
 
     Example:
         >>> import torch, atrousx
@@ -130,16 +134,18 @@ class PermutohedralLattice:
 
     @property
     def vertices(self) -> int:
-        """Of all images together."""
+        """The number of lattice vertices of all images together."""
         return 0 if self._lattice is None else self._lattice.neighbours.shape[2]
 
     def filter(self, values: Tensor) -> Tensor:
-        """Filters ``values`` ``[N, C, *]`` of the features' batch and sizes, in their dtype.
+        """Filters ``values`` ``[N, C, *]``; batch and spatial sizes are those of the features.
+
+        The result has the dtype of ``values``.
 
         Raises:
-            TypeError: values of the wrong type or dtype.
-            ValueError: values of another batch or other sizes.
-            RuntimeError: values on another device.
+            TypeError: the values have the wrong type or dtype.
+            ValueError: the batch or the spatial sizes differ from the features'.
+            RuntimeError: the values are on another device.
         """
         check_floating("values", values)
         if values.device != self._device:
@@ -188,12 +194,12 @@ def check_normalization(normalization: str) -> None:
 
 
 def computing_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype in which lattices are computed: float64 where one tensor is, else float32."""
+    """Returns the dtype in which a lattice computes: float64 if a tensor has it, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def normalizer(lattice: Lattice, normalization: Normalization) -> Scales:
-    """What points are multiplied by before splatting and after slicing, [N P, 1] each."""
+    """Returns the factors [N P, 1] of points before splatting and after slicing, None for 1."""
     if normalization == "none":
         return None, None
     weights = lattice.corner_weights
@@ -205,12 +211,12 @@ def normalizer(lattice: Lattice, normalization: Normalization) -> Scales:
 
 
 def filter_rows(rows: Tensor, lattice: Lattice, scales: Scales) -> Tensor:
-    """Filters ``rows`` [N P, C], one per point, with a normaliser's scales."""
+    """Filters ``rows`` [N P, C], one for each point, with the scales of a normaliser."""
     before, after = scales
     if not any(s is not None and s.requires_grad for s in scales):
         filtered: Tensor = _apply(rows, *lattice, before, after, False)
         return filtered
-    # The normaliser depends on the features: its gradient flows through these products.
+    # The scales depend on the features, and their gradient flows through these products.
     filtered = _apply(rows if before is None else rows * before, *lattice, None, None, False)
     return filtered if after is None else filtered * after
 
@@ -231,10 +237,11 @@ def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _apply_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """K = A S B^T with splat weights B, blur S and slice weights A, so K^T = B S^T A^T.
+    """Returns the gradients of values and barycentric weights.
 
-    A barycentric weight appears in A and in B: its gradient is the inner product of its point's
-    gradient with its vertex's value, plus that of its point's value with its vertex's gradient.
+    K = A S B^T with splat weights B, blur S and slice weights A, so K^T = B S^T A^T. A barycentric
+    weight is in A and in B, so its gradient is a sum of two inner products: the gradient at its
+    point with the value at its vertex, and the value at its point with the gradient at its vertex.
     """
     values, *lattice, before, after = ctx.saved_tensors
     needs = ctx.needs_input_grad

@@ -58,32 +58,33 @@ def upsample_argmax(
     return_probability: bool = False,
     dtype: torch.dtype = torch.int64,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""The labels of bilinearly upsampled logits, without ever storing the upsampled logits.
+    r"""Returns the labels of bilinearly upsampled logits, which are never stored.
 
     .. math::
         y_{n,o,p} = \arg\max_c \; U(x)_{n,c,o,p}
 
-    with :math:`U` as in ``ops.upsample_bilinear2d``: the result of
-    ``interpolate(logits, size, mode="bilinear").argmax(1)`` wherever the two greatest values differ
-    by more than rounding. As there, the first of equal values wins, and NaN above all; but a NaN or
-    infinity that a pixel reads with weight 0 need not reach it. Beside the result nothing of its
-    size is allocated. There is no gradient.
+    with :math:`U` as in ``ops.upsample_bilinear2d``. The result equals
+    ``interpolate(logits, size, mode="bilinear").argmax(1)`` wherever the two largest values differ
+    by more than rounding. As there, the first of equal values wins, and NaN wins over all numbers.
+    However, a NaN or infinity that a pixel reads with weight 0 need not affect this pixel. No other
+    memory of the size of the result is allocated. There is no gradient.
 
     Args:
         logits: ``[N, C, H, W]``, float32, float64, float16 or bfloat16, any strides, N may be 0.
         size: output height and width in pixels; one int for both.
-        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
-        return_probability: also return the labels' probabilities, the softmax's maximum.
-        dtype: of the labels: torch.int64, or torch.uint8 for up to 256 channels.
+        align_corners: if true, the centres of the corner pixels of both maps coincide; if false,
+            the borders of the maps coincide.
+        return_probability: also return the probability of each label, the maximum of the softmax.
+        dtype: the dtype of the labels: torch.int64, or torch.uint8 for up to 256 channels.
 
     Returns:
-        Labels ``[N, OH, OW]``; with ``return_probability`` also ``[N, OH, OW]`` of float32, float64
-        for float64 logits.
+        Labels ``[N, OH, OW]``. With ``return_probability`` also the probabilities ``[N, OH, OW]``
+        in float32, or in float64 for float64 logits.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong rank, an empty map, a size that is not positive or that no memory could
-            hold, too many channels.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: the rank is wrong; the map is empty; a size is not positive; the result is
+            larger than any memory; or there are too many channels.
 
     Example:
         >>> import torch, atrousx

@@ -33,26 +33,31 @@ def upsample_bilinear2d(
         y_{o} = (1 - \lambda)\, x_{\lfloor s \rfloor} + \lambda\, x_{\lfloor s \rfloor + 1},
         \qquad s = \max(0, (o + \tfrac12) \tfrac{in}{out} - \tfrac12)
 
-    along each axis in turn; with ``align_corners`` :math:`s = o\,(in - 1)/(out - 1)`. These are
-    the conventions of ``torch.nn.functional.interpolate(mode="bilinear")``, whose results it
-    equals. The gradient gathers, in a fixed order, what each input sample gave: no atomics.
-    Where an output coincides with an input (:math:`\lambda = 0`), ``interpolate`` still multiplies
-    the neighbour by 0, so that a NaN or infinity there spreads; here it may not.
+    The equation is applied along each axis in turn. With ``align_corners`` it is
+    :math:`s = o\,(in - 1)/(out - 1)`. These are the conventions of
+    ``torch.nn.functional.interpolate(mode="bilinear")``, and the results are equal. The gradient of
+    each input sample is gathered in a fixed order, without atomics.
+
+    There is one difference. If an output coincides with an input (:math:`\lambda = 0`),
+    ``interpolate`` still multiplies the neighbour by 0, so a NaN or infinity there spreads. Here it
+    need not spread.
 
     Args:
         input: ``[N, C, H, W]``, float32, float64, float16 or bfloat16, any strides, N may be 0.
         size: output height and width in pixels; one int for both.
-        scale_factor: output size over input size, instead of ``size``; one float for both.
-        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
-        recompute_scale_factor: with ``scale_factor``, take the scale from the rounded sizes.
+        scale_factor: output size divided by input size, instead of ``size``; one float for both.
+        align_corners: if true, the centres of the corner pixels of both maps coincide; if false,
+            the borders of the maps coincide.
+        recompute_scale_factor: compute the scale again from the rounded sizes; needs
+            ``scale_factor``.
 
     Returns:
         ``[N, C, OH, OW]`` in the dtype and memory format of ``input``.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong rank, an empty map, a size or scale that is not positive, a result that
-            no memory could hold, both or neither of ``size`` and ``scale_factor``.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: the rank is wrong; the map is empty; a size or scale is not positive; the result
+            is larger than any memory; or not exactly one of ``size`` and ``scale_factor`` is given.
 
     Example:
         >>> import torch, atrousx
@@ -100,7 +105,8 @@ def _scale_pair(scale_factor: float | Sequence[float]) -> tuple[float, float]:
 
 def _scaled(extent: int, scale: float) -> int:
     scaled = extent * scale
-    # A symbolic extent stays one. Infinity has no floor, and as an int it would say nothing.
+    # A symbolic extent stays symbolic. A huge float is refused here: math.floor(inf) raises an
+    # error that does not name the argument.
     if type(scaled) is float and scaled >= 2.0**63:
         raise ValueError(f"scale_factor must leave sizes below 2**63, got {scale!r} for {extent}")
     return math.floor(scaled)
@@ -135,7 +141,7 @@ def _(
     return _like(grad_output, [*grad_output.shape[:2], height, width])
 
 
-# Both directions are linear and each is the other's gradient, to any order.
+# Both operators are linear, and each is the gradient of the other, to any order.
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, _, *options = inputs
     ctx.transposed = input.shape[2], input.shape[3], *options

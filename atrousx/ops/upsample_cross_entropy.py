@@ -19,7 +19,7 @@ _forward = torch.ops.atrousx._upsample_cross_entropy.default
 _backward = torch.ops.atrousx._upsample_cross_entropy_backward.default
 
 Reduction = Literal["none", "mean", "sum"]
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)  # by their number in the operator
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)  # indexed by the operator's numbers
 LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -33,17 +33,19 @@ def upsample_cross_entropy(
     label_smoothing: float = 0.0,
     align_corners: bool = False,
 ) -> Tensor:
-    r"""Cross-entropy of bilinearly upsampled logits, without ever storing the upsampled logits.
+    r"""Returns the cross-entropy of bilinearly upsampled logits, which are never stored.
 
     .. math::
         \ell_i = -(1 - \varepsilon)\, w_{t_i} \log p_{i,t_i}
         - \frac{\varepsilon}{C} \sum_c w_c \log p_{i,c},
         \qquad p_i = \mathrm{softmax}_c\, U(x)_i
 
-    over the pixels i of ``target``, with :math:`U` as in ``ops.upsample_bilinear2d``. Value and
-    gradient are those of ``cross_entropy(interpolate(logits, target.shape[1:], mode="bilinear"),
-    target, ...)``, to rounding; memory is not: the forward keeps one number a pixel, the backward
-    recomputes probabilities block by block and gathers them, in a fixed order, into the gradient.
+    The loss is computed for each pixel i of ``target``, with :math:`U` as in
+    ``ops.upsample_bilinear2d``. Value and gradient equal those of
+    ``cross_entropy(interpolate(logits, target.shape[1:], mode="bilinear"), target, ...)`` up to
+    rounding, but with less memory. The forward keeps one number for each pixel. The backward
+    recomputes the probabilities block by block and gathers them into the gradient, in a fixed
+    order.
 
     Args:
         logits: ``[N, C, H, W]``, float32, float64, float16 or bfloat16 (half types are computed in
@@ -51,21 +53,24 @@ def upsample_cross_entropy(
         target: labels ``[N, OH, OW]``, int64, int32 or uint8.
         weight: ``[C]``, a factor for each class.
         ignore_index: the label of pixels that do not count.
-        reduction: "mean" (over the weights of the pixels that count; NaN where none does), "sum",
-            or "none".
-        label_smoothing: the share :math:`\varepsilon` of the loss spread over all classes, 0..1.
-        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
+        reduction: "mean", "sum" or "none". "mean" divides by the sum of the weights of the pixels
+            that count; it is NaN if there is none.
+        label_smoothing: the share :math:`\varepsilon` of the loss that is spread over all classes,
+            0..1.
+        align_corners: if true, the centres of the corner pixels of both maps coincide; if false,
+            the borders of the maps coincide.
 
     Returns:
-        A scalar, or ``[N, OH, OW]`` for "none", in the dtype of ``logits``. Derivatives of first
-        order only.
+        A scalar, or ``[N, OH, OW]`` for "none", in the dtype of ``logits``. It has derivatives of
+        first order only.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes that do not belong together, an unknown reduction, a smoothing outside
-            0..1, an ``ignore_index`` beyond 64 bits, on the CPU a label outside 0..C-1. On a GPU,
-            where looking would mean waiting, such a label makes the loss NaN instead.
-        RuntimeError: tensors on different devices.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: the shapes do not fit each other; the reduction is unknown; the smoothing is
+            outside 0..1; ``ignore_index`` does not fit in 64 bits; or, on the CPU, a label is
+            outside 0..C-1. On a GPU such a label makes the loss NaN instead, because a check would
+            have to wait for the GPU.
+        RuntimeError: the tensors are on different devices.
 
     Example:
         >>> import torch, atrousx
@@ -94,7 +99,10 @@ def upsample_cross_entropy(
 
 
 def _explain_nan(loss: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raises where a NaN comes from a label that is no class: only then is the target searched."""
+    """Raises ValueError if the loss is NaN because of an invalid label.
+
+    The target is searched only if the loss is NaN.
+    """
     values = loss.detach()
     if not math.isnan(values.item() if values.dim() == 0 else values.sum().item()):
         return
@@ -182,14 +190,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     logits, target, weight, *ctx.options = inputs
     _, total_weight, log_sum = output
     ctx.mark_non_differentiable(total_weight, log_sum)
-    ctx.set_materialize_grads(False)  # zeros for log_sum would be one more number a pixel
+    ctx.set_materialize_grads(False)  # zeros for log_sum would take one more number per pixel
     ctx.save_for_backward(logits, target, weight, total_weight, log_sum)
 
 
 def _gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    # A second derivative by the logits, too, must meet the refusal: the dispatcher knows of it.
+    # If the gradient may be differentiated, call the dispatcher: it raises for second derivatives.
     slopes = _backward if torch.is_grad_enabled() else _slopes
     grad_logits: Tensor = slopes(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
     return grad_logits, *[None] * 6

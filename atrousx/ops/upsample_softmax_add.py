@@ -1,4 +1,4 @@
-"""The softmax of upsampled logits added to a sum: the public function and its fake kernel."""
+"""Adds the softmax of upsampled logits to a sum: the public function and its fake kernel."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ def upsample_softmax_add_(
     flip: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
-    r"""Adds the softmax of bilinearly upsampled logits to a sum, in place and in one pass.
+    r"""Adds the softmax of bilinearly upsampled logits to ``sum``, in place and in one pass.
 
     .. math::
         s_{n,c,o,p} \mathrel{+}= \alpha \; \mathrm{softmax}_c \, U(x)_{n,o,p}
 
-    with :math:`U` as in ``ops.upsample_bilinear2d``: one term of the mean over scales and mirror
-    images with which segmentation is tested, where :math:`\alpha` is one over their number. Beside
-    the sum nothing of its size is allocated. There is no gradient.
+    with :math:`U` as in ``ops.upsample_bilinear2d``. This is one term of the mean over scales and
+    mirror images that is used to test segmentation; :math:`\alpha` is then one divided by the
+    number of terms. No other memory of the size of ``sum`` is allocated. There is no gradient.
 
     Args:
-        sum: ``[N, C, OH, OW]``, float32, or float64 for float64 logits; any strides whose elements
-            do not share memory. It is changed and returned.
+        sum: ``[N, C, OH, OW]``, float32, or float64 for float64 logits. Any strides are allowed if
+            no two elements share memory. It is changed and returned.
         logits: ``[N, C, H, W]``, float32, float64, float16 or bfloat16 (half types are computed in
             float32), any strides, N may be 0.
-        alpha: what the probabilities are multiplied by.
-        flip: the logits are a network's answer to the mirrored image: they are mirrored back,
-            columns reversed, before they are upsampled.
-        align_corners: the centres of the corner pixels, not the borders of the maps, coincide.
+        alpha: the factor of the probabilities.
+        flip: the logits belong to the mirrored image, so their columns are reversed before they are
+            upsampled.
+        align_corners: if true, the centres of the corner pixels of both maps coincide; if false,
+            the borders of the maps coincide.
 
     Returns:
         ``sum``.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: wrong ranks, an empty map, batches or channels that differ.
-        RuntimeError: tensors on different devices; ``sum`` requires a gradient, or shares memory
-            with itself.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a rank is wrong, the map is empty, or batches or channels differ.
+        RuntimeError: the tensors are on different devices; ``sum`` requires a gradient; or elements
+            of ``sum`` share memory.
 
     Source: the inference of arXiv:1706.05587, section 4.
 
