@@ -1,4 +1,4 @@
-"""atrousx: hand-written kernels for dilated convolution, bilinear upsampling and the dense CRF."""
+"""atrousx: CPU and CUDA kernels for dilated convolution, bilinear upsampling and the dense CRF."""
 
 from . import backend, metrics, models, ops
 from ._version import __version__

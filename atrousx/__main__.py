@@ -1,4 +1,4 @@
-"""Makes ``python -m atrousx`` the same as the ``atrousx`` command."""
+"""Runs the ``atrousx`` command as ``python -m atrousx``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Registers the derivatives of operators: gradients for reverse mode, tangents for forward mode."""
+"""Registers derivatives of operators: gradients for reverse mode, tangents for forward mode."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.autograd import forward_ad
 
 from ._library import register_autograd_kernel
 
-# torch.library.register_autograd would be the public way. It costs 20 microseconds a call where a
-# gradient is asked for and 6 where none is, as long as a small map takes to compute, and it knows
-# no forward mode: it drops tangents and says nothing. Hence one autograd.Function an operator, made
-# here of torch._C's parts; it serves the dispatcher and whoever calls the operator from Python.
+# torch.library.register_autograd is the public API. It costs 20 microseconds per call with a
+# gradient and 6 without one, which is as long as a small map takes to compute. It does not support
+# forward mode either: it drops tangents silently. Therefore each operator gets an autograd.Function
+# here, built on private functions of torch._C. The dispatcher and callers from Python both use it.
 
 Gradient = Callable[..., Any]
 Save = Callable[[Any, tuple[Any, ...], Any], None]
-# The tangent of the output, given all arguments and theirs, None for those that have none. Of an
-# argument that is a list both are lists.
+# Returns the tangent of the output from all arguments and their tangents (None for none). For an
+# argument that is a list, its tangents are a list, too.
 Tangent = Callable[[Sequence[Any], Sequence[Any]], Tensor]
 
 
 class _Route(NamedTuple):
-    """How the dispatcher's call reached an autograd.Function; its last argument there."""
+    """How a call reached the autograd.Function ``Routed``; it is passed as the last argument."""
 
     keyset: torch._C.DispatchKeySet | None  # None for a call from Python
-    lengths: tuple[int | None, ...]  # of arguments that are lists of tensors
+    lengths: tuple[int | None, ...]  # the length of each argument that is a list, else None
 
 
 def register_derivatives(
@@ -36,12 +36,12 @@ def register_derivatives(
     save: Save | None = None,
     tangent: Tangent | None = None,
 ) -> Callable[..., Any]:
-    """Gives an operator its gradient and its tangent, and returns a quicker way to call it.
+    """Registers gradient and tangent of an operator and returns a faster function to call it.
 
-    ``gradient`` and ``save`` are what ``torch.library.register_autograd`` takes. Where there is no
-    ``tangent``, arguments that have one raise. What is returned takes all the operator's arguments,
-    in order. It goes through the dispatcher only where a compiler, or something else that listens
-    above autograd, may be in between.
+    ``gradient`` and ``save`` are those of ``torch.library.register_autograd``. Without ``tangent``,
+    an argument with a tangent raises NotImplementedError. The returned function takes all arguments
+    of the operator in order. It uses the dispatcher only if a compiler or another layer above
+    autograd may need to see the call.
     """
     direct, routed = _functions_of(op, gradient, save)
     arguments = op._schema.arguments
@@ -57,7 +57,7 @@ def register_derivatives(
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            # The dispatcher leaves out arguments that equal their defaults.
+            # The dispatcher omits trailing arguments that equal their defaults.
             return route(keyset, [*args, *defaults[len(args) :]])
         return _below_autograd(op, keyset, args)
 
@@ -68,7 +68,7 @@ def register_derivatives(
             if has_lists:
                 if torch._C._any_requires_grad(*args):
                     return route(None, args)
-            else:  # ten times as quick
+            else:  # this loop is ten times as fast as _any_requires_grad
                 for place in places:
                     tensor = args[place]
                     if tensor is not None and tensor.requires_grad:
@@ -83,7 +83,7 @@ def register_derivatives(
 def _functions_of(
     op: torch._ops.OpOverload, gradient: Gradient, save: Save | None
 ) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
-    """What autograd keeps of a call: with plain arguments, and as the dispatcher has them."""
+    """Returns two autograd.Functions: for direct calls, and for calls that have a ``_Route``."""
 
     class Direct(torch.autograd.Function):
         @staticmethod
@@ -129,7 +129,7 @@ def _below_autograd(
 
 
 def _flat(values: Sequence[Any], lengths: Sequence[int | None]) -> list[Any]:
-    """With the members of lists in their place."""
+    """Returns the values with every list replaced by its elements."""
     flat: list[Any] = []
     for value, length in zip(values, lengths, strict=True):
         if length is None:
@@ -140,7 +140,7 @@ def _flat(values: Sequence[Any], lengths: Sequence[int | None]) -> list[Any]:
 
 
 def _grouped(flat: Sequence[Any], lengths: Sequence[int | None]) -> tuple[Any, ...]:
-    """What ``_flat`` made of lists of such lengths, without what comes after."""
+    """Undoes ``_flat`` for the given lengths and ignores further values."""
     values, at = [], 0
     for length in lengths:
         values.append(flat[at] if length is None else list(flat[at : at + length]))
@@ -149,10 +149,10 @@ def _grouped(flat: Sequence[Any], lengths: Sequence[int | None]) -> tuple[Any, .
 
 
 def refuse_derivatives(op: torch._ops.OpOverload) -> Callable[..., Any]:
-    """Has an operator that cannot be differentiated say so, in either mode.
+    """Makes an operator raise NotImplementedError if it is differentiated, in either mode.
 
-    Returns a quicker way to call it, as ``register_derivatives`` does, where no argument requires a
-    gradient.
+    Returns a faster function to call it, as ``register_derivatives`` does. That function must be
+    called only with arguments that require no gradient.
     """
     name = op._schema.name
 
@@ -164,7 +164,7 @@ def refuse_derivatives(op: torch._ops.OpOverload) -> Callable[..., Any]:
     def no_gradient(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(f"{name} has no gradient")
 
-    # Of an operator that writes to an argument autograd makes no function.
+    # autograd.Function does not support operators that write to an argument.
     if op._schema.is_mutable:
         _register(op, kernel, None)
     else:
@@ -179,7 +179,7 @@ def refuse_derivatives(op: torch._ops.OpOverload) -> Callable[..., Any]:
     return call
 
 
-# By names of their own: to look a function up in torch._C takes as long as to call it.
+# Bound to names here, because a lookup in torch._C takes as long as the call.
 _is_compiling = torch.compiler.is_compiling
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
@@ -188,8 +188,11 @@ _tracing_state = torch._C._get_tracing_state
 
 
 def _something_listens() -> bool:
-    """Whether a compiler, forward mode, autocast, a transform, a mode or a trace looks for the
-    operator."""
+    """Whether the dispatcher must see the call.
+
+    This is so under a compiler, forward mode, autocast, a torch.func transform, a dispatch mode or
+    torch.jit.trace.
+    """
     return bool(
         _is_compiling()
         or forward_ad._current_level >= 0
@@ -201,7 +204,7 @@ def _something_listens() -> bool:
 
 
 def check_no_tangent(name: str, tensor: Tensor) -> None:
-    """Refuses a tensor whose tangent would be dropped."""
+    """Raises NotImplementedError if a tensor has a tangent, which would be dropped."""
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         raise NotImplementedError(
             f"{name} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad)"
@@ -209,9 +212,9 @@ def check_no_tangent(name: str, tensor: Tensor) -> None:
 
 
 def multilinear(op: torch._ops.OpOverload, *places: int, added: int | None = None) -> Tangent:
-    """The tangent of an operator that is linear in each of the arguments at ``places``.
+    """Returns the tangent function of an operator that is linear in each argument at ``places``.
 
-    ``added`` is the place of a bias [C], which is added to the output [N, C, H, W].
+    ``added`` is the index of a bias [C], which is added to the output [N, C, H, W].
     """
 
     def tangent(arguments: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
@@ -224,7 +227,7 @@ def multilinear(op: torch._ops.OpOverload, *places: int, added: int | None = Non
         for place in places:
             if tangents[place] is not None:
                 terms.append(op(*fixed[:place], tangents[place], *fixed[place + 1 :]))
-        # The bias alone has not the output's shape.
+        # A term of the bias alone has a smaller shape; the caller expands it.
         return sum(terms[1:], start=terms[0])  # type: ignore[no-any-return]
 
     return tangent
@@ -235,7 +238,7 @@ def _register(
 ) -> None:
     def differentiable(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level >= 0:
-            # Arguments equal to their defaults are left out.
+            # The dispatcher omits trailing arguments that equal their defaults.
             defaults = [argument.default_value for argument in op._schema.arguments[len(args) :]]
             primals, tangents = _unpacked([*args, *defaults])
             if any(t is not None for t in tangents):
@@ -244,7 +247,8 @@ def _register(
                         f"{op._schema.name} has no forward-mode derivative "
                         "(torch.func.jvp, torch.autograd.forward_ad)"
                     )
-                # What is saved for the backward keeps its tangent; only this call must not see it.
+                # Tensors that are saved for the backward keep their tangents, so they are not
+                # removed. Forward mode is off during this call only.
                 with forward_ad._set_fwd_grad_enabled(False):
                     output = kernel(keyset, *args, **kwargs)
                 return forward_ad.make_dual(output, tangent(primals, tangents).expand_as(output))
@@ -254,7 +258,10 @@ def _register(
 
 
 def _unpacked(values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Primal values and tangents. Of a list of tensors, one of which has a tangent, all have."""
+    """Returns primal values and tangents.
+
+    If one tensor of a list has a tangent, the others get zeros.
+    """
     primals, tangents = [], []
     for value in values:
         primal, tangent = value, None

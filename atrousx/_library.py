@@ -1,4 +1,4 @@
-"""Loads the compiled operators, and what every operator's Python page needs to register itself."""
+"""Loads the compiled operators and registers Python kernels, gradients and autocast rules."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMESPACE = "atrousx"
-# The operators that compute nothing.
+# Operators that compute nothing.
 BUILD_INFO = {"_cpu_build_info", "_cuda_build_info"}
 
 
 class Core(NamedTuple):
-    """The library of the CPU's kernels, and of every operator's schema."""
+    """The library with the CPU's kernels and the schemas of all operators."""
 
     file: Path
     cpu_isa: str
@@ -26,7 +26,7 @@ class Core(NamedTuple):
 
 
 class Cuda(NamedTuple):
-    """The library of the CUDA kernels."""
+    """The library with the CUDA kernels."""
 
     file: Path
     architectures: str  # in the notation of TORCH_CUDA_ARCH_LIST
@@ -34,10 +34,10 @@ class Cuda(NamedTuple):
 
 
 def _load(file: Path, what: str) -> None:
-    """Loads a compiled library, whose operators register themselves.
+    """Loads a compiled library, which registers its operators.
 
     Raises:
-        ImportError: it is not there, or does not load.
+        ImportError: the file is missing or cannot be loaded.
     """
     try:
         if not file.is_file():
@@ -60,7 +60,7 @@ def _load_core(folder: Path) -> Core:
 
 
 def _load_cuda(folder: Path) -> Cuda | None:
-    """None where atrousx was compiled without nvcc."""
+    """Loads the CUDA library; returns None if atrousx was compiled without nvcc."""
     file = folder / "_cuda.so"
     if not file.exists():
         return None
@@ -72,10 +72,10 @@ core = _load_core(Path(__file__).parent)
 cuda = _load_cuda(Path(__file__).parent)
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-# The types of device beside cuda that run the CUDA kernels, and what Python registers for them all.
+# Device types other than cuda that run the CUDA kernels, and the Python kernels for all of them.
 _added_gpu_types: set[str] = set()
 _gpu_kernels: list[tuple[str, Callable[..., Any]]] = []
-# The dispatch keys of autocast, which a rule must not meet again.
+# The dispatch keys of autocast. A rule excludes them, so that it is not called again.
 _autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
     torch._C.DispatchKey.AutocastCUDA
 )
@@ -83,21 +83,20 @@ _autocast_rules: list[tuple[torch._ops.OpOverload, bool]] = []
 
 
 def is_gpu(tensor: torch.Tensor) -> bool:
-    """Whether the CUDA kernels compute what is asked of this tensor."""
+    """Whether the CUDA kernels compute with this tensor."""
     return tensor.is_cuda or tensor.device.type in _added_gpu_types
 
 
 def register_gpu_kernel(name: str, kernel: Callable[..., Any]) -> None:
-    """Gives an operator a kernel in Python for the devices that run the CUDA kernels."""
+    """Registers a Python kernel of an operator for all devices that run the CUDA kernels."""
     _gpu_kernels.append((name, kernel))
     _library.impl(name, kernel, "CUDA")
 
 
 def add_gpu_type(device_type: str, key: str) -> None:
-    """Makes another type of device, of that dispatch key, one that runs the CUDA kernels.
+    """Adds a device type, with its dispatch key, that runs the CUDA kernels.
 
-    Its compiled kernels are registered for it elsewhere. The tests have such a device in host
-    memory.
+    Its compiled kernels are registered elsewhere. The tests have such a device in host memory.
     """
     global _autocast_keys
     _added_gpu_types.add(device_type)
@@ -108,16 +107,17 @@ def add_gpu_type(device_type: str, key: str) -> None:
         _register_autocast(op, to_lower_precision, device_type, f"Autocast{key}")
 
 
-# Tegra's GPUs, which do not run what was compiled for another of their generation.
+# Compute capabilities of Tegra GPUs, which do not run code for another GPU of their generation.
 _TEGRA = ((7, 2), (8, 7), (10, 1), (11, 0))
 
 
 def served_by(capability: tuple[int, int], architectures: str) -> bool:
-    """Whether a GPU of this compute capability runs what was compiled for ``architectures``.
+    """Whether a GPU of this compute capability runs code compiled for ``architectures``.
 
-    They are in the notation of TORCH_CUDA_ARCH_LIST. Machine code for x.y runs on every x.z with
-    z >= y, with the suffix f too, and with the suffix a on x.y alone. PTX, which the driver
-    compiles, runs on everything from x.y on; with a suffix, where the machine code does.
+    ``architectures`` has the notation of TORCH_CUDA_ARCH_LIST. Machine code for x.y runs on every
+    x.z with z >= y. This holds with the suffix f, too; with the suffix a it runs on x.y only. PTX
+    is compiled by the driver and runs from x.y on. PTX with a suffix runs where the machine code
+    with this suffix does.
     """
     for major, minor, suffix, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
         compiled = (int(major), int(minor))
@@ -132,14 +132,14 @@ def served_by(capability: tuple[int, int], architectures: str) -> bool:
 
 
 def only_torch(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is on a device for which no kernels of atrousx were compiled at all."""
+    """Whether a tensor is on a device for which atrousx has no compiled kernels."""
     if tensor.is_cpu or tensor.is_meta or tensor.device.type in _added_gpu_types:
         return False
     return not tensor.is_cuda or torch.version.hip is not None or cuda is None
 
 
 def device_problem(tensor: torch.Tensor) -> str | None:
-    """Why atrousx's kernels cannot run where a tensor is, and the remedy; None where they can."""
+    """Returns why atrousx's kernels cannot run on a tensor's device and what to do, else None."""
     if tensor.is_cpu or tensor.is_meta or tensor.device.type in _added_gpu_types:
         return None
     if not tensor.is_cuda or torch.version.hip is not None:
@@ -152,13 +152,13 @@ def device_problem(tensor: torch.Tensor) -> str | None:
             "atrousx was installed without its CUDA kernels; install CUDA's compiler nvcc, then "
             "atrousx again with ATROUSX_CUDA=1 (convolutions run meanwhile, by PyTorch's)"
         )
-    # What a compiler traces has no GPU, and no cache, to ask.
+    # Traced tensors have no real GPU, and a compiler cannot trace functools.cache.
     return None if torch.compiler.is_compiling() else _gpu_problem(tensor.get_device())
 
 
 @functools.cache
 def _gpu_problem(index: int) -> str | None:
-    if cuda is None or not torch.cuda.is_available():  # fake tensors of a GPU that is not there
+    if cuda is None or not torch.cuda.is_available():  # fake CUDA tensors on a machine without GPU
         return None
     capability = torch.cuda.get_device_capability(index)
     if served_by(capability, cuda.architectures):
@@ -172,35 +172,37 @@ def _gpu_problem(index: int) -> str | None:
 
 
 def assume_constant_result(function: _Function) -> _Function:
-    """Makes a function a constant to torch.compile, which calls it while it traces.
+    """Makes torch.compile call a function while tracing and treat the result as a constant.
 
-    It does what ``torch.compiler.assume_constant_result`` does, which would import torch._dynamo:
-    a second that only those who compile should wait for.
+    It does the same as ``torch.compiler.assume_constant_result``. That function imports
+    torch._dynamo, which takes a second and is needed only by users who compile.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def register_autograd_kernel(op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> None:
-    """Gives an operator what autograd calls, the keys to dispatch by before its arguments."""
+    """Registers an operator's kernel for autograd; it gets the dispatch keys as first argument."""
     name = op._schema.name.removeprefix(f"{NAMESPACE}::")
     _library.impl(name, kernel, "Autograd", with_keyset=True)
 
 
 def implement_composite(op: torch._ops.OpOverload, function: Callable[..., Any]) -> None:
-    """Makes a function of other operators an operator: for those who trace it, one call at first.
+    """Implements an operator by a function of other operators.
 
-    Its gradients, dtypes and devices are those of the operators that it calls.
+    Tracers see one call first and may decompose it later. Gradients, dtypes and devices are those
+    of the operators that the function calls.
     """
     name = op._schema.name.removeprefix(f"{NAMESPACE}::")
     _library.impl(name, function, "CompositeImplicitAutograd")
 
 
 def register_autocast(op: torch._ops.OpOverload, to_lower_precision: bool) -> None:
-    """Gives an operator its autocast rule on CPU and CUDA.
+    """Registers the autocast rule of an operator on CPU and CUDA.
 
-    With ``to_lower_precision`` floating tensors are cast to autocast's own dtype, as PyTorch does
-    for convolutions; without, half tensors are cast to float32, as it does for sensitive operators.
+    With ``to_lower_precision`` floating tensors are cast to the dtype of autocast, as PyTorch does
+    for convolutions. Otherwise half tensors are cast to float32, as PyTorch does for sensitive
+    operators.
     """
     _autocast_rules.append((op, to_lower_precision))
     for device_type in ("cpu", "cuda"):

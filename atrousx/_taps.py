@@ -1,4 +1,4 @@
-"""How a convolution's taps fall on its map: the output's size, the share that touches data."""
+"""Computes the output size of a convolution and the share of its taps that touch data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def live_share(
 ) -> float:
     share = 1.0
     for axis in range(2):
-        first = sides[axis] - 1  # the last sample before the map that an output may begin at
+        first = sides[axis] - 1  # position in the padded map, just before the map itself
         line = (taps[axis], dilations[axis], strides[axis], outputs[axis])
         live = _begun(first + sizes[axis], *line) - _begun(first, *line)
         share *= live / (taps[axis] * outputs[axis])
@@ -23,10 +23,10 @@ def live_share(
 
 
 def _begun(last: int, taps: int, dilation: int, stride: int, outputs: int) -> int:
-    """How many pairs of a tap k and an output o have ``o * stride + k * dilation <= last``.
+    """Counts the pairs of a tap k and an output o with ``o * stride + k * dilation <= last``.
 
-    Taps come in three runs: those that count all outputs, those that count some, the rest. It takes
-    as long for any number of taps.
+    Taps form three runs: those that count all outputs, those that count some, and the rest. The
+    time does not grow with the number of taps.
     """
     every = min(max((last - (outputs - 1) * stride) // dilation + 1, 0), taps)
     some = min(max(last // dilation + 1, 0), taps)
@@ -38,9 +38,11 @@ def _begun(last: int, taps: int, dilation: int, stride: int, outputs: int) -> in
 
 
 def _floor_sum(count: int, step: int, first: int, divisor: int) -> int:
-    """The sum of ``(first + i * step) // divisor`` over ``i < count``: points of a lattice under a
-    line. The whole parts of slope and height are summed at once, what remains with its axes
-    exchanged, as in Euclid's algorithm."""
+    """Returns the sum of ``(first + i * step) // divisor`` over ``i < count``.
+
+    This counts lattice points under a line. The integer parts of slope and height are summed by a
+    formula. The rest is counted with the axes exchanged, as in Euclid's algorithm.
+    """
     total = 0
     while count > 0:
         total += count * (count - 1) // 2 * (step // divisor) + count * (first // divisor)
