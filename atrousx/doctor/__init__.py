@@ -1,10 +1,10 @@
-"""Examines atrousx on this machine: is every operator right, and how fast beside PyTorch?
+"""Checks on this machine that every operator is right, and times atrousx against PyTorch.
 
-``atrousx doctor`` is its command. Every operator of ``torch.ops.atrousx``, private ones too, runs
-forward and backward in every dtype and layout on every device, against the CPU's operators in
-float64; the CPU's float64 is held against plain PyTorch. When a result is right says
-``accuracy.py``. Each check runs twice: the results must have the same bits, and the first time
-fresh memory is full of NaN.
+The command is ``atrousx doctor``. Every operator of ``torch.ops.atrousx``, private ones included,
+runs forward and backward in every dtype and layout on every device. The results are compared with
+the CPU's operators in float64. The CPU's float64 results are compared with plain PyTorch.
+``accuracy.py`` defines when a result is right. Each check runs twice and must give the same bits.
+In the first run, new memory is filled with NaN.
 """
 
 from .examination import Findings, Report, examine

@@ -1,10 +1,13 @@
-"""When a result is right.
+"""Defines when a result is right.
 
-An error is a Euclidean norm, of the difference to float64's result. It may be twice that of
-PyTorch's operator in the same dtype on the same device, or two roundings of the exact result where
-PyTorch's happens to be smaller. Where PyTorch has no such operator it may be two roundings of the
-result, and for each of the ``length`` terms that an output sums one of the dtype that sums them:
-float32 for half types and TF32, else the dtype itself. Integers must be equal. NaN is never right.
+The error is the Euclidean norm of the difference from the float64 result. It may be twice the error
+of PyTorch's operator in the same dtype on the same device. It may also be two roundings of the
+exact result, if that is larger.
+
+If PyTorch has no such operator, the error may be two roundings of the result, plus one rounding of
+the accumulator's dtype for each of the ``length`` terms that an output sums. This dtype is float32
+for float32, half types and TF32, and float64 for float64. Integers must be equal. NaN is never
+right.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# TF32 keeps 10 bits behind the leading one.
+# TF32 has 10 mantissa bits after the leading one.
 _EPSILON = {
     "float64": torch.finfo(torch.float64).eps,
     "float32": torch.finfo(torch.float32).eps,
@@ -26,7 +29,7 @@ _EPSILON = {
 
 
 def error_of(result: Tensor, exact: Tensor) -> float:
-    """The norm of the difference; of integers how many differ."""
+    """Returns the norm of the difference; for integers the number of elements that differ."""
     if result.shape != exact.shape:
         return math.inf
     here = result.detach().to("cpu")
@@ -38,9 +41,9 @@ def error_of(result: Tensor, exact: Tensor) -> float:
 
 
 def allowed_error(dtype: str, length: int, exact: Tensor, torchs: float | None) -> float:
-    """The largest error that is right; ``torchs`` is that of PyTorch's operator, if there is one.
+    """Returns the largest allowed error; ``torchs`` is the error of PyTorch's operator, if any.
 
-    A PyTorch that fails, or gives NaN, is no measure.
+    ``torchs`` is ignored if it is not finite.
     """
     if not exact.is_floating_point():
         return 0.0
@@ -53,7 +56,7 @@ def allowed_error(dtype: str, length: int, exact: Tensor, torchs: float | None) 
 
 
 def worst(errors: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The pair (error, allowed) that is furthest beyond what is allowed, NaN above all."""
+    """Returns the pair (error, allowed) with the largest quotient; NaN counts as infinite."""
 
     def excess(pair: tuple[float, float]) -> float:
         error, allowed = pair

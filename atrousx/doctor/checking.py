@@ -1,4 +1,4 @@
-"""One check: a case in one dtype and layout on one device, against float64 on the CPU."""
+"""Runs one check: a case in one dtype and layout on one device, against float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OK, WRONG, NOT_RUN = "ok", "WRONG", "not run"
 
 @dataclass(frozen=True)
 class Check:
-    """What came of it; errors are norms, relative to nothing."""
+    """A check and its result; ``error`` and ``allowed`` are absolute norms."""
 
     operator: str
     pass_name: str
@@ -33,7 +33,7 @@ class Check:
 
 
 def planned(cases: list[Case], device: Device) -> list[tuple[Case, Check]]:
-    """Every check of these cases that the device has the dtype for, none of them run yet."""
+    """Returns all checks of these cases in the dtypes of the device, marked as not run."""
     found = []
     for case in cases:
         names = (case.operator, case.pass_name, case.name)
@@ -45,9 +45,9 @@ def planned(cases: list[Case], device: Device) -> list[tuple[Case, Check]]:
 
 
 class References:
-    """The inputs of cases, and their exact results, in float64 on the CPU.
+    """The inputs of a case and its exact results, in float64 on the CPU.
 
-    Of the case that was asked for last alone: checks come case by case.
+    Only the last case is kept, because checks run case by case.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class References:
         return tuple(rounded(t, dtype) for t in self._made)
 
     def exact(self, case: Case, dtype: str, by_torch: bool) -> Tensors:
-        """By the CPU's operator in float64, or by plain PyTorch."""
+        """Returns the float64 results of the CPU's operator, or of plain PyTorch."""
         halves = dtype in ("float16", "bfloat16")
         inputs = self.inputs(case, dtype)
         if (halves, by_torch) not in self._exact:
@@ -73,12 +73,12 @@ class References:
 
 
 def run_check(case: Case, check: Check, device: Device, references: References) -> Check:
-    """Runs it; whatever is raised makes it WRONG."""
+    """Runs a check and returns its result; every exception makes it WRONG."""
     result = functools.partial(
         Check, check.operator, check.pass_name, check.case, check.dtype, check.layout
     )
     try:
-        # The CPU's float64 is judged by PyTorch's, all others by the CPU's float64.
+        # PyTorch is the reference of the CPU's float64, which is the reference of everything else.
         by_torch = device.is_cpu and check.dtype == "float64"
         exact = references.exact(case, check.dtype, by_torch)
         given = references.inputs(case, check.dtype)
@@ -94,7 +94,7 @@ def run_check(case: Case, check: Check, device: Device, references: References) 
             measure = None if torchs is None else torchs[i]
             allowed = allowed_error(check.dtype, case.length, wanted, measure)
             pairs.append((error_of(got, wanted), allowed))
-    except Exception as raised:  # a check's crash is its result
+    except Exception as raised:  # an exception is a result, too
         return result(WRONG, message=_one_line(raised))
     error, allowed = worst(pairs)
     if not error <= allowed:
@@ -110,17 +110,17 @@ def _one_line(error: Exception) -> str:
 
 
 def _twice(case: Case, tf32: bool, given: Tensors, device: Device) -> tuple[Tensors, bool]:
-    """The results, and whether a second run gives the same bits.
+    """Returns the results, and whether a second run gives the same bits.
 
-    In the first run PyTorch fills with NaN whatever memory it hands out, so that what a kernel
-    forgets to write shows.
+    In the first run PyTorch fills new memory with NaN, which shows elements that a kernel does not
+    write.
     """
     with _poisoned_memory():
         first = tuple(t.detach().to("cpu") for t in case.run(given, tf32))
     synchronize(device.torch)
     again = [t.detach().to("cpu") for t in case.run(given, tf32)]
     synchronize(device.torch)
-    # NaN is the same as NaN here: it is an error of another kind.
+    # NaN equals NaN here, because a NaN is reported as an error elsewhere.
     steady = all(
         torch.allclose(a.double(), b.double(), 0, 0, equal_nan=True)
         for a, b in zip(first, again, strict=True)
@@ -144,7 +144,7 @@ def _poisoned_memory() -> Iterator[None]:
 def _errors_of_torch(
     case: Case, check: Check, given: Tensors, exact: Tensors, device: Device
 ) -> list[float] | None:
-    """How far off PyTorch's own is in the same dtype; None where it does not serve."""
+    """Returns the errors of PyTorch's operator in the same dtype; None if it cannot be used."""
     where = device.torch if device.has_torch_twins else torch.device("cpu")
     if check.dtype == "tf32" and where.type == "cpu":
         return None

@@ -1,7 +1,7 @@
-"""The devices of this machine, and what the doctor must know of each.
+"""The devices of this machine and the properties that the doctor needs.
 
-Nothing but :func:`found` and the clocks of ``timing.py`` knows what kinds there are: a device of
-PyTorch's that is registered by another name is examined as it is named, only not timed.
+Other types of device than the CPU and CUDA can be examined by their name in PyTorch, but they are
+not timed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from .. import _library
 from .cases.case import ALL, PLAIN
 
-# By these a device's time can be told, see timing.py.
+# The device types that timing.py has clocks for.
 TIMED = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class Device:
-    """``name`` is PyTorch's; ``dtypes`` what is checked there. ``multiprocessors``: 0 on a CPU."""
+    """A device by its name in PyTorch, with the dtypes to check; a CPU has 0 multiprocessors."""
 
     name: str
     dtypes: tuple[str, ...] = ALL
@@ -39,12 +39,12 @@ class Device:
 
     @property
     def has_torch_twins(self) -> bool:
-        """Whether PyTorch's own operators run there; elsewhere they are asked on the CPU."""
+        """Whether PyTorch's own operators run on the device; otherwise the twins run on the CPU."""
         return self.torch.type in TIMED
 
 
 def found() -> list[str]:
-    """The devices that atrousx has kernels for here: the CPU, then every GPU that PyTorch sees."""
+    """Returns the devices with atrousx kernels: the CPU, then every GPU that PyTorch sees."""
     names = ["cpu"]
     if _library.cuda is not None and torch.cuda.is_available():
         names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -52,10 +52,10 @@ def found() -> list[str]:
 
 
 def device_named(name: str) -> Device:
-    """Looks the device up.
+    """Returns the device of a name.
 
     Raises:
-        ValueError: no such device here, or nothing compiled for it.
+        ValueError: the device does not exist, or atrousx has no kernels for it.
     """
     if name.startswith("cuda") and _library.cuda is None:
         raise ValueError(
@@ -79,7 +79,7 @@ def device_named(name: str) -> Device:
 
 
 def _multiprocessors(device: torch.device) -> int:
-    """Of a device that is neither: what its module tells, else a large GPU's."""
+    """Returns the number for a device that is neither CPU nor CUDA: its own, or a large GPU's."""
     module = getattr(torch, device.type, None)
     try:
         return int(module.get_device_properties(device).multi_processor_count)  # type: ignore[union-attr]
@@ -88,8 +88,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def is_alive(device: torch.device) -> bool:
-    """Whether the device still computes. After some of CUDA's errors, of which an illegal address
-    is one, the process has lost it for good."""
+    """Whether the device still computes.
+
+    After some CUDA errors, such as an illegal address, the process can no longer use the device.
+    """
     try:
         return bool(torch.ones(2, device=device).sum().item() == 2)
     except RuntimeError:
@@ -97,7 +99,7 @@ def is_alive(device: torch.device) -> bool:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device, so that a kernel's error is raised here and not in a later call."""
+    """Waits for the device, so that errors of kernels are raised here and not in a later call."""
     if device.type != "cpu":
         torch.ones(1, device=device).item()
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Examines devices, each in a process of its own, and gathers what is found."""
+"""Examines devices, each in a separate process, and collects the findings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .checking import NOT_RUN, WRONG, Check
 from .machine import machine
 from .speed import Timing
 
-# A process that ended is started again behind the check that ended it, so often.
+# If a check ends the process, a new one continues after that check, at most this many times.
 RESTARTS = 3
-# Seconds after which a check that has not come back never will; a test device is slow.
+# A check that takes more seconds than this is considered hung. Devices of other types, such as the
+# tests' emulated one, are slow.
 PATIENCE, PATIENCE_ELSEWHERE = 90.0, 900.0
 ROOT = str(Path(__file__).resolve().parents[2])
-# -c puts the working directory first on the path, where another atrousx may lie.
+# "-c" puts the working directory first in sys.path; it may contain another atrousx.
 _CODE = (
     f"import sys; sys.path[0] = {ROOT!r}; import json; from atrousx.doctor import worker; "
     "worker.examine(**json.loads(sys.argv[1]))"
@@ -33,7 +34,7 @@ _CODE = (
 
 @dataclass
 class Findings:
-    """Of one device. ``failures`` are what went wrong outside a check."""
+    """The findings for one device. ``failures`` are errors outside of checks."""
 
     device: str
     checks: list[Check] = field(default_factory=list)
@@ -73,21 +74,21 @@ def examine(
     seconds: float = 25.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Examines each device in turn.
+    """Examines each device in turn and returns the report.
 
-    The CPU beside other devices is only where their references come from: it is examined in small
-    sizes, and not timed.
+    If there are other devices, the CPU only computes their references. It is then checked with
+    small sizes and not timed.
 
     Args:
-        devices: by PyTorch's names.
-        quick: small sizes alone.
-        named: the operators to check; none for all.
-        seconds: of timing on those devices that can be timed, on the CPU twice as many; 0 for
-            none.
-        progress: told in words how far it is.
+        devices: names of devices, as in PyTorch.
+        quick: check small sizes only.
+        named: the operators to check; empty for all.
+        seconds: the time for timing on each device that can be timed; the CPU gets twice as much; 0
+            means no timing.
+        progress: is called with a text that describes the progress.
 
     Raises:
-        ValueError: there is no such device, or no such operator.
+        ValueError: a device or an operator does not exist.
     """
     start = time.perf_counter()
     found = []
@@ -100,14 +101,14 @@ def examine(
 
 
 class _Examination:
-    """One device, by as many processes as it takes."""
+    """Examines one device, with a new process whenever one has ended too early."""
 
     def __init__(self, options: dict[str, Any], progress: Callable[[str], None]) -> None:
         name = options["name"]
         self.findings = Findings(name)
         self.options, self.progress = options, progress
         self.patience = PATIENCE if name.startswith(("cpu", "cuda")) else PATIENCE_ELSEWHERE
-        # What is being done: the check of this index, or else, in words.
+        # What is running: the check with this index or, if it is None, `doing` in words.
         self.index: int | None = None
         self.doing = "starting"
 
@@ -121,7 +122,7 @@ class _Examination:
         return self.findings
 
     def _process(self, first: int) -> int | None:
-        """Runs a process to its end; the check to go on with, if there is one left."""
+        """Runs a process to its end; returns the index of the next check, None if there is none."""
         self.index, self.doing = None, "starting"
         arguments = json.dumps({**self.options, "first": first})
         command = [sys.executable, "-X", "faulthandler", "-c", _CODE, arguments]
@@ -148,7 +149,10 @@ class _Examination:
         return self.index + 1
 
     def _listen(self, process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> str:
-        """Follows a process; "end", "lost", or how it ended before that."""
+        """Reads the events of a process until it ends.
+
+        Returns "end", "lost", or a text that says how the process ended before these events.
+        """
         while True:
             try:
                 line = lines.get(timeout=self.patience)
@@ -162,7 +166,7 @@ class _Examination:
                 return str(event["event"])
 
     def _take(self, event: dict[str, Any]) -> bool:
-        """Notes what a process tells; whether it was the last that it has to say."""
+        """Records an event of a process; returns whether it is the last one."""
         kind, findings = event["event"], self.findings
         if kind == "refused":
             raise ValueError(event["message"])
@@ -194,7 +198,8 @@ class _Examination:
 
 
 def _environment() -> dict[str, str]:
-    # The CPU's limits of the parent are the child's; Python's output must not wait in a buffer.
+    # The child gets the parent's variables, which may limit the CPU's threads and instruction set.
+    # Without buffering, the last line before a crash is not lost.
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
@@ -206,7 +211,7 @@ def _forward(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 
 
 def _event(line: str) -> dict[str, Any] | None:
-    """What a line tells, None where it is no event but something that a library printed."""
+    """Parses an event; returns None if the line is something else that a library printed."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -215,7 +220,7 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 def _last_words(complaints: str) -> str:
-    """The first line of a fatal error, else the last line on standard error."""
+    """Returns the line "Fatal Python error ..." if there is one, else the last line of stderr."""
     lines = [line.strip() for line in complaints.splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith("Fatal Python error")]
     return f" ({(fatal or lines)[-1][:200]})" if lines else ""

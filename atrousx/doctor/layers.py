@@ -1,4 +1,4 @@
-"""DeepLab's dilated layers: the shapes that the doctor and the convolution benchmark time."""
+"""The shapes of DeepLab's dilated layers, which the doctor and the convolution benchmark time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..ops import live_fraction
 
 @dataclass(frozen=True)
 class Layer:
-    """A 'same' convolution with stride 1 on a square map."""
+    """A convolution with 'same' padding and stride 1 on a square map."""
 
     name: str
     in_channels: int
@@ -21,18 +21,18 @@ class Layer:
 
     @property
     def padding(self) -> int:
-        # Exact for odd kernels; a 4x4 kernel at an even rate keeps the size, too.
+        # It keeps the size for odd kernels, and for even kernels at an even dilation.
         return self.dilation * (self.kernel - 1) // 2
 
     @property
     def live_fraction(self) -> float:
-        """The share of multiply-adds that touch data, not padding."""
+        """The share of multiply-adds that touch data and not padding."""
         size = (self.extent, self.extent)
         return live_fraction(size, self.kernel, padding=self.padding, dilation=self.dilation)
 
     @property
     def live_operations(self) -> float:
-        """Floating-point operations of one pass, for one image, without those on padding."""
+        """The floating-point operations of one pass for one image, without those on padding."""
         dense = (
             self.out_channels * (self.in_channels // self.groups) * (self.extent * self.kernel) ** 2
         )

@@ -1,4 +1,4 @@
-"""Who was examined: versions, driver, GPUs and their clocks, the CPU."""
+"""Describes the machine: versions, driver, GPUs and their clocks, the CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cpu_name() -> str:
 
 
 def _nvidia_smi(index: int, *fields: str) -> list[str]:
-    """What the driver's own tool says of a GPU, "unknown" where it is missing."""
+    """Asks nvidia-smi for fields of a GPU; returns "unknown" for each if that fails."""
     unknown = ["unknown"] * len(fields)
     if shutil.which("nvidia-smi") is None:
         return unknown
@@ -47,14 +47,17 @@ def driver() -> str:
 
 
 def clocks(device: torch.device) -> dict[str, str]:
-    """Of a GPU at this moment: MHz now and at most, W, degrees. Empty of other devices."""
+    """Returns a GPU's present clocks and their maximum in MHz, its power in W and its temperature.
+
+    The dictionary is empty for other devices.
+    """
     if device.type != "cuda":
         return {}
     return dict(zip(_CLOCKS, _nvidia_smi(device.index or 0, *_CLOCKS), strict=True))
 
 
 def machine() -> dict[str, str]:
-    """Versions and hardware, by what a report calls them."""
+    """Returns versions and hardware by their names in the report."""
     core, cuda = _library.core, _library.cuda
     now = datetime.datetime.now(datetime.timezone.utc)
     rows = {

@@ -1,4 +1,4 @@
-"""The report as text, fit for an issue, and as JSON."""
+"""Writes the report as text, which can be pasted into an issue, and as JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SHOWN = 30  # wrong checks that are listed one by one
 
 
 def as_json(report: Report) -> str:
-    """Everything, every check one by one; "format" counts up when names change."""
+    """Returns the whole report as JSON, with every check; "format" grows when names change."""
     found = {"format": 1, "is_well": report.is_well, **asdict(report)}
     for device, findings in zip(found["devices"], report.devices, strict=True):
         for row, timing in zip(device["timings"], findings.timings, strict=True):
             row["status"] = timing.status
-    # NaN is no JSON.
+    # JSON has no NaN.
     return json.dumps(_without_nan(found), indent=1)
 
 
@@ -61,7 +61,7 @@ def _device(findings: Findings) -> Iterator[str]:
 
 
 def _cell(checks: list[Check]) -> str:
-    """ "ok 12", "WRONG 3/12", "not run 12"; "-" where the operator has no such dtype."""
+    """Returns "ok 12", "WRONG 3/12" or "not run 12"; "-" if there are no checks of the dtype."""
     if not checks:
         return "-"
     counts = Counter(check.status for check in checks)

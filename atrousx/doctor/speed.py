@@ -1,4 +1,4 @@
-"""A dozen of DeepLab's layers, its upsampling and the dense CRF, timed beside PyTorch."""
+"""Times twelve of DeepLab's layers, its upsampling and the dense CRF against PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .devices import Device
 from .layers import LAYERS, Layer
 from .timing import Measured, fair_settings, interleaved
 
-# PyTorch must be faster by this much to be called so: less is noise.
+# PyTorch counts as faster only if it is faster by this factor; smaller differences are noise.
 MARGIN = 1.05
 NAMES = (
     "vgg_conv5_r2",
@@ -41,7 +41,7 @@ Function = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """One line: milliseconds of atrousx's own kernels and of PyTorch, NaN where it was not run."""
+    """One line of the report: milliseconds of atrousx's kernels and of PyTorch, NaN if not run."""
 
     line: str
     pass_name: str
@@ -53,7 +53,7 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """How many times faster atrousx is."""
+        """The time of PyTorch divided by the time of atrousx."""
         return self.torch_ms / self.ours_ms
 
     @property
@@ -73,7 +73,7 @@ class _Line:
 
 
 def timings(device: Device, seconds: float) -> Iterator[Timing]:
-    """Times line by line; what does not begin within ``seconds`` is said to be left out."""
+    """Times line after line; lines that have not started after ``seconds`` are not run."""
     start = time.perf_counter()
     lines = list(_lines(device))
     nan = float("nan")
@@ -83,9 +83,9 @@ def timings(device: Device, seconds: float) -> Iterator[Timing]:
             yield what(nan, nan, message="the time was up")
             continue
         try:
-            with fair_settings(line.dtype, algorithms=10):  # PyTorch's own number: all take long
+            with fair_settings(line.dtype, algorithms=10):  # PyTorch's default; all would take long
                 timed = interleaved(line.make(), device.torch, seconds / len(lines) / 2, 2, 40)
-        except RuntimeError as error:  # out of memory, say
+        except RuntimeError as error:  # for example out of memory
             message = (str(error).splitlines() or [type(error).__name__])[0]
             yield what(nan, nan, message=message)
             continue
@@ -126,7 +126,7 @@ def _lines(device: Device) -> Iterator[_Line]:
 def _convolution(
     layer: Layer, device: torch.device, dtype: str, batch: int, trains: bool
 ) -> dict[str, Function]:
-    """On a GPU in channels_last, on the CPU in the default layout."""
+    """Makes both functions of a convolution, in channels_last on a GPU, else in NCHW."""
     layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
     def made(*shape: int) -> Tensor:
@@ -170,7 +170,7 @@ def _loss(device: torch.device, dtype: str, batch: int) -> dict[str, Function]:
 
 
 def _crf(device: torch.device, size: tuple[int, int]) -> dict[str, Function]:
-    """Five iterations beside PyTorch's scatter and gather, which is given the lattices."""
+    """Makes five CRF iterations by atrousx and by PyTorch; PyTorch gets lattices made before."""
     torch.manual_seed(0)
     coarse = 3 * torch.randn(1, 21, size[0] // 8 + 1, size[1] // 8 + 1, device=device)
     logits = F.interpolate(coarse, size, mode="bilinear")

@@ -1,4 +1,4 @@
-"""Fair timing: functions in turns, by the clock of the device, PyTorch at its best."""
+"""Fair timing: functions run in turns, by the clock of the device, with PyTorch's best settings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-# Larger than any GPU's L2 cache, and long enough to overwrite (about 0.1 ms) that the launches
-# behind it are queued by the time it ends: events then measure the GPU, not Python.
+# Larger than the L2 cache of any GPU. To overwrite it takes about 0.1 ms. In this time Python
+# queues the following launches, so the events measure the GPU and not Python.
 FLUSH_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds per call of one function, one number a round."""
+    """Seconds per call of one function, one number for each round."""
 
     samples: tuple[float, ...]
 
@@ -37,10 +37,10 @@ def interleaved(
     least_rounds: int = 3,
     most_rounds: int = 200,
 ) -> dict[str, Measured]:
-    """Times functions in turns, so that a busy or throttled moment hits all of them alike.
+    """Times functions in turns, so that a busy or throttled moment affects all of them equally.
 
-    Every second round runs in reverse order. Rounds go on until ``seconds`` have passed, warm-up
-    included, but at least ``least_rounds`` and at most ``most_rounds`` are made.
+    Every second round runs in reverse order. Rounds repeat until ``seconds`` have passed, including
+    the warm-up. There are at least ``least_rounds`` and at most ``most_rounds`` rounds.
     """
     clock = _gpu_clock(device) if device.type == "cuda" else _cpu_clock
     start = time.perf_counter()
@@ -57,7 +57,7 @@ def interleaved(
 
 
 def _cpu_clock(function: Callable[[], object]) -> float:
-    # Calls of microseconds are repeated: the clock and the interpreter then weigh little.
+    # Short calls are repeated, so that the cost of the clock and the interpreter is negligible.
     calls, start = 0, time.perf_counter()
     while True:
         function()
@@ -84,8 +84,10 @@ def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
 
 @contextlib.contextmanager
 def fair_settings(dtype_name: str, algorithms: int = 0) -> Iterator[None]:
-    """PyTorch at its best: cuDNN tries so many algorithms, 0 for every one that it has; TF32 is
-    allowed only for "tf32"."""
+    """Sets PyTorch's best settings, and allows TF32 only for the dtype "tf32".
+
+    cuDNN tries ``algorithms`` of its algorithms, all of them for 0.
+    """
     allowed = dtype_name == "tf32"
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -1,7 +1,8 @@
-"""The lattice's operators and mean-field inference in plain PyTorch, for float64 on the CPU.
+"""The lattice operators and mean-field inference in plain PyTorch, for float64 on the CPU.
 
-PyTorch has no such operators. These share no code with the kernels: scatter, gather and sort, by
-the definitions in csrc/permutohedral_filter/README.md and csrc/mean_field/README.md.
+PyTorch has no such operators. These functions share no code with the kernels. They use scatter,
+gather and sort, and follow the definitions in csrc/permutohedral_filter/README.md and
+csrc/mean_field/README.md.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ Simplex = tuple[Tensor, Tensor, Tensor]
 
 
 def elevated(features: Tensor) -> Tensor:
-    """[N, D, P] features -> [N, P, D + 1] coordinates of zero sum."""
+    """Maps features [N, D, P] to coordinates [N, P, D + 1] whose sum is zero."""
     dims = features.shape[1]
     place = torch.arange(1, dims + 1, dtype=features.dtype)
     factor = math.sqrt(2 / 3) * (dims + 1) / (place * (place + 1)).sqrt()
     scaled = features.movedim(1, -1) * factor
-    # Coordinate j is what lies behind it less j times its own.
+    # Coordinate j is the sum of the scaled features after the j-th, minus j times the j-th.
     behind = scaled.flip(-1).cumsum(-1).flip(-1)
     first = behind[..., :1]
     rest = torch.nn.functional.pad(behind[..., 1:], (0, 1)) - place * scaled
@@ -29,13 +30,13 @@ def elevated(features: Tensor) -> Tensor:
 
 
 def embed(features: Tensor) -> Simplex:
-    """Base, rank and barycentric weights of the simplex around each point."""
+    """Returns base, rank and barycentric weights of the simplex around each point."""
     points = elevated(features)
     width = points.shape[-1]
     with torch.no_grad():
         multiple = (points / width).round()
         residual = points - multiple * width
-        # How many come before it: the larger ones, and of equal ones the earlier.
+        # The rank counts the larger residuals and, among equal ones, the earlier.
         larger = residual[..., None, :] > residual[..., None]
         equal = (residual[..., None, :] == residual[..., None]).tril(-1)
         rank = (larger | equal).sum(-1) + multiple.sum(-1, keepdim=True)
@@ -53,7 +54,7 @@ def embed(features: Tensor) -> Simplex:
 def pack(
     base: Tensor, rank: Tensor, words: list[int], strides: list[int], minima: list[int]
 ) -> Tensor:
-    """[words, N P (D + 1)] int64: the key of every corner, digit by digit."""
+    """Returns the keys of all corners, [words, N P (D + 1)] int64, added digit by digit."""
     images, points, width = base.shape
     corner = torch.arange(width)[:, None]
     wraps = rank.long()[..., None, :] > width - 1 - corner
@@ -66,7 +67,7 @@ def pack(
 
 
 def neighbours(keys: Tensor, steps: Tensor) -> Tensor:
-    """[D + 1, 2, M]: where the key one step ahead and one behind is, or -1."""
+    """Returns [D + 1, 2, M]: the indices of the keys one step ahead and one behind, or -1."""
     place = {tuple(key): i for i, key in enumerate(keys.T.tolist())}
     found = []
     for step in steps:
@@ -77,13 +78,13 @@ def neighbours(keys: Tensor, steps: Tensor) -> Tensor:
 
 
 def blurred(rows: Tensor, lattice: Sequence[Tensor], transpose: bool) -> Tensor:
-    """Blur(Splat(rows)): [M, C], half of both neighbours added along each axis."""
+    """Returns Blur(Splat(rows)) [M, C]; the blur adds half of both neighbours along each axis."""
     weights, vertices, *_, near = lattice
     count = near.shape[2]
     spread = (weights[..., None] * rows[:, None]).flatten(0, 1)
     values = rows.new_zeros(count, rows.shape[1]).index_add(0, vertices.flatten().long(), spread)
     for axis in reversed(near) if transpose else near:
-        padded = torch.nn.functional.pad(values, (0, 0, 0, 1))  # the last row is -1's
+        padded = torch.nn.functional.pad(values, (0, 0, 0, 1))  # index -1 reads the last row, 0
         values = values + 0.5 * (padded[axis[0].long()] + padded[axis[1].long()])
     return values
 
@@ -99,7 +100,7 @@ def apply(
     after: Tensor | None,
     transpose: bool,
 ) -> Tensor:
-    """Slice(Blur(Splat(values))), points multiplied on their way in and out."""
+    """Returns Slice(Blur(Splat(values))), with points scaled before and after."""
     weights, vertices = lattice[:2]
     vertex_values = blurred(values if before is None else values * before, lattice, transpose)
     sliced = (weights[..., None] * vertex_values[vertices.long()]).sum(1) * slice_scale(lattice)
@@ -107,14 +108,14 @@ def apply(
 
 
 def symmetric_scale(lattice: Sequence[Tensor]) -> Tensor:
-    """[N P, 1]: one over the root of what a filter makes of ones."""
+    """Returns [N P, 1]: one divided by the square root of the filtered ones."""
     return apply(torch.ones_like(lattice[0][:, :1]), lattice, None, None, False).rsqrt()
 
 
 def corner_product(
     rows: Tensor, values: Tensor, lattice: Sequence[Tensor], transpose: bool
 ) -> Tensor:
-    """[N P, D + 1]: inner products of a point's row with the blurred values of its vertices."""
+    """Returns [N P, D + 1]: products of each point's row with the blurred rows of its vertices."""
     around = blurred(values, lattice, transpose)[lattice[1].long()]
     return (rows[:, None] * around).sum(-1) * slice_scale(lattice)
 
@@ -122,8 +123,11 @@ def corner_product(
 def mean_field(
     logits: Tensor, terms: Sequence[Sequence[Tensor]], weights: Sequence[float], iterations: int
 ) -> Tensor:
-    """[N, L, P]: Q <- softmax(log P - sum of weight * mu * K Q). A term has nine tensors: its
-    lattice's six, the two scales of its filter and mu [L, L], empty for Potts'."""
+    """Returns Q [N, L, P] after steps Q <- softmax(log P - sum of weight * mu * K Q).
+
+    A term has nine tensors: six of its lattice, two scales of its filter, and mu [L, L], which is
+    empty for Potts' costs.
+    """
     images, labels, points = logits.shape
     log_p = logits.movedim(1, -1).reshape(-1, labels).log_softmax(-1)
     q = log_p.exp()

@@ -1,8 +1,8 @@
-"""The process that examines one device and tells what it finds, one JSON object a line.
+"""The process that examines one device; it prints one JSON object per line.
 
-Kernels may take their process with them: a segmentation fault, a GPU that is lost after an illegal
-address, a loop that never ends. So the doctor looks from outside, and knows by the last line what
-was being run.
+A wrong kernel may end its process: by a segmentation fault, by an illegal address after which the
+GPU is lost, or by an endless loop. Therefore the doctor watches from another process. The last line
+shows what was running.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from .speed import timings
 
 
 def tell(event: str, **values: Any) -> None:
-    # A kernel may print, too, and leave a line open: each event begins on one of its own.
+    # A kernel may print text without a line end, so each event starts on a new line.
     sys.stdout.write("\n" + json.dumps({"event": event, **values}) + "\n")
     sys.stdout.flush()
 
 
 def examine(name: str, quick: bool, named: list[str], first: int, seconds: float) -> None:
-    """The checks of a device, of all operators or those ``named``, from the ``first`` on; then
-    ``seconds`` of timing, on the CPU twice as many, 0 for none."""
+    """Runs the checks of a device from index ``first`` on, and then times its operators.
+
+    ``named`` lists the operators to check; if it is empty, all are checked. ``seconds`` is the time
+    for timing; the CPU gets twice as much, and 0 means no timing.
+    """
     try:
         device = device_named(name)
         plan = planned(cases(device, quick, named), device)

@@ -1,4 +1,4 @@
-"""The cases, for every operator of the schema."""
+"""The cases of all operators in the schema."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ __all__ = ["DTYPES", "Case", "Tensors", "cases", "operators", "placed", "rounded
 
 
 def cases(device: Device, quick: bool = False, named: Collection[str] = ()) -> list[Case]:
-    """The cases of a device, of all operators or the ``named`` ones, in an order that is the same
-    in every process.
+    """Returns the cases of a device, for all operators or the ``named`` ones.
+
+    Their order is the same in every process.
 
     Raises:
-        ValueError: a name that no case has.
+        ValueError: no case has one of the names.
     """
     pages = (convolution, pyramid, upsampling, lattice, mean_field)
     found = [case for page in pages for case in page.cases(device, quick)]
@@ -35,7 +36,7 @@ def cases(device: Device, quick: bool = False, named: Collection[str] = ()) -> l
 
 
 def operators() -> list[str]:
-    """Every operator of torch.ops.atrousx that computes, private ones too."""
+    """Returns the names of all operators of torch.ops.atrousx that compute, private ones too."""
     names = torch._C._dispatch_get_all_op_names()
     prefix = "atrousx::"
     found = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
@@ -43,5 +44,5 @@ def operators() -> list[str]:
 
 
 def seed(case: Case) -> None:
-    """Operators on one geometry get the same numbers, in every process."""
+    """Seeds PyTorch by a case's name, so that a geometry has the same numbers in every process."""
     torch.manual_seed(zlib.crc32(case.name.encode()))

@@ -1,4 +1,4 @@
-"""What a case is: one operator on one geometry, in whichever dtypes and layouts it takes."""
+"""Defines a case: one operator on one geometry, in several dtypes and layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# "tf32" is float32 in memory, which a GPU may round to TF32 before it multiplies.
+# "tf32" is float32 in memory; a GPU may round it to TF32 before multiplying.
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -29,12 +29,12 @@ Tensors = tuple[Tensor, ...]
 class Case:
     """One operator (or a function built on several) on one geometry.
 
-    ``make`` gives the inputs in float64 on the CPU. ``run`` computes by atrousx, with TF32 where
-    its second argument says so, and ``twin`` the same by plain PyTorch; their results have the same
-    shapes, floating ones compared by the rule of ``accuracy.py``, integers exactly. ``length`` is
-    how many terms an output sums. ``judged``: the twin is an operator of PyTorch's, so that its
-    error in the same dtype is the measure; else it is put together for this purpose, and only its
-    float64 counts.
+    ``make`` returns the inputs in float64 on the CPU. ``run`` computes by atrousx, with TF32 if its
+    second argument is true. ``twin`` computes the same by plain PyTorch. Their results have the
+    same shapes. Floating results are compared by the rule of ``accuracy.py``, integers exactly.
+    ``length`` is the number of terms that an output sums. ``judged``: the twin is an operator of
+    PyTorch, and its error in the same dtype is the measure. Otherwise the twin was written for this
+    purpose, and only its float64 results are used.
     """
 
     operator: str
@@ -47,23 +47,23 @@ class Case:
     dtypes: Sequence[str] = PLAIN
     layouts: Sequence[str] = ROWS
     judged: bool = True
-    cpu_only: bool = False  # it tells about the CPU, whatever devices there are
+    cpu_only: bool = False  # the case concerns the CPU only and is not run on other devices
 
 
 def gradients_of(
     function: Callable[[Tensors], Tensors], inputs: Tensors, grad: Tensor, of: Sequence[int]
 ) -> Tensors:
-    """The gradients of <function(inputs)[0], grad> with respect to the inputs that ``of`` lists."""
+    """Returns the gradients of <function(inputs)[0], grad> for the inputs with indices ``of``."""
     leaves = [t.detach().requires_grad_(i in of) for i, t in enumerate(inputs)]
     output = function(tuple(leaves))[0]
     return torch.autograd.grad(output, [leaves[i] for i in of], grad)
 
 
 def rounded(tensor: Tensor, dtype: str) -> Tensor:
-    """``tensor`` in float64 with values that ``dtype`` holds exactly.
+    """Rounds ``tensor`` to values that ``dtype`` represents exactly; the result is float64.
 
-    There are two sets of values, one for float64, float32 and TF32, one for both half types, so
-    that a reference in float64 serves several dtypes.
+    There are two sets of values: one for float64, float32 and TF32, and one for both half types.
+    So several dtypes share a float64 reference.
     """
     if not tensor.is_floating_point():
         return tensor
@@ -73,7 +73,7 @@ def rounded(tensor: Tensor, dtype: str) -> Tensor:
 
 
 def placed(tensor: Tensor, dtype: str, layout: str, device: torch.device) -> Tensor:
-    """``tensor`` on a device, a floating one in ``dtype``, a map [N, C, H, W] of it in a layout."""
+    """Moves ``tensor`` to a device; converts floating ones to ``dtype``, maps to ``layout``."""
     if not tensor.is_floating_point():
         return tensor.to(device)
     moved = tensor.to(DTYPES[dtype]).to(device)

@@ -1,4 +1,4 @@
-"""atrous_conv2d, its backward operators, and what inference calls."""
+"""Cases of atrous_conv2d, its backward operators, and the operators that inference calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..devices import Device
 from .case import ALL, MAPS, Case, Tensors, gradients_of
 
 _ops = torch.ops.atrousx
-# Pixels in a tile of the tensor-core kernels; with so many tiles for each multiprocessor they use
-# their wide form, of 128 outputs.
+# The pixels in a tile of the tensor-core kernels, and the number of tiles per multiprocessor from
+# which on they use wide tiles of 128 outputs.
 _TILE, _TILES_OF_WIDE = 128, 4
 
 
@@ -32,7 +32,7 @@ class Geometry(NamedTuple):
 
     @property
     def options(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
-        """As the operators take them: padding is top, left, bottom, right."""
+        """The options of the operators; padding is top, left, bottom, right."""
         return self.stride, (*self.padding, *self.padding), self.dilation, self.groups
 
     @property
@@ -43,7 +43,7 @@ class Geometry(NamedTuple):
         return F.conv2d(x, w, b, self.stride, self.padding, self.dilation, self.groups)
 
     def make(self) -> Tensors:
-        """Input, weight, bias, gradient of the output, residual."""
+        """Returns input, weight, bias, gradient of the output, and residual."""
         x = torch.randn(self.batch, self.channels, *self.size).double()
         w = torch.randn(self.outputs, self.channels // self.groups, *self.taps).double()
         w /= max(1, self.fan_in) ** 0.5
@@ -81,7 +81,7 @@ FULL = {
 
 
 def wide(device: Device) -> Geometry:
-    """So many pixels that the tensor-core kernels take their wide tile, forward and backward."""
+    """Returns a geometry with enough pixels for wide tiles of the tensor-core kernels."""
     pixels = max(1, device.multiprocessors) * _TILE * _TILES_OF_WIDE
     side = int(pixels**0.5) + 1 if device.multiprocessors else 41
     return Geometry(1, 72, 72, 1, (side, side), (1, 3), (1, 1), (0, 1))
@@ -145,7 +145,11 @@ def _one_gradient(g: Geometry, of: int) -> Callable[[Tensors], Tensors]:
 
 
 def _packed_cases(quick: bool) -> Iterator[Case]:
-    """A packed weight is what the device likes: what counts is what is computed with it."""
+    """Yields cases of packed weights and of operators that return no map.
+
+    The format of a packed weight depends on the device, so results that are computed with it are
+    compared.
+    """
     name = "odd channels, 21 outputs"
     g = QUICK[name] if quick else FULL["Winograd, phases of 11"]
 
@@ -164,7 +168,7 @@ def _packed_cases(quick: bool) -> Iterator[Case]:
     def followed(t: Tensors, tf32: bool) -> Tensors:
         weight = t[1]
         before = _ops._fingerprint(weight)
-        # Minimal filtering does not serve float64.
+        # Minimal filtering does not support float64.
         suits = weight.dtype != torch.float64 and _ops._atrous_conv2d_suits_filters(weight)
         results = transformed(t, tf32) if suits else packed(t, tf32)
         if _ops._fingerprint(weight) != before:
@@ -180,7 +184,7 @@ def _packed_cases(quick: bool) -> Iterator[Case]:
             _ops._set_highest_precision(before)
 
     def measured(t: Tensors, tf32: bool) -> Tensors:
-        # Deterministic, so that no clock decides between two runs.
+        # In deterministic mode no measured time can change the choice between two runs.
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)
         try:

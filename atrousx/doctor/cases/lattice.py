@@ -1,4 +1,4 @@
-"""The permutohedral lattice: its construction, and filtering on it."""
+"""Cases of the permutohedral lattice: its construction, and filtering on it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _ops = torch.ops.atrousx
 
 
 class Cloud(NamedTuple):
-    """Points of some images in feature space, with values to filter."""
+    """Points of several images in feature space, with values to filter."""
 
     images: int
     dims: int
     points: int
     channels: int
-    spread: float = 3.0  # of the features, in units of the Gaussian
+    spread: float = 3.0  # standard deviation of the features, in units of the Gaussian's
 
     def make(self) -> Tensors:
-        """Features, values, rows, both scales, gradient of the embedding's weights."""
+        """Returns features, values, rows, both scales, gradient of the embedding's weights."""
         features = self.spread * torch.randn(self.images, self.dims, self.points).double()
         count = self.images * self.points
         values, rows = (torch.randn(count, self.channels).double() for _ in range(2))
@@ -62,8 +62,10 @@ def cases(device: Device, quick: bool) -> Iterator[Case]:
 
 
 def _coordinates(c: Cloud) -> int:
-    """A corner's weight is a difference of coordinates, which lose as many bits as they are large:
-    so many roundings of one."""
+    """Returns how many roundings a corner's weight may have, as the ``length`` of a case.
+
+    A weight is a difference of coordinates, so it loses more bits if the coordinates are large.
+    """
     return int(16 * (c.dims + 1) * max(1, c.spread))
 
 
@@ -139,9 +141,9 @@ def _sorted_keys(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_order_of_corners(lattice: Sequence[Tensor]) -> Tensors:
-    """A lattice on the CPU, its vertices numbered in the order in which corners meet them.
+    """Returns a lattice on the CPU, with its vertices numbered in the order of their first corners.
 
-    Their numbers are the builder's choice; corners, entries and neighbours are not.
+    A builder may number vertices in any order; everything else is defined.
     """
     weights, vertices, starts, points, entry_weights, near = (t.cpu() for t in lattice)
     corners, count = vertices.flatten().long(), near.shape[2]
@@ -157,7 +159,7 @@ def in_order_of_corners(lattice: Sequence[Tensor]) -> Tensors:
 
 
 def _rows_and_lattice(c: Cloud) -> Tensors:
-    """Values, rows, both scales, then a lattice."""
+    """Returns values, rows, both scales, and the tensors of a lattice."""
     features, values, rows, before, after, _ = c.make()
     return values, rows, before, after, *_ops._permutohedral_build(features)
 
@@ -226,7 +228,7 @@ def _gradients_of_filtering(name: str, c: Cloud, length: int) -> Case:
 
 
 def _function(name: str, c: Cloud) -> Iterator[Case]:
-    """The public function, which takes half types, too."""
+    """Yields cases of the public function, which also accepts half types."""
 
     def make() -> Tensors:
         features = c.spread * torch.randn(c.images, c.dims, c.points).double()

@@ -1,4 +1,4 @@
-"""Mean-field inference over points, its gradients, and the layer DenseCRF."""
+"""Cases of mean-field inference over points, its gradients, and the layer DenseCRF."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..devices import Device
 from .case import MAPS, PLAIN, ROWS, WIDE, Case, Tensors, gradients_of
 
 _ops = torch.ops.atrousx
-_TENSORS = 9  # of a term: its lattice's six, two scales, its compatibility
+_TENSORS = 9  # of a term: six of its lattice, two scales, its compatibility
 
 
 class Field(NamedTuple):
@@ -28,7 +28,7 @@ class Field(NamedTuple):
     weights: tuple[float, float] = (0.7, 1.3)
 
     def make(self) -> Tensors:
-        """Logits, gradient, then two terms, of 2 and of 5 features."""
+        """Returns logits, gradient, and two terms, of 2 and of 5 features."""
         shape = (self.images, self.labels, self.points)
         logits, grad = (torch.randn(shape).double() for _ in range(2))
         return logits, grad, *self._term(2), *self._term(5)
@@ -40,7 +40,7 @@ class Field(NamedTuple):
         return *lattice, before, after, torch.rand(size, size).double()
 
     def given(self, t: Tensors) -> tuple[Tensor, list[Tensor], list[float]]:
-        """What the operators take: an empty tensor is none, Potts' compatibility."""
+        """Returns arguments of the operators; an empty compatibility stands for Potts' costs."""
         terms = [x.new_empty(0) if x.numel() == 0 else x for x in t[2:]]
         return t[0], terms, list(self.weights)
 
@@ -72,7 +72,8 @@ def _operators(name: str, f: Field) -> Iterator[Case]:
         return (_ops._mean_field(*f.given(t), f.iterations),)
 
     def states(t: Tensors, tf32: bool) -> Tensors:
-        # The states are kept as the device likes them: the backward operator below reads them.
+        # The format of the states depends on the device; the case of the backward operator
+        # below checks them.
         return (_ops._mean_field_states(*f.given(t), f.iterations)[0],)
 
     def backward(t: Tensors, tf32: bool) -> Tensors:
@@ -91,7 +92,7 @@ def _operators(name: str, f: Field) -> Iterator[Case]:
             lambda leaves: (f.twin(leaves),), filled, t[1], (0, *places)
         )
         terms = [rest[:4], rest[4:]]
-        # What a cost of 1 more would change, without the weight and the sign.
+        # The operator's energies contain neither the weight nor the sign.
         energies = [-mu / w for (*_, mu), w in zip(terms, f.weights, strict=True)]
         corners = torch.cat([term[0].flatten() for term in terms])
         scales = torch.stack([torch.stack([s.flatten() for s in term[1:3]]) for term in terms])
@@ -107,7 +108,7 @@ def _operators(name: str, f: Field) -> Iterator[Case]:
 
 
 def _energies(f: Field, energies: Tensor) -> Tensor:
-    """[terms, L, L]; for Potts' costs the diagonal alone is defined."""
+    """Returns energies [terms, L, L]; for Potts' costs only the diagonals, which are defined."""
     return energies.diagonal(dim1=1, dim2=2).contiguous() if f.potts else energies
 
 
@@ -153,10 +154,11 @@ def _layer_by_torch(
 def _layer(quick: bool) -> Iterator[Case]:
     labels, size = (3, (6, 7)) if quick else (21, (33, 30))
     iterations = 2 if quick else 5
-    sigmas = (9.0, 20.0, 3.0)  # in pixels and grey levels, and the smoothness kernel's in pixels
+    # Of the bilateral kernel in pixels and in grey levels, of the Gaussian kernel in pixels.
+    sigmas = (9.0, 20.0, 3.0)
 
     def make() -> Tensors:
-        """Logits, gradient, a photograph whose numbers every dtype holds."""
+        """Returns logits, gradient, and an image whose values every dtype represents exactly."""
         logits, grad = (torch.randn(1, labels, *size).double() for _ in range(2))
         ramp = torch.linspace(20, 200, size[1]).double().expand(1, 3, *size)
         return logits, grad, (ramp + 9 * torch.randn(1, 3, *size)).round()

@@ -1,4 +1,4 @@
-"""multi_rate_conv2d: branches of several dilations side by side, or added up."""
+"""Cases of multi_rate_conv2d: branches of several dilations, concatenated or added."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pyramid(NamedTuple):
         return self.channels * (sum(taps) if self.adds else max(taps))
 
     def make(self) -> Tensors:
-        """Input, bias, gradient of the output, then the branches' weights."""
+        """Returns input, bias, gradient of the output, and the weights of the branches."""
         x = torch.randn(self.batch, self.channels, *self.size).double()
         outputs = self.outputs * (1 if self.adds else len(self.branches))
         bias = torch.randn(outputs).double()

@@ -1,4 +1,4 @@
-"""upsample_bilinear2d and what reads upsampled logits without storing them."""
+"""Cases of upsample_bilinear2d and of operators that read upsampled logits without storing them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Resampling(NamedTuple):
         return F.interpolate(x, self.output, mode="bilinear", align_corners=self.corners)
 
     def make(self) -> Tensors:
-        """Logits, gradient of the upsampled ones, labels, class weights, a sum of probabilities."""
+        """Returns logits, a gradient of the output, labels, class weights, sum of probabilities."""
         logits = torch.randn(self.batch, self.channels, *self.size).double()
         grad, total = (
             torch.randn(self.batch, self.channels, *self.output).double() for _ in range(2)
@@ -93,7 +93,7 @@ def _reductions(name: str, r: Resampling) -> Iterator[Case]:
     def best(t: Tensors, tf32: bool) -> Tensors:
         labels, share = _ops._upsample_argmax(t[0], r.output, r.corners, True, False)
         narrow, _ = _ops._upsample_argmax(t[0], r.output, r.corners, False, True)
-        # Two labels may be level but for rounding: what is compared is their exact logit.
+        # Labels may differ if logits are equal up to rounding, so their exact logits are compared.
         return _logit_of(r, t[0], labels), _logit_of(r, t[0], narrow.long()), share
 
     def torch_best(t: Tensors) -> Tensors:
@@ -108,7 +108,7 @@ def _reductions(name: str, r: Resampling) -> Iterator[Case]:
 
     def torch_added(t: Tensors) -> Tensors:
         wide = torch.promote_types(t[0].dtype, torch.float32)
-        # Half types are computed in float32, in PyTorch's twin, too.
+        # The operator computes half types in float32, so the twin does the same.
         upsampled = r.torch(t[0].flip(-1).to(wide))
         return (t[4].to(wide) + 0.5 * upsampled.softmax(1),)
 
