@@ -1,3 +1,3 @@
-"""The version, written here alone: pyproject.toml reads it without importing anything."""
+"""The version. It is defined only here; pyproject.toml reads it without importing the package."""
 
 __version__ = "0.1.0"

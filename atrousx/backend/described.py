@@ -36,7 +36,7 @@ class ConvOptions(TypedDict, total=False):
 
 
 class Problem(NamedTuple):
-    """A convolution as tensors without memory."""
+    """A convolution, described by tensors without memory."""
 
     input: Tensor
     weight: Tensor

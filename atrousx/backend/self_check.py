@@ -1,5 +1,6 @@
-"""Checks operators on a GPU against the CPU's operators, if they have no twin in PyTorch.
+"""Checks operators on a GPU against the CPU's operators.
 
+``atrous_conv2d`` is not among them: the backend "measure" compares it with PyTorch's convolution.
 A check runs once for each device and dtype, before the operator's first result is returned. It
 computes forward and gradient on a tiny input. If the kernel is wrong, every call raises
 RuntimeError. A wrong result must not be used. To compute on the CPU instead would hide that the

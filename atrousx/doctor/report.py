@@ -12,7 +12,7 @@ from .checking import NOT_RUN, OK, WRONG, Check
 from .examination import Findings, Report
 from .speed import MARGIN
 
-_SHOWN = 30  # wrong checks that are listed one by one
+_SHOWN = 30  # the number of wrong checks that are listed
 
 
 def as_json(report: Report) -> str:

@@ -84,7 +84,7 @@ def _operators(name: str, f: Field) -> Iterator[Case]:
         return to_logits, _energies(f, energies), corners, scales
 
     def torch_backward(t: Tensors) -> Tensors:
-        # Potts' costs as a matrix, so that they have a gradient.
+        # Potts' costs are given as a matrix, so that they have a gradient.
         potts = 1 - torch.eye(f.labels, dtype=t[0].dtype)
         filled = tuple(potts.clone() if x.numel() == 0 else x for x in t)
         places = [i for k in (2, 2 + _TENSORS) for i in (k, k + 6, k + 7, k + 8)]
