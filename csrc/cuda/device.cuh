@@ -1,13 +1,14 @@
-// What a *_kernels.cuh file needs: CUDA itself under nvcc, the host executor of tests/emulator
-// under any other compiler. Kernels take raw pointers and sizes, so the same file runs in both
-// places.
+// The header that every *_kernels.cuh file needs: CUDA under nvcc, the host executor of
+// tests/emulator under any other compiler. Kernels take raw pointers and sizes, so the same file
+// runs in both.
 #pragma once
 
 #include "portable.h"
 
 #if defined(__CUDACC__)
-// Shared memory is declared through these macros because the host executor gives every array memory
-// of its own: it sees each access beyond one, and poisons it at the start of every thread block.
+// Shared memory is declared through these macros so that the host executor can allocate each array
+// separately. It then detects out-of-bounds accesses, and poisons each array when a thread block
+// starts.
 #define ATROUSX_SHARED(type, name, count) __shared__ type name[count]
 #define ATROUSX_DYNAMIC_SHARED(type, name)                                 \
   extern __shared__ __align__(128) unsigned char atrousx_dynamic_shared[]; \
@@ -24,9 +25,9 @@
 
 namespace atrousx {
 
-// The shared memory that a block may have, static and dynamic together, by compute capability, as
-// the CUDA programming guide's table of technical specifications has it; for one that it does not
-// have yet, the least.
+// The largest shared memory of a block, static plus dynamic, by compute capability. Source: the
+// table of technical specifications in the CUDA programming guide. A capability that is not in the
+// table gets the smallest limit.
 struct SharedLimit {
   int capability, bytes;
 };
@@ -42,8 +43,9 @@ constexpr int shared_limit(int capability) {
   return kLeastSharedLimit;
 }
 
-// That of the GPU that is compiled for. nvcc's pass for the host asks nothing, nor do GPUs before
-// 8.0, which never run the kernels that take much (ptx.cuh); the tests, that it fits all others.
+// The limit of the GPU that this code is compiled for. It does not apply in nvcc's host pass, nor
+// before 8.0: those GPUs never run the kernels that need much (ptx.cuh). The tests check against
+// the smallest limit of all.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 constexpr int kSharedLimit = shared_limit(__CUDA_ARCH__);
 #elif defined(__CUDACC__)
@@ -52,7 +54,8 @@ constexpr int kSharedLimit = INT32_MAX;
 constexpr int kSharedLimit = kLeastSharedLimit;
 #endif
 
-// Linear index of this thread in the grid and the number of threads in it: the grid-stride loop
+// Linear index of this thread in the grid, and the number of threads in the grid. The grid-stride
+// loop
 //   for (int64_t i = global_thread(); i < count; i += global_threads())
 // covers any count with any grid.
 __device__ __forceinline__ int64_t global_thread() {

@@ -1,5 +1,5 @@
-// The one way to launch a kernel, from a library that also loads where PyTorch has no CUDA: the
-// current stream is looked up in libtorch_cuda at run time, never linked.
+// The only way to launch a kernel. The library must also load where PyTorch has no CUDA, so it
+// looks up the current stream in libtorch_cuda at run time and does not link libtorch_cuda.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,8 +17,8 @@
 
 #include "tensor.h"
 
-// The dispatch key that the kernels are registered for. The tests build them for a device in host
-// memory, which has another.
+// The dispatch key that the kernels are registered for. The tests use another key: they build the
+// kernels for a device in host memory.
 #if !defined(ATROUSX_CUDA_KEY)
 #define ATROUSX_CUDA_KEY CUDA
 #endif
@@ -40,7 +40,7 @@ inline cudaStream_t current_stream(int32_t device) {
 
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or whoever asks next would take it for an error of their own
+  cudaGetLastError();  // otherwise the next caller would see this error
   STD_TORCH_CHECK(false, "atrousx: ", what, ": ", cudaGetErrorString(error));
 }
 
@@ -55,7 +55,8 @@ class LaunchContext {
   cudaStream_t stream_;
 };
 
-// The largest grid. Kernels take in turn what a grid leaves, which the tests see by a small one.
+// The largest grid. Kernels loop over jobs beyond the grid; the tests use a small grid to run these
+// loops.
 #if !defined(ATROUSX_MOST_BLOCKS)
 #define ATROUSX_MOST_BLOCKS (int64_t{1} << 20)
 #endif
@@ -63,12 +64,13 @@ constexpr int64_t kMostBlocks = ATROUSX_MOST_BLOCKS;
 
 constexpr int kThreads = 256;
 
-// Blocks of kThreads for `count` items in a grid-stride loop; the loop takes what the grid leaves.
+// Number of blocks of kThreads threads for `count` items. A grid-stride loop takes any remaining
+// items.
 inline unsigned int grid_for(int64_t count) {
   return static_cast<unsigned int>(min_of(ceil_div<int64_t>(count, kThreads), kMostBlocks));
 }
 
-// Blocks for `jobs`, whose kernel takes in turn what the grid leaves.
+// Number of blocks for `jobs` jobs. The kernel loops over any remaining jobs.
 inline unsigned int job_grid(int64_t jobs) {
   return static_cast<unsigned int>(min_of(jobs, kMostBlocks));
 }
@@ -79,10 +81,10 @@ inline int device_attribute(cudaDeviceAttr attribute, int32_t device) {
   return value;
 }
 
-// An address, or a struct of addresses, together with the tensors whose memory is meant. A launch
-// takes addresses in this form alone: what it reads and writes is owned until it returns. After
-// that PyTorch's allocator gives the memory to later work of the same stream only. The functions
-// below alone make one, each from the tensors that it then owns.
+// An address, or a struct of addresses, together with the tensors that own the memory. A launch
+// accepts addresses only in this form, so the memory stays allocated until the launch returns.
+// After that PyTorch's allocator reuses the memory only for later work on the same stream. Only the
+// functions below can create a Held, always together with its owners.
 template <typename Value, typename Owners = std::optional<Tensor>>
 class Held {
  public:
@@ -122,7 +124,7 @@ Held<T*> operator+(const Held<T*>& memory, int64_t elements) {
   return {memory.value_ + elements, memory.owners_};
 }
 
-// A struct that `make` puts together from addresses.
+// Builds a struct of addresses with `make`, and keeps the owners of all of them.
 template <typename Make, typename... Values, typename... OtherOwners>
 auto combine(const Make& make, const Held<Values, OtherOwners>&... parts) {
   using Value = decltype(make(parts.value_...));
@@ -140,14 +142,14 @@ auto combine(const Make& make, const std::vector<Held<T*>>& parts) {
   return Held<decltype(make(values)), std::vector<std::optional<Tensor>>>(make(values), owners);
 }
 
-// The memory of several launches whose kernels take structs of many addresses: it owns whatever it
-// has given the address of, and lends no other.
+// Owns memory for several launches whose kernels take structs of many addresses. It lends only
+// addresses inside tensors that it owns.
 class Arena {
  public:
   explicit Arena(const Tensor& like) : like_(like) {}
   Arena(const Arena&) = delete;
 
-  // Null for no tensor.
+  // Returns null if there is no tensor.
   template <typename T>
   const T* reads(const std::optional<Tensor>& t) {
     return t.has_value() ? static_cast<const T*>(own(*t, atrousx::data<T>(*t))) : nullptr;
@@ -160,7 +162,7 @@ class Arena {
     return static_cast<T*>(start);
   }
 
-  // New memory, uninitialised.
+  // Allocates new, uninitialised memory.
   template <typename T>
   T* take(int64_t count) {
     const int64_t bytes = max_of<int64_t>(1, count) * static_cast<int64_t>(sizeof(T));
@@ -175,7 +177,7 @@ class Arena {
     return {address, *this};
   }
 
-  // Numbers, and structs of the addresses above.
+  // For numbers, and for structs of the addresses above.
   template <typename T>
   Held<T, const Arena&> lend(const T& value) const {
     return {value, *this};
@@ -203,7 +205,7 @@ class Arena {
   std::vector<Owned> owned_;
 };
 
-// What a kernel may be given by value: numbers, and structs which say that they hold no address.
+// Arguments that may be passed by value: numbers, enums, and structs that declare HoldsNoAddress.
 template <typename T>
 concept PlainArgument =
     std::is_arithmetic_v<T> || std::is_enum_v<T> || requires { typename T::HoldsNoAddress; };
@@ -218,7 +220,7 @@ const Value& passed(const Held<Value, Owners>& held) {
   return held.value();
 }
 
-// Where and how wide a kernel runs, and what an error calls it.
+// The configuration of a launch. `name` appears in error messages.
 struct Launch {
   const char* name;
   unsigned int blocks;
@@ -227,8 +229,8 @@ struct Launch {
   int64_t shared_bytes = 0;  // dynamic shared memory
 };
 
-// Loading code is one of the things that a thread must not do while a stream is captured, unless it
-// says that the graph does not depend on it.
+// CUDA forbids a thread to load code while a stream is captured. In relaxed mode the thread
+// declares that the graph does not depend on it.
 class CaptureAllowsLoading {
  public:
   CaptureAllowsLoading() { exchange(); }
@@ -242,9 +244,9 @@ class CaptureAllowsLoading {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Once for a kernel and device: loads the kernel's code, which CUDA would else do at the first
-// launch, and lets it have its dynamic shared memory. Without being told, CUDA allows 48 KiB,
-// static memory included. Returns the compute capability that the code was compiled for, times 10.
+// Loads the kernel's code, which CUDA would otherwise do at the first launch, and raises its limit
+// of dynamic shared memory. The default limit is 48 KiB, static memory included. Both are done once
+// for a kernel and device. Returns the compute capability that the code was compiled for, times 10.
 template <typename... Parameters>
 int prepare(void (*kernel)(Parameters...), int64_t shared_bytes, const char* name) {
   struct Prepared {

@@ -1,4 +1,4 @@
-// What the CUDA library knows of itself; its operators are registered in each <operator>/cuda.
+// Facts about the CUDA library. Its operators are registered in each <operator>/cuda.
 #include <string>
 #include <tuple>
 

@@ -1,7 +1,7 @@
 // The only file with inline PTX: asynchronous copies, matrix fragments from shared memory, and
-// matrix products of a warp, all of compute capability 8.0. Below each instruction is its host
-// twin, which follows the fragment layouts of the PTX manual ("Matrix Fragments for mma.m16n8k16",
-// "... for mma.m16n8k8", "ldmatrix").
+// matrix products of a warp. All need compute capability 8.0. Below them are their host twins,
+// which follow the fragment layouts of the PTX manual ("Matrix Fragments for mma.m16n8k16", "...
+// for mma.m16n8k8", "ldmatrix").
 //
 // In those layouts a lane is (group, member) = (lane / 4, lane % 4), and a register holds 4 bytes:
 // two half values or one TF32 value.
@@ -14,7 +14,7 @@ namespace atrousx {
 #if defined(__CUDACC__)
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-// Launchers leave these kernels to code for 8.0 and later; what older targets compile traps.
+// Launchers run these kernels only from code compiled for 8.0 or later. In older code they trap.
 #define ATROUSX_PTX(...) __trap()
 #else
 #define ATROUSX_PTX(...) asm volatile(__VA_ARGS__)
@@ -24,29 +24,29 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Starts a copy of 16 bytes from global to shared memory, past the L1 cache; writes zeros and reads
-// nothing where not `present`. Both addresses are multiples of 16.
+// Starts a copy of 16 bytes from global to shared memory that bypasses the L1 cache. If not
+// `present`, it reads nothing and writes zeros. Both addresses are multiples of 16.
 __device__ __forceinline__ void async_copy_16(void* to, const void* from, bool present) {
   const int bytes = present ? 16 : 0;
   ATROUSX_PTX("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
               "r"(bytes) : "memory");
 }
 
-// Closes the group of copies that this thread started since the last call.
+// Closes the group of copies that this thread has started since the last commit.
 __device__ __forceinline__ void async_copy_commit() {
   ATROUSX_PTX("cp.async.commit_group;" :: : "memory");
 }
 
-// Waits until at most kGroups of this thread's groups are under way; a barrier must follow before
-// others' copies are read.
+// Waits until at most kGroups of this thread's groups are pending. Before a thread reads copies of
+// other threads, a barrier must follow.
 template <int kGroups>
 __device__ __forceinline__ void async_copy_wait() {
   ATROUSX_PTX("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-// Four 8x8 matrices of 16-bit elements; lanes 8q .. 8q + 7 name the eight 16-byte rows of matrix q.
-// Register q of a lane: elements 2 member, 2 member + 1 of row `group`; transposed, of column
-// `group`.
+// Loads four 8x8 matrices of 16-bit elements. Lanes 8q .. 8q + 7 pass the addresses of the eight
+// 16-byte rows of matrix q. Register q of a lane receives elements 2 member and 2 member + 1 of row
+// `group` or, if transposed, of column `group`.
 template <bool kTransposed>
 __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&registers)[4]) {
   uint32_t (&r)[4] = registers;
@@ -59,7 +59,8 @@ __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&regist
                 "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
 }
 
-// The bits of a float32 rounded to TF32 (10 bits of mantissa), to nearest, ties away from zero.
+// Rounds a float32 to TF32 (10 bits of mantissa), to nearest, ties away from zero. Returns its
+// bits.
 __device__ __forceinline__ uint32_t round_to_tf32(uint32_t bits) {
   uint32_t rounded = 0;
   ATROUSX_PTX("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
@@ -72,7 +73,7 @@ __device__ __forceinline__ uint32_t round_to_tf32(uint32_t bits) {
               "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]),      \
               "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
-// sums[16][8] += a[16][k] * b[k][8], k being 32 bytes of T: 16 half values, 8 TF32 ones.
+// sums[16][8] += a[16][k] * b[k][8], where k is 32 bytes of T: 16 half values or 8 TF32 values.
 template <typename T>
 __device__ __forceinline__ void multiply_matrices(float (&sums)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
@@ -118,7 +119,7 @@ inline uint32_t round_to_tf32(uint32_t bits) {
   return (finite ? bits + 0x1000u : bits) & 0xffffe000u;
 }
 
-// The executor's product knows the three types by their names.
+// The name by which the executor knows each type.
 template <typename T>
 constexpr emulator::MatrixType kMatrixType =
     std::is_same_v<T, Half>       ? emulator::MatrixType::kHalf

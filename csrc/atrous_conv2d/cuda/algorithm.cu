@@ -1,5 +1,5 @@
-// Which algorithm computes a pass on CUDA: what atrous_conv2d.cu decides, by the same
-// predicates, of maps that are dense.
+// Returns the algorithm that a pass uses on CUDA. It uses the predicates of atrous_conv2d.cu, and
+// assumes that maps are dense.
 #include "atrous_conv2d/algorithm.h"
 #include "atrous_conv2d/cuda/depthwise.h"
 #include "atrous_conv2d/cuda/tensorcore.h"

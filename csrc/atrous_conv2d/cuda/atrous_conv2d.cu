@@ -27,7 +27,7 @@ void launch_gather(const GatherShape& shape, const Tensor& source,
   }
 }
 
-// Narrow tiles where wide ones would be half empty or would not occupy the GPU.
+// Uses narrow tiles where wide tiles would be half empty or would not occupy the GPU.
 template <typename T>
 void gather_product(const GatherShape& shape, const Tensor& source,
                     const VectorOperand<T, WeightStrides>& weight, const HeldEpilogue<T>& epilogue,
@@ -45,7 +45,7 @@ void gather_product(const GatherShape& shape, const Tensor& source,
 
 }  // namespace
 
-// source -> destination.
+// Computes a gathering pass from `source` to `destination`.
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
   const auto& [shape, weight, weight_strides, tail, destination, packed] = call;
   if (destination.numel() == 0) return;
@@ -94,8 +94,8 @@ Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
                   allow_tf32);
 }
 
-// These kernels read the weight itself, or pack it faster than they multiply: nothing, of the
-// dimensions and dtype that the CPU's packed weights have.
+// CUDA kernels read the weight itself, or pack it faster than they multiply, so the packed weight
+// is empty. Its number of dimensions and its dtype are the same as on the CPU.
 Tensor atrous_conv2d_pack_weight_cuda(const Tensor& weight, int64_t /*groups*/, Sizes points) {
   points.push_back(0);
   const bool wide = weight.scalar_type() == ScalarType::Double;

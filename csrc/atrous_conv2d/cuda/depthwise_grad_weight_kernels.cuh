@@ -1,6 +1,6 @@
-// Grad-weight of a depthwise convolution of dense maps, in parts that are summed in order by
-// atrous_conv2d_sum_parts_kernel. kTapsAtOnce taps are summed in registers while grad_output passes
-// once; a filter of more taps makes it pass again.
+// Grad-weight of a depthwise convolution of dense maps, in parts. atrous_conv2d_sum_parts_kernel
+// sums the parts in order. grad_output is read once for every kTapsAtOnce taps, whose sums stay in
+// registers.
 #pragma once
 
 #include "atrous_conv2d/cuda/depthwise_kernels.cuh"
@@ -8,9 +8,9 @@
 namespace atrousx {
 
 // Channels_last. Who: a block owns a chunk of kChunkVectors vectors of channels at one part of the
-// batch's pixels; a thread owns one vector at every kGradPixels-th pixel. Reads: grad_output there,
-// and the input at its live taps. Writes: its chunk of `parts`. Synchronisation: one barrier for
-// the tables and two per tap, for a sum over pixels in shared memory in a fixed order.
+// batch's pixels. A thread owns one vector at every kGradPixels-th pixel. Reads: grad_output at its
+// pixels, and the input at its live taps. Writes: its chunk of `parts`. Synchronisation: one
+// barrier for the tables, and two per tap for a sum over pixels in shared memory, in a fixed order.
 template <typename T>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
     atrous_conv2d_depthwise_grad_weight_kernel(const T* grad_output,  // [N, OH, OW, C]
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
   int* column_table = row_table + shape.rows.destinations * kernel_h;
   fill_tap_table(shape.rows, row_table);
   fill_tap_table(shape.columns, column_table);
-  __syncthreads();  // the tables are known
+  __syncthreads();  // the tables are complete
   const int width = static_cast<int>(shape.columns.destinations);
   const int plane = static_cast<int>(shape.rows.destinations) * width;
   const int pixels = static_cast<int>(shape.batch) * plane;
@@ -83,16 +83,16 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
             sum += partial[l * kChunk + c % kValues * kChunkVectors + c / kValues];
           parts[(split * taps + first_tap + t) * shape.groups + first_channel + c] = sum;
         }
-        __syncthreads();  // they have been read; the next tap overwrites them
+        __syncthreads();  // all threads have read the sums; the next tap overwrites them
       }
     }
   }
 }
 
-// Planes. Who: a block owns kPlanes channels at one part of the images; a thread owns every
-// kPlaneThreads-th pixel of each. Reads: the input's planes, through shared memory, and
-// grad_output's. Writes: its channels of `parts`. Synchronisation: two barriers per image and two
-// per sum, over lanes by shuffles and over warps in order.
+// Planes. Who: a block owns kPlanes channels at one part of the images. A thread owns every
+// kPlaneThreads-th pixel of each. Reads: the planes of the input, through shared memory, and those
+// of grad_output. Writes: its channels of `parts`. Synchronisation: two barriers per image and two
+// per sum. Sums go over lanes by shuffles, then over warps in order.
 template <typename T, int kPlanes>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
     atrous_conv2d_depthwise_planes_grad_weight_kernel(
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
         const int64_t first = n * shape.groups + first_channel;
         const A* values =
             planes + stage_values(input + first * source_plane, count * source_plane, planes);
-        __syncthreads();  // the planes are complete, and the tables
+        __syncthreads();  // planes and tables are complete
         for (int p = thread; p < plane; p += kPlaneThreads) {
           const int row = p / width, column = p % width;
           A grad[kPlanes];
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
             const bool exists = first_tap + t < taps;
             const int h = exists ? row_table[row * kernel_h + kh] : -1;
             const int w = exists ? column_table[column * kernel_w + kw] : -1;
-            // Planes that do not exist are summed too, and not stored.
+            // Planes beyond `count` are summed too, but not stored.
             if (h >= 0 && w >= 0) {
               ATROUSX_UNROLL
               for (int q = 0; q < kPlanes; ++q)
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
             if (++kw == kernel_w) kw = 0, ++kh;
           }
         }
-        __syncthreads();  // everyone has left the planes; the next image overwrites them
+        __syncthreads();  // all threads have read the planes; the next image overwrites them
       }
       ATROUSX_UNROLL
       for (int t = 0; t < kTapsAtOnce; ++t) ATROUSX_UNROLL
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
         for (int warp = 0; warp < kWarps; ++warp) sum += partial[warp * kSums + thread];
         parts[(split * taps + tap) * shape.groups + first_channel + q] = sum;
       }
-      __syncthreads();  // they have been read; the next taps overwrite them
+      __syncthreads();  // all threads have read the sums; the next taps overwrite them
     }
   }
 }

@@ -1,8 +1,9 @@
-// Depthwise convolution (a group for each channel) of dense maps. It is bound by bytes: a map goes
-// through device memory once, and the taps find it in L1 or shared memory. Two layouts, two ways:
+// Depthwise convolution (one group per channel) of dense maps. Memory bandwidth is the limit: a map
+// is read from device memory once, and the taps find it in L1 or shared memory. There is one method
+// per layout:
 //   channels_last  a thread owns a 16-byte vector of channels at a pixel
 //   planes (NCHW)  a block stages kPlanes planes in shared memory; a thread owns a pixel of each
-// What is neither has direct_kernels.cuh.
+// For other layouts see direct_kernels.cuh.
 #pragma once
 
 #include "atrous_conv2d/cuda/depthwise_plan.h"
@@ -15,8 +16,8 @@ struct alignas(16) DepthwiseVector {
   T values[kDepthwiseVector<T>];
 };
 
-// Where taps read along an axis: [destinations, taps] sources, -1 where dead, in shared memory.
-// Found once per block, they spare each pixel the divisions.
+// The sources that taps read along an axis: [destinations, taps], -1 where a tap is dead, in shared
+// memory. The table is computed once per block, so that pixels need no division.
 __device__ __forceinline__ void fill_tap_table(const TapAxis& axis, int* table) {
   const int count = static_cast<int>(axis.destinations * axis.taps);
   const int taps = static_cast<int>(axis.taps);
@@ -24,8 +25,8 @@ __device__ __forceinline__ void fill_tap_table(const TapAxis& axis, int* table) 
     table[i] = static_cast<int>(axis.source(i / taps, i % taps));
 }
 
-// The numbers of the accumulation type that one vector of channels takes, in shared memory such
-// that eight neighbouring threads read all banks: 16 bytes each, chunks of eight side by side.
+// One vector of channels in the accumulation type, as it lies in shared memory. The order lets
+// eight neighbouring threads read all banks: pieces of 16 bytes, eight vectors side by side.
 template <typename T>
 struct ChunkRow {
   using A = Accumulate<T>;
@@ -49,10 +50,10 @@ struct ChunkRow {
 };
 
 // Forward and grad-input, channels_last. Who: a block owns a chunk of kChunkVectors vectors of
-// channels at one part of an image's pixels, and takes such jobs in turn; a thread owns one vector
-// at every kPixelsAtOnce-th pixel. Neighbouring pixels of an image at the same chunk are one
-// block's, so that its taps meet what L1 already has. Reads: its live taps' vectors; the chunk's
-// weights, through shared memory. Writes: its vectors, once. Synchronisation: two barriers per job.
+// channels at one part of an image's pixels, and takes such jobs in turn. A thread owns one vector
+// at every kPixelsAtOnce-th pixel. A block's pixels are neighbours, so its taps often hit L1.
+// Reads: the vectors of its live taps; the chunk's weights, through shared memory. Writes: its
+// vectors, once. Synchronisation: two barriers per job.
 template <typename T>
 __global__ void __launch_bounds__(kDepthwiseThreads, 2)
     atrous_conv2d_depthwise_kernel(const T* source,  // [N, source rows, columns, C]
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
   using A = Accumulate<T>;
   constexpr int kValues = kDepthwiseVector<T>;
   constexpr int kChunk = kChunkVectors * kValues;
-  constexpr int kTogether = 3;         // loads under way at once
+  constexpr int kTogether = 3;         // loads in flight at once
   ATROUSX_DYNAMIC_SHARED(A, weights);  // [KH, KW, kChunk], then the tables
   const int kernel_h = static_cast<int>(shape.rows.taps);
   const int kernel_w = static_cast<int>(shape.columns.taps);
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
             weight[(first_channel + c) * weight_strides.group + tap / kernel_w * weight_strides.h +
                    tap % kernel_w * weight_strides.w]);
     }
-    __syncthreads();  // the chunk's weights are known, and the tables
+    __syncthreads();  // the chunk's weights and the tables are complete
     const int64_t channel = first_channel + vector * kValues;
     const T* from = source + n * source_strides.n + channel;
     const int start = first_pixel + static_cast<int>(threadIdx.x) / kChunkVectors;
@@ -128,13 +129,13 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 2)
       *reinterpret_cast<DepthwiseVector<T>*>(
           destination + destination_strides.offset(n, 0, row, column) + channel) = result;
     }
-    __syncthreads();  // everyone has left the weights; the next job overwrites them
+    __syncthreads();  // all threads have read the weights; the next job overwrites them
   }
 }
 
-// Copies `count` values, which lie side by side, to shared memory, widened, in whole vectors where
-// they are whole. Value i lands at to[i + shift], shift being what is returned: vectors then stay
-// aligned. `to` holds a vector more than `count`.
+// Copies `count` contiguous values to shared memory and converts them to the accumulation type. It
+// reads whole vectors where possible. Value i is stored at to[i + shift], so that vectors stay
+// aligned; the function returns `shift`. `to` must have room for one vector more than `count`.
 template <typename T>
 __device__ __forceinline__ int stage_values(const T* from, int count, Accumulate<T>* to) {
   using A = Accumulate<T>;
@@ -168,8 +169,8 @@ struct alignas(min_of<size_t>(16, kPlanes * sizeof(A))) PlaneWeights {
   A values[kPlanes];
 };
 
-// Forward and grad-input, planes. Who: a block owns kPlanes planes side by side in memory, and
-// takes such jobs in turn; a thread owns every kDepthwiseThreads-th pixel of each. Reads: the
+// Forward and grad-input, planes. Who: a block owns kPlanes planes that lie side by side in memory,
+// and takes such jobs in turn. A thread owns every kPlaneThreads-th pixel of each. Reads: the
 // source planes, once, through shared memory; their weights. Writes: its pixels, once.
 // Synchronisation: two barriers per job.
 template <typename T, int kPlanes>
@@ -205,7 +206,7 @@ __global__ void __launch_bounds__(kPlaneThreads) atrous_conv2d_depthwise_planes_
     }
     const A* values =
         planes + stage_values(source + first * source_plane, count * source_plane, planes);
-    __syncthreads();  // weights and planes are complete, and the tables
+    __syncthreads();  // weights, planes and tables are complete
     for (int p = threadIdx.x; p < plane; p += kPlaneThreads) {
       const int row = p / width, column = p % width;
       A sums[kPlanes] = {};
@@ -218,7 +219,7 @@ __global__ void __launch_bounds__(kPlaneThreads) atrous_conv2d_depthwise_planes_
           const A* x = values + h * source_width + w;
           const auto y = *reinterpret_cast<const PlaneWeights<A, kPlanes>*>(
               weights + (kh * kernel_w + kw) * kPlanes);
-          // Planes that do not exist are summed too, and not stored.
+          // Planes beyond `count` are summed too, but not stored.
           ATROUSX_UNROLL
           for (int q = 0; q < kPlanes; ++q) sums[q] += x[q * source_plane] * y.values[q];
         }
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kPlaneThreads) atrous_conv2d_depthwise_planes_
             epilogue.finish(sums[q], c, epilogue.residual_strides.offset(n, c, row, column));
       }
     }
-    __syncthreads();  // everyone has left weights and planes; the next job overwrites them
+    __syncthreads();  // all threads have read weights and planes; the next job overwrites them
   }
 }
 

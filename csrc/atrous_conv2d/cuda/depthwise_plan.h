@@ -1,5 +1,6 @@
-// Which depthwise convolutions have kernels of their own on CUDA, and what these need: sizes of
-// jobs and of shared memory, from sizes and strides alone. No torch: the tests use it too.
+// Which depthwise convolutions have their own kernels on CUDA, and the sizes of their jobs and
+// their shared memory. All follow from sizes and strides alone. No torch: the tests use this file
+// too.
 #pragma once
 
 #include "atrous_conv2d/plan.h"
@@ -8,14 +9,14 @@ namespace atrousx {
 
 constexpr int kDepthwiseThreads = 384;  // two blocks to a multiprocessor
 constexpr int kPlaneThreads = 256;
-constexpr int kChunkVectors = 8;  // 128 bytes of a pixel: a line of the cache
+constexpr int kChunkVectors = 8;  // 128 bytes of a pixel: one cache line
 constexpr int kPixelsAtOnce = kDepthwiseThreads / kChunkVectors;
-// Planes that share the arithmetic of their pixels: as many as leave their sums in registers.
+// Planes of which a thread sums one pixel each. There are as many as fit in registers.
 template <typename T>
 constexpr int kMostPlanes = sizeof(T) == 8 ? 2 : 4;
-// Taps that a thread of a grad-weight sums at once, in registers.
+// Taps that a thread of a grad-weight sums in registers at once.
 constexpr int kTapsAtOnce = 9;
-// Shared memory that a grad-weight of planes takes for sums, at most, beside what it stages.
+// The most static shared memory that a grad-weight of planes uses for its sums.
 constexpr int64_t kPlanesStaticBytes =
     kPlaneThreads / 32 * kTapsAtOnce * kMostPlanes<float> * static_cast<int64_t>(sizeof(float));
 
@@ -48,16 +49,16 @@ inline bool has_channel_vectors(const DenseMap& m, int64_t vector) {
          reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
 }
 
-// The kernels of channels_last maps go from pixel to pixel of an image by 32-bit offsets.
+// The channels_last kernels use 32-bit offsets between the pixels of an image.
 inline bool has_small_images(const DenseMap& m) {
   return m.height * m.strides.h <= INT32_MAX && m.width * m.strides.w <= INT32_MAX &&
          m.height * m.strides.h + m.width * m.strides.w <= INT32_MAX;
 }
 
-// The layout that two maps share, by which their kernel is chosen.
+// The common layout of two maps. It selects the kernel.
 inline DepthwiseLayout depthwise_layout(const DenseMap& one, const DenseMap& other,
                                         int64_t vector) {
-  // One channel is both; planes then are read in longer runs.
+  // A map of one channel has both layouts. As planes it is read in longer runs.
   if (is_dense_planes(one) && is_dense_planes(other)) return DepthwiseLayout::kPlanes;
   if (has_channel_vectors(one, vector) && has_channel_vectors(other, vector) &&
       has_small_images(one) && has_small_images(other))
@@ -67,7 +68,7 @@ inline DepthwiseLayout depthwise_layout(const DenseMap& one, const DenseMap& oth
 
 inline bool is_depthwise(const GatherShape& shape) { return shape.outer == 1 && shape.inner == 1; }
 
-// The kernels count taps and pixels of a batch in 32 bits, and a step past the last pixel.
+// The kernels count taps, and pixels of a batch plus one step beyond the last, in 32 bits.
 inline bool is_countable(const GatherShape& shape) {
   const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
   const int64_t sources = shape.rows.sources * shape.columns.sources;
@@ -80,8 +81,8 @@ inline int64_t tap_table_bytes(const GatherShape& shape) {
                                               shape.columns.destinations * shape.columns.taps);
 }
 
-// Numbers of the accumulation type that weights and planes take in shared memory; planes get a
-// vector more, since they may start within one. Both are whole vectors.
+// Elements of the accumulation type that weights and planes take in shared memory, rounded up to
+// whole vectors. Planes get one vector more, because they may start within a vector.
 template <typename T>
 ATROUSX_HOST_DEVICE constexpr int64_t staged_weights(int64_t taps, int64_t planes) {
   return ceil_div<int64_t>(taps * planes, kDepthwiseVector<T>) * kDepthwiseVector<T>;
@@ -110,7 +111,7 @@ int64_t planes_shared_bytes(const GatherShape& shape, int64_t planes) {
 
 template <typename T>
 int64_t depthwise_grad_weight_shared_bytes(const GatherShape& shape) {
-  // A number of the accumulation type for each value that the block's threads hold of a tap.
+  // One element of the accumulation type for each value that the block's threads hold for one tap.
   return int64_t{kPlaneThreads} * kDepthwiseVector<T> *
              static_cast<int64_t>(sizeof(Accumulate<T>)) +
          tap_table_bytes(shape);
@@ -123,7 +124,8 @@ int64_t planes_grad_weight_shared_bytes(const GatherShape& shape, int64_t planes
          tap_table_bytes(shape);
 }
 
-// Into how many parts the images of a grad-weight of planes are split; a function of sizes alone.
+// The number of parts into which the images of a grad-weight of planes are split. It depends on
+// sizes alone.
 inline int64_t plane_splits(int64_t batch, int64_t blocks, int64_t wanted) {
   return max_of<int64_t>(min_of(batch, ceil_div(wanted, max_of<int64_t>(blocks, 1))), 1);
 }

@@ -1,4 +1,5 @@
-// Kernels of atrous convolution for groups too narrow to fill the tile of a matrix product.
+// Kernels of atrous convolution for groups that are too narrow to fill the tile of a matrix
+// product.
 #pragma once
 
 #include "atrous_conv2d/plan.h"
@@ -8,8 +9,8 @@ namespace atrousx {
 
 constexpr int kDirectThreads = 256;
 
-// sum of x[c] * y[c] over `count` channels that lie a stride apart: four sums at a time, whose
-// additions do not wait for each other and round less than one long sum.
+// The sum of x[c] * y[c] over `count` channels that are a stride apart. It keeps four partial sums:
+// their additions are independent, and round less than one long sum.
 template <typename T>
 __device__ __forceinline__ Accumulate<T> dot(const T* x, int64_t x_stride, const T* y,
                                              int64_t y_stride, int64_t count) {
@@ -26,8 +27,8 @@ __device__ __forceinline__ Accumulate<T> dot(const T* x, int64_t x_stride, const
 }
 
 // Forward and grad-input of narrow groups. Who: one thread owns one destination, in a grid-stride
-// loop over memory order. Reads: its live taps in every source channel of its group. Writes: its
-// own element. Synchronisation: none.
+// loop in memory order. Reads: its live taps in every source channel of its group. Writes: its own
+// element. Synchronisation: none.
 template <typename T>
 __global__ void atrous_conv2d_gather_direct_kernel(
     const T* source,  // [N, groups * inner, source rows, source columns]
@@ -39,7 +40,7 @@ __global__ void atrous_conv2d_gather_direct_kernel(
   using A = Accumulate<T>;
   const int64_t channels = shape.groups * shape.outer, width = shape.columns.destinations;
   const int64_t plane = shape.rows.destinations * width;
-  const bool channels_first = destination_strides.c != 1;  // pixels fastest
+  const bool channels_first = destination_strides.c != 1;  // neighbouring threads own pixels
   for (int64_t i = global_thread(); i < shape.batch * channels * plane; i += global_threads()) {
     const int64_t channel = channels_first ? i / plane % channels : i % channels;
     const int64_t pixel = channels_first ? i % plane : i / channels % plane;
@@ -66,9 +67,9 @@ __global__ void atrous_conv2d_gather_direct_kernel(
 }
 
 // Grad-weight of narrow groups. Who: a block owns one weight; blocks take weights in turn. Reads:
-// its tap's live pixels, dealt out to the threads. Writes: its element. Synchronisation: a tree of
-// sums in shared memory, the same one every time; blockDim.x is a power of two, kDirectThreads at
-// most.
+// the live pixels of its tap, shared among the threads. Writes: its element. Synchronisation: a
+// tree of sums in shared memory, always in the same order. blockDim.x is a power of two, at most
+// kDirectThreads.
 template <typename T>
 __global__ void __launch_bounds__(kDirectThreads)
     atrous_conv2d_grad_weight_direct_kernel(const T* grad_output,  // [N, K, OH, OW]
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kDirectThreads)
       __syncthreads();  // the sums of the previous level are complete
       if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    // Thread 0 wrote sums[0] itself and only it reads it.
+    // No barrier is needed: only thread 0 reads sums[0], and it wrote sums[0] itself.
     if (threadIdx.x == 0)
       grad_weight[grad_weight_strides.offset(k, c, kh, kw)] = static_cast<T>(sums[0]);
     __syncthreads();  // the last level has been read; the next job overwrites it

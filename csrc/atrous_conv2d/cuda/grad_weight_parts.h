@@ -1,10 +1,10 @@
-// How a grad-weight is cut into jobs of a matrix product whose depth is pixels, shared by host and
-// device, without torch. The weights of an output are the product's rows:
-//   of one tap     a job has channels of a tap, and a part of the pixels at which that tap is live
+// How a grad-weight is cut into jobs of a matrix product whose depth is pixels. Host and device
+// share this file; it needs no torch. The rows of the product are the weights of an output:
+//   of one tap     a job has channels of one tap, and a part of the pixels with that tap live
 //   of all taps    a job has channels of several taps, side by side, and a tile of the tap plan:
-//                  pixels at which the same taps are live. Of the others' rows nothing is kept.
-// The latter is for few channels, whose taps one by one would leave a product's tile nearly empty.
-// Parts are summed in order, so their number depends on sizes alone.
+//                  pixels at which the same taps are live. Rows of the other taps are discarded.
+// The second way is for few channels: the rows of one tap would leave a tile nearly empty. Parts
+// are summed in order, so their number depends on sizes alone.
 #pragma once
 
 #include "atrous_conv2d/plan.h"
@@ -12,11 +12,11 @@
 namespace atrousx {
 
 struct GradWeightJob {
-  int64_t part, group, tap;  // of the first row, where rows are of one tap
+  int64_t part, group, tap;  // tap: of the first row, if rows are of one tap
   int64_t first_row, first_output;
 };
 
-// A row of the product: a weight of every output.
+// A row of the product: one weight of every output.
 struct GradWeightRow {
   int64_t tap, channel;
   int64_t i, j;  // which of the tile's live taps
@@ -31,9 +31,9 @@ struct GradWeightParts {
   using HoldsNoAddress = void;
   bool all_taps;
   int64_t count;
-  int64_t tap_rows;  // of a tap: its channels, and what pads them to whole vectors
+  int64_t tap_rows;  // rows per tap: its channels, padded to whole vectors
   int64_t job_rows, job_outputs;
-  TapPlan plan;  // whose tiles are the parts, where rows are of all taps
+  TapPlan plan;  // its tiles are the parts, if rows are of all taps
 
   ATROUSX_HOST_DEVICE int64_t row_tiles(const GatherShape& shape) const {
     return ceil_div(all_taps ? shape.taps() * tap_rows : tap_rows, job_rows);
@@ -50,8 +50,8 @@ struct GradWeightParts {
             index % rows * job_rows, index / rows % outputs * job_outputs};
   }
 
-  // The pixels of a job. Parts of single taps have one length for all taps, so that blocks take
-  // equally long; taps with few live pixels leave the last parts empty.
+  // The pixels of a job. If rows are of one tap, all parts have the same length, so that blocks
+  // take equally long. Taps with few live pixels leave the last parts empty.
   ATROUSX_HOST_DEVICE Tile tile(const GradWeightJob& job, const GatherShape& shape) const {
     if (all_taps) return plan.tile(job.part, shape.batch);
     const int64_t h = job.tap / shape.columns.taps, w = job.tap % shape.columns.taps;
@@ -66,7 +66,7 @@ struct GradWeightParts {
             min_of(length, pixels - first)};
   }
 
-  // A row of a job. A forward pass's live taps are neighbours: their step is 1.
+  // A row of a job. In a forward pass live taps are adjacent: their step is 1.
   ATROUSX_HOST_DEVICE GradWeightRow row(const GradWeightJob& job, int64_t number, const Tile& tile,
                                         const GatherShape& shape) const {
     const int64_t index = job.first_row + number;
@@ -82,7 +82,7 @@ struct GradWeightParts {
             exists && 0 <= i && i < tile.rows.taps.count && 0 <= j && j < tile.columns.taps.count};
   }
 
-  // Where a weight lies in [parts, taps, K, C / groups].
+  // The index of a weight in [parts, taps, K, C / groups].
   ATROUSX_HOST_DEVICE int64_t element(const GradWeightJob& job, const GradWeightRow& row,
                                       int64_t output, const GatherShape& shape) const {
     const int64_t first = ((job.part * shape.taps() + row.tap) * shape.groups + job.group);
@@ -94,8 +94,8 @@ struct GradWeightTile {
   int64_t tap_rows, rows, outputs;  // as in GradWeightParts
 };
 
-// Whether rows may be of all taps: that leaves a part for each pair of classes at least, which
-// should be few, and their sums no more than 64 MiB.
+// Whether rows may be of all taps. This needs at least one part per pair of classes, so there must
+// be few pairs, and their sums may take at most 64 MiB.
 inline bool all_taps_at_once(const GatherShape& shape) {
   constexpr int64_t kMost = TapPlan::kMaxClasses, kMostPairs = 64, kMostSums = int64_t{16} << 20;
   if (shape.taps() == 1 || max_of(shape.rows.taps, shape.columns.taps) > kMost) return false;
@@ -106,7 +106,7 @@ inline bool all_taps_at_once(const GatherShape& shape) {
          weights <= kMostSums / (rows * columns);
 }
 
-// Parts enough for a few jobs on each multiprocessor of a large GPU.
+// Makes enough parts for a few jobs on each multiprocessor of a large GPU.
 inline GradWeightParts grad_weight_parts(const GatherShape& shape, const GradWeightTile& tile) {
   constexpr int64_t kWantedJobs = 512;
   GradWeightParts cut{};

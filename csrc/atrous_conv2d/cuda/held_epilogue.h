@@ -1,4 +1,4 @@
-// A convolution's epilogue as a launch takes it.
+// The epilogue of a convolution in the form that a launch accepts.
 #pragma once
 
 #include "atrous_conv2d/gather.h"

@@ -1,13 +1,13 @@
-// Packing of maps and weights for the tensor-core kernels: a general kernel, and one for the map
-// that is packed most, NCHW.
+// Packs maps and weights for the tensor-core kernels: a general kernel, and a faster one for NCHW
+// maps, which are packed most often.
 #pragma once
 
 #include "cuda/device.cuh"
 
 namespace atrousx {
 
-// A copy of matrices into rows whose columns lie side by side, padded with zeros to whole vectors.
-// Row (a, b) of matrix (m, g): element `column` comes from
+// Copies matrices into rows of contiguous columns, padded with zeros to whole vectors. Element
+// `column` of row (a, b) of matrix (m, g) comes from
 // m * from_m + g * from_g + a * from_a + b * from_b + column * from_column.
 struct PackShape {
   using HoldsNoAddress = void;
@@ -20,8 +20,8 @@ struct PackShape {
 constexpr int kPackTile = 64;
 constexpr int kPackThreads = 256;
 
-// Packs anything. Who: a block owns kPackTile rows times kPackTile columns of a matrix; blocks take
-// such tiles in turn. Reads: its tile, along rows or columns, whichever lie closer together.
+// Packs any layout. Who: a block owns kPackTile rows times kPackTile columns of a matrix; blocks
+// take such tiles in turn. Reads: its tile, along rows or columns, whichever are closer together.
 // Writes: its tile, along columns. Synchronisation: three barriers per tile.
 template <typename T>
 __global__ void __launch_bounds__(kPackThreads, 4)
@@ -63,12 +63,12 @@ __global__ void __launch_bounds__(kPackThreads, 4)
       if (r < tile_rows && c < padded)
         to[to_rows[r] + first_column + c] = tile[r * (kPackTile + 1) + c];
     }
-    __syncthreads();  // everyone has stored; the next job overwrites the tile and the offsets
+    __syncthreads();  // all threads have stored; the next job overwrites the tile and the offsets
   }
 }
 
-// A map whose planes are dense: [images, groups, channels, pixels] with pixels side by side, to
-// [images, pixels, groups, padded_channels].
+// A map whose planes are dense: [images, groups, channels, pixels] with contiguous pixels. It is
+// copied to [images, pixels, groups, padded_channels].
 struct TransposeShape {
   using HoldsNoAddress = void;
   int64_t images, groups, channels, pixels;
@@ -81,14 +81,15 @@ struct alignas(16) PackVector {
   T values[16 / sizeof(T)];
 };
 
-// A block's tile of a transposed map: 128 bytes of channels, each a row of 64 pixels.
+// A block's tile of a transposed map: 128 bytes of channels, each with a row of 64 pixels.
 template <typename T>
 struct TransposeTile {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   static constexpr int kChannels = 8 * kVector;
   static constexpr int kPixels = 64;
-  // A row may start within a vector, so it holds one more. Eight rows apart is where eight
-  // neighbouring threads read: there a further vector turns the banks.
+  // A row has room for one vector more, because it may start within a vector. Eight neighbouring
+  // threads read rows that are eight apart. One further vector per eight rows avoids bank
+  // conflicts.
   static constexpr int kPitch = kPixels + 8;
   static constexpr int kElements = kChannels * kPitch + 8 * kVector;
   static_assert(kVector <= 8, "a row holds a vector more than its pixels");
@@ -98,11 +99,12 @@ struct TransposeTile {
   }
 };
 
-// Transposes NCHW maps with 16-byte accesses on both sides, though rows of an odd number of pixels
-// start anywhere: a row is read from the vector that holds its first pixel, and its place there is
-// added when the tile is read back. Who: a block owns a TransposeTile; blocks take these in turn.
-// Reads: its tile, in whole vectors but for those that leave the plane. Writes: its pixels'
-// channels, in whole vectors; zeros beyond the last channel. Synchronisation: two barriers a tile.
+// Transposes NCHW maps with 16-byte accesses on both sides, although rows of an odd number of
+// pixels may start at any alignment. A row is read from the vector that contains its first pixel.
+// The pixel's position in that vector is added when the tile is read back. Who: a block owns a
+// TransposeTile; blocks take these in turn. Reads: its tile, in whole vectors except where they
+// cross the plane's end. Writes: the channels of its pixels, in whole vectors, with zeros beyond
+// the last channel. Synchronisation: two barriers a tile.
 template <typename T>
 __global__ void __launch_bounds__(kPackThreads)
     atrous_conv2d_transpose_kernel(const T* from, T* to, TransposeShape s) {
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kPackThreads)
         static_cast<int>(min_of<int64_t>(Tile::kChannels, s.channels - first_channel));
     const int padded =
         static_cast<int>(min_of<int64_t>(Tile::kChannels, s.padded_channels - first_channel));
-    // Pixels before and behind the tile's first that are the plane's.
+    // How many pixels of the plane lie before the tile's first pixel, and how many from it on.
     const int before = static_cast<int>(min_of<int64_t>(first_pixel, kVector));
     const int behind = static_cast<int>(min_of<int64_t>(s.pixels - first_pixel, 2 * Tile::kPixels));
     const int first_place =
@@ -159,7 +161,7 @@ __global__ void __launch_bounds__(kPackThreads)
       const int64_t row = (image * s.pixels + first_pixel + p) * s.groups + group;
       *reinterpret_cast<PackVector<T>*>(to + row * s.padded_channels + first_channel + c) = x;
     }
-    __syncthreads();  // everyone has stored; the next job overwrites the tile
+    __syncthreads();  // all threads have stored; the next job overwrites the tile
   }
 }
 

@@ -1,7 +1,6 @@
-// Kernels of atrous convolution that serve everything: any dtype, strides, groups and layout of the
-// maps. All passes are one product of tiles (simt_product.cuh) whose operands are found by offset:
-// no map is copied out beforehand, and padding never appears. Groups too narrow for it have
-// direct_kernels.cuh.
+// General kernels of atrous convolution, for any dtype, strides, groups and layout. All passes are
+// one product of tiles (simt_product.cuh) whose operands are found by offset. No map is copied
+// first, and padding is never read. For groups that are too narrow see direct_kernels.cuh.
 #pragma once
 
 #include "atrous_conv2d/cuda/grad_weight_parts.h"
@@ -12,8 +11,8 @@ namespace atrousx {
 // Forward and grad-input. Who: a block owns one tile of the plan (up to kProductLanes destination
 // pixels with the same live taps) times kColumns destination channels of a group; blocks take such
 // jobs in turn. Reads: for every live tap and source channel, the pixels' sources and the channels'
-// weights. Writes: its own destinations, once. Synchronisation: those of multiply_panels and
-// for_each_sum, whose last lets the next job begin, and one more.
+// weights. Writes: its own destinations, once. Synchronisation: one barrier, then those of
+// multiply_panels and for_each_sum. After the last one the next job may begin.
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
     atrous_conv2d_gather_kernel(const T* source,  // [N, groups * inner, source rows, columns]
@@ -39,7 +38,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
   for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
     const int64_t first = job % blocks * kColumns, group = job / blocks % shape.groups;
     if (thread == 0) *tile = plan.tile(job / blocks / shape.groups, shape.batch);
-    __syncthreads();  // the tile is known, to the end of the job
+    __syncthreads();  // the tile is known; it stays valid for the job
     const Tile::Pixel pixel = tile->pixel(min_of<int64_t>(thread, tile->pixels - 1));
     source_lanes[place_of<kLaneThreads>(thread)] = tile->source_offset(pixel, source_strides);
     destination_lanes[thread] = tile->destination_offset(pixel, destination_strides);
@@ -75,11 +74,11 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
 }
 
 // Grad-weight, in parts. Who: a block owns, for one part of the pixels, kProductLanes of the
-// weights of an output (neighbouring channels of a tap, or of all taps) times kColumns outputs of a
-// group. Reads: input and grad_output at these pixels. Writes: its own elements of `parts`; zeros
-// for taps that are dead at the part's pixels, whose products it leaves aside. Synchronisation: as
-// above. Fixed parts, summed in order by
-// atrous_conv2d_sum_parts_kernel, are what makes the result deterministic.
+// weights of an output (neighbouring channels of one tap, or of all taps) times kColumns outputs of
+// a group. Reads: input and grad_output at these pixels. Writes: its own elements of `parts`. Taps
+// that are dead at the part's pixels get zeros; their products are discarded. Synchronisation: as
+// above. The parts are fixed and atrous_conv2d_sum_parts_kernel sums them in order, so the result
+// is deterministic.
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
     atrous_conv2d_grad_weight_kernel(const T* grad_output,  // [N, K, OH, OW]
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
   for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
     const GradWeightJob at = cut.job(job, shape);
     if (thread == 0) *tile = cut.tile(at, shape);
-    __syncthreads();  // the tile is known, to the end of the job
+    __syncthreads();  // the tile is known; it stays valid for the job
     const GradWeightRow own = cut.row(at, thread, *tile, shape);
     input_lanes[place_of<kLaneThreads>(thread)] = own.live ? own.offset(*tile, input_strides) : 0;
     if (thread < kColumns)

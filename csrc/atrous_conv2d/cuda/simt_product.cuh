@@ -1,15 +1,17 @@
-// The product of two gathered panels by ordinary multiply-adds, shared by all three passes:
+// The product of two gathered panels by ordinary multiply-adds. All three passes share it:
 //   sums[lane][column] = sum over depth of lanes[lane][depth] * columns[depth][column]
-// in float32, of float64 in itself. It serves what tensor cores refuse. Sums are of kTableDepth
-// products each, which are then added up: one long sum in order would round several times as much.
+// Sums are float32, or float64 for float64. This product is used where tensor cores cannot be. A
+// sum has kTableDepth products; these sums are then added up. One long sum in order would have a
+// rounding error several times as large.
 //
-// Depth arrives in panels of kPanelDepth. While one panel is multiplied, the next one's values are
-// on their way to registers; two panels lie in shared memory, so that one barrier parts them.
+// Depth is processed in panels of kPanelDepth. While one panel is multiplied, the values of the
+// next are loaded to registers. Shared memory holds two panels, so one barrier per panel is enough.
 //
-// A thread sums lanes kLaneThreads apart and columns kColumnThreads apart: neighbouring threads
-// then store neighbouring elements. Panels hold lanes in another order, by their *place*, in which
-// four that a thread multiplies lie side by side: it reads 16 bytes at a time, and 32 neighbouring
-// places, which a warp writes, are in 32 different banks.
+// A thread sums lanes that are kLaneThreads apart and columns that are kColumnThreads apart, so
+// that neighbouring threads store neighbouring elements. A panel holds lanes in another order, by
+// their *place*: the four lanes that a thread multiplies together are side by side. A thread then
+// reads 16 bytes at a time. The 32 neighbouring places that a warp writes are in 32 different
+// banks.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -23,15 +25,15 @@ constexpr int kLaneThreads = 16, kColumnThreads = kProductThreads / kLaneThreads
 constexpr int kLaneSums = kProductLanes / kLaneThreads;
 template <int kColumns>
 constexpr int kColumnSums = kColumns / kColumnThreads;
-// Depths whose offsets are found at once, one by each thread, and whose products make one sum.
+// Depths whose offsets are computed at once, one by each thread. Their products form one sum.
 constexpr int kTableDepth = kProductThreads;
 static_assert(kTableDepth % kPanelDepth == 0);
 
-// Columns of a tile: sums of float64 take twice the registers.
+// Columns of a tile. Sums of float64 take twice the registers.
 template <typename T>
 constexpr int kWideColumns = sizeof(Accumulate<T>) == 8 ? 32 : 64;
 
-// Blocks that a multiprocessor should hold: as many as leave them the registers of their sums.
+// Blocks per multiprocessor: as many as leave enough registers for the sums.
 constexpr int kProductBlocks = 2;
 
 template <typename A>
@@ -39,29 +41,30 @@ struct alignas(16) Quad {
   A values[4];
 };
 
-// Where a lane (or column) lies in a panel, for threads that own every kThreads-th.
+// The place of a lane (or column) in a panel, for threads that own every kThreads-th lane.
 template <int kThreads>
 __device__ __forceinline__ int place_of(int lane) {
   return lane / (4 * kThreads) * (4 * kThreads) + lane % kThreads * 4 + lane / kThreads % 4;
 }
 
-// A row of a panel has a quad more than lanes: threads that write along depth meet all banks.
+// A row of a panel has one quad more than its lanes need. Threads that write along depth then use
+// different banks.
 template <int kLanes>
 constexpr int kRowQuads = kLanes / 4 + 1;
 template <int kColumns>
 constexpr int kPanelQuads = kPanelDepth * (kRowQuads<kProductLanes> + kRowQuads<kColumns>);
 
-// One operand: its value at a lane and a depth is values[lanes[place] + depths[depth]].
+// One operand. Its value at a lane and a depth is values[lanes[place] + depths[depth]].
 template <typename T, int kLanes>
 struct Operand {
   static constexpr int kCount = kPanelDepth * kLanes / kProductThreads;  // of a thread in a panel
 
   const T* values;
-  const int64_t* lanes;  // [kLanes], shared memory, by place; lanes that do not exist repeat others
+  const int64_t* lanes;   // [kLanes], shared memory, by place; missing lanes repeat others
   const int64_t* depths;  // [kTableDepth], shared memory
-  bool along_depth;       // which way values lie closer together
+  bool along_depth;       // whether values are closer together along depth
 
-  // Of this thread's `i`th value in a panel: its depth and place.
+  // The depth and the place of this thread's `i`th value in a panel.
   template <bool kAlongDepth>
   static __device__ __forceinline__ int depth(int i) {
     const int thread = static_cast<int>(threadIdx.x);
@@ -75,7 +78,7 @@ struct Operand {
                        : place_of<kThreads>(thread % kLanes);
   }
 
-  // The panel that starts at `at` in the table; beyond the last `left` depths there are zeros.
+  // Loads the panel that starts at `at` in the table. Beyond the last `left` depths it holds zeros.
   __device__ __forceinline__ void load(int at, int left, T (&held)[kCount]) const {
     if (along_depth)
       load_as<true>(at, left, held);
@@ -84,7 +87,7 @@ struct Operand {
   }
   template <bool kAlongDepth>
   __device__ __forceinline__ void load_as(int at, int left, T (&held)[kCount]) const {
-    // All of this thread's values have one depth, or one lane.
+    // All values of this thread have the same depth, or the same lane.
     const T* from = values + (kAlongDepth ? depths[at + depth<true>(0)] : lanes[place<false>(0)]);
     ATROUSX_UNROLL
     for (int i = 0; i < kCount; ++i) {
@@ -110,8 +113,8 @@ struct Operand {
   }
 };
 
-// This thread's first lane and column. `lanes_first` lets neighbouring threads own neighbouring
-// lanes, else columns.
+// The first lane and column of this thread. With `lanes_first` neighbouring threads own
+// neighbouring lanes, otherwise neighbouring columns.
 struct ThreadPlace {
   int lane, column;
 
@@ -122,7 +125,7 @@ struct ThreadPlace {
                                             : threadIdx.x % kColumnThreads)) {}
 };
 
-// What a thread sums: sums[i][j] is at (lane + i * kLaneThreads, column + j * kColumnThreads).
+// The sums of a thread: sums[i][j] is at (lane + i * kLaneThreads, column + j * kColumnThreads).
 template <typename A, int kColumns>
 using ProductSums = A[kLaneSums][kColumnSums<kColumns>];
 
@@ -158,9 +161,9 @@ __device__ __forceinline__ void multiply_panel(const Quad<A>* panel, const Threa
   }
 }
 
-// Adds all of `depth` to `sums`. find_offsets(d) writes the operands' depth offsets at d to their
-// tables, each thread those of one depth. Synchronisation: one barrier per panel and per table, one
-// at the end.
+// Adds the products of all `depth` to `sums`. find_offsets(d) writes the depth offsets of both
+// operands at d to their tables; each thread computes one depth. Synchronisation: one barrier per
+// panel, one per table, one at the end.
 template <typename T, int kColumns, typename A, typename FindOffsets>
 __device__ __forceinline__ void multiply_panels(const Operand<T, kProductLanes>& lanes,
                                                 const Operand<T, kColumns>& columns, int64_t depth,
@@ -184,8 +187,8 @@ __device__ __forceinline__ void multiply_panels(const Operand<T, kProductLanes>&
     Quad<A>* panel = memory + start / kPanelDepth % 2 * kPanelQuads<kColumns>;
     lanes.store(held_lanes, panel);
     columns.store(held_columns, panel + kPanelDepth * kRowQuads<kProductLanes>);
-    // The panel is complete and its offsets have been read; the panel before it has been
-    // multiplied, so that the next one may take its place.
+    // The panel is complete and its offsets have been read. The previous panel has been multiplied,
+    // so the next one may overwrite it.
     __syncthreads();
     const int64_t next = start + kPanelDepth;
     if (next < depth) load(next);
@@ -193,13 +196,13 @@ __device__ __forceinline__ void multiply_panels(const Operand<T, kProductLanes>&
     if (next % kTableDepth == 0) move_sums<A, kColumns>(table_sums, sums);
   }
   move_sums<A, kColumns>(table_sums, sums);
-  __syncthreads();  // everyone has left the panels and the tables
+  __syncthreads();  // all threads have read the panels and the tables
 }
 
-// Calls use(lane, column, sum) for every sum of the tile, through shared memory: neighbouring
-// threads are given neighbouring lanes, or columns, and the code of use() is there once for many
-// sums. Where lanes come first, a thread's lane is its own number. Synchronisation: two barriers
-// per kRound columns.
+// Calls use(lane, column, sum) for every sum of the tile. Sums go through shared memory, so that
+// neighbouring threads get neighbouring lanes or columns, and the code of use() exists once for
+// many sums. With lanes_first a thread's lane is its own number. Synchronisation: two barriers per
+// kRound columns.
 template <typename A, int kColumns, typename Use>
 __device__ __forceinline__ void for_each_sum(const ProductSums<A, kColumns>& sums,
                                              const ThreadPlace& place, bool lanes_first,
@@ -222,7 +225,7 @@ __device__ __forceinline__ void for_each_sum(const ProductSums<A, kColumns>& sum
       const int column = lanes_first ? e : number % kRound;
       use(lane, round * kRound + column, rounds[column * kPitch + lane]);
     }
-    __syncthreads();  // everyone has read them
+    __syncthreads();  // all threads have read them
   }
 }
 

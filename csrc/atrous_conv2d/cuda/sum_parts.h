@@ -1,4 +1,4 @@
-// Launches the last step of a grad-weight, for all kernels that leave parts.
+// Launches the last step of grad-weight, for all kernels that write parts.
 #pragma once
 
 #include "atrous_conv2d/cuda/sum_parts_kernel.cuh"
@@ -10,7 +10,7 @@ namespace atrousx {
 template <typename T>
 void sum_parts(const GatherShape& shape, int64_t count, const Tensor& parts, const Tensor& result,
                cudaStream_t stream) {
-  // A thread for each weight where there would else be few.
+  // One thread per weight if there would be few threads otherwise.
   constexpr int64_t kLeastThreads = int64_t{1} << 16;
   const int64_t pairs = result.size(0) * result.size(1);
   const int64_t taps_at_once = pairs < kLeastThreads ? 1 : shape.taps();

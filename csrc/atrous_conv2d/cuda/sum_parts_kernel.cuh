@@ -6,10 +6,10 @@
 
 namespace atrousx {
 
-// Who: one thread owns the weights of an output and an input channel at `taps_at_once` taps, in a
-// grid-stride loop. Reads: their parts, in order. Writes: its elements of grad_weight, which lie
-// side by side in a contiguous weight; in a channels_last one, those of neighbouring threads do.
-// Synchronisation: none.
+// Who: one thread owns the weights of an output channel and an input channel at `taps_at_once`
+// taps, in a grid-stride loop. Reads: their parts, in order. Writes: its elements of grad_weight.
+// In a contiguous weight these lie side by side; in a channels_last weight the elements of
+// neighbouring threads do. Synchronisation: none.
 template <typename T>
 __global__ void atrous_conv2d_sum_parts_kernel(
     const Accumulate<T>* parts,  // [splits, taps, K, C / groups]

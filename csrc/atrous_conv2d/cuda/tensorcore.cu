@@ -1,4 +1,4 @@
-// CUDA launchers of atrous_conv2d's tensor-core kernels. Results are written in their own layout.
+// CUDA launchers of atrous_conv2d's tensor-core kernels. Results keep their own layout.
 #include "atrous_conv2d/cuda/sum_parts.h"
 #include "atrous_conv2d/cuda/tensorcore.h"
 #include "atrous_conv2d/cuda/tensorcore_grad_weight_kernels.cuh"
@@ -23,8 +23,8 @@ void launch_gather(const GatherShape& shape, const Held<const T*>& source,
   }
 }
 
-// Whether the code that this GPU runs was compiled for compute capability 8.0 or later: what was
-// compiled for an earlier one traps, on whichever GPU.
+// Whether this GPU runs code that was compiled for compute capability 8.0 or later. Code that was
+// compiled for an earlier one traps on every GPU.
 bool has_instructions(int32_t device) {
   const LaunchContext context(device);
   return prepare(atrous_conv2d_gather_tensorcore_kernel<Half, 64>, 0, "a tensor-core kernel") >= 80;
@@ -33,14 +33,14 @@ bool has_instructions(int32_t device) {
 }  // namespace
 
 bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_tf32) {
-  // Tiles of fewer products are emptier than kernels without tensor cores are slow, and channels
-  // padded to whole vectors would be much larger than the maps.
+  // Smaller groups leave tiles so empty that kernels without tensor cores are faster. Also, padding
+  // their channels to whole vectors would make maps much larger.
   constexpr int64_t kLeastProducts = 8;
   const ScalarType dtype = t.scalar_type();
   const bool served = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
                       (dtype == ScalarType::Float && allow_tf32);
-  // The kernels count pixels along an axis, channels and a filter's weights in 32 bits; offsets
-  // have 64.
+  // The kernels use 32 bits to count pixels along an axis, channels, and the weights of a filter.
+  // Offsets have 64 bits.
   const int64_t longest =
       std::max({shape.batch, shape.inner, shape.rows.destinations, shape.columns.destinations});
   const bool countable =
@@ -68,8 +68,8 @@ void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const
                            const Tensor& destination) {
   const int32_t device = source.get_device_index();
   const LaunchContext context(device);
-  // Narrow tiles where wide ones would be half empty, or too few for two rounds of the two blocks
-  // that a multiprocessor holds: a last round that is nearly empty costs more than narrow tiles do.
+  // Uses narrow tiles where wide tiles would be half empty, or too few for two rounds of the two
+  // blocks that a multiprocessor holds. A nearly empty last round costs more than narrow tiles.
   constexpr int64_t kLeastWide = 4;
   const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
   const int64_t wide_jobs =

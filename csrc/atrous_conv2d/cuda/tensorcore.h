@@ -1,24 +1,25 @@
-// The tensor-core side of atrous_conv2d on CUDA, as atrous_conv2d.cu sees it.
+// The interface between atrous_conv2d.cu and the tensor-core kernels.
 #pragma once
 
 #include "atrous_conv2d/gather.h"
 
 namespace atrousx {
 
-// Whether a pass over tensors like `t` runs on tensor cores: half types always, float32 where the
-// caller allows TF32; groups wide enough to be worth a tile; a GPU that has the instructions.
+// Whether a pass over tensors like `t` runs on tensor cores. Half types do, and float32 if the
+// caller allows TF32. Groups must be wide enough for a tile, and the GPU must have the
+// instructions.
 bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_tf32);
 
-// `t`, or a channels_last copy of it if the kernels would pack it: for those who pass over it
-// often.
+// Returns `t`, or a channels_last copy of it if the kernels would pack it. Use it when several
+// passes read the same map.
 Tensor map_for_tensorcores(const Tensor& t);
 
-// source -> destination, which is not empty.
+// Computes `destination`, which must not be empty, from `source`.
 void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
                            const WeightStrides& weight_strides, const Tail& tail,
                            const Tensor& destination);
 
-// The gradient of the weight into `result`, which is not empty.
+// Writes the gradient of the weight to `result`, which must not be empty.
 void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output,
                                 const Tensor& input, const Tensor& result);
 

@@ -1,6 +1,6 @@
 // Grad-weight on tensor cores (compute capability 8.0): float16, bfloat16, and float32 rounded to
-// TF32, from maps in channels_last order read in whole 16-byte vectors. Only live pixels are
-// multiplied; sums are float32.
+// TF32. Maps are read in channels_last order, in whole 16-byte vectors. Only live pixels are
+// multiplied. Sums are float32.
 #pragma once
 
 #include "atrous_conv2d/cuda/grad_weight_parts.h"
@@ -8,15 +8,15 @@
 
 namespace atrousx {
 
-// Element strides of the maps of a grad-weight and of their groups; channels lie side by side.
+// Element strides of the maps of a grad-weight and of their groups. Channels are contiguous.
 struct TensorGradWeightStrides {
   using HoldsNoAddress = void;
   Strides4 grad_output, input;
   int64_t grad_output_group, input_group;
 };
 
-// The pixels of a part, and a step of kStageDepth of them, drawn across the batch, in its own
-// units: added with carries, it spares a division per pixel.
+// The pixels of a part, numbered across the batch. A step of kStageDepth pixels is stored in
+// images, rows and columns: adding it with carries avoids a division per pixel.
 struct PixelWalk {
   Tile tile;
   int image_step, row_step, column_step;
@@ -34,8 +34,8 @@ __device__ __forceinline__ PixelWalk pixel_walk(const Tile& tile) {
 }
 
 // Copies the panels of a grad-weight, stage by stage: kStageDepth pixels, each with its channels of
-// grad_output (the lanes) and of input (the columns). What all threads share lies in shared memory:
-// the sums need the registers.
+// grad_output (the lanes) and of input (the columns). Values that all threads share are in shared
+// memory, because the sums need the registers.
 template <typename T>
 struct GradWeightFeed {
   static constexpr int kRowVectors = kTensorLanes / kVector<T>;
@@ -47,7 +47,7 @@ struct GradWeightFeed {
   const PixelWalk* walk;  // shared memory
   const TensorGradWeightStrides& strides;
   int64_t* offsets;      // [kOffsetStages][2][kStageDepth], shared memory: pixels, or kNowhere
-  int n, row, column;    // of threads below kStageDepth: the pixel whose offsets are next
+  int n, row, column;    // of threads below kStageDepth: the pixel of the next offsets
   int64_t left;          // pixels from there to the end of the part
   int prepared, loaded;  // the next places of the ring of offsets
 
@@ -105,7 +105,7 @@ struct GradWeightFeed {
   }
 };
 
-// Writes a job's sums to its part: zeros for taps that are dead at its pixels.
+// Writes a job's sums to its part, and zeros for taps that are dead at its pixels.
 __device__ __forceinline__ void store_part(const TensorSums<kTensorLanes>& sums,
                                            const GradWeightParts& cut, const GradWeightJob& job,
                                            const Tile& tile, const GatherShape& shape,
@@ -113,7 +113,7 @@ __device__ __forceinline__ void store_part(const TensorSums<kTensorLanes>& sums,
   using Place = TensorPlace<kTensorLanes>;
   ATROUSX_UNROLL
   for (int j = 0; j < kTensorLanes / 16; ++j) {
-    // Rows of whole vectors: two neighbours are of one tap.
+    // Rows are padded to whole vectors, so two neighbours belong to one tap.
     const GradWeightRow row = cut.row(job, Place::column(j), tile, shape);
     if (!row.exists) continue;
     ATROUSX_UNROLL
@@ -135,11 +135,11 @@ constexpr int kGradWeightStaticBytes =
     static_cast<int>(kOffsetStages * 2 * kStageDepth<T> * sizeof(int64_t) + sizeof(PixelWalk));
 
 // Grad-weight, in parts. Who: a block owns, for one part of the pixels, kTensorLanes output
-// channels of a group times as many weights of each (neighbouring channels of a tap, or of several
-// taps). Reads: grad_output and input at these pixels, by asynchronous copies; zeros for taps that
-// are dead there. Writes: its own elements of `parts`. Synchronisation: the barriers of
-// multiply_stages and one per job. Parts are summed in order by atrous_conv2d_sum_parts_kernel,
-// which makes the result deterministic.
+// channels of a group times as many weights of each (neighbouring channels of one tap, or of
+// several taps). Reads: grad_output and input at these pixels, by asynchronous copies; zeros for
+// taps that are dead there. Writes: its own elements of `parts`. Synchronisation: the barriers of
+// multiply_stages, and two per job. atrous_conv2d_sum_parts_kernel sums the parts in order, so the
+// result is deterministic.
 template <typename T>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     atrous_conv2d_grad_weight_tensorcore_kernel(const T* grad_output,  // [N, OH, OW, groups, outer]
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   for (int64_t number = blockIdx.x; number < jobs; number += gridDim.x) {
     const GradWeightJob job = cut.job(number, shape);
     if (threadIdx.x == 0) *walk = pixel_walk<T>(cut.tile(job, shape));
-    __syncthreads();  // the walk of the job is known, to its end
+    __syncthreads();  // the walk is known; it stays valid for the job
     const Tile& tile = walk->tile;
     const int64_t output = job.first_output + vector;
     const GradWeightRow row = cut.row(job, vector, tile, shape);
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     multiply_stages<T, PanelOrder::kLanesFastest, kTensorLanes>(
         feed, static_cast<int>(ceil_div<int64_t>(pixels, kStageDepth<T>)), memory, sums);
     store_part(sums, cut, job, tile, shape, parts);
-    __syncthreads();  // everyone has stored; the next job overwrites the walk
+    __syncthreads();  // all threads have stored; the next job overwrites the walk
   }
 }
 

@@ -1,7 +1,7 @@
 // Forward and grad-input on tensor cores (compute capability 8.0): float16, bfloat16, and float32
 // rounded to TF32. Maps are read in channels_last order and weights as rows over (tap, channel),
-// both in whole 16-byte vectors; what does not lie so is packed first
-// (pack_kernels.cuh). Only live taps are multiplied; sums are float32.
+// both in whole 16-byte vectors. Other operands are packed first (pack_kernels.cuh). Only live taps
+// are multiplied. Sums are float32.
 #pragma once
 
 #include "atrous_conv2d/cuda/tensorcore_product.cuh"
@@ -10,8 +10,8 @@
 namespace atrousx {
 
 // Element strides of the tensors of a gathering pass. Channels of a source, and source channels of
-// a weight, lie side by side; everything else is a multiple of kVector. Those of a weight within a
-// group are at most kMostWeightStride.
+// a weight, are contiguous. All other strides are multiples of kVector. The strides of a weight
+// within a group are at most kMostWeightStride.
 struct TensorGatherStrides {
   using HoldsNoAddress = void;
   Strides4 source;
@@ -21,7 +21,7 @@ struct TensorGatherStrides {
 };
 
 // Copies the panels of a gathering pass, stage by stage. Depth is all source channels of the first
-// live tap, then of the next: a stage may end within a tap, or hold many taps of few channels.
+// live tap, then of the next. A stage may end within a tap, or hold many taps of few channels.
 template <typename T, int kColumns>
 struct GatherFeed {
   static constexpr int kRowsAtOnce = kTensorThreads / 8;  // eight vectors in a row
@@ -29,16 +29,17 @@ struct GatherFeed {
   const T* source;         // at this thread's next tap and channel
   const T* weight;         // likewise, at its first column
   const int64_t* offsets;  // [kTensorLanes], shared memory: each lane's source, or kNowhere
-  // From behind a tap's last channel to the next tap of its row, and to the next row's first.
+  // Steps from the end of a tap's channels to the next tap in its row, or to the next row's first
+  // tap.
   int64_t source_step, source_row_step;
   int weight_step, weight_row_step;
-  int column_stride;      // of columns kRowsAtOnce apart
-  int columns;            // of this thread's, those that exist, kRowsAtOnce apart
-  int taps_in_row, tap;   // live taps of a row, and which is next
-  int channels, channel;  // of the group, and this thread's next
+  int column_stride;      // between columns kRowsAtOnce apart
+  int columns;            // how many of this thread's columns exist
+  int taps_in_row, tap;   // live taps per row, and the next one
+  int channels, channel;  // channels of the group, and this thread's next one
   int left;               // vectors of depth from there to the end
 
-  // At the first live tap's first channel: goes to this thread's own vector.
+  // Moves from the first channel of the first live tap to this thread's own vector.
   __device__ __forceinline__ void start(int64_t depth) {
     const int vector = static_cast<int>(threadIdx.x) % 8;
     tap = 0;
@@ -51,7 +52,7 @@ struct GatherFeed {
 
   __device__ __forceinline__ void load(unsigned char* stage) {
     const int row = static_cast<int>(threadIdx.x) / 8, vector = static_cast<int>(threadIdx.x) % 8;
-    // Rows kRowsAtOnce apart are turned alike.
+    // Rows that are kRowsAtOnce apart have the same permutation.
     const int turn = row_turn<T, PanelOrder::kDepthFastest>(row);
     unsigned char* to = stage + row * kStageDepthBytes + (vector ^ turn) * kVectorBytes;
     const bool inside = left > 0;
@@ -127,13 +128,14 @@ struct alignas(kVectorBytes) Vector {
   T values[kVector<T>];
 };
 
-// A rounded tile in shared memory.
+// The size of a rounded tile in shared memory.
 template <typename T, int kColumns>
 constexpr int kTileBytes = kTensorLanes * (kColumns + kVector<T>)*static_cast<int>(sizeof(T));
 
-// Finishes and rounds the sums to a [kTensorLanes, kColumns] tile in shared memory whose rows are
-// one vector longer: eight lanes then write to different banks. `channel` is that of column 0, and
-// `residual_lanes` are the lanes' offsets, kNowhere for lanes that do not exist.
+// Applies the epilogue to the sums and rounds them to a [kTensorLanes, kColumns] tile in shared
+// memory. Its rows are one vector longer, so that eight lanes write to different banks. `channel`
+// is the channel of column 0. `residual_lanes` are the lanes' offsets, kNowhere for lanes that do
+// not exist.
 template <typename T, int kColumns>
 __device__ __forceinline__ void round_sums(const TensorSums<kColumns>& sums,
                                            const Epilogue<T>& epilogue, int64_t channel,
@@ -161,7 +163,8 @@ __device__ __forceinline__ void round_sums(const TensorSums<kColumns>& sums,
   }
 }
 
-// Writes the rounded tile: whole vectors where channels lie side by side, else pixel after pixel.
+// Writes the rounded tile: in whole vectors where channels are contiguous, otherwise pixel after
+// pixel.
 template <typename T, int kColumns>
 __device__ __forceinline__ void store_rounded(const T* rounded, const int64_t* offsets, int columns,
                                               int64_t channel_stride, bool vectors,
@@ -195,8 +198,8 @@ __device__ __forceinline__ bool stores_vectors(const T* destination, int64_t out
   return strides.c == 1 && (outer | strides.n | strides.h | strides.w | start) % kVector<T> == 0;
 }
 
-// The end of a job: sums become the destinations' channels from `channel` on, `columns` of them,
-// through the ring's memory. Synchronisation: two barriers.
+// The end of a job: writes the sums to `columns` channels of the destinations, starting at
+// `channel`. It reuses the ring's memory. Synchronisation: two barriers.
 template <typename T, int kColumns>
 __device__ __forceinline__ void finish_tile(const TensorSums<kColumns>& sums,
                                             const Epilogue<T>& epilogue, int64_t channel,
@@ -209,7 +212,7 @@ __device__ __forceinline__ void finish_tile(const TensorSums<kColumns>& sums,
   __syncthreads();  // the tile is complete
   store_rounded<T, kColumns>(rounded, destination_lanes, columns, channel_stride, vectors,
                              destination + channel * channel_stride);
-  __syncthreads();  // everyone has stored; the next job overwrites the lanes and the tile
+  __syncthreads();  // all threads have stored; the next job overwrites lanes and tile
 }
 
 // The static shared memory of the kernel below: three lists of lanes.
@@ -219,8 +222,8 @@ constexpr int kGatherStaticBytes = 3 * kTensorLanes * static_cast<int>(sizeof(in
 // pixels with the same live taps) times kColumns destination channels of a group; blocks take such
 // jobs in turn. Reads: for every live tap, the pixels' sources and the channels' weights, by
 // asynchronous copies. Writes: its own destinations, once, through the ring's memory.
-// Synchronisation: the barriers of multiply_stages, the first of which also completes the lanes,
-// and those of finish_tile.
+// Synchronisation: the barriers of multiply_stages and of finish_tile. The first barrier of
+// multiply_stages also completes the lists of lanes.
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kTensorThreads, kTensorBlocks<kColumns>)
     atrous_conv2d_gather_tensorcore_kernel(

@@ -1,7 +1,7 @@
-// What the tensor-core kernels read, as tensors. Operands that do not lie in whole vectors of
-// channels - NCHW maps, odd numbers of channels, unaligned views, every weight but a channels_last
-// one in the forward pass - are packed first: one pass over them, in a kernel of ours because
-// PyTorch's contiguous() can neither pad channels nor transpose weights by group.
+// The operands of the tensor-core kernels, as tensors. An operand without whole vectors of channels
+// is packed first: NCHW maps, odd numbers of channels, unaligned views, and every weight except a
+// channels_last one in the forward pass. Packing is one pass by our own kernel, because PyTorch's
+// contiguous() can neither pad channels nor transpose weights by group.
 #pragma once
 
 #include "atrous_conv2d/cuda/held_epilogue.h"
@@ -18,7 +18,7 @@ void dispatch_tensorcore(ScalarType dtype, F&& f) {
   return f(float{});
 }
 
-// A map or weight as the kernels read it: where it lies, or packed.
+// A map or weight that the kernels can read: in place, or packed.
 template <typename T, typename Strides>
 struct VectorOperand {
   Held<const T*> memory;
@@ -29,7 +29,7 @@ inline Tensor uninitialised(int64_t count, const Tensor& like) {
   return torch::stable::empty({&count, 1}, like.scalar_type(), std::nullopt, like.device());
 }
 
-// A map where it lies.
+// A map in place.
 template <typename T>
 struct DenseOperand {
   Held<const T*> memory;

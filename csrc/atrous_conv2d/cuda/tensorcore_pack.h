@@ -1,6 +1,7 @@
-// What the tensor-core kernels read: maps with whole vectors of channels, weights with whole
-// vectors of source channels. Decides, from sizes and strides alone, whether a tensor can be read
-// where it is, and else how it is packed. No torch: the tests run these on the host.
+// The operands of the tensor-core kernels: maps with whole vectors of channels, weights with whole
+// vectors of source channels. From sizes and strides alone this file decides whether a tensor can
+// be read in place, and otherwise how it is packed. No torch: the tests run these functions on the
+// host.
 #pragma once
 
 #include "atrous_conv2d/cuda/pack_kernels.cuh"
@@ -16,7 +17,7 @@ inline int64_t whole_vectors(int64_t channels, int64_t vector) {
   return ceil_div(channels, vector) * vector;
 }
 
-// Strides of dimensions with one element do not matter: zero is a multiple of everything.
+// Strides of dimensions with one element do not matter. Zero is a multiple of every vector length.
 inline Strides4 map_strides(const MapSize& size, const Strides4& s) {
   return {size.batch > 1 ? s.n : 0, s.c, size.height > 1 ? s.h : 0, size.width > 1 ? s.w : 0};
 }
@@ -53,7 +54,7 @@ inline PackShape map_pack(const MapSize& size, const Strides4& from, int64_t vec
           padded};
 }
 
-// Whether a map's planes are dense, so that the transposing kernel packs it.
+// Whether a map's planes are dense. Then the transposing kernel packs it.
 inline bool map_has_planes(const MapSize& size, const Strides4& s) {
   return (size.width == 1 || s.w == 1) && (size.height == 1 || s.h == size.width) && s.c > 1;
 }
@@ -81,7 +82,8 @@ inline WeightStrides weight_strides(const WeightSize& size, const WeightStrides&
           size.taps_w > 1 ? s.w : 0};
 }
 
-// A weight's strides but those of groups are multiplied by up to 16 and by its taps in 32 bits.
+// The kernels multiply a weight's strides, except the group's, by up to 16 and by its taps in 32
+// bits.
 constexpr int64_t kMostWeightStride = INT32_MAX / 16;
 
 inline bool weight_has_vectors(const WeightSize& size, const WeightStrides& s, const void* data,
@@ -100,7 +102,7 @@ inline WeightStrides packed_weight_strides(const WeightSize& size, int64_t vecto
 
 inline PackShape weight_pack(const WeightSize& size, const WeightStrides& from, int64_t vector) {
   const WeightStrides to = packed_weight_strides(size, vector);
-  // In PyTorch's formats all taps are evenly spaced; then one matrix holds them all.
+  // In PyTorch's formats all taps are evenly spaced. Then one matrix holds all of them.
   const bool even = size.taps_h == 1 || size.taps_w == 1 || from.h == size.taps_w * from.w;
   const int64_t tap = size.taps_w > 1 ? from.w : from.h;
   PackShape s{size.groups,

@@ -1,12 +1,13 @@
-// The product of two gathered panels on tensor cores, shared by all three passes:
+// The product of two gathered panels on tensor cores. All three passes share it:
 //   sums[lane][column] = sum over depth of lanes[lane][depth] * columns[depth][column]
-// in float32. Depth arrives in stages of kStageDepthBytes, copied asynchronously kStages - 1 ahead.
+// Sums are float32. Depth is processed in stages of kStageDepthBytes. Asynchronous copies run
+// kStages - 1 stages ahead.
 //
 // A panel lies in shared memory in 16-byte vectors, in one of two orders:
-//   depth fastest  a row is one lane's depth of the stage      (forward, grad-input)
+//   depth fastest  a row is the depth of one lane in the stage (forward, grad-input)
 //   lanes fastest  a row is all lanes at one depth             (grad-weight)
-// and a row's vectors are permuted by an exclusive or with a number of the row, so that eight rows
-// read at the same vector meet all the banks, as do the vectors of one row while it is written.
+// The vectors of a row are permuted by an exclusive or with the row's number. Eight rows that are
+// read at the same vector then use all banks, and so do the vectors of one row while it is written.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -29,26 +30,26 @@ constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
 template <typename T>
 constexpr int kStageDepth = kStageDepthBytes / static_cast<int>(sizeof(T));
 
-// The offset of a lane or depth that does not exist: it counts as zeros.
+// The offset of a lane or depth that does not exist. Its values count as zeros.
 constexpr int64_t kNowhere = INT64_MIN;
 
 enum class PanelOrder { kDepthFastest, kLanesFastest };
 
-// A stage holds the panel of kTensorLanes lanes, then the one of kColumns columns.
+// A stage holds the panel of kTensorLanes lanes, then the panel of kColumns columns.
 template <int kColumns>
 constexpr int kStageBytes = (kTensorLanes + kColumns) * kStageDepthBytes;
 template <int kColumns>
 constexpr int kTensorSharedBytes = kStages * kStageBytes<kColumns>;
-// Blocks that a multiprocessor should hold: as many as leave them the registers of their sums.
+// Blocks per multiprocessor: as many as leave enough registers for the sums.
 template <int kColumns>
 constexpr int kTensorBlocks = kColumns == 32 ? 3 : 2;
 
-// What a thread sums: 16x8 blocks in the layout of multiply_matrices.
+// The sums of a thread: 16x8 blocks in the layout of multiply_matrices.
 template <int kColumns>
 using TensorSums = float[kLaneBlocks][kColumns / 16][4];
 
-// Where this thread's sums lie in the tile: sums[i][j][e] is at
-// (lane(i) + (e / 2) * 8, column(j) + e % 2).
+// The position of this thread's sums in the tile: sums[i][j][e] is at (lane(i) + (e / 2) * 8,
+// column(j) + e % 2).
 template <int kColumns>
 struct TensorPlace {
   static constexpr int kWarpColumns = kColumns / 2;
@@ -67,19 +68,19 @@ struct TensorPlace {
   }
 };
 
-// What the vectors of a row of a panel are permuted by. Four rows of TF32 are read together when
-// lanes come fastest, two vectors from each; else eight rows, one vector from each.
+// The number by which the vectors of a panel's row are permuted. For TF32 with lanes fastest, four
+// rows are read together, two vectors from each. Otherwise eight rows are, one vector from each.
 template <typename T, PanelOrder kOrder>
 __device__ __forceinline__ int row_turn(int row) {
   const bool by_fours = kOrder == PanelOrder::kLanesFastest && sizeof(T) == 4;
   return by_fours ? row % 4 * 2 : row % 8;
 }
 
-// 16 lanes (or columns) at one step of depth: block `block` of the warp's, which start at
-// `warp_first`, a multiple of 16. Registers: lanes 0-7 and 8-15 of the step's first half, then of
-// its second: the left operand of multiply_matrices; of the right one, registers 0 and 2 are the
-// first eight columns, 1 and 3 the others. Turns are written as functions of the thread alone, so
-// that blocks and steps are constant offsets to a few addresses.
+// Loads 16 lanes (or columns) at one step of depth: block `block` of the warp's lanes, which start
+// at `warp_first`, a multiple of 16. For the left operand of multiply_matrices, the registers hold
+// lanes 0-7 and 8-15 of the step's first half, then of its second half. For the right operand,
+// registers 0 and 2 are the first eight columns, 1 and 3 the others. Permutations depend on the
+// thread alone, so that blocks and steps are constant offsets to a few addresses.
 template <typename T, PanelOrder kOrder, int kLanes>
 __device__ __forceinline__ void load_fragment(const unsigned char* panel, int warp_first, int block,
                                               int step, uint32_t (&registers)[4]) {
@@ -96,7 +97,7 @@ __device__ __forceinline__ void load_fragment(const unsigned char* panel, int wa
         warp_first / kVector<T> + ((block * 2 + thread / 8 % 2) ^ row_turn<T, kOrder>(thread % 8));
     load_matrices<true>(panel + depth * kRowBytes + vector * kVectorBytes, registers);
   } else {
-    // Transposing loads exist for 16-bit elements only; words are read one by one.
+    // Transposing loads exist only for 16-bit elements. TF32 words are read one by one.
     ATROUSX_UNROLL
     for (int q = 0; q < 4; ++q) {
       const int depth = step * 8 + q / 2 * 4 + thread % 4;
@@ -117,7 +118,8 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage,
                                                TensorSums<kColumns>& sums) {
   using Place = TensorPlace<kColumns>;
   const unsigned char* columns = stage + kTensorLanes * kStageDepthBytes;
-  // Word by word, fragments of all steps at once would not leave the sums their registers.
+  // With single words, the fragments of all steps at once would leave too few registers for the
+  // sums.
   constexpr bool kByWords = kOrder == PanelOrder::kLanesFastest && sizeof(T) == 4;
   ATROUSX_UNROLL_BY(kByWords ? 1 : kSteps)
   for (int step = 0; step < kSteps; ++step) {
@@ -139,9 +141,9 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage,
   }
 }
 
-// Adds all stages to `sums`. feed.load(stage) starts the copies of the next stage's depth;
-// feed.prepare() finds the offsets that the next load but kOffsetStages - 1 will need.
-// Synchronisation: two barriers before the stages, one after, and one per stage.
+// Adds all stages to `sums`. feed.load(stage) starts the copies of the next stage. feed.prepare()
+// computes the offsets of the next stage that has none. Synchronisation: two barriers before the
+// stages, one after, and one per stage.
 constexpr int kAhead = kStages - 1;
 constexpr int kOffsetStages = kAhead;
 
@@ -154,24 +156,24 @@ __device__ __forceinline__ void multiply_stages(Feed& feed, int stages, unsigned
     if (s < stages) feed.load(memory + s * kStageBytes<kColumns>);
     async_copy_commit();
   }
-  __syncthreads();  // everyone has read the first offsets
+  __syncthreads();  // all threads have read the first offsets
   feed.prepare();
-  int now = 0, next = kAhead;  // the stages of the ring that are multiplied and loaded
+  int now = 0, next = kAhead;  // the ring's places to multiply from and to load into
   for (int s = 0; s < stages; ++s) {
     async_copy_wait<kAhead - 1>();
-    // Stage s and the offsets of stage s + kAhead are complete; stage s - 1 has been multiplied and
-    // the offsets of stage s + kAhead - 1 have been read, so that their places are free.
+    // Stage s and the offsets of stage s + kAhead are complete. Stage s - 1 has been multiplied and
+    // the offsets of stage s + kAhead - 1 have been read, so their places are free.
     __syncthreads();
     if (s + kAhead < stages) feed.load(memory + next * kStageBytes<kColumns>);
-    async_copy_commit();  // an empty group where nothing is left keeps the count
+    async_copy_commit();  // a group may be empty: the count of groups must go on
     feed.prepare();
-    __syncwarp();  // matrix instructions need the whole warp, which prepare() may have parted
+    __syncwarp();  // matrix instructions need the whole warp; prepare() may have diverged
     multiply_stage<T, kOrder, kColumns>(memory + now * kStageBytes<kColumns>, sums);
     now = now + 1 == kStages ? 0 : now + 1;
     next = next + 1 == kStages ? 0 : next + 1;
   }
   async_copy_wait<0>();
-  __syncthreads();  // everyone has left the ring
+  __syncthreads();  // all threads have read the ring
 }
 
 }  // namespace atrousx
