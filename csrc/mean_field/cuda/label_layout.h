@@ -1,4 +1,4 @@
-// How rows of labels lie in a GPU's memory and how the lanes of a warp share them.
+// The layout of rows of labels in a GPU's memory, and how the lanes of a warp share a row.
 #pragma once
 
 #include "portable.h"
@@ -7,21 +7,21 @@ namespace atrousx {
 
 constexpr int kWarpLanes = 32;
 
-// What one lane loads at once.
+// The labels that one lane loads at once.
 template <typename T>
 struct alignas(16) LabelPack {
   static constexpr int kLabels = 16 / sizeof(T);
   T v[kLabels];
 };
 
-// A row is a point's or a vertex's labels in packs of 16 bytes. Rows of several packs have an even
-// number of them, so that a row gathered from anywhere fills whole sectors of 32 bytes: a row of 21
-// float32 touches 3 sectors, without padding mostly 4. `lanes` lanes of a warp, a power of two, own
-// a row and take its packs in turn.
+// A row holds the labels of a point or a vertex in packs of 16 bytes. Rows of several packs have an
+// even number of packs, so that a row fills whole sectors of 32 bytes wherever it is gathered. A
+// row of 21 float32 labels then touches 3 sectors; without padding it would mostly touch 4. `lanes`
+// lanes of a warp, a power of two, own a row and take its packs in turn.
 struct RowShape {
   using HoldsNoAddress = void;
   int64_t labels;
-  int packs;  // int, so that a row's offset is one multiplication of 32-bit numbers
+  int packs;  // 32 bits, so that a row's offset is one 32-bit multiplication
   int shift;  // lanes = 1 << shift
 
   template <typename T>

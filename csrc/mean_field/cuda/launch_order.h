@@ -1,6 +1,6 @@
-// The order of launches of mean-field inference, from raw pointers: `launch(kernel, threads,
-// arguments...)` runs a kernel over that many threads. CUDA and the host executor of the tests
-// share it. Nothing here waits for the device or looks at its data, so a stream may capture it.
+// The order in which mean-field inference launches its kernels, from raw pointers. `launch(kernel,
+// threads, arguments...)` runs a kernel over that many threads. CUDA and the tests' host executor
+// share this file. Nothing here waits for the device or reads its data, so a stream may capture it.
 #pragma once
 
 #include <utility>
@@ -10,8 +10,8 @@
 
 namespace atrousx {
 
-// One term of the energy: its lattice as _permutohedral_build returns it, its normaliser, its
-// compatibility, and working memory.
+// One term of the energy: its lattice from _permutohedral_build, its normaliser, its compatibility,
+// and its workspace.
 template <typename T, typename Index>
 struct MeanFieldTerm {
   const T* corner_weights;       // [N P, D + 1]
@@ -22,7 +22,7 @@ struct MeanFieldTerm {
   const Index* neighbours;       // [D + 1, 2, M]
   const T* splat_scale;          // [N P], or null for 1
   const T* slice_scale;          // [N P], or null for 1
-  const T* compatibility;        // [L, L], the diagonal's [L], or null for Potts'
+  const T* compatibility;        // [L, L], a diagonal's [L], or null for Potts
   bool diagonal;
   T weight;
   int64_t vertices, entries;
@@ -45,16 +45,16 @@ struct MeanFieldTerm {
   }
 };
 
-// Working memory of rows of labels.
+// Workspace of rows of labels.
 template <typename T>
 struct MeanFieldRows {
   LabelPack<T>* log_p;     // [N P, packs]
   LabelPack<T>* q;         // [N P, packs]
-  LabelPack<T>* filtered;  // [N P, packs], null where no compatibility is a whole matrix
+  LabelPack<T>* filtered;  // [N P, packs], null if no compatibility is a whole matrix
   LabelPack<T>* spare;     // [M, packs] of the largest lattice
 };
 
-// Few vertices are given a block each: some of them may be long runs.
+// If there are few vertices, each gets a block, because some of them may be long runs.
 inline int64_t splat_threads(int64_t vertices) {
   constexpr int64_t kSpread = 1024;
   const int64_t blocks =
@@ -62,8 +62,8 @@ inline int64_t splat_threads(int64_t vertices) {
   return blocks * kRowThreads;
 }
 
-// Blur(Splat(Q)), `count` rows, into the term's lattice; the first of the arrays it alternates
-// between is chosen so that the last is that one.
+// Computes Blur(Splat(Q)), `count` rows, into the term's lattice. The blurs alternate between two
+// arrays. The first array is chosen so that the last blur writes the term's lattice.
 template <typename T, typename Index, typename Launch>
 void lift_rows(const Launch& launch, const MeanFieldTerm<T, Index>& term,
                const MeanFieldRows<T>& rows, int64_t count, RowShape shape) {
@@ -81,7 +81,7 @@ void lift_rows(const Launch& launch, const MeanFieldTerm<T, Index>& term,
   }
 }
 
-// What serves all iterations: Q = P, scaled entries, costs.
+// Prepares data that all iterations use: Q = P, scaled entries, costs.
 template <typename T, typename Index, typename Launch>
 void begin_mean_field(const Launch& launch, const T* logits,
                       const std::vector<MeanFieldTerm<T, Index>>& terms,
@@ -103,7 +103,7 @@ void begin_mean_field(const Launch& launch, const T* logits,
   }
 }
 
-// At most kMaxMessages terms.
+// `terms` has at most kMaxMessages terms.
 template <typename T, typename Index, typename Launch>
 void run_mean_field(const Launch& launch, const T* logits, T* output,
                     const std::vector<MeanFieldTerm<T, Index>>& terms, const MeanFieldRows<T>& rows,

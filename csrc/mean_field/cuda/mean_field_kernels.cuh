@@ -1,7 +1,8 @@
-// Mean-field kernels: start, then per iteration splat, blur and update, then finish. Letters: N
-// images, P points of an image, L labels, D features, E = N P (D + 1) corners, M vertices. Every
-// kernel gathers, so every sum has a fixed order, which a row's place in its batch does not change.
-// An index out of range is never followed: what depends on it becomes NaN, neighbours aside.
+// Mean-field kernels: start; per iteration splat, blur and update; then finish. Letters: N images,
+// P points of an image, L labels, D features, E = N P (D + 1) corners, M vertices. Every kernel
+// gathers, so every sum has a fixed order that does not depend on a row's place in its batch. The
+// kernels never follow an index that is out of range: results that depend on it become NaN. A
+// neighbour out of range counts as no neighbour.
 #pragma once
 
 #include <cmath>
@@ -15,16 +16,17 @@ namespace atrousx {
 
 constexpr unsigned int kAllLanes = 0xffffffffu;
 
-// `pack` by value, which loads it whole: by reference it would be loaded element by element.
+// `pack` is passed by value so that it is loaded whole. By reference it would be loaded element by
+// element.
 template <typename T>
 __device__ __forceinline__ void add_scaled(LabelPack<T>& sum, T factor, LabelPack<T> pack) {
   ATROUSX_UNROLL
   for (int i = 0; i < LabelPack<T>::kLabels; ++i) sum.v[i] += factor * pack.v[i];
 }
 
-// sum += weights[e] * rows[points[e]] for every step-th e in [from, end), of one pack. kBatch rows
-// are asked for before the first is used: most sums are shorter than that, and what a warp waits
-// for is one row, not one after another. There are `count` rows.
+// Adds weights[e] * rows[points[e]] to `sum`, in one pack, for every step-th e in [from, end).
+// kBatch rows are loaded before the first is used: most sums are shorter than that, so a warp waits
+// once, not once per row. There are `count` rows.
 template <int kBatch, typename T, typename Index>
 __device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* rows, int64_t count,
                                        const Index* points, const T* weights, int64_t from,
@@ -52,9 +54,9 @@ __device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* ro
   }
 }
 
-// Who: one thread owns one point, in a grid-stride loop. Reads: its logits, three times.
-// Writes: its rows of log P, up to a constant, and of Q = P; padding is -infinity and 0.
-// Synchronisation: none.
+// Who: one thread owns one point, in a grid-stride loop. Reads: its logits, three times. Writes:
+// its rows of log P (up to a constant) and of Q = P; padding is -infinity and 0. Synchronisation:
+// none.
 template <typename T>
 __global__ void mean_field_start_kernel(const T* logits,      // [N, L, P]
                                         LabelPack<T>* log_p,  // [N P, packs]
@@ -101,8 +103,8 @@ __global__ void mean_field_finish_kernel(const LabelPack<T>* q,  // [N P, packs]
   }
 }
 
-// Who: one thread owns one entry, in a grid-stride loop. Reads: its weight, its point's scale.
-// Writes: their product, which serves all iterations. Synchronisation: none.
+// Who: one thread owns one entry, in a grid-stride loop. Reads: its weight and its point's scale.
+// Writes: their product, which all iterations use. Synchronisation: none.
 template <typename T, typename Index>
 __global__ void mean_field_entries_kernel(const T* weights,      // [E], by vertex
                                           const Index* points,   // [E], by vertex
@@ -117,8 +119,8 @@ __global__ void mean_field_entries_kernel(const T* weights,      // [E], by vert
 }
 
 // Who: one thread owns one cost, in a grid-stride loop. Reads: the compatibility, a matrix (row:
-// the label that pays) or its diagonal alone. Writes: what filtered Q is multiplied by, transposed
-// and padded with 0. Synchronisation: none.
+// the label that pays) or only its diagonal. Writes: the factors of filtered Q, transposed and
+// padded with 0. Synchronisation: none.
 template <typename T>
 __global__ void mean_field_costs_kernel(const T* compatibility,  // [L, L], or [L]
                                         T* costs,                // [L or 1, packs] packs
@@ -133,13 +135,13 @@ __global__ void mean_field_costs_kernel(const T* compatibility,  // [L, L], or [
 }
 
 constexpr int kSplatWarps = 8, kSplatBatch = 4;
-constexpr int kRowThreads = kSplatWarps * kWarpLanes;  // at most
-// A vertex with more entries is summed by a whole block: points of one colour crowd on few
-// vertices, tens of thousands on each.
+constexpr int kRowThreads = kSplatWarps * kWarpLanes;  // threads of a block, at most
+// A vertex with more entries is summed by a whole block. Points of one colour concentrate on a few
+// vertices, with tens of thousands on each.
 constexpr int64_t kLongRun = 256;
 
-// One pack of the sum of every step-th entry in [from, end), summed over the warp's groups of lanes
-// as well, which start one entry apart. All lanes of the warp must call it.
+// Returns one pack of the sum of every step-th entry in [from, end). The sum also goes over the
+// warp's groups of lanes, which start one entry apart. All lanes of the warp must call it.
 template <typename T, typename Index>
 __device__ __forceinline__ LabelPack<T> splat_pack(const LabelPack<T>* q, int64_t rows,
                                                    const Index* points, const T* weights,
@@ -157,12 +159,12 @@ __device__ __forceinline__ LabelPack<T> splat_pack(const LabelPack<T>* q, int64_
   return sum;
 }
 
-// Who: one warp owns one vertex, its groups of lanes every so many entries of it; a long run is
-// shared by the block's warps. Neighbours in the order of vertices go to different blocks, as long
-// runs come together. Reads: the rows of Q of the points around the vertex. Writes: its row.
-// Synchronisation: a barrier tells whether any of the block's runs is long; if so, all threads
-// visit them, with barriers between the runs and the warps' parts written, read and overwritten
-// (runs are overwritten after the next such barrier).
+// Who: one warp owns one vertex, and its groups of lanes take the vertex's entries in turn. The
+// warps of the block share a long run. Neighbours in the order of vertices go to different blocks,
+// because long runs are adjacent. Reads: the rows of Q of the points around the vertex. Writes: its
+// row. Synchronisation: a barrier tells whether any run of the block is long. If so, all threads
+// visit the long runs, with barriers after the warps' parts are written and after they are read.
+// Runs are overwritten only after the next such barrier.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kRowThreads, 5)
     mean_field_splat_kernel(const LabelPack<T>* q,  // [N P, packs]
@@ -211,9 +213,9 @@ __global__ void __launch_bounds__(kRowThreads, 5)
   }
 }
 
-// Who: `lanes` threads own one vertex, in a grid-stride loop. Reads: its row and those of its two
-// neighbours along one axis. Writes: its row of another array. Synchronisation: none; the next axis
-// is the next launch.
+// Who: `lanes` threads own one vertex, in a grid-stride loop. Reads: its row and the rows of its
+// two neighbours along one axis. Writes: its row of another array. Synchronisation: none; the next
+// axis is another launch.
 template <typename T, typename Index>
 __global__ void mean_field_blur_kernel(const LabelPack<T>* lattice,  // [M, packs]
                                        const Index* neighbours,      // [2, M] of this axis
@@ -234,19 +236,19 @@ __global__ void mean_field_blur_kernel(const LabelPack<T>* lattice,  // [M, pack
   }
 }
 
-// The corners of a place and a colour.
+// The number of corners of a point with position and colour (D = 5).
 constexpr int kSliceBatch = 6;
 
-// One Gaussian kernel of the energy, with Blur(Splat(Q)).
+// One Gaussian kernel of the energy, with its Blur(Splat(Q)).
 template <typename T, typename Index>
 struct Message {
   const LabelPack<T>* lattice;  // [M, packs]
   const Index* vertices;        // [N P, D + 1]
   const T* corner_weights;      // [N P, D + 1]
   const T* point_scale;         // [N P], or null for 1
-  const LabelPack<T>* costs;    // [L, packs], the diagonal's [packs], or null for -weight each
+  const LabelPack<T>* costs;    // [L, packs], a diagonal's [packs], or null for -weight
   int64_t count;                // M
-  T scale;                      // of slicing
+  T scale;                      // scale of the slice
   T weight;
   int dims;
   bool matrix;  // costs are a whole matrix
@@ -260,7 +262,8 @@ struct Message {
     return result;
   }
 
-  // x less what this kernel's filtered labels cost: Potts' and diagonal ones each label by itself
+  // Subtracts the cost of the filtered labels from `x`. For Potts and diagonal costs each label
+  // pays only for itself.
   __device__ __forceinline__ void pay(LabelPack<T>& x, const LabelPack<T>& filtered,
                                       int pack) const {
     if (costs == nullptr) return add_scaled(x, weight, filtered);
@@ -269,7 +272,7 @@ struct Message {
     for (int i = 0; i < LabelPack<T>::kLabels; ++i) x.v[i] += cost.v[i] * filtered.v[i];
   }
 
-  // with a matrix, from the whole filtered row
+  // The same with a matrix of costs. It reads the whole filtered row.
   __device__ __forceinline__ void pay_all(LabelPack<T>& x, const T* filtered, int pack,
                                           RowShape shape) const {
     for (int64_t met = 0; met < shape.labels; ++met)
@@ -285,7 +288,7 @@ struct Messages {
   int count;
 };
 
-// Over the lanes that share a row.
+// Combines the values of the lanes that share a row.
 template <typename T, typename Combine>
 __device__ __forceinline__ T across_row(T value, RowShape shape, Combine combine) {
   for (int distance = shape.lanes() / 2; distance > 0; distance /= 2)
@@ -293,8 +296,8 @@ __device__ __forceinline__ T across_row(T value, RowShape shape, Combine combine
   return value;
 }
 
-// Turns a row's log-probabilities, in `x` where `resident`, else in `row`, into probabilities in
-// `row`. All lanes of the warp must call it.
+// Turns a row of log-probabilities into probabilities in `row`. The log-probabilities are in `x` if
+// `resident`, otherwise in `row`. All lanes of the warp must call it.
 template <typename T>
 __device__ __forceinline__ void softmax_row(LabelPack<T> x, LabelPack<T>* row, int packs,
                                             int member, bool resident, RowShape shape) {
@@ -324,10 +327,10 @@ __device__ __forceinline__ void softmax_row(LabelPack<T> x, LabelPack<T>* row, i
 // q[row] = softmax(log P - messages)
 //
 // Who: `lanes` lanes of a warp own one point, in a grid-stride loop over warps. Reads: its log P
-// and the vertices around it in every lattice. Writes: its row of Q. A lane's only pack stays in
-// registers; longer rows wait in Q between the steps. Synchronisation: a matrix multiplies a row
-// that its lanes filter into `filtered`, warp barriers before and after; lanes without a row or a
-// pack take part in the exchanges of the softmax.
+// and the vertices around it in every lattice. Writes: its row of Q. If a lane has only one pack,
+// it stays in registers; longer rows are kept in Q between the steps. Synchronisation: if costs are
+// a matrix, the lanes write the filtered row to `filtered`, with warp barriers before and after it
+// is multiplied. Lanes without a row or a pack take part in the exchanges of the softmax.
 template <typename T, typename Index>
 __global__ void mean_field_update_kernel(Messages<T, Index> messages,
                                          const LabelPack<T>* log_p,  // [N P, packs]

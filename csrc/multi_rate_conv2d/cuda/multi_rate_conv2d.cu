@@ -1,6 +1,6 @@
-// CUDA side of multi_rate_conv2d. On tensor cores, branches side by side read one packed input, and
-// summed branches are one launch over the union of their taps; what these cannot serve is a pass
-// for each branch, as on the CPU.
+// The CUDA side of multi_rate_conv2d. On tensor cores, concatenated branches read one packed input,
+// and summed branches are one launch over the union of their taps. Otherwise each branch is a pass
+// of its own, as on the CPU.
 #include "atrous_conv2d/cuda/tensorcore.h"
 #include "atrous_conv2d/cuda/tensorcore_operands.h"
 #include "multi_rate_conv2d/branches.h"
@@ -9,15 +9,15 @@
 namespace atrousx {
 namespace {
 
-// One pass for each branch's taps but the centre, and one for the centres, over weights that the
-// kernel can read.
+// The passes of a sum, with weights that the kernel can read: for each branch the passes over all
+// taps but the centre, and one pass for the centres.
 template <typename T>
 struct UnionOperands {
   std::vector<RatePass> passes;
   std::vector<Held<const T*>> memory;  // of each pass
-  std::vector<int64_t> strides;        // of its outputs
+  std::vector<int64_t> strides;        // of the outputs of each pass
 
-  // False where there are too many.
+  // Returns false if there are too many passes.
   bool add(const Tensor& weight, const ConvGeometry& g, bool centre, cudaStream_t stream) {
     const auto operand = weight_operand<T>(weight, weight_size(g.forward()),
                                            g.forward_weight(strides4(weight)), stream);
@@ -66,7 +66,7 @@ bool launch_union(const MultiRate& call, const Tensor& input, const std::vector<
   return true;
 }
 
-// False, and nothing done, where the union has too many taps or borders for one launch.
+// Returns false, and does nothing, if the union has too many taps or borders for one launch.
 bool add_at_once(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights) {
   const LaunchContext context(input.get_device_index());
   bool served = false;
@@ -83,7 +83,7 @@ Tensor run(const MultiRate& call, const Tensor& input, const std::vector<Tensor>
   if (call.output.numel() == 0) return call.output;
   const bool tensorcores = runs_on_tensorcores(input, call.geometries[0].forward(), allow_tf32);
   if (tensorcores && sum && add_at_once(call, input, weights)) return call.output;
-  // Packed once for all passes.
+  // The map is packed once for all passes.
   const Tensor from = tensorcores ? map_for_tensorcores(input) : input;
   for (const GatherCall& pass : branch_calls(call, weights, sum))
     gather_cuda(from, pass, allow_tf32);

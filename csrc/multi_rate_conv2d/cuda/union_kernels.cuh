@@ -1,5 +1,5 @@
-// Summed branches on tensor cores: one convolution over the union of their taps, with one sum in
-// registers and one rounding, where a pass for each branch would round the sum every time.
+// Summed branches on tensor cores: one convolution over the union of their taps. It sums in
+// registers and rounds once. Separate passes for the branches would round the sum once per pass.
 #pragma once
 
 #include "atrous_conv2d/cuda/tensorcore_kernels.cuh"
@@ -7,7 +7,8 @@
 
 namespace atrousx {
 
-// Where the passes' weights are: [outer, taps, inner] in whole vectors, from the pass's first tap.
+// The addresses of the passes' weights, each from the pass's first tap on: [outer, taps, inner] in
+// whole vectors.
 template <typename T>
 struct UnionWeights {
   struct Pass {
@@ -17,13 +18,13 @@ struct UnionWeights {
   Pass passes[UnionPlan::kMaxPasses];
 };
 
-// What one pass does in a tile.
+// The work of one pass in a tile.
 template <typename T>
 struct UnionSegment {
   const T* weight;                       // of its first live tap
   int64_t outer;                         // from one column's weights to the next's
-  int64_t source;                        // from a pixel to what its first live tap reads
-  int64_t source_step, source_row_step;  // these and those of weights as in GatherFeed
+  int64_t source;                        // from a pixel to the source of its first live tap
+  int64_t source_step, source_row_step;  // steps of sources, as in GatherFeed
   int weight_step, weight_row_step;
   int taps_in_row, taps;
 };
@@ -49,13 +50,13 @@ __device__ __forceinline__ UnionSegment<T> union_segment(
           row_count * column_count};
 }
 
-// The stages of a pass: every one begins its own.
+// The stages of a pass. Every pass starts a new stage.
 template <typename T>
 __device__ __forceinline__ int union_stages(const UnionSegment<T>& segment, int64_t inner) {
   return static_cast<int>(ceil_div<int64_t>(segment.taps * inner, kStageDepth<T>));
 }
 
-// Copies the panels of all passes, one after the other; see GatherFeed.
+// Copies the panels of all passes, one after the other. See GatherFeed.
 template <typename T, int kColumns>
 struct UnionFeed {
   using Feed = GatherFeed<T, kColumns>;
@@ -64,7 +65,7 @@ struct UnionFeed {
   const T* source;
   const UnionSegment<T>* segments;  // [passes], shared memory
   int segment;                      // the next pass
-  int stages_left;                  // of the pass that is open
+  int stages_left;                  // of the current pass
   int column;                       // this thread's first
 
   __device__ __forceinline__ void prepare() {}
@@ -75,7 +76,7 @@ struct UnionFeed {
     --stages_left;
   }
 
-  // There is a pass with live taps left: stages are counted.
+  // A pass with live taps is left, because load() is called once per counted stage.
   __device__ __forceinline__ void open() {
     while (segments[segment].taps == 0) ++segment;
     const UnionSegment<T>& s = segments[segment++];
@@ -92,7 +93,7 @@ struct UnionFeed {
   }
 };
 
-// The static shared memory of the kernel below: three lists of lanes and the segments.
+// The static shared memory of the kernel below: three lists of lanes, and the segments.
 template <typename T>
 constexpr int kUnionStaticBytes = static_cast<int>(3 * kTensorLanes * sizeof(int64_t)) +
                                   UnionPlan::kMaxPasses * static_cast<int>(sizeof(UnionSegment<T>));
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     if (thread < plan.passes)
       segments[thread] =
           union_segment<T>(plan, weights.passes[thread], thread, tile, source_strides, inner);
-    __syncthreads();  // segments and lanes of the job are known, to its end
+    __syncthreads();  // segments and lanes are known; they stay valid for the job
     int stages = 0;
     for (int pass = 0; pass < plan.passes; ++pass) stages += union_stages(segments[pass], inner);
     const int own = static_cast<int>(first) + thread / 8;

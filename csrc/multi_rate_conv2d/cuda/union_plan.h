@@ -1,9 +1,9 @@
-// Summed branches as one convolution over the union of their taps, without torch: which taps are
-// live where, for passes that keep the map's size (stride 1).
+// Summed branches as one convolution over the union of their taps. This file computes which taps
+// are live where, for passes with stride 1 that keep the map's size. It needs no torch.
 //
-// Liveness is separable in rows and columns for each pass. The borders of all passes together cut
-// an axis into few classes, within which every pass has the same live taps; pairs of a row class
-// and a column class are cut into tiles of pixels, drawn across the batch.
+// For each pass, rows and columns are live independently. The borders of all passes together cut an
+// axis into few classes. Within a class every pass has the same live taps. Pairs of a row class and
+// a column class are cut into tiles of pixels, numbered across the batch.
 #pragma once
 
 #include <optional>
@@ -17,7 +17,8 @@ namespace atrousx {
 struct UnionTaps {
   int count, offset, step;
 
-  // Its live taps at a destination, which lie side by side: sources ascend or descend with taps.
+  // The live taps at a destination. They are adjacent, because sources ascend or descend with the
+  // taps.
   ATROUSX_HOST_DEVICE constexpr void live(int destination, int extent, int& first,
                                           int& live_count) const {
     first = 0;
@@ -29,7 +30,7 @@ struct UnionTaps {
   }
 };
 
-// Small enough, beside the weights' addresses, to be a kernel's argument.
+// The plan is small enough to be a kernel's argument, together with the addresses of the weights.
 struct UnionPlan {
   using HoldsNoAddress = void;
   static constexpr int kMaxPasses = 16, kMaxClasses = 20;
@@ -77,8 +78,8 @@ ATROUSX_HOST_DEVICE constexpr UnionTile union_tile(const UnionPlan& plan, int in
   return tile;
 }
 
-// Writes an axis's classes: where each begins, then the extent. Returns their number, 0 if too
-// many.
+// Writes where each class of an axis begins, then the axis's extent. Returns the number of classes,
+// or 0 if there are too many.
 inline int union_classes(const std::vector<TapAxis>& axes, int* first) {
   std::vector<int64_t> borders = {0, axes[0].destinations};
   for (const TapAxis& axis : axes)
@@ -99,7 +100,7 @@ inline UnionTaps union_taps(const TapAxis& axis) {
   return {static_cast<int>(axis.taps), static_cast<int>(axis.offset), static_cast<int>(axis.step)};
 }
 
-// The plan of passes over one map of N images, or nothing where it does not fit.
+// Returns the plan of passes over one map of N images, or nothing if it does not fit.
 inline std::optional<UnionPlan> union_plan(const std::vector<RatePass>& passes, int64_t batch,
                                            int64_t tile_pixels) {
   const GatherShape& shape = passes[0].shape;
@@ -132,7 +133,8 @@ inline std::optional<UnionPlan> union_plan(const std::vector<RatePass>& passes, 
   return plan;
 }
 
-// What union_plan looks at: of each pass its rows, then its columns.
+// The arguments on which union_plan depends: the row axis and the column axis of each pass, and the
+// sizes.
 struct UnionPlanKey {
   std::vector<TapAxis> axes;
   int64_t batch, tile_pixels;
@@ -140,7 +142,7 @@ struct UnionPlanKey {
   bool operator==(const UnionPlanKey&) const = default;
 };
 
-// union_plan(...) of geometries used last.
+// Returns union_plan(...), cached for the geometries used last.
 inline std::shared_ptr<const std::optional<UnionPlan>> cached_union_plan(
     const std::vector<RatePass>& passes, int64_t batch, int64_t tile_pixels) {
   static auto* const cache = new LruCache<UnionPlanKey, std::optional<UnionPlan>, kMostPlans>;

@@ -77,7 +77,7 @@ Tensor neighbours_cuda(const Tensor& keys, const Tensor& steps) {
   return neighbours;
 }
 
-// Splat, then blur axis by axis, in reverse when transposed -> [M, C]
+// Splats, then blurs axis by axis, in reverse order if transposed. Returns [M, C].
 template <typename T, typename Index>
 Tensor lift(const Lattice& l, const Tensor& values, const std::optional<Tensor>& splat_scale,
             bool transpose, cudaStream_t stream) {

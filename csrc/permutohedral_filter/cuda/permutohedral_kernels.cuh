@@ -1,8 +1,8 @@
-// Permutohedral lattice kernels: embed, pack and neighbours build it; splat, blur and slice filter.
-// Letters: N images, P points of an image, D features, C channels, E = N P (D + 1) corners (a point
-// and one vertex of its simplex), M vertices. Every kernel gathers, so every sum has a fixed order.
-// An index out of range is never followed: what depends on it becomes NaN, neighbours aside, which
-// it has none of.
+// Kernels of the permutohedral lattice: embed, pack and neighbours build it; splat, blur and slice
+// filter. Letters: N images, P points of an image, D features, C channels, E = N P (D + 1) corners
+// (a point and one vertex of its simplex), M vertices. Every kernel gathers, so every sum has a
+// fixed order. The kernels never follow an index that is out of range: results that depend on it
+// become NaN. A neighbour out of range counts as no neighbour.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -10,8 +10,8 @@
 
 namespace atrousx {
 
-// Who: one thread owns one point, in a grid-stride loop. Reads: its features.
-// Writes: its base, ranks and weights. Synchronisation: none.
+// Who: one thread owns one point, in a grid-stride loop. Reads: its features. Writes: its base,
+// ranks and weights. Synchronisation: none.
 template <typename T>
 __global__ void permutohedral_embed_kernel(const T* features,  // [N, D, P]
                                            int32_t* base,      // [N, P, D + 1]
@@ -26,8 +26,8 @@ __global__ void permutohedral_embed_kernel(const T* features,  // [N, D, P]
   }
 }
 
-// Who: one thread owns one point, in a grid-stride loop. Reads: its ranks and weight gradients.
-// Writes: its feature gradients. Synchronisation: none.
+// Who: one thread owns one point, in a grid-stride loop. Reads: its ranks and the gradients of its
+// weights. Writes: the gradients of its features. Synchronisation: none.
 template <typename T>
 __global__ void permutohedral_embed_backward_kernel(const T* grad_weights,  // [N, P, D + 1]
                                                     const uint8_t* rank,    // [N, P, D + 1]
@@ -57,9 +57,8 @@ __global__ void permutohedral_pack_kernel(const int32_t* base,  // [N, P, D + 1]
   }
 }
 
-// Who: one thread owns one vertex and one side of one axis, in a grid-stride loop.
-// Reads: the sorted keys, by binary search. Writes: that neighbour's index, or -1.
-// Synchronisation: none.
+// Who: one thread owns one vertex and one side of one axis, in a grid-stride loop. Reads: the
+// sorted keys, by binary search. Writes: the index of that neighbour, or -1. Synchronisation: none.
 __global__ void permutohedral_neighbours_kernel(SortedKeys keys,
                                                 const int64_t* steps,  // [D + 1, words]
                                                 int64_t* neighbours,   // [D + 1, 2, M]
@@ -104,9 +103,9 @@ __global__ void permutohedral_splat_kernel(const T* values,       // [N P, C]
   }
 }
 
-// Who: one thread owns one channel of one vertex, in a grid-stride loop, channels fastest.
-// Reads: that channel of the vertex and its two neighbours along one axis. Writes: its own element
-// of another array. Synchronisation: none; the next axis is the next launch.
+// Who: one thread owns one channel of one vertex, in a grid-stride loop, channels fastest. Reads:
+// that channel of the vertex and of its two neighbours along one axis. Writes: its own element of
+// another array. Synchronisation: none; the next axis is another launch.
 template <typename T, typename Index>
 __global__ void permutohedral_blur_kernel(const T* lattice,         // [M, C]
                                           const Index* neighbours,  // [2, M] of this axis
@@ -145,8 +144,8 @@ __global__ void permutohedral_slice_kernel(const T* lattice,       // [M, C]
   }
 }
 
-// Who: one thread owns one corner, in a grid-stride loop. Reads: its point's values and its
-// vertex's. Writes: their inner product, which is the gradient of the corner's weight.
+// Who: one thread owns one corner, in a grid-stride loop. Reads: the values of its point and of its
+// vertex. Writes: their inner product, which is the gradient of the corner's weight.
 // Synchronisation: none.
 template <typename T, typename Index>
 __global__ void permutohedral_corner_product_kernel(const T* values,        // [N P, C]

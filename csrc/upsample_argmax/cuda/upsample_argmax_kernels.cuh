@@ -1,4 +1,4 @@
-// Labels of bilinearly upsampled logits, without the upsampled logits.
+// Labels of bilinearly upsampled logits. The upsampled logits are never stored.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -6,10 +6,10 @@
 
 namespace atrousx {
 
-// Who: one thread owns one output pixel, in a grid-stride loop, columns fastest.
-// Reads: the four logits around its source coordinate, channel by channel.
-// Writes: its label and, if asked for, the label's probability. Synchronisation: none.
-// As in torch.argmax the first of equal values wins, and NaN wins over every number.
+// Who: one thread owns one output pixel, in a grid-stride loop, columns fastest. Reads: the four
+// logits around its source coordinate, channel by channel. Writes: its label and, if requested, the
+// label's probability. Synchronisation: none. As in torch.argmax, the first of equal values wins,
+// and NaN wins over every number.
 template <typename T, typename Label>
 __global__ void upsample_argmax_kernel(const T* logits,             // [N, C, H, W]
                                        Label* labels,               // [N, OH, OW]
@@ -34,7 +34,7 @@ __global__ void upsample_argmax_kernel(const T* logits,             // [N, C, H,
                        row.weight * static_cast<A>(bottom[at + right]);
       const A value = (A(1) - column.weight) * first + column.weight * second;
       if (c == 0 || (!(value <= best) && best == best)) {
-        // The sum of exponentials so far is rescaled to the new maximum.
+        // The sum of exponentials is rescaled to the new maximum.
         if (probability != nullptr && c > 0) sum *= std::exp(best - value);
         best = value;
         label = c;

@@ -1,4 +1,4 @@
-// The transpose of bilinear resampling, gathered: no atomics, the same sums in the same order.
+// The transpose of bilinear resampling, as a gather: no atomics, the same sums in the same order.
 #pragma once
 
 #include "upsample_bilinear2d/cuda/forward_kernels.cuh"
@@ -7,33 +7,34 @@ namespace atrousx {
 
 constexpr int kGatherThreads = 256;
 
-// Numbers of gradients that a thread sums down the rows: one vector where pixels are short, for
-// rows are then seldom longer than a block; else so many that loads of enough bytes are in flight.
+// Gradients that a thread sums down the rows. With short pixels it is one vector, because rows are
+// then seldom longer than a block. Otherwise it is enough to keep sufficient bytes in flight.
 template <typename T, bool kShort, int kVector>
 constexpr int kGatherNumbers = kShort                           ? kVector
                                : sizeof(T) == 8                 ? 4
                                : kVector == 1 && sizeof(T) == 2 ? 12
                                                                 : 8;
 
-// Blocks that must fit a multiprocessor: what leaves enough registers.
+// Blocks that must fit on a multiprocessor. This number leaves enough registers per thread.
 template <typename T, int kCount>
 constexpr int kGatherBlocks = kCount > 2 || sizeof(T) == 8 ? 2 : 3;
 
-// How a backward is cut up: a block takes `rows` input rows of `columns` input columns, `slice`
-// numbers of every pixel, so few that the gradients that reach a row of them fill its threads.
+// How a backward is cut into jobs. A block takes `rows` input rows of `columns` input columns, and
+// `slice` numbers of every pixel. The gradients that reach one such row fit the block's threads.
 struct GatherJobs {
   using HoldsNoAddress = void;
   int64_t maps, chunks, tiles, slices;
   int64_t rows, columns, slice;
 
-  // columns is 0 where a single one's gradients would be too many.
+  // columns is 0 if the gradients of a single column would be too many.
   template <typename A>
   static GatherJobs make(int64_t maps, int64_t pixel, const BilinearPlan<A>& plan, int vector,
                          int numbers) {
     constexpr int64_t kLeastColumns = 8, kLeastSlice = 8, kLeastJobs = 800;
     const int64_t room = int64_t{kGatherThreads} * numbers;
     int64_t slice = pixel, columns = fitting(plan.columns, slice, room, vector);
-    // Borders between tiles are read twice: few of the numbers of many pixels beat many of few.
+    // Tiles read their borders twice. So wide tiles with few numbers per pixel are better than
+    // narrow tiles with many.
     while (columns < min_of(kLeastColumns, plan.columns.in) && slice > kLeastSlice) {
       slice = ceil_div<int64_t>(slice, 2 * vector) * vector;
       columns = fitting(plan.columns, slice, room, vector);
@@ -72,7 +73,7 @@ struct GatherJobs {
   }
 };
 
-// Taps of neighbouring outputs in shared memory; those past its room are computed again.
+// Taps of neighbouring outputs in shared memory. Taps that do not fit are computed again.
 template <typename A>
 struct HeldTaps {
   NeighbourTap<A>* held;  // [room]
@@ -88,9 +89,9 @@ struct HeldTaps {
   }
 };
 
-// Calls visit(row, weight) for pixel rows that read input rows [begin, end), in order, and
-// finish(h) after the last pixel row whose gradients row h, and finish(h + 1), take. The row before
-// `begin` comes first: its pixel rows have a share in `begin`, but it is finished by others.
+// Calls visit(row, weight) for the pixel rows that read input rows [begin, end), in order. Calls
+// finish(h) after the last pixel row that contributes to rows h and h + 1. It starts with the input
+// row before `begin`, whose pixel rows also contribute to `begin`; another job finishes that row.
 template <typename A, typename Visit, typename Finish>
 __device__ __forceinline__ void over_reading_rows(const BilinearAxis<A>& axis,
                                                   const HeldTaps<A>& taps, int64_t begin,
@@ -107,8 +108,8 @@ __device__ __forceinline__ void over_reading_rows(const BilinearAxis<A>& axis,
   for (; current < end; ++current) finish(current);
 }
 
-// The gradients that a thread sums down the rows: kCount vectors, a block's width apart. Those of
-// the next row are on their way while a row is added.
+// The gradients that a thread sums down the rows: kCount vectors, a block's width apart. While a
+// row is added, the gradients of the next row are being loaded.
 template <typename T, int kVector, int kCount>
 struct RowSums {
   using A = Accumulate<T>;
@@ -136,7 +137,8 @@ struct RowSums {
       for (int v = 0; v < kVector; ++v) {
         const A g = static_cast<A>(packs[k].values[v]);
         here[k][v] += (A(1) - weight) * g;
-        // A weight of 0 must not turn an infinite gradient into NaN in the next row.
+        // Without this check a weight of 0 would turn an infinite gradient into NaN in the next
+        // row.
         if (weight != A(0)) next[k][v] += weight * g;
       }
     }
@@ -154,11 +156,12 @@ struct RowSums {
   }
 };
 
-// Who: a block owns jobs.rows input rows of jobs.columns columns, jobs.slice numbers of each pixel;
-// a thread, some of the gradients that reach them, which it sums down the rows; then numbers of the
-// input row, which it gathers from these sums. Reads: each gradient once, twice at a job's borders.
-// Writes: its input numbers. Synchronisation: sums and taps lie in shared memory; a barrier before
-// they are read and one before they are overwritten. No atomics: the order is always the same.
+// Who: a block owns jobs.rows input rows of jobs.columns columns, and jobs.slice numbers of each
+// pixel. First a thread owns some of the gradients that reach them, and sums these down the rows.
+// Then it owns numbers of the input row, and gathers them from these sums. Reads: each gradient
+// once, twice at a job's borders. Writes: its input numbers. Synchronisation: sums and taps are in
+// shared memory, with one barrier before they are read and one before they are overwritten. There
+// are no atomics, so the order is always the same.
 template <typename T, int kVector, int kNumbers>
 __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<T, kNumbers / kVector>)
     upsample_bilinear2d_backward_kernel(const T* grad_output,  // [maps, OH, OW, pixel]
@@ -179,11 +182,12 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<T, kNumbers / kV
     const int64_t end = min_of(plan.rows.in, begin + jobs.rows);
     const int64_t column_end = min_of(plan.columns.in, column + jobs.columns);
     const auto slice = static_cast<uint32_t>(min_of(jobs.slice, pixel - channel));
-    // Where a scale factor leaves the last columns unread, nothing reaches the job: it loads the
-    // last gradients of each row, and uses none.
+    // A scale factor may leave the last columns unread. Then no gradient reaches the job: it loads
+    // the last gradients of each row, and uses none.
     const int64_t first = min_of(plan.columns.readers(column).first, plan.columns.out - 1);
     const int64_t last = plan.columns.readers(column_end - 1).last;
-    // Whole pixels are a run of numbers, which begins at a multiple of a vector, before the first.
+    // Whole pixels are one run of numbers. It begins at a multiple of the vector length, at or
+    // before the first number.
     const int64_t origin =
         jobs.slices == 1 ? first * pixel / kVector * kVector : first * pixel + channel;
     const auto shift = static_cast<int32_t>(first * pixel + channel - origin);
@@ -194,7 +198,7 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<T, kNumbers / kV
     rows.out_rows = plan.rows.out;
     ATROUSX_UNROLL
     for (int k = 0; k < kCount; ++k) {
-      // Threads past the end take the last vector: nobody looks at their sums.
+      // Threads beyond the end load the last vector. Their sums are not used.
       const int32_t number = min_of<int32_t>((k * kGatherThreads + threadIdx.x) * kVector,
                                              (count - 1) / kVector * kVector);
       rows.offset[k] = jobs.slices == 1 ? number
@@ -204,10 +208,10 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<T, kNumbers / kV
     const HeldTaps<A> columns{column_taps, first, kGatherThreads * kVector};
     const HeldTaps<A> reading{row_taps, plan.rows.readers(max_of<int64_t>(begin - 1, 0)).first,
                               kRowTaps};
-    __syncthreads();  // the taps and sums of the job before have been read
+    __syncthreads();  // the previous job's taps and sums have been read
     columns.hold(plan.columns, last);
     reading.hold(plan.rows, plan.rows.readers(end - 1).last);
-    __syncthreads();  // the taps are there
+    __syncthreads();  // the taps are complete
     T* to = grad_input + map * plan.rows.in * in_row + column * pixel + channel;
     over_reading_rows(
         plan.rows, reading, begin, end, [&](int64_t oh, A weight) { rows.add(oh, weight); },
@@ -227,14 +231,14 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<T, kNumbers / kV
             }
             to[h * in_row + w * pixel + c] = static_cast<T>(sum);
           }
-          __syncthreads();  // the sums have been read; the next row's overwrite them
+          __syncthreads();  // the sums have been read; the next row overwrites them
         });
   }
 }
 
-// For maps that grow so much that one column's gradients are too many for a block. Who: a thread
-// owns one number of the input, in a grid-stride loop. Reads: every gradient that reaches it.
-// Writes: its number. Synchronisation: none.
+// For maps that grow so much that the gradients of one column are too many for a block. Who: a
+// thread owns one number of the input, in a grid-stride loop. Reads: every gradient that reaches
+// it. Writes: its number. Synchronisation: none.
 template <typename T>
 __global__ void upsample_bilinear2d_backward_far_kernel(
     const T* grad_output,  // [maps, OH, OW, pixel]
@@ -263,7 +267,7 @@ __global__ void upsample_bilinear2d_backward_far_kernel(
   }
 }
 
-// Pixels shorter than this are short.
+// A pixel with fewer numbers than this is short.
 constexpr int64_t kShortPixel = 8;
 
 }  // namespace atrousx

@@ -1,8 +1,8 @@
 // Bilinear resampling of dense maps, in both memory formats.
 //
-// A map is rows of numbers, `pixel` of which lie side by side and are resampled alike: 1 where maps
-// are contiguous, then each channel is a map, or C where they are channels_last. Kernels move 16
-// bytes at a time (kVector numbers) where rows are a multiple of that, else single numbers.
+// A map is rows of numbers. `pixel` adjacent numbers are resampled with the same weights: 1 in
+// contiguous maps, where each channel is a map, or C in channels_last maps. Kernels move 16 bytes
+// at a time (kVector numbers) if rows are a multiple of that, otherwise single numbers.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -18,7 +18,7 @@ struct alignas(kVector * sizeof(T)) Pack {
   T values[kVector];
 };
 
-// Two neighbours of an axis and the second one's weight: 0, also where there is no second.
+// Two neighbours of an axis, and the weight of the second. The weight is 0 if there is no second.
 template <typename A>
 struct NeighbourTap {
   int64_t lower;
@@ -36,18 +36,19 @@ struct NeighbourTap {
 
 constexpr int kForwardThreads = 128, kForwardRows = 32;
 
-// Vectors that a thread of the forward owns: single numbers come four at a time, or what a row
-// costs, whatever it holds, would outweigh them.
+// Vectors that a thread of the forward owns. Single numbers come four at a time: otherwise the
+// fixed cost of a row would dominate.
 template <int kVector>
 constexpr int kForwardVectors = kVector == 1 ? 4 : 1;
 
-// Blocks that must fit a multiprocessor, 0 for what the compiler likes. For four numbers of float32
-// it likes ten on 8.6 and 8.9, which spills; nine leave the registers that it needs.
+// Blocks that must fit on a multiprocessor, or 0 to let the compiler decide. For four float32
+// numbers it chooses ten blocks on 8.6 and 8.9, which spills registers. Nine blocks leave enough
+// registers.
 template <int kVector>
 constexpr int kForwardBlocks = kVector == 4 ? 9 : 0;
 
-// How a forward is cut up: a block takes `rows` rows of the vectors of all maps, side by side, so
-// that no lane is left over where a row ends.
+// How a forward is cut into jobs. A block takes `rows` rows of the vectors of all maps, side by
+// side, so that no lane is idle where a row ends.
 struct ForwardJobs {
   using HoldsNoAddress = void;
   int64_t vectors, row_vectors, tiles, rows, chunks;
@@ -61,7 +62,7 @@ struct ForwardJobs {
   ATROUSX_HOST_DEVICE int64_t count() const { return tiles * chunks; }
 };
 
-// A few neighbouring numbers of a row of one map: where each finds its two inputs.
+// A few neighbouring numbers of a row of one map, and where each finds its two inputs.
 template <typename T, int kVector>
 struct ColumnVector {
   using A = Accumulate<T>;
@@ -109,11 +110,11 @@ struct ColumnVector {
   }
 };
 
-// Who: a thread owns kForwardVectors vectors of kVector numbers, a block's width apart, of up to
-// kForwardRows output rows; blocks take jobs in turn. Reads: each input row that these blend,
-// resampled along itself as it is read: once for all rows between it and the next, twice at a
-// chunk's border. Writes: its numbers. Synchronisation: the rows' taps are computed once a block,
-// in shared memory.
+// Who: a thread owns kForwardVectors vectors of kVector numbers, a block's width apart, in up to
+// kForwardRows output rows; blocks take jobs in turn. Reads: each input row that its outputs blend,
+// interpolated along the row as it is read. It is read once for all output rows between it and the
+// next, and twice at a chunk's border. Writes: its numbers. Synchronisation: the taps of the rows
+// are computed once per block, in shared memory.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<kVector>)
     upsample_bilinear2d_forward_kernel(const T* input,  // [maps, H, W, pixel]
@@ -127,10 +128,10 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<kVector>)
   for (int64_t job = blockIdx.x; job < jobs.count(); job += gridDim.x) {
     const int64_t first = job / jobs.tiles * jobs.rows;
     const int rows = static_cast<int>(min_of(jobs.rows, plan.rows.out - first));
-    __syncthreads();  // the taps of the job before have been read
+    __syncthreads();  // the previous job's taps have been read
     if (static_cast<int>(threadIdx.x) < rows)
       taps[threadIdx.x] = NeighbourTap<A>::of(plan.rows, first + threadIdx.x);
-    __syncthreads();  // the taps are there
+    __syncthreads();  // the taps are complete
     const int64_t start = job % jobs.tiles * (kForwardThreads * kCount);
     const int64_t start_map = start / jobs.row_vectors;
     const auto place = static_cast<uint32_t>(start - start_map * jobs.row_vectors);

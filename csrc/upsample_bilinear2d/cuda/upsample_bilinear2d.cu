@@ -6,7 +6,7 @@
 namespace atrousx {
 namespace {
 
-// What a map's rows are made of.
+// How the rows of a map are made of numbers (forward_kernels.cuh).
 struct Layout {
   int64_t maps, pixel;
 
@@ -18,7 +18,7 @@ struct Layout {
   }
 };
 
-// Whether everything that is moved starts at a multiple of 16 bytes.
+// Whether all addresses that a kernel moves are multiples of 16 bytes.
 bool moves_vectors(const void* memory, int64_t numbers, int vector) {
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0 && numbers % vector == 0;
 }
@@ -41,7 +41,7 @@ bool gather(const Held<const T*>& grad_output, const Held<T*>& grad_input, const
   constexpr int kNumbers = kGatherNumbers<T, kShort, kVector>;
   const auto plan = r.plan<T>();
   const auto jobs = GatherJobs::make(layout.maps, layout.pixel, plan, kVector, kNumbers);
-  // Pieces of pixels must be vectors, too.
+  // Pieces of pixels must be whole vectors, too.
   if (jobs.columns == 0 || (jobs.slices > 1 && layout.pixel % kVector != 0)) return false;
   launch({"_upsample_bilinear2d_backward", job_grid(jobs.count()), kGatherThreads, stream},
          upsample_bilinear2d_backward_kernel<T, kVector, kNumbers>, grad_output, grad_input, jobs,

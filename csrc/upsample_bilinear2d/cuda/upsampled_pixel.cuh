@@ -6,7 +6,7 @@
 
 namespace atrousx {
 
-// One upsampled pixel: reads any channel's value from the four logits around it.
+// One upsampled pixel. It computes any channel's value from the four logits around it.
 template <typename T>
 struct UpsampledPixel {
   using A = Accumulate<T>;

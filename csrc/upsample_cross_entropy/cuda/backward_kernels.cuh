@@ -1,4 +1,5 @@
-// The gradient of the cross-entropy of bilinearly upsampled logits, summed where it is made.
+// The gradient of the cross-entropy of bilinearly upsampled logits. The gradient of the upsampled
+// logits is never stored.
 #pragma once
 
 #include "upsample_cross_entropy/cuda/forward_kernels.cuh"
@@ -7,11 +8,11 @@ namespace atrousx {
 
 constexpr int kSlopeChannels = 4;
 
-// The gradient of the reduced loss by each pixel's.
+// The gradient of the reduced loss with respect to the loss of each pixel.
 template <typename A>
 struct PixelGradient {
-  const A* grad;               // one a pixel [N, OH, OW], or []
-  const double* total_weight;  // [] for the mean, else null
+  const A* grad;               // [N, OH, OW] if per_pixel, otherwise []
+  const double* total_weight;  // [] for the mean, otherwise null
   bool per_pixel;
 
   __device__ __forceinline__ A at(int64_t pixel) const {
@@ -20,8 +21,9 @@ struct PixelGradient {
   }
 };
 
-// How the backward is cut up: a block takes `columns` logits of a row, so few that the pixels which
-// they reach are one a thread, or a single column.
+// How the backward is cut into jobs. A block takes `columns` logits of a row. There are so few that
+// each pixel column that reads them gets its own thread. If that is impossible, it takes a single
+// column.
 struct SlopeJobs {
   using HoldsNoAddress = void;
   int64_t batch, rows, tiles, columns;
@@ -45,8 +47,8 @@ struct SlopeJobs {
   }
 };
 
-// The slopes of kSlopeChannels channels, from channel c on, summed down the pixels of a column with
-// the weights with which they read row h of the logits.
+// Sums the slopes of kSlopeChannels channels, from channel c on, down the pixels of a column. Each
+// slope is multiplied by the weight with which its pixel reads row h of the logits.
 template <typename T, typename Label>
 __device__ __forceinline__ void sum_slopes(
     const LogitColumn<T>& column, const Label* target, const Accumulate<T>* log_sum,
@@ -76,12 +78,13 @@ __device__ __forceinline__ void sum_slopes(
   }
 }
 
-// Who: a block owns jobs.columns logits of a row, every channel; a thread, the pixels of a column
-// that read this row, whose slopes it sums; then logits, which it gathers from these sums.
-// Reads: the labels, log-sums and gradients of the pixels, once for every kSlopeChannels channels
-// and each of the two rows of logits around them, and these logits. Writes: its logits' gradients.
-// Synchronisation: sums and column taps lie in shared memory; a barrier before they are read and
-// one before they are overwritten. No atomics: the order is always the same.
+// Who: a block owns jobs.columns logits of a row, every channel. First a thread owns a column of
+// the pixels that read this row, and sums their slopes. Then it owns logits, and gathers their
+// gradients from these sums. Reads: labels, log-sums and gradients of the pixels, once for every
+// kSlopeChannels channels and for each of the two rows of logits around them; and these logits.
+// Writes: the gradients of its logits. Synchronisation: sums and column taps are in shared memory,
+// with one barrier before they are read and one before they are overwritten. There are no atomics,
+// so the order is always the same.
 template <typename T, typename Label>
 __global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
     upsample_cross_entropy_backward_kernel(PixelGradient<Accumulate<T>> gradient,
@@ -131,7 +134,7 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
           }
           totals[i] += sum;
         }
-        __syncthreads();  // sums and taps have been read; the next piece's overwrite them
+        __syncthreads();  // sums and taps have been read; the next piece overwrites them
       }
       for (int i = thread; i < kSlopeChannels * columns; i += kLossThreads) {
         const int64_t channel = c + i / columns;

@@ -1,4 +1,4 @@
-// Cross-entropy of bilinearly upsampled logits, without the upsampled logits.
+// Cross-entropy of bilinearly upsampled logits. The upsampled logits are never stored.
 #pragma once
 
 #include <limits>
@@ -11,11 +11,11 @@ namespace atrousx {
 
 constexpr int kLossThreads = 128, kLossRows = 8;
 
-// Blocks that must fit a multiprocessor: what leaves enough registers.
+// Blocks that must fit on a multiprocessor. This number leaves enough registers per thread.
 template <typename T>
 constexpr int kLossBlocks = sizeof(T) == 8 ? 2 : 4;
 
-// A column of pixels: the logits along it, resampled along their rows.
+// A column of pixels: the logits along it, already interpolated along their rows.
 template <typename T>
 struct LogitColumn {
   using A = Accumulate<T>;
@@ -30,8 +30,8 @@ struct LogitColumn {
   }
 };
 
-// The values of one channel down a column: the two rows of logits around a pixel stay in registers
-// until another two are around it.
+// The values of one channel down a column. Two rows of logits around a pixel stay in registers
+// until a pixel lies between two other rows.
 template <typename T>
 struct ColumnWalk {
   using A = Accumulate<T>;
@@ -49,7 +49,7 @@ struct ColumnWalk {
   }
 };
 
-// How the forward is cut up: a block takes kLossRows pixels of kLossThreads columns.
+// How the forward is cut into jobs. A block takes kLossRows pixels of kLossThreads columns.
 struct LossJobs {
   using HoldsNoAddress = void;
   int64_t batch, chunks, tiles;
@@ -60,8 +60,8 @@ struct LossJobs {
   ATROUSX_HOST_DEVICE int64_t count() const { return batch * chunks * tiles; }
 };
 
-// Adds up a number of every thread of a block, the same way every time; every thread gets the sum.
-// `room` has one number a thread and can be used again when the call returns.
+// Returns to every thread the sum of the block's values, always added in the same order. `room` has
+// one number per thread. It can be reused when the call returns.
 __device__ __forceinline__ double block_sum(double value, double* room, int threads) {
   const int thread = threadIdx.x;
   room[thread] = value;
@@ -76,9 +76,9 @@ __device__ __forceinline__ double block_sum(double value, double* room, int thre
 }
 
 // Who: a thread owns up to kLossRows neighbouring pixels of a column; blocks take jobs in turn.
-// Reads: the logits around its pixels, each twice (maximum, then sum of exponentials) for all of
-// them, and their labels. Writes: each pixel's log-sum and, if asked for, loss; a job's loss and
-// weight. Synchronisation: trees of sums in shared memory, the same ones every time.
+// Reads: the logits around its pixels, twice (maximum, then sum of exponentials), and the labels.
+// Writes: the log-sum and, if requested, the loss of each pixel; the loss and the weight of a job.
+// Synchronisation: trees of sums in shared memory, always in the same order.
 template <typename T, typename Label>
 __global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
     upsample_cross_entropy_forward_kernel(const T* logits,              // [N, C, H, W]
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
   }
 }
 
-// Who: one block owns the whole. Reads: the jobs' sums. Writes: the reduced loss, unless `loss` is
-// null, and the total weight. Synchronisation: trees of sums in shared memory.
+// Who: one block does everything. Reads: the sums of the jobs. Writes: the reduced loss (unless
+// `loss` is null) and the total weight. Synchronisation: trees of sums in shared memory.
 template <typename A>
 __global__ void __launch_bounds__(kLossThreads)
     upsample_cross_entropy_total_kernel(const double* job_loss,    // [jobs]

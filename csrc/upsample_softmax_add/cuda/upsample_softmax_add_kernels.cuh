@@ -1,14 +1,14 @@
-// The softmax of bilinearly upsampled logits, added to a sum.
+// Adds the softmax of bilinearly upsampled logits to a sum.
 #pragma once
 
 #include "upsample_bilinear2d/cuda/upsampled_pixel.cuh"
 
 namespace atrousx {
 
-// Who: one thread owns one pixel of the sum, in a grid-stride loop, columns fastest.
-// Reads: the four logits around its source coordinate, of mirrored logits if `flip`, channel by
-// channel: once for their maximum, once for the sum of exponentials, once for the shares.
-// Writes: its pixel, every channel. Synchronisation: none.
+// Who: one thread owns one pixel of the sum, in a grid-stride loop, columns fastest. Reads: the
+// four logits around its source coordinate, mirrored if `flip`, channel by channel: once for the
+// maximum, once for the sum of exponentials, once for the probabilities. Writes: every channel of
+// its pixel. Synchronisation: none.
 template <typename T>
 __global__ void upsample_softmax_add_kernel(const T* logits,     // [N, C, H, W]
                                             Accumulate<T>* sum,  // [N, C, OH, OW]
