@@ -1,6 +1,6 @@
-// What -fsanitize=thread calls, without its runtime: every load and store of a kernel is checked.
-// Atomic operations of host code go through here, too, and are done as they are. This file itself
-// is compiled without the flag.
+// The functions that -fsanitize=thread calls, without its runtime. They check every load and store
+// of a kernel. Atomic operations of host code also call them; these are executed unchanged. This
+// file is compiled without the flag.
 #include "access.h"
 
 #include <link.h>
@@ -14,7 +14,7 @@ namespace {
 
 const char own = 0;  // an address of this library
 
-// This library's own segments: constants, tables and the executor's variables.
+// The segments of this library: constants, tables and the executor's variables.
 const std::vector<Range>& own_segments() {
   static const std::vector<Range> segments = [] {
     std::vector<Range> found;

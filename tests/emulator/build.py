@@ -1,7 +1,7 @@
-"""Compiles CUDA code with ordinary g++, to run on the host.
+"""Compiles CUDA code with g++, to run on the host.
 
-:func:`build_device` gives the library that ``device.py`` loads into PyTorch: the launchers and
-kernels of ``csrc`` for a device in host memory, and the executor that runs them.
+:func:`build_device` builds the library that ``device.py`` loads into PyTorch. It contains the
+launchers and kernels of ``csrc`` for a device in host memory, and the executor that runs them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from building import CSRC, ROOT, TORCH_TARGET_VERSION, ninja
 
 HERE = Path(__file__).resolve().parent
-# Each load and store calls access.cpp, which stands for the flag's own runtime. AddressSanitizer
-# cannot be had beside it, and is not missed: these calls see every access, too.
+# Each load and store calls access.cpp, which replaces the flag's own runtime. AddressSanitizer
+# cannot be combined with it, and is not needed: access.cpp sees every access, too.
 CHECKED = "-fsanitize=thread"
 DEVICE_FLAGS = {
     "plain": "-O1",
     "coverage": "-O1 --coverage -fprofile-update=single",
-    # -g1: lines and names are all that a report needs.
+    # -g1 is enough: a report needs only lines and names.
     "undefined": "-O1 -g1 -fsanitize=undefined -fno-sanitize-recover=all",
 }
-# Plain C++ on PyTorch's whole interface, and CUDA code on the stable one.
+# These are plain C++ and use PyTorch's whole interface. The CUDA code uses the stable interface.
 HOST_SOURCES = [
     *("access", "emulator", "matrices", "memory", "stack_switch"),
     *("runtime", "device", "plans"),
@@ -41,11 +41,11 @@ def compile_rule(name: str, flags: str) -> list[str]:
 
 
 def build_device(variant: str) -> Path:
-    """The library's path, compiled as far as anything has changed."""
+    """Builds the library if anything has changed, and returns its path."""
     directory = ROOT / "build" / f"emulated-device-{variant}"
     torch = torch_folder()
-    # The stable interface for the launchers, as setup.py compiles them; PyTorch's whole one for the
-    # device. Kernels take what the grid leaves in turn: a small largest grid makes them do it.
+    # Launchers use the stable interface, as in setup.py; the device uses PyTorch's whole interface.
+    # A small largest grid makes kernels loop over jobs beyond the grid.
     stable = (
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DATROUSX_CUDA_KEY=PrivateUse1 "
         "-DATROUSX_MOST_BLOCKS=3"
@@ -56,7 +56,8 @@ def build_device(variant: str) -> Path:
         + [f"-isystem {ninja.word(folder)}" for folder in folders]
     )
     flags = DEVICE_FLAGS[variant]
-    # Static variables in templates stay this library's own, whatever nvcc's library exports.
+    # Static variables in templates stay in this library, even if the nvcc library exports the same
+    # ones.
     local = "-fno-gnu-unique"
     launchers = {
         **{f"{s.relative_to(CSRC)}.o": s for s in sorted(CSRC.rglob("*.cu"))},
@@ -66,7 +67,7 @@ def build_device(variant: str) -> Path:
     lines = [
         *compile_rule("host", f"-O2 -Wall -Wextra {includes}"),
         *compile_rule("launcher", f"-Wall -Wextra {flags} {CHECKED} {local} {stable} {includes}"),
-        # Not with CHECKED: its runtime is what access.cpp stands for.
+        # Without CHECKED, which would link its runtime; access.cpp replaces that.
         *ninja.link_rule(
             "link",
             f"g++ -Wl,-Bsymbolic {flags}",

@@ -1,9 +1,10 @@
-"""Which lines of the .cu files have the tests on the emulated device run?
+"""Shows which lines of the CUDA files the tests on the emulated device have run.
 
-``python -m tests.emulator.coverage`` runs them all on a library compiled with gcov's counters and
-prints a table: each file, its lines, the share that ran, and those that did not. ``--report``
-prints the table of the last run. Arguments behind ``--`` go to pytest in place of all tests. The
-exit status is 1 where a test failed, and where a line did not run that ``ALLOWED`` does not hold.
+``python -m tests.emulator.coverage`` runs these tests on a library compiled with gcov's counters
+and prints a table: each file, its lines, the share that ran, and the lines that did not.
+``--report`` prints the table of the last run. Arguments after ``--`` go to pytest instead of all
+tests. The exit status is 1 if a test failed, or if a line did not run that ``ALLOWED`` does not
+list.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ FOLDER = ROOT / "build" / "emulated-device-coverage"
 CSRC = ROOT / "csrc"
 ALL = ["tests", "-m", "emulated", "-q", "-n", "auto"]
 NO_COUNTER = "gcov's counter of an instance lies on another line of the same statement"
-# Lines that need not run: by file under csrc, their text without indentation, and why. Where a line
-# alone would say too little, the lines before it come first.
+# Lines that need not run: the file under csrc, their text without indentation, and the reason. If
+# the text of a line is ambiguous, the lines before it come first.
 CONV, UPSAMPLE = "atrous_conv2d/cuda", "upsample_bilinear2d/cuda"
 ALLOWED = {
     (
@@ -66,7 +67,7 @@ def run_tests(arguments: list[str]) -> int:
 
 
 def lines_of(counts: Path) -> dict[Path, dict[int, int]]:
-    """How often each line ran, of every source of csrc that one object was compiled from."""
+    """Returns how often each line ran, for every source of csrc in one object file."""
     gcov = ["gcov", "--json-format", "--stdout", str(counts)]
     found = subprocess.run(gcov, cwd=counts.parent, capture_output=True, text=True, check=True)
     runs: dict[Path, dict[int, int]] = {}
@@ -104,7 +105,7 @@ def spans(numbers: list[int]) -> str:
 
 
 def is_allowed(file: str, lines: list[str], number: int) -> bool:
-    """Whether line ``number`` of a file of csrc, which has these ``lines``, need not run."""
+    """Whether line ``number`` of a file of csrc need not run. ``lines`` is the file's text."""
     for name, text in ALLOWED:
         count = text.count("\n") + 1
         found = "\n".join(line.strip() for line in lines[max(0, number - count) : number])
@@ -114,7 +115,7 @@ def is_allowed(file: str, lines: list[str], number: int) -> bool:
 
 
 def print_table(runs: dict[Path, dict[int, int]]) -> int:
-    """Prints it, and behind it the lines that had to run; how many those are."""
+    """Prints the table, then the lines that should have run. Returns the number of these lines."""
     print(f"{'file':72} lines   ran  not run")
     wrong = []
     for source, counts in sorted(runs.items()):

@@ -1,6 +1,6 @@
-// The part of CUDA's runtime that the launchers use, on the host executor: so the `*_cuda.cu` files
-// compile with an ordinary C++ compiler and run. Kernels run at once, on the calling thread; every
-// stream is the same. What CUDA would refuse for the chosen GPU (gpu.h) is refused here.
+// The part of CUDA's runtime that the launchers use, on the host executor. With it an ordinary C++
+// compiler compiles the `*.cu` files. Kernels run immediately, on the calling thread. There is only
+// one stream. A call fails here if CUDA would refuse it for the chosen GPU (gpu.h).
 #pragma once
 
 #include <tuple>
@@ -37,26 +37,25 @@ struct cudaLaunchConfig_t {
 
 namespace emulator {
 
-// A kernel's memory of its own: what cudaFuncSetAttribute allowed it, in bytes.
+// Implements cudaFuncSetAttribute: allows a kernel this much dynamic shared memory, in bytes.
 cudaError_t allow_shared_memory(const void* kernel, int bytes);
 
-// Loads a kernel's code: an error while a stream is captured, unless the thread has said that it
-// may.
+// Loads a kernel's code. Fails while a stream is captured, unless the thread has allowed it.
 cudaError_t load(const void* kernel);
 
-// A kernel and its arguments; both lie in `memory`, which a thread may read.
+// A kernel and its arguments. Both lie in `memory`, which a thread may read.
 struct Call {
   const void* kernel;
   void (*run)(const void* memory);
   Range memory;
 };
 
-// Checks what CUDA checks before a launch, then runs the call as every thread.
+// Checks what CUDA checks before a launch, then runs the call in every thread.
 cudaError_t launch_checked(const Call& call, const cudaLaunchConfig_t& config);
 
 }  // namespace emulator
 
-cudaError_t cudaGetLastError();  // and forgets it
+cudaError_t cudaGetLastError();  // also clears the error
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);

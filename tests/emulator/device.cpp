@@ -1,6 +1,6 @@
-// A device of PyTorch's whose memory and kernels are the host executor's: PrivateUse1. It
-// allocates, copies and makes views; every operator of PyTorch's own is computed on the CPU and
-// copied back.
+// A PyTorch device, PrivateUse1, whose memory and kernels belong to the host executor. It
+// allocates, copies and makes views. All other operators of PyTorch run on the CPU, and their
+// results are copied back.
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -77,7 +77,7 @@ Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
       c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::dtype_or_default(dtype));
 }
 
-// The same elements seen as a tensor of the CPU, while device memory is open.
+// The same elements as a CPU tensor. It is valid while device memory is open.
 Tensor on_host(const Tensor& t) {
   if (!t.defined() || t.is_cpu()) return t;
   const auto options = t.options().device(c10::kCPU);
@@ -149,7 +149,7 @@ Tensor& set_whole_storage(Tensor& self, at::Storage source) {
   return at::native::set_(self, std::move(source));
 }
 
-// F.conv2d asks for these on devices that are not PyTorch's own.
+// F.conv2d calls these on devices that PyTorch does not know.
 Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                    c10::SymIntArrayRef dilation, bool transposed,
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   return {back(a), back(b), back(c)};
 }
 
-// What an operator of PyTorch's takes or returns, seen on the CPU.
+// Converts an argument or result of a PyTorch operator to the CPU.
 c10::IValue on_host(const c10::IValue& value) {
   if (value.isTensor()) return on_host(value.toTensor());
   if (value.isDevice()) return c10::Device(c10::kCPU);
@@ -210,7 +210,7 @@ bool is_changed(const c10::Argument& argument) {
   return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
 }
 
-// Where an operator writes what it was asked to write into `out`: memory that may grow.
+// Memory for the result of an operator with an `out` argument. The operator may resize it.
 c10::IValue for_output(const c10::IValue& out) {
   const Tensor& t = out.toTensor();
   return at::empty_strided(t.sizes(), t.strides(), t.options().device(c10::kCPU));
@@ -222,7 +222,7 @@ void store_output(const c10::IValue& computed, const c10::IValue& out) {
   on_host(to).copy_(from);
 }
 
-// The argument that a result is: the one that both stand for in the schema.
+// Finds the argument that a result aliases, according to the schema.
 size_t changed_argument(const c10::FunctionSchema& schema, const c10::AliasInfo& result) {
   for (size_t i = 0; i < schema.arguments().size(); ++i)
     if (is_changed(schema.arguments()[i]) && *schema.arguments()[i].alias_info() == result)
@@ -230,8 +230,8 @@ size_t changed_argument(const c10::FunctionSchema& schema, const c10::AliasInfo&
   TORCH_CHECK(false, schema.name(), " makes a view, and the device has no kernel of it");
 }
 
-// Results keep the strides that PyTorch gives them on the CPU. One that is an argument, changed in
-// place, is that argument.
+// Results keep the strides that PyTorch gives them on the CPU. A result that is an argument changed
+// in place is returned as that argument.
 void compute_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const emulator::OpenDeviceMemory open;
   const auto& schema = op.schema();
@@ -257,7 +257,7 @@ void compute_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
-// One device, one stream, on which everything is done when it is asked for.
+// One device and one stream. All work is done immediately.
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<kDevice> {
   static c10::Device only() { return {kDevice, 0}; }
   static c10::Stream stream() { return c10::Stream(c10::Stream::DEFAULT, only()); }
@@ -305,13 +305,14 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_cpu>());
 }
 
-// Of PyTorch's operators the convolution alone has an autocast rule here; atrousx's have theirs.
+// Of PyTorch's operators only the convolution has an autocast rule here. atrousx's operators have
+// their own.
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   KERNEL_PRIVATEUSEONE(conv2d, lower_precision_fp)
 }
 
-// Loading the library makes the device.
+// The device is registered when the library is loaded.
 const bool registered = [] {
   static Hooks hooks;
   c10::SetAllocator(kDevice, &allocator());

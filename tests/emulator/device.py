@@ -1,8 +1,8 @@
-"""The device "emulated": the CUDA operators of ``csrc``, launchers included, on host memory.
+"""The device "emulated": the CUDA operators of ``csrc``, launchers included, in host memory.
 
-:func:`add_device` compiles them with g++ and gives PyTorch a device that runs them, as ``cuda``
-would: its kernels are registered, autocast and the Python kernels for CUDA included. ``GPU`` says
-which GPU's limits hold.
+:func:`add_device` compiles them with g++ and adds a device to PyTorch that runs them. Like
+``cuda``, it has kernels, autocast rules, and the Python kernels for CUDA. ``GPU`` names the GPU
+whose limits apply.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ NAME = "emulated"
 
 
 class EmulatedDevice:
-    """The loaded library: the order of its threads, the GPU it stands for."""
+    """The loaded library. It controls the order of the threads and the GPU whose limits apply."""
 
     def __init__(self, path: Path) -> None:
-        # Global, so that the launchers find the current stream in it by name.
+        # Symbols are global so that the launchers find the current stream by name.
         self._library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         self._library.emulator_gpu.restype = ctypes.c_char_p
         self._library.emulator_take_launched.restype = ctypes.c_char_p
         self._library.emulator_peek.restype = ctypes.c_float
 
     def set_order(self, reverse: bool) -> None:
-        """Warps and lanes first to last, copies as late as may be; or reverse, and at once."""
+        """Sets the order. False: warps and lanes first to last, copies as late as possible. True:
+        last to first, copies at once."""
         self._library.emulator_set_order(ctypes.c_bool(reverse), ctypes.c_bool(reverse))
 
     @property
@@ -57,28 +58,28 @@ class EmulatedDevice:
             raise ValueError(f"no such GPU: {name}")
 
     def take_launched(self) -> str:
-        """The kernels launched since the last call, with their template arguments, a line each."""
+        """Returns the kernels launched since the last call: names with template arguments."""
         return self._library.emulator_take_launched().decode()
 
     def set_most_blocks(self, count: int) -> None:
-        """Cuts larger grids: their kernels take in turn what a grid leaves."""
+        """Limits the grid. Larger grids are cut; kernels loop over the remaining jobs."""
         self._library.emulator_set_most_blocks(ctypes.c_uint(count))
 
     def break_kernels(self, part_of_name: str) -> None:
-        """Has kernels whose names hold this run without their last block; "" mends them."""
+        """Makes kernels with this text in their names skip their last block. "" ends this."""
         self._library.emulator_break_kernels(part_of_name.encode())
 
     @property
     def last_error(self) -> int:
-        """What cudaGetLastError would return, and not forget."""
+        """The error that cudaGetLastError would return. It is not cleared."""
         return self._library.emulator_last_error()
 
     def set_capturing(self, whether: bool) -> None:
-        """As if a stream were captured: a kernel that is not loaded yet cannot be."""
+        """Simulates the capture of a stream, during which no kernel can be loaded."""
         self._library.emulator_set_capturing(ctypes.c_bool(whether))
 
     def peek(self, address: int) -> float:
-        """The float32 at an address of the device, also of freed memory."""
+        """Returns the float32 at an address of the device, also in freed memory."""
         return self._library.emulator_peek(ctypes.c_void_p(address))
 
     def set_registers(self, kernel: str, count: int) -> None:
@@ -86,7 +87,7 @@ class EmulatedDevice:
 
 
 def _module() -> types.ModuleType:
-    """What PyTorch asks of ``torch.<device type>``."""
+    """Returns the module that PyTorch uses as ``torch.<device type>``."""
     module: Any = types.ModuleType(f"torch.{NAME}")
     module.is_available = lambda: True
     module.device_count = lambda: 1
@@ -104,7 +105,8 @@ def _module() -> types.ModuleType:
 
 
 def registers_of_kernels() -> dict[str, int]:
-    """What ptxas has said of each kernel, by its mangled name: the most of all architectures."""
+    """Returns the registers of each kernel by its mangled name: the most that ptxas reported for
+    any architecture."""
     counts: dict[str, int] = {}
     pattern = r"Compiling entry function '(\S+)'.*?Used (\d+) registers"
     for report in (ROOT / "build" / "ninja" / "_cuda").rglob("*.ptxas"):
@@ -114,7 +116,7 @@ def registers_of_kernels() -> dict[str, int]:
 
 
 def _check_of_other_devices(check: Callable[..., None]) -> Callable[..., None]:
-    """opcheck's check of the registered gradient, which knows PyTorch's own devices alone."""
+    """Disables opcheck's check of the registered gradient, which does not know this device."""
 
     @functools.wraps(check)
     def wrapper(op: Any, args: Any, kwargs: Any) -> None:
@@ -127,7 +129,7 @@ def _check_of_other_devices(check: Callable[..., None]) -> Callable[..., None]:
 
 @functools.cache
 def add_device() -> EmulatedDevice:
-    """Makes the device, once in a process."""
+    """Creates the device, once per process."""
     assert atrousx.ops  # every operator is registered
     rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())

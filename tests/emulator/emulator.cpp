@@ -21,7 +21,7 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr unsigned int kWarpSize = 32;
-constexpr int64_t kStaticSharedLimit = 48 * 1024;  // what nvcc allows a kernel to declare
+constexpr int64_t kStaticSharedLimit = 48 * 1024;  // the most that nvcc lets a kernel declare
 constexpr size_t kGuardBytes = 4096;
 constexpr int kPoison = 0xff;  // NaN as a float, -1 as an integer
 
@@ -39,14 +39,14 @@ struct Fiber {
   Coordinates coordinates;
   State state;
   const char* site;  // where it waits
-  uint32_t mask;     // with whom, at an exchange
+  uint32_t mask;     // the lanes of an exchange
   Contribution contributed;
-  const Contribution* received;  // in a warp's exchange of all lanes, or in `of_some`
+  const Contribution* received;  // of all lanes of the warp, or `of_some`
   std::array<Contribution, kWarpSize> of_some;
-  std::deque<std::vector<AsyncCopy>> copies;  // committed groups, oldest first, then the open one
+  std::deque<std::vector<AsyncCopy>> copies;  // committed groups, oldest first, then the open group
 };
 
-// Shared memory of a block. No other array is nearer than kGuardBytes to either end.
+// Shared memory of a block. Every other array is at least kGuardBytes away.
 struct SharedArray {
   const char* site;
   Range memory;
@@ -55,9 +55,10 @@ struct SharedArray {
 bool reverse_order = false;
 bool eager_copies = false;
 void* scheduler_stack_pointer = nullptr;
-// What all lanes of a warp handed over last; the next such exchange needs all of them to have read.
+// The contributions of the last exchange of all lanes of a warp. All lanes read them before the
+// next such exchange.
 std::array<std::array<Contribution, kWarpSize>, 1024 / kWarpSize> of_all;
-std::vector<std::unique_ptr<Fiber>> fibers;  // kept between launches: their stacks are reused
+std::vector<std::unique_ptr<Fiber>> fibers;  // kept between launches to reuse their stacks
 Fiber* running = nullptr;
 unsigned int running_index = 0;
 const std::function<void()>* kernel_body = nullptr;
@@ -102,8 +103,8 @@ void wait(State state, const char* site) {
   to_scheduler();
 }
 
-// Lets the lanes of a warp, which starts at thread `first`, go on from every complete exchange.
-// Returns whether there was one.
+// Resumes the lanes of a warp at every complete exchange. The warp starts at thread `first`.
+// Returns whether there was a complete exchange.
 bool release_exchanges(unsigned int first, unsigned int lanes) {
   bool released = false;
   for (unsigned int i = 0; i < lanes; ++i) {
@@ -135,7 +136,8 @@ bool release_exchanges(unsigned int first, unsigned int lanes) {
   return released;
 }
 
-// Lets a block go on when every thread waits at the same barrier; explains why when none can.
+// Resumes a block when every thread waits at the same barrier. Throws an explanation when no thread
+// can continue.
 void release_barrier(unsigned int threads) {
   const Fiber* waiting = nullptr;
   for (unsigned int i = 0; i < threads; ++i)
@@ -167,8 +169,8 @@ void start_fiber(unsigned int index, const Coordinates& coordinates) {
   fiber.stack_pointer = new_stack(fiber.stack.get(), kStackBytes, fiber_main);
 }
 
-// Runs a warp until it waits for the block, or for an exchange that never completes; says whether
-// all its threads have returned.
+// Runs a warp until it waits for the block, or for an exchange that never completes. Returns
+// whether all its threads have returned.
 bool run_warp(unsigned int warp, unsigned int threads) {
   const unsigned int first = warp * kWarpSize;
   const unsigned int lanes = threads - first < kWarpSize ? threads - first : kWarpSize;
@@ -202,7 +204,7 @@ void perform(const AsyncCopy& copy) {
   copy.present ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
 }
 
-// Shared memory lives as long as a block; every block starts with it poisoned.
+// Shared memory lives as long as a block. It is poisoned when the block starts.
 class BlockMemory {
  public:
   explicit BlockMemory(size_t dynamic_bytes) { add_shared_array("dynamic", dynamic_bytes); }
@@ -218,7 +220,8 @@ class BlockMemory {
   }
 };
 
-// What CUDA checks before a launch, and the executor knows once a block has run.
+// CUDA checks these limits before a launch. The executor knows the sizes only after a block has
+// run.
 void check_shared_bytes(int64_t bytes, const SharedMemory& shared) {
   if (bytes - static_cast<int64_t>(shared.dynamic_bytes) > kStaticSharedLimit)
     throw std::runtime_error("more than 48 KiB of static shared memory");
@@ -284,7 +287,7 @@ void abandon_launch(std::exception_ptr error) {
   failure = std::move(error);
   running->state = State::kDone;
   to_scheduler();
-  std::abort();  // the scheduler does not come back
+  std::abort();  // the scheduler never returns to this stack
 }
 
 bool is_running() { return running != nullptr; }
@@ -293,7 +296,7 @@ bool belongs_to_thread(const void* address, size_t bytes, bool writes) {
   if (Range{running->stack.get(), kStackBytes}.contains(address, bytes)) return true;
   for (const SharedArray& array : shared_arrays)
     if (array.memory.contains(address, bytes)) return true;
-  // What the executor hands to a lane in an exchange lies in its fiber.
+  // A lane also reads the result of an exchange, which lies in its fiber.
   return !writes && (parameters.contains(address, bytes) ||
                      Range{running, sizeof(Fiber)}.contains(address, bytes));
 }

@@ -1,14 +1,14 @@
-// A host executor for CUDA kernels: runs a *_kernels.cuh file, compiled by an ordinary C++
+// A host executor for CUDA kernels. It runs a *_kernels.cuh file, compiled by an ordinary C++
 // compiler, with CUDA's semantics of blocks, barriers, warps and shared memory.
 //
-// Each CUDA thread is a fiber. A block's warps run one after another, in forward or reverse order,
-// each until it meets a barrier or ends; when all wait at the same barrier they go on. Within a
-// warp, threads run likewise from exchange to exchange. So a warp is as far ahead of the others as
-// barriers allow, and a missing one shows as a wrong result in at least one of the two orders, as
-// does a missing wait for an asynchronous copy. The executor fails on divergent barriers, and on
-// loads and stores outside the memory that a thread may use (access.h): every shared array lies
-// apart from the others, dynamic memory being one. What it cannot show: races through memory-model
-// relaxations, and speed.
+// Each CUDA thread is a fiber. The warps of a block run one after another, in forward or reverse
+// order. Each runs until it reaches a barrier or ends. When all wait at the same barrier, they
+// continue. Within a warp, threads run in the same way from exchange to exchange. So a warp is as
+// far ahead of the others as barriers allow. A missing barrier then gives a wrong result in at
+// least one of the two orders. The same holds for a missing wait for an asynchronous copy. The
+// executor fails on divergent barriers, and on loads and stores outside the memory that a thread
+// may use (access.h). All shared arrays are separated by gaps; the dynamic memory is one array. The
+// executor cannot show speed, or races that come from a relaxed memory model.
 #pragma once
 
 #include <array>
@@ -34,48 +34,48 @@ struct dim3 {
 
 namespace emulator {
 
-// What a kernel may ask about the thread it runs as.
+// The coordinates that a kernel can read of its thread.
 struct Coordinates {
   dim3 thread, block, block_size, grid_size;
 };
 extern Coordinates current;
 
-// A block's shared memory: how much of it is dynamic, and how much static and dynamic memory
-// together may be.
+// A block's shared memory: the bytes of dynamic memory, and the limit of static and dynamic memory
+// together.
 struct SharedMemory {
   size_t dynamic_bytes;
   int64_t limit;
 };
 
-// Runs `body` as every thread of the grid; it may read `parameters`. Throws std::runtime_error
-// where CUDA would fail or hang.
+// Runs `body` in every thread of the grid. The threads may read `parameters`. Throws
+// std::runtime_error where CUDA would fail or hang.
 void run(dim3 grid, dim3 block, const SharedMemory& shared, const std::function<void()>& body,
          const Range& parameters);
 
-// Blocks, and threads within a block, run last to first when true.
+// If true, blocks run last to first, and so do the threads within a block.
 void set_reverse(bool reverse);
 
-// `site` names a place in the source: threads may only meet at the same one.
+// `site` names a place in the source. Threads can only meet at the same site.
 void block_barrier(const char* site);
 
-// What a lane may hand to the others at once: six registers, as many as a matrix product takes.
+// The most that a lane contributes at once: six registers, as for a matrix product.
 using Contribution = std::array<uint64_t, 3>;
 
 // Every lane in `mask` contributes a value and receives what all lanes contributed.
 const Contribution* warp_exchange(uint32_t mask, const Contribution& value, const char* site);
 unsigned int lane();
 
-// sums[16][8] += a[16][k] * b[k][8] by a warp, in the fragment layouts of the PTX manual: k is 16
-// half values or 8 of TF32.
+// sums[16][8] += a[16][k] * b[k][8] by a warp, in the fragment layouts of the PTX manual. k is 16
+// half values or 8 TF32 values.
 enum class MatrixType { kHalf, kBFloat16, kTf32 };
 void multiply_matrices(MatrixType type, float* sums, const uint32_t* a, const uint32_t* b,
                        const char* site);
 
-// Asynchronous copies of the running thread, 16 bytes to shared memory, zeros unless `present`.
-// CUDA does them at any time up to wait_async_copies(n), which leaves the newest n committed groups
-// under way. The executor does them in that call, as late as a program may count on, so that a
-// missing wait shows; or, where eager, at once, so that it shows when what they overwrite was still
-// to be read.
+// Asynchronous copies of the running thread: 16 bytes to shared memory, zeros unless `present`.
+// CUDA completes a copy at any time before wait_async_copies(n) returns, which leaves the newest n
+// committed groups pending. The executor normally copies in that call, as late as possible, so that
+// a missing wait gives a wrong result. With eager copies it copies at once. Then it gives a wrong
+// result if the old values were still needed.
 void set_eager_copies(bool eager);
 void async_copy(void* to, const void* from, bool present);
 void commit_async_copies();
@@ -99,7 +99,7 @@ T from_bits(const Contribution& bits) {
   return value;
 }
 
-// The value of lane `source`, or the lane's own where a shuffle leaves its segment.
+// Returns the value of lane `source`, or the lane's own value if the shuffle leaves its segment.
 template <typename T>
 T shuffle(uint32_t mask, T value, int source, bool inside, const char* site) {
   const Contribution* values = warp_exchange(mask, to_bits(value), site);
@@ -108,7 +108,7 @@ T shuffle(uint32_t mask, T value, int source, bool inside, const char* site) {
 
 inline int segment_start(int width) { return static_cast<int>(lane()) / width * width; }
 
-// CUDA gives mask or width a default, so the site comes first and the rest as in CUDA.
+// The site is the first argument. The others are as in CUDA, which has defaults for mask and width.
 template <typename T>
 T shfl(const char* site, uint32_t mask, T value, int source, int width = 32) {
   return shuffle(mask, value, segment_start(width) + (source & (width - 1)), true, site);
@@ -132,7 +132,7 @@ T shfl_xor(const char* site, uint32_t mask, T value, int lane_mask, int width = 
   return shuffle(mask, value, source, source < segment_start(width) + width, site);
 }
 
-// A barrier that tells all threads of the block whether any of them says yes.
+// A barrier that also tells all threads of the block whether `predicate` holds in any of them.
 inline int block_any(bool predicate, const char* site) {
   static int any;  // one block runs at a time
   block_barrier(site);
@@ -161,7 +161,7 @@ inline uint32_t ballot(uint32_t mask, bool predicate, const char* site) {
 #define ATROUSX_TEXT(x) ATROUSX_TEXT_(x)
 #define ATROUSX_SITE __FILE__ ":" ATROUSX_TEXT(__LINE__)
 
-// Variables, not macros: CUDA's own structs have members of these names.
+// These are variables, not macros, because CUDA's own structs have members with these names.
 inline const dim3& threadIdx = emulator::current.thread;
 inline const dim3& blockIdx = emulator::current.block;
 inline const dim3& blockDim = emulator::current.block_size;

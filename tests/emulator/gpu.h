@@ -1,4 +1,4 @@
-// What a GPU allows, from NVIDIA's tables of compute capabilities and the GPUs' data sheets.
+// The limits of GPUs, from NVIDIA's tables of compute capabilities and the GPUs' data sheets.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ struct Gpu {
   const char* name;
   int capability;  // 90 for 9.0
   int multiprocessors;
-  int64_t shared_bytes;  // a block's, static and dynamic, where it has opted in
+  int64_t shared_bytes;  // of a block, static and dynamic, after opting in
 };
 
 constexpr int64_t kSharedWithoutOptIn = 48 * 1024;
@@ -23,10 +23,10 @@ constexpr Gpu kGpus[] = {
     {"A100", 80, 108, 163 * 1024},
     {"RTX 4090", 89, 128, 99 * 1024},
     {"RTX 5090", 120, 170, 99 * 1024},
-    // Few multiprocessors: small work fills it, and takes the paths that large work takes
-    // elsewhere.
+    // It has few multiprocessors. Small work fills it, and takes the paths that large work takes on
+    // other GPUs.
     {"Jetson Orin NX", 87, 8, 163 * 1024},
-    // No GPU: the least that a test can ask of a launcher.
+    // Not real GPUs: they have the lowest limits with which tests run a launcher.
     {"one multiprocessor", 80, 1, 163 * 1024},
     {"little shared memory", 75, 1, 64 * 1024},
 };
@@ -34,18 +34,18 @@ constexpr Gpu kGpus[] = {
 const Gpu& gpu();
 void set_gpu(const std::string& name);
 
-// Grids that are larger are cut: kernels take in turn what a grid leaves.
+// Limits the grid. Larger grids are cut; kernels loop over the remaining jobs.
 void set_most_blocks(unsigned int count);
 
-// The names of the kernels launched since the last call, template arguments included, a line each.
+// Returns the kernels launched since the last call, one name per line, with template arguments.
 std::string take_launched();
 
-// Kernels whose names hold this run without their last block, as if a launcher had counted wrong;
-// none where it is empty.
+// Kernels whose names contain this text run without their last block, as if a launcher had counted
+// wrong. An empty text ends this.
 void break_kernels(const std::string& part_of_name);
 
-// What ptxas says that a thread of a kernel takes; by the kernel's name, mangled, or as
-// take_launched tells it.
+// Sets the registers of a kernel's thread, as reported by ptxas. The kernel's name is mangled, or
+// in the form that take_launched returns.
 void set_registers(const std::string& kernel, int count);
 
 }  // namespace emulator

@@ -10,7 +10,7 @@ struct Operands {
   uint32_t a[4], b[2];
 };
 
-// The values that a register of 4 bytes holds.
+// Unpacks the values in a register of 4 bytes. Returns their number.
 int unpack(MatrixType type, uint32_t bits, float (&values)[2]) {
   if (type == MatrixType::kTf32) {
     values[0] = from_bits<float>(to_bits(bits & 0xffffe000u));  // the product ignores the rest

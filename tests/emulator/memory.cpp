@@ -1,4 +1,4 @@
-// Device memory: an arena of addresses that are given out once, in ascending order.
+// Device memory: an arena of addresses, each given out once, in ascending order.
 #include "memory.h"
 
 #include <sys/mman.h>
@@ -12,8 +12,9 @@ namespace emulator {
 
 namespace {
 
-constexpr size_t kArenaBytes = size_t{1} << 40;  // of addresses; memory is taken as it is touched
-// Memory is opened and given back by chunks: few enough to be opened at every launch.
+constexpr size_t kArenaBytes = size_t{1} << 40;  // of addresses; only touched memory is used
+// Memory is opened and released in chunks. There are few enough to open all of them at every
+// launch.
 constexpr size_t kChunkBytes = size_t{256} << 10;
 constexpr int kPoison = 0xff;  // NaN in every floating type, -1 in integers
 
@@ -34,8 +35,8 @@ class Arena {
 
   void* allocate(size_t bytes) {
     const std::lock_guard lock(mutex_);
-    // 256 modulo 512: a kernel that counts on more than cudaMalloc's alignment is found out. The
-    // gap before the next block keeps neighbours apart.
+    // Addresses are 256 modulo 512, so that a kernel fails if it relies on more than cudaMalloc's
+    // alignment. The gap before the next block separates neighbours.
     const size_t room =
         (bytes + 2 * kDeviceAlignment) / (2 * kDeviceAlignment) * 2 * kDeviceAlignment;
     char* const block = next_ + kDeviceAlignment;
@@ -88,7 +89,7 @@ class Arena {
     if (--open_ == 0) protect(PROT_NONE);
   }
 
-  // All chunks in use, neighbours in one call.
+  // All chunks in use. Adjacent chunks need only one call.
   void protect(int mode) {
     for (auto chunk = uses_.begin(); chunk != uses_.end();) {
       const size_t first = chunk->first;
@@ -116,7 +117,7 @@ class Arena {
       if (++uses_[chunk] == 1 && open_ > 0) protect(chunk, 1, PROT_READ | PROT_WRITE);
   }
 
-  // A chunk that nothing lies in any more is closed for good, and its memory given back.
+  // Closes a chunk for good when it holds no more blocks, and releases its memory.
   void release(const char* from, const char* to) {
     for (size_t chunk = chunk_of(from); chunk <= chunk_of(to); ++chunk) {
       if (--uses_.at(chunk) > 0) continue;
@@ -129,7 +130,7 @@ class Arena {
   char* const start_;
   char* next_;
   std::map<char*, Block> blocks_;
-  std::map<size_t, int64_t> uses_;  // of each chunk: blocks that lie in it, and the next one
+  std::map<size_t, int64_t> uses_;  // of each chunk: the number of its blocks, and the next one
   int open_ = 0;
   std::mutex mutex_;
 };

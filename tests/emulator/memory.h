@@ -1,8 +1,9 @@
-// The memory of the device that lives on the host: each tensor has a block of its own, which starts
-// at the alignment that cudaMalloc guarantees and no better one, and no address is given out twice.
-// Only a running kernel and the executor's own copies may touch it: elsewhere it is closed, so that
-// host code which follows a device pointer ends in a segmentation fault. Every load and store of a
-// kernel is checked, which keeps host memory and freed memory out (see access.cpp).
+// The memory of the device that lives on the host. Each tensor has its own block. A block has
+// exactly the alignment that cudaMalloc guarantees, no better, and no address is given out twice.
+// Only a running kernel and the executor's own copies may touch this memory. At other times it is
+// closed, so host code that follows a device pointer ends in a segmentation fault. Every load and
+// store of a kernel is checked, so a kernel cannot use host memory or freed memory either (see
+// access.cpp).
 #pragma once
 
 #include <cstddef>
@@ -24,13 +25,13 @@ struct Range {
   }
 };
 
-// Both fill it with NaN; the address of what is freed stays unusable.
+// Both fill the block with NaN. The address of a freed block stays unusable.
 void* allocate_device_memory(size_t bytes);
 void free_device_memory(void* block);
 
 bool is_device_memory(const void* address);
 
-// Device memory is open while an object lives.
+// Device memory is open during the life of such an object.
 class OpenDeviceMemory {
  public:
   OpenDeviceMemory();
@@ -38,8 +39,8 @@ class OpenDeviceMemory {
   OpenDeviceMemory(const OpenDeviceMemory&) = delete;
 };
 
-// What is wrong with a kernel's access to device memory, or nullptr where it lies in a block that
-// is not freed: that block.
+// Returns the fault of a kernel's access to device memory, or nullptr if the address lies in a
+// block that is not freed. Then `block` is set to that block.
 const char* fault_of_device_access(const void* address, size_t bytes, Range* block);
 
 }  // namespace emulator

@@ -1,5 +1,5 @@
-// The plans that kernels follow, as operators on numbers: for tests against brute force, and at
-// sizes that no test can allocate.
+// The plans of the kernels, as operators on numbers. The tests compare them with brute force, and
+// use sizes that no test can allocate.
 #include <ATen/ops/tensor.h>
 #include <torch/library.h>
 
@@ -14,7 +14,7 @@ using atrousx::Strides4;
 using atrousx::TapAxis;
 using Numbers = std::vector<int64_t>;
 
-// [whether of grad-input, in, out, taps, stride, padding, dilation]
+// [1 for grad-input or 0, in, out, taps, stride, padding, dilation]
 TapAxis tap_axis(at::IntArrayRef a) {
   const auto make = a[0] != 0 ? &TapAxis::grad_input : &TapAxis::forward;
   return make(a[1], a[2], a[3], a[4], a[5], a[6]);
@@ -22,7 +22,7 @@ TapAxis tap_axis(at::IntArrayRef a) {
 
 Strides4 strides4(at::IntArrayRef s) { return {s[0], s[1], s[2], s[3]}; }
 
-// Rows of `columns` numbers.
+// A table with rows of `columns` numbers.
 at::Tensor table(const Numbers& numbers, int64_t columns) {
   const auto rows = static_cast<int64_t>(numbers.size()) / columns;
   return at::tensor(numbers, at::kLong).view({rows, columns});
@@ -32,14 +32,14 @@ int64_t tap_source(at::IntArrayRef axis, int64_t destination, int64_t tap) {
   return tap_axis(axis).source(destination, tap);
 }
 
-// First, step and number of destinations; first source, and its step.
+// First, step and number of the destinations; the first source and its step.
 Numbers tap_span(at::IntArrayRef axis, int64_t tap) {
   const auto span = tap_axis(axis).span(tap);
   const auto& d = span.destinations;
   return {d.first, d.step, d.count, span.source_first, span.source_step};
 }
 
-// Of each class: destinations and taps (first, step, count), first source, its steps.
+// One row per class: destinations and taps (first, step, count), first source, its steps.
 at::Tensor tap_classes(at::IntArrayRef axis) {
   Numbers rows;
   for (const auto& c : atrousx::axis_classes(tap_axis(axis))) {
@@ -67,7 +67,7 @@ int64_t cached_tap_tiles(at::IntArrayRef rows, at::IntArrayRef columns, int64_t 
       *atrousx::cached_tap_plans(tap_axis(rows), tap_axis(columns), batch, tile_pixels));
 }
 
-// Of every pixel of every tile: (tile, destination offset); and of each of its live taps:
+// For every pixel of every tile: (tile, destination offset). For each of its live taps:
 // (destination offset, tap row, tap column, source offset).
 std::tuple<at::Tensor, at::Tensor> tap_pixels(at::IntArrayRef rows, at::IntArrayRef columns,
                                               int64_t batch, int64_t tile_pixels,
@@ -111,8 +111,8 @@ bool is_countable(int64_t batch, int64_t width) {
   return atrousx::is_countable({rows, columns, batch, 8, 1, 1});
 }
 
-// Of every tile of the union of branches of taps[i] rows and columns at dilations[i]: (row, column,
-// rows, columns, first, pixels). Empty where there is no plan.
+// One row per tile of the union of branches with taps[i] rows and columns at dilations[i]: (row,
+// column, rows, columns, first, pixels). Empty if there is no plan.
 at::Tensor union_tiles(at::IntArrayRef size, at::IntArrayRef taps, at::IntArrayRef dilations,
                        int64_t tile_pixels) {
   std::vector<atrousx::RatePass> passes;

@@ -1,6 +1,6 @@
-// Launches with planted faults, on the device in host memory, to show that each is caught; and
-// sound ones beside them. They use csrc/cuda/launch.h as the operators do, or go around it where it
-// would not let the fault pass.
+// Launches with planted faults, on the device in host memory, to show that each fault is detected;
+// and correct launches for comparison. They use csrc/cuda/launch.h as the operators do, or bypass
+// it where it would prevent the fault.
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "upsample_cross_entropy/cuda/forward_kernels.cuh"
@@ -8,7 +8,7 @@
 namespace atrousx {
 namespace {
 
-// A launch takes no address without its owner, and nobody but launch.h can make up an owner.
+// A launch accepts no address without its owner, and only launch.h can create an owner.
 template <typename... Arguments>
 concept Launchable = requires(void (*kernel)(const float*), const Arguments&... arguments) {
   launch(Launch{}, kernel, arguments...);
@@ -25,13 +25,14 @@ __global__ void copy_kernel(const float* from, float* to, int64_t count, int64_t
   for (int64_t i = global_thread(); i < count; i += global_threads()) to[i] = from[i + shift];
 }
 
-// A block copies its own elements, and none that the grid leaves.
+// A block copies its own elements. It does not loop over elements beyond the grid.
 __global__ void copy_once_kernel(const float* from, float* to, int64_t count) {
   const int64_t i = global_thread();
   if (i < count) to[i] = from[i];
 }
 
-// Twice, so that the second sum would meet what the first one's slower threads still read.
+// It sums twice, so that the second sum could overwrite what slower threads still read of the
+// first.
 __global__ void block_sum_kernel(const double* from,  // [threads]
                                  double* sums) {      // [2, threads]
   ATROUSX_SHARED(double, room, kBlockSumThreads);
@@ -40,8 +41,8 @@ __global__ void block_sum_kernel(const double* from,  // [threads]
   sums[blockDim.x + threadIdx.x] = block_sum(2 * value, room, blockDim.x);
 }
 
-// Shared memory of a size known at the launch, and 2,560 bytes of static.
-template <bool kOptsIn>  // a kernel of its own for those launches that do not
+// Dynamic shared memory of a size known at the launch, and 2,560 bytes of static shared memory.
+template <bool kOptsIn>  // the launches that do not opt in need another kernel
 __global__ void shared_kernel(float* to) {
   ATROUSX_SHARED(float, fixed, 640);
   ATROUSX_DYNAMIC_SHARED(float, dynamic);
@@ -63,7 +64,7 @@ __global__ void mask_kernel(float* to, uint32_t mask) {
   to[threadIdx.x] = value;
 }
 
-// Copies `input`; the fault says how the launch goes wrong.
+// Copies `input`. `fault` selects how the launch is wrong.
 Tensor copy(const Tensor& input, int64_t fault) {
   enum : int64_t { kNone, kGrid, kBeyond, kBefore };
   const LaunchContext context(input.get_device_index());
@@ -78,7 +79,7 @@ Tensor copy(const Tensor& input, int64_t fault) {
   return output;
 }
 
-// Copies from an address that launch() would not take: of freed memory, or of the host's.
+// Copies from an address that launch() would refuse: freed memory, or host memory.
 Tensor copy_unowned(const Tensor& input, bool host) {
   const LaunchContext context(input.get_device_index());
   const Tensor output = torch::stable::new_empty(input, {input.numel()});
@@ -94,7 +95,7 @@ Tensor copy_unowned(const Tensor& input, bool host) {
   return output;
 }
 
-// With as many blocks as it is told.
+// Launches exactly `blocks` blocks.
 Tensor copy_once(const Tensor& input, int64_t blocks) {
   const LaunchContext context(input.get_device_index());
   const Tensor output = torch::stable::new_empty(input, {input.numel()});
@@ -111,7 +112,7 @@ Tensor block_sums(const Tensor& input) {
   return output;
 }
 
-// Reads through an arena that does not own the address.
+// Reads through an arena, which owns the address only if `owned`.
 Tensor arena_copy(const Tensor& input, bool owned) {
   const LaunchContext context(input.get_device_index());
   const Tensor output = torch::stable::new_empty(input, {input.numel()});

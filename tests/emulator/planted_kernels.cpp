@@ -1,5 +1,5 @@
-// Kernels with planted faults, on the device in host memory, to show that each is caught; and sound
-// ones beside them.
+// Kernels with planted faults, on the device in host memory, to show that each fault is detected;
+// and correct kernels for comparison.
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 
@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kBlock = 64;
 
-// Reverses 64 floats through shared memory; without the barrier a thread reads what another has not
-// written yet.
+// Reverses 64 floats through shared memory. Without the barrier a thread reads a value before
+// another thread has written it.
 template <bool kWithBarrier>
 __global__ void reverse_kernel(const float* input,  // [64]
                                float* output) {     // [64]
@@ -25,7 +25,7 @@ __global__ void divergent_kernel(float* output) {  // [64]
   output[threadIdx.x] = 0;
 }
 
-// Stores into one of two static arrays or into dynamic memory, `shift` elements off.
+// Stores to one of two static arrays or to dynamic memory, at an offset of `shift` elements.
 enum class SharedArray : int64_t { kFirst, kSecond, kDynamic };
 
 __global__ void shared_overrun_kernel(SharedArray which, int64_t shift,
@@ -41,7 +41,7 @@ __global__ void shared_overrun_kernel(SharedArray which, int64_t shift,
   output[threadIdx.x] = array[kBlock - 1 - threadIdx.x];
 }
 
-// Sum over a warp, in every lane; the last warp of a 40-thread block has 8 lanes.
+// The sum over a warp, in every lane. The last warp of a 40-thread block has 8 lanes.
 __global__ void warp_sum_kernel(const int* input,  // [threads]
                                 int* sums,         // [threads]
                                 int* ballots) {    // [threads], bits: lanes with an odd input
@@ -56,7 +56,7 @@ __global__ void warp_sum_kernel(const int* input,  // [threads]
   ballots[threadIdx.x] = static_cast<int>(__ballot_sync(mask, input[threadIdx.x] % 2 != 0));
 }
 
-// The next whole number: behaviour is undefined for the greatest.
+// Adds 1. The behaviour is undefined for the largest int.
 __global__ void next_kernel(const int* input, int* output) { *output = *input + 1; }
 
 Tensor reverse(const Tensor& input, bool with_barrier) {

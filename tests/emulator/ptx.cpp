@@ -1,5 +1,5 @@
-// The host twins of csrc/cuda/ptx.cuh, one warp at a time, on the device in host memory; with a
-// planted missing wait. 16-bit elements come as int16, registers as int32.
+// Runs the host twins of csrc/cuda/ptx.cuh, one warp at a time, on the device in host memory; also
+// with a planted missing wait. 16-bit elements are passed as int16, registers as int32.
 #include "cuda/ptx.cuh"
 
 #include "cuda/launch.h"
@@ -33,8 +33,8 @@ __global__ void multiply_kernel(const uint32_t* a,  // [32, 4]
   for (int e = 0; e < 4; ++e) sums[threadIdx.x * 4 + e] = s[e];
 }
 
-// Reverses two groups of 32 x 4 floats, each copied asynchronously; reads them when at most
-// kUnderWay groups may be. Lanes from `lanes` on copy nothing: they get zeros.
+// Reverses two groups of 32 x 4 floats, each copied asynchronously. It reads them while up to
+// kUnderWay groups may still be pending. Lanes from `lanes` on copy nothing: they get zeros.
 template <int kUnderWay>
 __global__ void async_reverse_kernel(const float* input,  // [2, 32, 4]
                                      float* output,       // [2, 32, 4]
@@ -47,15 +47,15 @@ __global__ void async_reverse_kernel(const float* input,  // [2, 32, 4]
     async_copy_commit();
   }
   if constexpr (kUnderWay < 2) async_copy_wait<kUnderWay>();
-  __syncthreads();  // what has been waited for is complete
+  __syncthreads();  // the groups that were waited for are complete
   for (int i = 0; i < 8; ++i) {
     const int at = i / 4 * kLanes * 4 + thread * 4 + i % 4;
     output[at] = tile[i / 4 * kLanes * 4 + (kLanes - 1 - thread) * 4 + i % 4];
   }
 }
 
-// Reverses the negatives of 2 x 32 x 4 floats and copies the floats themselves to where these lay;
-// without the barrier, perhaps before they have been read.
+// Reverses the negatives of 2 x 32 x 4 floats, and overwrites them with the floats themselves.
+// Without the barrier they may be overwritten before they have been read.
 template <bool kWithBarrier>
 __global__ void async_overwrite_kernel(const float* input,  // [2, 32, 4]
                                        float* output) {     // [2, 32, 4]
@@ -66,7 +66,7 @@ __global__ void async_overwrite_kernel(const float* input,  // [2, 32, 4]
   float read[8];
   for (int i = 0; i < 8; ++i)
     read[i] = tile[i / 4 * kLanes * 4 + (kLanes - 1 - thread) * 4 + i % 4];
-  if constexpr (kWithBarrier) __syncthreads();  // everyone has read
+  if constexpr (kWithBarrier) __syncthreads();  // all threads have read
   for (int group = 0; group < 2; ++group) {
     const int at = (group * kLanes + thread) * 4;
     async_copy_16(tile + at, input + at, true);
@@ -81,7 +81,7 @@ __global__ void round_to_tf32_kernel(const uint32_t* bits,  // [32]
   rounded[threadIdx.x] = round_to_tf32(bits[threadIdx.x]);
 }
 
-// Runs a warp that reads `from` and writes a new tensor of that dtype and those sizes.
+// Runs one warp. It reads `from` and writes a new tensor of the same dtype and sizes.
 template <typename T, typename... Parameters>
 Tensor run(void (*kernel)(const T*, T*, Parameters...), const Tensor& from, Parameters... rest) {
   const LaunchContext context(from.get_device_index());

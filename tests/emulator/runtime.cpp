@@ -1,4 +1,4 @@
-// The host executor's side of cuda_runtime.h: a GPU's limits, launches and errors.
+// Implements cuda_runtime.h on the host executor: limits of GPUs, launches and errors.
 #include "cuda_runtime.h"
 
 #include <cxxabi.h>
@@ -39,7 +39,8 @@ cudaError_t fail(cudaError_t error, const std::string& message) {
   return error;
 }
 
-// A function without its parameters: nvcc mangles some of them otherwise than g++.
+// A function's name without its parameters, because nvcc and g++ mangle some parameters
+// differently.
 std::string plain_name(const char* mangled) {
   int status = 0;
   char* plain = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
@@ -59,7 +60,7 @@ int64_t allowed(const void* kernel) {
                                        : std::min(found->second, gpu().shared_bytes);
 }
 
-// Of all threads of a block; the hardware deals registers to a warp in units of 256.
+// Registers of all threads of a block. The hardware gives a warp registers in units of 256.
 int64_t registers_of_block(const void* kernel, uint64_t threads) {
   const auto found = registers().find(plain_name(kernel));
   if (found == registers().end()) return 0;
@@ -67,7 +68,7 @@ int64_t registers_of_block(const void* kernel, uint64_t threads) {
   return of_warp * static_cast<int64_t>((threads + 31) / 32);
 }
 
-// Why CUDA would refuse the launch; empty where it would not.
+// Why CUDA would refuse the launch, or an empty string if it would not.
 std::string refusal(const void* kernel, const cudaLaunchConfig_t& config, size_t parameter_bytes) {
   const dim3 &grid = config.gridDim, &block = config.blockDim;
   if (grid.count() == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
@@ -190,13 +191,13 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 
 extern "C" {
 
-// What libtorch_cuda has under this name: there is one stream.
+// The function of libtorch_cuda with this name. There is only one stream.
 int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
   return 0;
 }
 
-// For tests, by ctypes.
+// The tests call these functions by ctypes.
 void emulator_set_order(bool reverse, bool eager) {
   emulator::set_reverse(reverse);
   emulator::set_eager_copies(eager);

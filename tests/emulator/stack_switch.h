@@ -1,5 +1,5 @@
-// Going from one stack to another, by hand: the C library's swapcontext asks the system twice,
-// which takes longer than most threads run between two barriers.
+// Switches from one stack to another in assembly. The C library's swapcontext makes two system
+// calls, which take longer than most threads run between two barriers.
 #pragma once
 
 #include <cstddef>
@@ -7,15 +7,15 @@
 
 #if defined(__x86_64__)
 
-// Saves the registers that a function must keep on the current stack, whose pointer goes to *from,
-// and takes those that were saved on the stack `to`.
+// Saves the callee-saved registers on the current stack and stores its pointer in *from. Then
+// restores the registers that were saved on the stack `to`.
 extern "C" void emulator_switch_stack(void** from, void* to);
 
 namespace emulator {
 
 inline void switch_stack(void** from, void* to) { emulator_switch_stack(from, to); }
 
-// A stack on which `function`, which must not return, starts when it is first switched to.
+// Prepares a stack. `function`, which must not return, starts when the stack is first switched to.
 inline void* new_stack(char* memory, size_t bytes, void (*function)()) {
   const uintptr_t top = (reinterpret_cast<uintptr_t>(memory) + bytes) / 16 * 16;
   auto* at = reinterpret_cast<void**>(top);

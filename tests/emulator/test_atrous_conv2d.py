@@ -1,4 +1,4 @@
-"""What only CUDA's kernels of atrous_conv2d have: variants that a launcher chooses by the GPU."""
+"""Tests variants of atrous_conv2d's CUDA kernels that a launcher chooses by the GPU."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.reference import atrous_conv2d as reference
 
 pytestmark = pytest.mark.emulated
 
-# N, C, K, (H, W), (KH, KW), padding, dilation: more than 64 channels and outputs, and four tiles of
-# 128 pixels by 128 channels, which fill a GPU of one multiprocessor.
+# N, C, K, (H, W), (KH, KW), padding, dilation. Each has more than 64 channels and outputs, and four
+# tiles of 128 pixels by 128 channels, which fill a GPU with one multiprocessor.
 WIDE_TILES = {
     "72 channels": (1, 72, 72, (8, 49), (1, 3), (0, 3), (1, 3)),
     "one full tile of channels": (4, 136, 128, (1, 100), (1, 2), (0, 1), (1, 2)),
@@ -48,7 +48,7 @@ def test_wide_tiles(emulated_device, name, dtype, memory_format):
     element = {torch.float16: "Half", torch.bfloat16: "BFloat16", torch.float32: "float"}[dtype]
     assert f"{element}, 128>" in emulated_device.take_launched()
     exact_gx = reference.backward_input(*map(to_float64, (grad, w)), size, *geometry)
-    if dtype == torch.float32:  # rounded to TF32
+    if dtype == torch.float32:  # the operands were rounded to TF32
         for actual, expected in ((y, exact), (gx, exact_gx)):
             assert (abs(to_float64(actual) - expected)).max() < 2e-3 * abs(expected).max()
         return
@@ -58,7 +58,7 @@ def test_wide_tiles(emulated_device, name, dtype, memory_format):
     assert_as_accurate_as_torch(gx, theirs, exact_gx)
 
 
-# Of a GPU of 64 KiB: as many planes at once as there are registers for, one, none.
+# On a GPU with 64 KiB: as many planes at once as registers allow, one plane, none.
 @pytest.mark.parametrize(
     ("dtype", "size", "kernel"),
     [
@@ -88,7 +88,7 @@ def test_planes_that_fill_shared_memory(emulated_device, dtype, size, kernel):
                 backward_weight_op(grad, x, w.shape, *geometry),
             )
         )
-    # Each sums in an order of its own.
+    # Each kernel sums in its own order.
     torch.testing.assert_close(*results)
     exact = reference.forward(to_float64(x), to_float64(w), None, *geometry)
     assert_as_accurate_as_torch(results[0][0], F.conv2d(x, w, None, 1, (3, 2), (3, 2), 3), exact)

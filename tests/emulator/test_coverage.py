@@ -1,4 +1,4 @@
-"""coverage.py: its table, and which lines may be left out. Nothing is compiled."""
+"""Tests coverage.py: its table, and the lines that need not run. Nothing is compiled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_allowed_line_is_in_its_file(line):
 
 @pytest.fixture
 def source(monkeypatch, tmp_path):
-    """A file of three lines, of which the brace behind the return need not run."""
+    """A file in which the closing brace after a return need not run."""
     monkeypatch.setattr(coverage, "ROOT", tmp_path)
     monkeypatch.setattr(coverage, "CSRC", tmp_path / "csrc")
     monkeypatch.setattr(coverage, "ALLOWED", {("a/b.cu", "return x;\n}"): "it unwinds"})

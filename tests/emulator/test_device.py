@@ -1,4 +1,4 @@
-"""The device in host memory catches what would go wrong on a GPU: launches with planted faults."""
+"""The device in host memory detects launches that would fail on a GPU: planted faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from building import ROOT
 from tests.emulator.device import NAME
 
 pytestmark = pytest.mark.emulated
-# What csrc's planted copy does wrong; its first value is a sound launch.
+# The faults of the planted copy in planted.cpp. The first value is a correct launch.
 SOUND, NO_BLOCKS, BEYOND, BEFORE = range(4)
 FAULTS = {
     "an empty grid": (NO_BLOCKS, "invalid grid of 0 blocks"),
@@ -107,7 +107,8 @@ FIRST_LAUNCHES = {
 
 @pytest.mark.parametrize("what", FIRST_LAUNCHES)
 def test_first_launches_may_be_captured(what):
-    """A kernel's code is loaded at its first use, which a capture forbids unless told otherwise."""
+    """A kernel's code is loaded at its first use. A capture forbids that unless the thread allows
+    it."""
     code = f"""
         import torch, atrousx
         from tests.emulator.device import add_device
@@ -148,7 +149,7 @@ def test_shared_memory_needs_its_opt_in(planted, values):
 
 
 def test_static_and_dynamic_memory_together_pass_48_kib(planted, values):
-    # Each is less, and a launch that did not opt in could not have both.
+    # Each alone is below 48 KiB. Together they need the opt-in.
     assert planted.shared(values, 48 * 1024 - 512, True).sum() == 64
     with pytest.raises(RuntimeError, match="51712 bytes of shared memory, where a block may have"):
         planted.shared(values, 48 * 1024, False)

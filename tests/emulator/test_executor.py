@@ -1,4 +1,4 @@
-"""The host executor itself: it runs sound kernels as CUDA would and catches planted faults."""
+"""Tests the host executor: it runs correct kernels as CUDA does, and detects planted faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.emulator.device import NAME
 
 pytestmark = pytest.mark.emulated
 BLOCK = 64
-FIRST, SECOND, DYNAMIC = range(3)  # the arrays that the planted kernel has in shared memory
+FIRST, SECOND, DYNAMIC = range(3)  # the arrays of the planted kernel in shared memory
 
 
 @pytest.fixture(params=["forward", "reverse"])
@@ -65,7 +65,7 @@ def test_shared_memory(planted, values, array):
 @pytest.mark.parametrize("shift", [1, -1, 2 * BLOCK, -2 * BLOCK])
 @pytest.mark.parametrize("array", [FIRST, SECOND, DYNAMIC])
 def test_overrun_of_shared_memory_is_refused(planted, values, array, shift):
-    # On a GPU the arrays lie side by side, and most of these would end up in another one.
+    # On a GPU the arrays are adjacent, and most of these stores would change another array.
     with pytest.raises(RuntimeError, match="stored 4 bytes of memory beyond the end of a shared"):
         planted.shared_overrun(values, array, shift)
 

@@ -1,6 +1,6 @@
-"""Mean-field inference on CUDA with lattices that no operator has made: NaN, and nothing else read.
+"""Mean-field inference on CUDA with invalid lattices: results are NaN, and no other memory is read.
 
-The CPU raises: see tests/ops/test_foreign_lattices.py.
+The CPU raises an error instead: see tests/ops/test_foreign_lattices.py.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def test_what_a_bad_index_points_to_is_nan(emulated_device, labels, dtype, bad, 
     good = infer(logits, lattice, 0.3, scale)
     for name in INDICES:
         result = infer(logits, changed(lattice, name, 4, bad), 0.3, scale)
-        if name == "neighbours":  # it is there or not
+        if name == "neighbours":  # a bad neighbour counts as no neighbour
             assert result.isfinite().all()
         else:
             assert result.isnan().any()
-        if name == "corner_vertices":  # of point 1 alone
+        if name == "corner_vertices":  # only point 1 uses it
             others = torch.arange(20, device=NAME) != 1
             assert torch.equal(result[..., others], good[..., others])
 

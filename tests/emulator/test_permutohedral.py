@@ -1,6 +1,6 @@
-"""Lattices that no operator has made, on CUDA: what a bad index points to is NaN, and is not read.
+"""Invalid lattices on CUDA: values at a bad index are NaN, and the index is not followed.
 
-The CPU raises: see tests/ops/test_foreign_lattices.py.
+The CPU raises an error instead: see tests/ops/test_foreign_lattices.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def nan_rows(rows):
 
 
 def readers(lattice, vertices):
-    """Points that a value on any of these vertices reaches, blurring included."""
+    """Returns the points that a value on any of these vertices reaches, including by the blur."""
     values = torch.zeros(POINTS, 1, dtype=torch.float64, device=NAME)
     reached = set()
     for vertex in vertices:
@@ -49,15 +49,15 @@ def test_what_a_bad_index_points_to_is_nan(emulated_device, index, bad):
         return ops._permutohedral_apply(rows, *lattice, scale, None, False)
 
     good = apply(lattice)
-    # An entry's point: its vertex, and what that is blurred into.
+    # A bad point of an entry affects the entry's vertex, and the vertices that it is blurred into.
     for scale in (None, ones):
         result = apply(changed(lattice, "entry_points", 5, bad), scale)
         vertex = int((lattice.starts <= 5).sum()) - 1
         assert set() != nan_rows(result) <= readers(lattice, [vertex])
-    # The bounds of a run: the vertices on either side, where it is no run of entries.
+    # A bad bound affects the vertices on both sides, where the run is no longer valid.
     result = apply(changed(lattice, "starts", 2, bad))
     assert set() != nan_rows(result) <= readers(lattice, [1, 2])
-    # A corner's vertex: its point's values, its product.
+    # A bad vertex of a corner affects the values of its point, and the corner's product.
     wrong = changed(lattice, "corner_vertices", 4, bad)
     result = apply(wrong)
     assert nan_rows(result) == {1}
@@ -65,7 +65,7 @@ def test_what_a_bad_index_points_to_is_nan(emulated_device, index, bad):
     assert torch.equal(result[others], good[others])
     product = ops._permutohedral_corner_product(rows, rows, *wrong, False)
     assert product.isnan().nonzero().tolist() == [[1, 1]]
-    # A neighbour is there or not.
+    # A bad neighbour counts as no neighbour.
     absent = apply(changed(lattice, "neighbours", 3, -1))
     assert torch.equal(apply(changed(lattice, "neighbours", 3, bad)), absent)
 

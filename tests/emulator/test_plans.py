@@ -1,4 +1,5 @@
-"""The plans that kernels follow, against brute force, by hand and beyond 32 bits."""
+"""Compares the kernels' plans with brute force and with results computed on paper, also beyond 32
+bits."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def plans():
 
 @st.composite
 def axis_arguments(draw):
-    """(in, out, taps, stride, padding, dilation) of one axis with a non-empty output."""
+    """Draws (in, out, taps, stride, padding, dilation) of one axis with a non-empty output."""
     taps, stride, dilation = (draw(st.integers(1, high)) for high in (7, 6, 8))
     padding, size = draw(st.integers(0, 20)), draw(st.integers(1, 24))
     room = size + 2 * padding - dilation * (taps - 1) - 1
@@ -35,7 +36,7 @@ def axis_arguments(draw):
 
 
 def live(arguments, direction):
-    """{(destination, tap): source} by the definition."""
+    """Returns {(destination, tap): source} by the definition."""
     size, out, taps, stride, padding, dilation = arguments
     pairs = {}
     for o in range(out):
@@ -88,7 +89,7 @@ def test_tiles_against_brute_force(plans, rows, columns, direction, batch, tile)
     source, destination = (0, 1) if direction == FORWARD else (1, 0)
     height, width = rows[source], columns[source]
     out_height, out_width = rows[destination], columns[destination]
-    # Offsets of dense [N, rows, columns] maps, so that each names its pixel.
+    # With the strides of dense [N, rows, columns] maps each offset identifies its pixel.
     strides = [[h * w, 0, w, 1] for h, w in ((out_height, out_width), (height, width))]
     expected = {
         ((n * out_height + r) * out_width + c, i, j): (n * height + h) * width + w
@@ -104,7 +105,7 @@ def test_tiles_against_brute_force(plans, rows, columns, direction, batch, tile)
 
 
 def test_rate_18_by_hand(plans):
-    """A 33-pixel axis at rate 18: each end loses one tap, the middle three pixels both."""
+    """33 pixels at rate 18: each end loses one tap, and the middle three pixels lose both."""
     assert plans.tap_classes([FORWARD, 33, 33, 3, 1, 18, 18]).tolist() == [
         [0, 1, 15, 1, 1, 2, 0, 1, 18],
         [15, 1, 3, 1, 1, 1, 15, 1, 18],
@@ -113,7 +114,8 @@ def test_rate_18_by_hand(plans):
 
 
 def test_taps_are_counted_in_64_bits(plans):
-    """2^18 images of 2^13 x 2^13 pixels, 64 channels: 2^50 elements, and the plan is as cheap."""
+    """2^18 images of 2^13 x 2^13 pixels with 64 channels: 2^50 elements. The plan is as cheap as
+    any."""
     side, batch, channels = 2**13, 2**18, 64
     axis = [FORWARD, side, side, 3, 1, 12, 12]
     strides = (channels * side * side, side * side, side, 1)
@@ -142,7 +144,7 @@ def test_plans_are_kept_for_any_thread_and_bounded(plans):
         assert all(pool.map(ask, range(8)))
     kept = plans.cached_plans()
     assert 1 < kept < len(axes)
-    # A plan too large to keep is made, and leaves the others alone.
+    # A plan that is too large for the cache is computed, and does not evict others.
     line = [FORWARD, 900, 900, 300, 1, 0, 1]
     assert plans.cached_tap_tiles(line, line, 1, 4) == plans.tap_tiles(line, line, 1, 4)
     assert plans.cached_plans() == kept
@@ -151,7 +153,7 @@ def test_plans_are_kept_for_any_thread_and_bounded(plans):
 def test_a_thread_counts_past_the_last_pixel_in_32_bits(plans):
     assert plans.is_countable(2**10, 2**20)
     assert not plans.is_countable(1, 2**31)
-    # 2^31 - 1: the last pixel has a number, but not the one that a thread would take next.
+    # With 2^31 - 1 pixels the last one has a 32-bit number, but a thread's next step does not.
     assert not plans.is_countable(1, 2**31 - 1)
 
 
@@ -164,7 +166,7 @@ def test_union_tiles_cover_every_pixel_once(plans, tile):
     for row, column, rows, columns, first, pixels in tiles:
         assert 1 <= pixels <= tile
         for extent, start, count in ((height, row, rows), (width, column, columns)):
-            # The same taps of the first branch are live at all of a class.
+            # All destinations of a class have the same live taps of the first branch.
             classes = {
                 tuple(0 <= at + (t - 1) * dilations[0] < extent for t in range(taps[0]))
                 for at in range(start, start + count)

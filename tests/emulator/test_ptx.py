@@ -1,4 +1,4 @@
-"""The host twins of csrc/cuda/ptx.cuh against the PTX manual and PyTorch's matrix product."""
+"""Compares the host twins of csrc/cuda/ptx.cuh with the PTX manual and PyTorch's matrix product."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def ptx(emulated_device, request):
 
 
 def words(elements):
-    """Registers: two 16-bit values each, the first in the low half, or a 32-bit value."""
+    """Returns registers: each holds two 16-bit values, the first in the low half, or one 32-bit
+    value."""
     return elements.contiguous().view(torch.int32).to(NAME)
 
 
@@ -34,8 +35,8 @@ def test_load_matrices(ptx, transposed):
         assert torch.equal(registers[:, q], expected[:, 0])
 
 
-# The manual's fragments of mma.m16n8k16 (16-bit) and m16n8k8 (TF32): for element i of a lane's
-# fragment, its row and column, written as the manual writes them.
+# The manual's fragments of mma.m16n8k16 (16-bit) and m16n8k8 (TF32): the row and column of each
+# element of a lane's fragment, written as in the manual.
 def left_elements(kind):
     if kind == "tf32":
         return [(GROUP + 8 * (i % 2), MEMBER + 4 * (i // 2)) for i in range(4)]
@@ -54,7 +55,7 @@ RESULT_ELEMENTS = [(GROUP + 8 * (i // 2), MEMBER * 2 + i % 2) for i in range(4)]
 @pytest.mark.parametrize("kind", KINDS)
 def test_multiply_matrices(ptx, kind):
     depth = 8 if kind == "tf32" else 16
-    # Small integers, exact in every type: any element out of place changes the result.
+    # Small integers are exact in every type. So any element in a wrong place changes the result.
     a, b, c = (torch.randint(-8, 8, shape).float() for shape in ((16, depth), (depth, 8), (16, 8)))
     left, right = (
         words(torch.stack([m[at] for at in elements(kind)], 1).to(KINDS[kind]))
@@ -77,7 +78,7 @@ def test_tf32_product_ignores_the_bits_that_rounding_clears(ptx):
 def test_round_to_tf32(ptx):
     rounded = {
         1.0: 1.0,
-        1 + 2.0**-11: 1 + 2.0**-10,  # a tie goes away from zero
+        1 + 2.0**-11: 1 + 2.0**-10,  # a tie is rounded away from zero
         -1 - 2.0**-11: -1 - 2.0**-10,
         1 + 2.0**-12: 1.0,
         torch.inf: torch.inf,
@@ -105,7 +106,7 @@ def test_absent_async_copies_write_zeros(ptx, values):
 
 
 def test_missing_wait_is_seen(emulated_device, values):
-    # Copies are as late as may be.
+    # In this order copies are as late as possible.
     emulated_device.set_order(reverse=False)
     ptx = torch.ops.atrousx_ptx
     newest_under_way = ptx.async_reverse(values, 1, 32, 0)
@@ -115,7 +116,7 @@ def test_missing_wait_is_seen(emulated_device, values):
 
 
 def test_early_overwrite_is_seen(emulated_device, values):
-    # Copies are done at once.
+    # In this order copies are done at once.
     emulated_device.set_order(reverse=True)
     ptx = torch.ops.atrousx_ptx
     old = -values.flip(1)

@@ -1,4 +1,4 @@
-"""Kernels once more under UBSan, whose first finding ends the process."""
+"""Runs the kernels again under UBSan. Its first finding ends the process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from building import ROOT
 
 pytestmark = pytest.mark.emulated
-# The executor's tests, and every operator in every dtype on its small cases.
+# The executor's tests, and the small cases of every operator in every dtype.
 SAMPLE = ("tests/emulator", "tests/ops/test_operator_contract.py::test_cases_are_valid")
 LEFT_OUT = (
     "--ignore=tests/emulator/test_sanitizers.py",
-    "--ignore=tests/emulator/test_plans.py",  # in no kernel
-    "--deselect=tests/emulator/test_device.py::test_misaligned_vector",  # planted, and found
+    "--ignore=tests/emulator/test_plans.py",  # does not run kernels
+    "--deselect=tests/emulator/test_device.py::test_misaligned_vector",  # planted; UBSan finds it
 )
 
 
@@ -44,7 +44,7 @@ def test_overflow_is_caught(value, sound):
 
 
 def test_kernels_run_clean():
-    # What UBSan writes to the standard error must get past pytest.
+    # UBSan's messages on standard error must get past pytest.
     options = ("-p", "no:cacheprovider", "--capture=sys", "-m", "emulated")
     result = run("-m", "pytest", *options, *SAMPLE, *LEFT_OUT)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
