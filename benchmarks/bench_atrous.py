@@ -1,9 +1,10 @@
-"""Times atrous_conv2d beside PyTorch's convolution (cuDNN, oneDNN) on DeepLab's layers.
+"""Times atrous_conv2d and PyTorch's convolution (cuDNN, oneDNN) on DeepLab's layers.
 
-Both run in turns in this one process, and their results are compared. Speeds count live
-multiply-adds only, those that touch data and not padding: padding may be skipped, not billed.
-"ours" is backend="native", "auto" what a user gets; "other" is PyTorch in the other memory format.
-The pass "inference" is forward by the layer that atrousx.optimize makes, its weight packed before.
+Both run in turns in one process, and their results are compared. Speeds count only live
+multiply-adds, which touch data and not padding: a library may skip padding, but gets no credit for
+it. "ours" is backend="native". "auto" is the default backend. "other" is PyTorch in the other
+memory format. The pass "inference" is the forward of the layer that atrousx.optimize makes, with
+its weight packed beforehand.
 
     python benchmarks/bench_atrous.py --quick
     python benchmarks/bench_atrous.py --device cuda --batch 16 --dtype bfloat16 \\
@@ -43,16 +44,16 @@ PASSES: dict[str, tuple[int, ...]] = {
     "grad_weight": (1,),
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# How far two correct libraries may differ, relative to the norm of the result.
+# The largest difference between two correct libraries, relative to the norm of the result.
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 5e-3, "float64": 1e-10}
-# Times closer than this are not told apart.
+# A smaller relative difference of times counts as equal.
 NOISE = 0.03
 Convolution = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: a layer's pass, timed by both."""
+    """One line of the table: a layer's pass, timed with each implementation."""
 
     layer: Layer
     pass_name: str
@@ -62,12 +63,12 @@ class Result:
     other: Measured | None  # not measured with --one-format
     operations: float
     peak: float
-    error: float  # between the two results
-    wrong: tuple[str, ...]  # which of "ours" and "torch" double precision contradicts
+    error: float  # difference of the two results
+    wrong: tuple[str, ...]  # which of "ours" and "torch" is wrong according to double precision
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is; below 1 it is slower."""
+        """How many times faster atrousx is. Below 1 it is slower."""
         return self.torch.median / self.ours.median
 
     @property
@@ -87,7 +88,7 @@ class Result:
 def make_inference(
     backend: Backend, layer: Layer, tensors: Sequence[Tensor]
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward by the layer that optimize makes of an AtrousConv2d."""
+    """Returns the forward of the layer that optimize makes of an AtrousConv2d."""
     input, weight, _ = tensors
     conv = atrousx.AtrousConv2d(
         layer.in_channels,
@@ -116,7 +117,7 @@ def make_inference(
 def make_pass(
     convolution: Convolution, layer: Layer, pass_name: str, tensors: Sequence[Tensor]
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """The function to time: a forward call, or only the gradients that the pass names.
+    """Returns the function to time: a forward call, or only the gradients that the pass names.
 
     ``tensors`` are the input, the weight and the gradient of the output.
     """
@@ -130,13 +131,13 @@ def make_pass(
 
     if not wanted:
         return lambda: (forward(),)
-    # The graph is built once: autograd's backward runs again and again on what it saved.
+    # The graph is built once. autograd's backward runs many times on its saved tensors.
     output = forward()
     return lambda: torch.autograd.grad(output, wanted, tensors[2], retain_graph=True)
 
 
 def make_tensors(layer: Layer, args: argparse.Namespace) -> list[Tensor]:
-    """Input, weight and gradient of the output, in the dtype and memory format asked for."""
+    """Returns input, weight and output gradient, in the requested dtype and memory format."""
     fan_in = layer.in_channels // layer.groups
     pixels = (layer.extent, layer.extent)
     shapes = (
@@ -152,7 +153,7 @@ def make_tensors(layer: Layer, args: argparse.Namespace) -> list[Tensor]:
 
 
 def difference(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """Largest distance between two passes' results, relative to the norm of the expected."""
+    """Returns the largest distance between two passes' results, relative to the expected norm."""
     return max(
         float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30))
         for a, b in zip(results, expected, strict=True)
@@ -175,13 +176,13 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
     if not args.one_format:
         others = [t.contiguous(memory_format=elsewhere) for t in tensors]
         functions["other"] = make_pass(F.conv2d, layer, pass_name, others)
-    if args.device == "cpu":  # on a GPU it is always ours
+    if args.device == "cpu":  # on a GPU "auto" is always "native"
         functions["auto"] = ours("auto")
     results = {name: functions[name]() for name in ("ours", "torch")}
     tolerance, wrong = TOLERANCE[args.dtype], []
     error = difference(results["ours"], results["torch"])
     if not error <= tolerance:
-        # Libraries have bugs of their own: double precision says whose this one is.
+        # Either library may have a bug. A result in double precision shows which one is wrong.
         doubles = [tensor.double() for tensor in tensors]
         exact = make_pass(F.conv2d, layer, pass_name, doubles)()
         wrong = [name for name in results if not difference(results[name], exact) <= tolerance]

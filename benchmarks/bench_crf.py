@@ -2,11 +2,11 @@
 
     python benchmarks/bench_crf.py [--threads 1,2] [--sizes 500x375x21,1024x512x19] [--csv FILE]
 
-A call is ten iterations with sigmas 67/3 and 3, as the DeepLab papers' code uses it. On the CPU
-pydensecrf runs in turns with ours, and the results are compared; MONAI's CRF, which takes seconds,
-runs once, alone. Neither comes from PyPI ready to use: pydensecrf's generated C++ does not compile
-on current Python, and MONAI's wheel is without its C++. Build them from their sources; what is
-missing is said.
+A call is ten iterations with sigmas 67/3 and 3, as in the code of the DeepLab papers. On the CPU
+atrousx and pydensecrf run in turns, and their results are compared. MONAI's CRF takes seconds, so
+it runs once, alone. PyPI has neither library ready to use: pydensecrf's generated C++ does not
+compile on current Python, and MONAI's wheel lacks its C++. Build them from source. The benchmark
+prints what is missing.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ Stage = tuple[str, Callable[[], object]]
 
 
 def photograph(width: int, height: int) -> NDArray[np.uint8]:
-    """scikit-image's of a cup of coffee, resized; without the packages for it a drawing of as many
-    colours and edges, whose lattice has another size."""
+    """Returns scikit-image's photograph of a cup of coffee, resized. Without the packages for it,
+    returns a drawing with as many colours and edges, whose lattice has another size."""
     try:
         import cv2
         import skimage.data
@@ -69,7 +69,7 @@ def photograph(width: int, height: int) -> NDArray[np.uint8]:
 
 
 def make_input(size: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Smooth random logits and a photograph."""
+    """Returns smooth random logits and a photograph."""
     width, height, labels = (int(part) for part in size.split("x"))
     image = torch.from_numpy(photograph(width, height)).permute(2, 0, 1)[None].to(device)
     coarse = 3 * torch.randn(1, labels, height // 8 + 1, width // 8 + 1, device=device)
@@ -80,7 +80,7 @@ def make_input(size: str, device: torch.device) -> tuple[Tensor, Tensor]:
 def compat_call(
     logits: Tensor, image: Tensor, library: Any = densecrf
 ) -> Callable[[], NDArray[np.float32]]:
-    """The same through the pydensecrf interface, ours or theirs, arrays in and out."""
+    """Returns the same work through pydensecrf's interface, of either library, with arrays."""
     labels, height, width = logits.shape[1:]
     unary = -logits.log_softmax(1)[0].reshape(labels, -1).cpu().numpy()
     rgb = np.ascontiguousarray(image[0].permute(1, 2, 0).cpu().numpy())
@@ -96,14 +96,14 @@ def compat_call(
 
 
 def monai_call(logits: Tensor, image: Tensor) -> Callable[[], object]:
-    """As near as MONAI's comes: its filters have no normalisation."""
+    """Returns the nearest call of MONAI's CRF. Its filters have no normalisation."""
     crf = MonaiCRF(ITERATIONS, 4.0, 3.0, 67.0, 3.0, 3.0, update_factor=1.0)
     guide = image.float()
     return lambda: crf(logits, guide)
 
 
 def stages(logits: Tensor, image: Tensor) -> list[Stage]:
-    """What is timed, by name; everything without gradients but training."""
+    """Returns the calls to time, by name. Only training computes gradients."""
     labels = logits.shape[1]
     crf = atrousx.DenseCRF(labels, iterations=ITERATIONS).to(logits.device)
     guide, flat = image.float(), logits.flatten(2)
@@ -131,7 +131,7 @@ def stages(logits: Tensor, image: Tensor) -> list[Stage]:
 
 
 def training(logits: Tensor, image: Tensor) -> list[Stage]:
-    """Forward and backward, the gradient of the probabilities being given."""
+    """Returns forward and backward calls, with a given gradient of the probabilities."""
     grad = torch.randn_like(logits)
     inputs = logits.detach().requires_grad_()
     calls: list[Stage] = []
@@ -154,7 +154,7 @@ def training(logits: Tensor, image: Tensor) -> list[Stage]:
 
 
 def compare(logits: Tensor, image: Tensor) -> None:
-    """Prints how far ours is from theirs, before either is timed."""
+    """Prints the difference between the two libraries' results, before either is timed."""
     theirs = compat_call(logits, image, their_densecrf)()
     with torch.no_grad():
         ours = atrousx.DenseCRF(len(theirs), iterations=ITERATIONS)(logits, image)
@@ -181,7 +181,7 @@ def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> Non
     whole = ("all-in", "forward", "pydensecrf")
     whole_calls = {n: f for n, f in functions.items() if n.startswith(whole)}
     for call in whole_calls.values():
-        call()  # what is kept from call to call does not count
+        call()  # fills the caches: memory that stays in use between calls does not count
     growths = {n: round(peak_memory(f, device), 1) for n, f in whole_calls.items()}
     timed = interleaved(functions, device, args.seconds, least_rounds=args.rounds)
     if on_cpu and MonaiCRF is not None:

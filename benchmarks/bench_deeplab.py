@@ -1,9 +1,9 @@
-"""Images per second of every DeepLab: as built, optimized, and on PyTorch's own layers.
+"""Measures images per second of every DeepLab: as built, optimized, and with PyTorch's layers.
 
-The first paper's four networks come first, beside the speeds which that paper gives: its GPU was
-another, so what compares are the ratios of the variants to each other. All sides share one set of
-weights, run in turns in this one process, and their results are compared. Where torchvision is
-installed, its DeepLab v3 runs beside ours of its layout.
+The four networks of the first paper come first, beside the speeds in that paper. Its GPU was
+another one, so only the ratios between variants can be compared. All variants have the same
+weights, run in turns in one process, and their results are compared. If torchvision is installed,
+its DeepLab v3 runs beside the same network of atrousx.
 
     python benchmarks/bench_deeplab.py --models v1
     python benchmarks/bench_deeplab.py --extent 513 --memory-format channels_last --csv FILE
@@ -25,7 +25,7 @@ from atrousx.doctor.timing import fair_settings, interleaved
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, to_torch
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# Name, builder, the first paper's images per second (table 1 of arXiv:1412.7062).
+# Name: builder, and images per second in the first paper (table 1 of arXiv:1412.7062).
 MODELS: dict[str, tuple[Callable[[], nn.Module], float | None]] = {
     "v1_7x7_r4": (lambda: deeplab_v1(fc6="7x7_r4"), 1.44),
     "v1_4x4_r4": (lambda: deeplab_v1(fc6="4x4_r4"), 2.90),
@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], float | None]] = {
         None,
     ),
 }
-# The one that the first paper settled on: ratios are taken to it.
+# The network that the first paper chose. Ratios are relative to it.
 YARDSTICK = "v1_large_fov"
 
 
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def operations(model: nn.Module, image: Tensor) -> tuple[float, float]:
-    """Floating-point operations of all convolutions for one image: all, and those on data."""
+    """Returns the convolutions' floating-point operations for one image: all, and those on data."""
     counted = [0.0, 0.0]
 
     def count(conv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -93,12 +93,12 @@ def operations(model: nn.Module, image: Tensor) -> tuple[float, float]:
 
 
 def torchvisions(name: str, model: nn.Module) -> nn.Module | None:
-    """torchvision's own DeepLab v3 with the model's weights, None where there is none."""
+    """Returns torchvision's DeepLab v3 with the model's weights, or None if there is none."""
     if not name.endswith("_torchvision"):
         return None
     try:
         from torchvision.models import segmentation
-    except (ImportError, RuntimeError):  # not installed, or for another PyTorch
+    except (ImportError, RuntimeError):  # not installed, or built for another PyTorch
         return None
     build = getattr(segmentation, f"deeplabv3_{name.split('_')[1]}")
     twin: nn.Module = build(weights=None, weights_backbone=None, aux_loss=False)
@@ -120,7 +120,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         sides["torchvision"] = theirs
     kind: dict[str, Any] = {"device": device, "dtype": DTYPES[args.dtype]}
     for side in sides.values():
-        # Layouts of one set of weights: the optimized model has its own copy.
+        # Each side gets the memory format separately: the optimized model has its own copy of the
+        # weights.
         side.to(**kind | {"memory_format": layout})
     image = image.to(**kind).to(memory_format=layout)
     expected = sides["torch"](image)["out"].double()
@@ -147,7 +148,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> str:
-    """The speeds of the first paper's networks as multiples of one's, beside the paper's own."""
+    """Returns the first paper's networks' speeds as multiples of one, measured and published."""
     listed = {row["model"]: row for row in rows if row["paper_images_per_s"]}
     if YARDSTICK not in listed or len(listed) < 2:
         return ""
@@ -160,7 +161,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# And what one call adds to the memory in use, in MiB: optimized beside PyTorch's layers.
+# The last columns are the MiB that one call adds to the memory in use: optimized, and PyTorch's.
 COLUMNS = {
     "model": 25,
     "parameters": 11,

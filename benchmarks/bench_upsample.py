@@ -1,7 +1,7 @@
-"""Times the upsampling operators beside PyTorch's: plain, argmax, cross-entropy, softmax sums.
+"""Times the upsampling operators and PyTorch's: plain, argmax, cross-entropy, softmax sums.
 
-All run in turns in this one process, together with a copy of as many bytes as the operator must
-read and write once: the share of its speed says what is left to gain.
+All run in turns in one process, together with a copy of as many bytes as the operator must read and
+write once. The operator's share of the copy's speed shows how much can still be gained.
 
     python benchmarks/bench_upsample.py [--operators bilinear,argmax] [--quick]
     python benchmarks/bench_upsample.py --dtype bfloat16 --memory-format channels_last --csv FILE
@@ -26,7 +26,7 @@ from atrousx import ops
 from atrousx.doctor.timing import Measured, interleaved
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# name: N, C, H, W and OH, OW. Up and down, odd, one channel and many, images and logits.
+# name: (N, C, H, W), (OH, OW). Up and down, odd sizes, one channel and many, images and logits.
 SHAPES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int]]] = {
     "voc_x8": ((1, 21, 65, 65), (513, 513)),
     "cityscapes_x8": ((1, 19, 129, 257), (1024, 2048)),
@@ -44,17 +44,17 @@ SHAPES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int]]] = {
     "tiny": ((1, 8, 16, 16), (32, 32)),
 }
 QUICK = ("voc_x8", "one_channel", "odd", "half")
-# How far a result may be from float64's, relative to its norm; of labels, the share that differs.
-# Twice PyTorch's own error is no fault either: float32 places far samples only so well.
-# "tf32" is float32 here: nothing is multiplied by tensor cores.
+# The largest distance of a result from float64's, relative to its norm; for labels, the share that
+# differs. Twice PyTorch's own error is also accepted: float32 positions of distant samples are
+# inexact. "tf32" is the same as float32 here, because no operator uses tensor cores.
 TOLERANCE = {"float32": 1e-5, "tf32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
-NOISE = 0.03  # times closer than this are not told apart
+NOISE = 0.03  # a smaller relative difference counts as equal
 Function = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line: what an operator does, by both, and the bytes that it cannot avoid."""
+    """One line: an operator's work in each library, and the bytes that must be moved."""
 
     operator: str
     pass_name: str
@@ -69,7 +69,7 @@ def size_of(*tensors: Tensor) -> int:
 
 
 def gradient_of(call: Callable[[Tensor], Tensor], inputs: Tensor, grad: Tensor) -> Function:
-    """Only the backward: the graph is built once."""
+    """Returns only the backward. The graph is built once."""
     leaf = inputs.detach().requires_grad_()
     output = call(leaf)
     return lambda: torch.autograd.grad(output, leaf, grad, retain_graph=True)[0]
@@ -101,7 +101,7 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
         ]  # fmt: skip
     if "argmax" in operators and logits.shape[1] > 1:
 
-        def our_labels() -> Any:  # labels alone, or with their probabilities: an option says
+        def our_labels() -> Any:  # an option decides whether probabilities are returned, too
             return ops.upsample_argmax(logits, size)
 
         found.append(
@@ -130,7 +130,8 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
 
 
 def softmax_add(logits: Tensor, size: tuple[int, int]) -> Case:
-    """A mirrored image's term of the mean. Sums grow from call to call: the first are compared."""
+    """One mirrored image's term of the mean. Sums grow with every call, so the first ones are
+    compared."""
     layout = (
         torch.channels_last
         if logits.is_contiguous(memory_format=torch.channels_last)
@@ -180,7 +181,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is; below 1 it is slower."""
+        """How many times faster atrousx is. Below 1 it is slower."""
         return self.timed["torch"].median / self.timed["ours"].median
 
     @property
@@ -190,7 +191,7 @@ class Result:
         return "faster" if self.ratio > 1 else "SLOWER"
 
     def share(self, name: str) -> float:
-        """Of the copy's speed."""
+        """The share of the copy's speed."""
         return self.timed["copy"].median / self.timed[name].median
 
 

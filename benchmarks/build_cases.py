@@ -1,4 +1,4 @@
-"""What compare_builds.py times: one call of a public function under each name."""
+"""The cases that compare_builds.py times: one call of a public function under each name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import atrousx
 from atrousx import ops
 
 Call = Callable[[], object]
-# DeepLab's layers: inputs, outputs, taps, dilation, extent, groups.
+# DeepLab's layers: inputs, outputs, kernel size, dilation, extent, groups.
 LAYERS = {
     "vgg_large_fov_r12": (512, 1024, 3, 12, 41, 1),
     "v2_aspp_r24": (2048, 21, 3, 24, 41, 1),
@@ -76,7 +76,7 @@ def upsampling(what: str, dtype: str, layout: str) -> Call:
 
 
 def dense_crf(what: str) -> Call:
-    """On a drawing of 320x240 pixels with as many colours and edges as a photograph."""
+    """A dense CRF on a 320x240 drawing, with as many colours and edges as a photograph."""
     rows, columns = torch.meshgrid(torch.arange(240) / 40, torch.arange(320) / 40, indexing="ij")
     waves = [torch.sin(rows * (k + 1) + columns.floor() + (columns * k).cos()) for k in range(3)]
     image = (127 + 90 * torch.stack(waves)[None] + 6 * torch.randn(1, 3, 240, 320)).clamp(0, 255)

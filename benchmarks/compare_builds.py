@@ -1,12 +1,12 @@
-"""Times two builds of atrousx beside each other on the CPU: has a change cost speed?
+"""Times two builds of atrousx on the CPU, to show whether a change made anything slower.
 
     python benchmarks/compare_builds.py OLD_TREE NEW_TREE [--cases crf,depthwise] [--rounds 9]
 
-Two libraries that register the same operators cannot be in one process: each tree, its library
-built in place, has a process of its own. Both are kept on one core and one thread, and run in
-turns, every second round in reverse order. Times are CPU time, medians of the rounds. A line above
-the limit is measured again with more rounds before it is called slower; the exit status is then 1.
-Only public functions are called, so that trees whose insides differ can be compared.
+Two libraries that register the same operators cannot be in one process. So each tree, with its
+library built in place, has its own process. Both run on the same core, with one thread, in turns;
+every second round has the reverse order. Times are CPU time, medians over the rounds. A case above
+the limit is measured again with more rounds. If it is still above, it is reported as slower and the
+exit status is 1. Only public functions are called, so the trees may differ internally.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SAMPLE = 0.05  # seconds, at least
 
 
 def serve(tree: str) -> None:
-    """A process of one tree: answers each line, a case's name, with the CPU seconds of a call."""
+    """Runs in the process of one tree. For each line, a case's name, prints the CPU seconds of a
+    call."""
     sys.path.insert(0, tree)
     import torch
     from build_cases import all_cases
@@ -36,7 +37,7 @@ def serve(tree: str) -> None:
     print(*all_cases(), sep=",", flush=True)
     for line in sys.stdin:
         if call is None or line.strip() != name:
-            name, call = line.strip(), None  # what the case before held is freed
+            name, call = line.strip(), None  # frees the previous case
             torch.manual_seed(0)
             call = all_cases()[name]()
             call()
@@ -55,7 +56,7 @@ def start(tree: Path) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str], name: str | None = None) -> str:
-    """The process's answer to a name, or the names that it knows."""
+    """Returns the process's answer to a name or, without a name, the names that it knows."""
     assert process.stdin is not None
     assert process.stdout is not None
     if name is not None:
@@ -102,7 +103,7 @@ def main() -> int:
         times = f"{old * 1e3:>9.3f} ms {new * 1e3:>9.3f} ms {new / old:>7.3f}"
         print(f"{name:<60}{times}{verdict}", flush=True)
     for process in both:
-        process.communicate()  # the end of its input ends it
+        process.communicate()  # closes its standard input, which ends the process
     print(f"old, new, new over old: {slower} above {args.limit}")
     return 1 if slower else 0
 

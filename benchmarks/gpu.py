@@ -1,19 +1,20 @@
-"""What `make gpu` runs on a machine with a GPU: is everything right, then how fast is it.
+"""Runs all checks, then all benchmarks, on a machine with a GPU (`make gpu`).
 
     python benchmarks/gpu.py RESULTS [--device cuda] [--again STEP,...]
     python benchmarks/gpu.py RESULTS --device cpu --quick        a dry run, without a GPU
-    python benchmarks/gpu.py RESULTS --device emulated --quick   the same on CUDA's code: the device
+    python benchmarks/gpu.py RESULTS --device emulated --quick   CUDA's code on the device
                                                                  of tests/emulator, in host memory
 
-Nothing is built or installed: it uses the Python it is started with and the libraries that lie in
-the source tree, and needs torch, numpy and pytest; with pytest-xdist, tests run in four processes.
-The emulated device alone needs g++ and ninja, if build/emulated-device-plain is not up to date; it
-is slow, so its limits are longer. Steps run one after the other, each with a time limit of its own,
-all of them under 15 minutes on a GPU; each writes RESULTS/<step>.log, and its CSV and JSON files
-beside it, while it runs. A step that came to its end is noted in RESULTS/steps.json and left out
-the next time, so that an interrupted run goes on where it was: a step that was cut short begins
-again, without those of its tests that RESULTS/<step>.passed holds. The table of all steps comes
-last, whatever became of them; the exit status is 1 if any failed.
+It builds and installs nothing. It uses the Python that runs it and the libraries in the source
+tree, and needs torch, numpy and pytest. With pytest-xdist, tests run in four processes. Only the
+emulated device needs g++ and ninja, if build/emulated-device-plain is not up to date. That device
+is slow, so its time limits are longer.
+
+Steps run one after the other. Each has its own time limit; on a GPU all together take less than 15
+minutes. Each step writes RESULTS/<step>.log, and CSV and JSON files beside it, while it runs. A
+finished step is recorded in RESULTS/steps.json and skipped in the next run, so an interrupted run
+can continue. An unfinished step starts again, without the tests that RESULTS/<step>.passed lists.
+At the end the table of all steps is always printed. The exit status is 1 if any step failed.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = "benchmarks"
-# The sanitizer slows a kernel down a hundredfold: it sees the literal cases and odd strides only.
+# The sanitizer makes a kernel about a hundred times slower. It runs only small cases and odd
+# strides.
 SHORT_LIST = "by_hand or any_strides or empty or any_number"
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# The tests, most important first, in steps of so many seconds; what no step names is in the last.
+# The tests, most important first, as steps with a limit in seconds. The last step runs all others.
 TESTS = {
     "tests_contract": (
         50,
@@ -67,12 +69,12 @@ OK, FAILED, TIMED_OUT, LEFT_OUT, NOT_RUN = "ok", "FAILED", "timed out", "left ou
 
 @dataclass(frozen=True)
 class Step:
-    """``command`` is run in the source tree; None leaves the step out and says why in ``note``."""
+    """``command`` runs in the source tree. If it is None, ``note`` says why."""
 
     name: str
     limit: float  # seconds
     command: Sequence[str] | None
-    files: Sequence[str] = ()  # what it writes under RESULTS, removed before it begins again
+    files: Sequence[str] = ()  # files that it writes under RESULTS; removed before it starts
     note: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,10 +91,10 @@ class Outcome:
 
 
 def steps(args: argparse.Namespace) -> list[Step]:
-    """In the order in which they are run: right first, then fast."""
+    """Returns the steps in order: first correctness, then speed."""
     doctor = ["-m", "atrousx", "doctor", "--device", args.device]
     doctor += ["--json", str(args.results / "doctor.json")] + ["--quick"] * args.quick
-    limit = 100 if args.kind in ("cpu", "cuda") else 1800  # a device of tests is slow
+    limit = 100 if args.kind in ("cpu", "cuda") else 1800  # a test device is slow
     command = [sys.executable, *doctor]
     found = [Step("doctor", limit, command, ["doctor.json"], environment=device_environment(args))]
     found += tests(args)
@@ -101,7 +103,7 @@ def steps(args: argparse.Namespace) -> list[Step]:
 
 
 def device_environment(args: argparse.Namespace) -> dict[str, str]:
-    """Makes the emulated device, whole, in every Python that is started."""
+    """Returns variables that add the emulated device, without faults, to every Python process."""
     if args.kind != "emulated":
         return {}
     folder = str(ROOT / "tests" / "doctor" / "broken")
@@ -122,14 +124,14 @@ def tests(args: argparse.Namespace) -> list[Step]:
             found.append(Step(name, 0, None, note="too long for a dry run"))
             continue
         if not options:
-            # In small only the operators' tests, as the sanitizer.
+            # A quick run has only the operators' tests, like the sanitizer.
             options = ["tests" if full else "tests/ops", *(f"--ignore={file}" for file in named)]
-        # Else those that the sanitizer would see, on whatever device there is.
+        # A quick run takes the sanitizer's tests, on the given device.
         options += ["-m", "cuda"] if full else ["-k", f"{args.kind} and ({SHORT_LIST})"]
         options += ["-p", "benchmarks.passed", "--passed", str(args.results / f"{name}.passed")]
         if importlib.util.find_spec("xdist") is not None:
             options += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
-        # conftest.py makes the device itself.
+        # conftest.py adds the device itself.
         environment = {"ATROUSX_EMULATED": "all"} if args.kind == "emulated" else {}
         limit = limit if args.kind in ("cpu", "cuda") else 10 * limit
         found.append(Step(name, limit, pytest(*options), environment=environment))
@@ -141,8 +143,8 @@ def sanitizer(args: argparse.Namespace, tool: str) -> Step:
     if not args.on_gpu or program is None:
         why = "is not on the PATH" if args.on_gpu else "needs a GPU"
         return Step(tool, 0, None, note=f"compute-sanitizer {why}")
-    # PyTorch's allocator hands out parts of larger blocks, which hides overruns; without it every
-    # tensor is an allocation of its own.
+    # PyTorch's allocator hands out parts of larger blocks, which hides overruns. Without it every
+    # tensor is a separate allocation.
     command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", program, "--tool", tool]
     short = pytest("tests/ops", "-m", "cuda", "-k", SHORT_LIST)
     return Step(tool, 45, [*command, "--error-exitcode=1", *short])
@@ -153,7 +155,8 @@ def benchmarks(args: argparse.Namespace) -> list[Step]:
     limits = {"bfloat16": 100, "tf32": 55, "float32": 45}
     found = []
     for dtype in dtypes:
-        # The whole list where tensor cores are fastest; a few layers tell the rest.
+        # The complete list runs in the dtype with the fastest tensor cores; a few layers in the
+        # others.
         options = ["--quick"] if args.quick or dtype != "bfloat16" else []
         options += ["--layers", "v2_aspp_r24,depthwise_r2"] if args.quick else []
         options += ["--batch", "1" if args.quick else "16", "--one-format"]
@@ -188,7 +191,7 @@ def bench(
 
 
 class Run:
-    """The steps' outcomes, on disk after each; the process that runs now."""
+    """Keeps the outcomes of the steps, written to disk after each step, and the running process."""
 
     def __init__(self, results: Path) -> None:
         self.results, self.file = results, results / "steps.json"
@@ -205,7 +208,7 @@ class Run:
 
     def note(self, name: str, outcome: Outcome) -> None:
         self.outcomes[name] = outcome
-        written = self.file.with_suffix(".new")  # a cut must not leave half a file
+        written = self.file.with_suffix(".new")  # an interruption must not leave half a file
         written.write_text(json.dumps({n: asdict(o) for n, o in self.outcomes.items()}, indent=1))
         written.replace(self.file)
 
@@ -229,7 +232,7 @@ class Run:
         return Outcome(status, seconds, f"exit status {code}" if code else "")
 
     def _command(self, step: Step) -> int | None:
-        """Its exit status, None where its time was up; what it prints goes to the log and here."""
+        """Runs the command, and logs and prints its output. Returns its status; None: timeout."""
         assert step.command is not None
         environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
         paths = (step.environment.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH"))
@@ -255,7 +258,7 @@ class Run:
         return code
 
     def stop(self) -> None:
-        """Ends the running step and whatever it started, which is a group of its own."""
+        """Ends the running step and all processes of its group."""
         if self.process is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
@@ -334,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def interrupted(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # The table comes also where a job's time is up.
+    # The table is also printed if the job's time is up.
     signal.signal(signal.SIGTERM, interrupted)
     try:
         for step in args.listed:

@@ -1,4 +1,4 @@
-"""What the convolution benchmark runs: DeepLab's layers, a quick list of them, a sweep of rates."""
+"""The cases of the convolution benchmark: DeepLab's layers, a quick list, and a sweep of rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUICK = (
 )
 
 
-# One branch of DeepLab v3's ASPP at many rates: how speed follows the padding that is skipped.
+# One branch of DeepLab v3's ASPP at many rates. It shows how speed depends on skipped padding.
 SWEEP = tuple(
     Layer(f"sweep_{extent}_r{rate}", 2048, 256, 3, rate, extent)
     for extent, rates in ((33, (1, 3, 6, 9, 12, 15, 18, 24, 30)), (65, (1, 6, 12, 18, 24, 36, 48)))
@@ -23,7 +23,7 @@ SWEEP = tuple(
 
 
 def choose(which: str, contains: str | None) -> list[Layer]:
-    """The "quick", "sweep" or "whole" list, kept to names that hold a comma-separated string."""
+    """Returns the "quick", "sweep" or "whole" list. Keeps names with any comma-separated string."""
     wanted = contains.split(",") if contains else [""]
     return [
         layer

@@ -1,8 +1,9 @@
-"""A plugin of pytest's, for `gpu.py`: tests that have passed are not run again.
+"""A pytest plugin for `gpu.py`: tests that have passed are not run again.
 
-``-p benchmarks.passed --passed FILE`` notes in FILE, a line each, the tests that have passed or
-were skipped, as they do, and leaves out those that it held at the start. With pytest-xdist the
-first process alone reads and writes: all of the others must collect the same tests.
+``-p benchmarks.passed --passed FILE`` writes to FILE, one per line, the tests that passed or were
+skipped, as soon as they finish. It skips the tests that FILE listed at the start. With pytest-xdist
+only the first process reads and writes the file, because all other processes must collect the same
+tests.
 """
 
 from __future__ import annotations

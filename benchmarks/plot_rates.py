@@ -1,7 +1,7 @@
-"""Draws speed over PyTorch against the dilation rate, from bench_atrous.py --sweep --csv FILE.
+"""Draws speed relative to PyTorch against the rate, from bench_atrous.py --sweep --csv FILE.
 
-The dashed line is 1 / live fraction: the most that skipping padding can gain over a convolution
-that multiplies it at the same speed. Needs matplotlib.
+The dashed line is 1 / live fraction. It is the most that skipping padding can gain over a
+convolution that multiplies padding at the same speed. Needs matplotlib.
 
     python benchmarks/plot_rates.py benchmarks/results/my_machine/atrous_conv2d-sweep.csv rates.png
 """
@@ -19,7 +19,7 @@ Points = list[tuple[int, float]]
 
 
 def read_curves(rows: Iterable[Mapping[str, str]]) -> dict[int, dict[str, Points]]:
-    """By extent of the map, the points (rate, ratio) of every memory format, and the ideal."""
+    """Returns, by map extent, the points (rate, ratio) of each memory format, and the ideal."""
     curves: dict[int, dict[str, Points]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["pass"] != "forward":

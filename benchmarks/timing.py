@@ -1,4 +1,4 @@
-"""What every benchmark shares: fair timing, the measured peak, who measured, and CSV."""
+"""Shared parts of the benchmarks: fair timing, the measured peak, the machine, and CSV."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ import atrousx
 from atrousx.doctor.machine import cpu_name, driver
 from atrousx.doctor.timing import interleaved
 
-# A benchmark's names for what it computes in. "tf32" is float32 in memory, rounded by the GPU's
-# tensor cores; "float32" switches that off, so that both libraries compute the same thing.
+# The benchmarks' names of dtypes. "tf32" is float32 in memory, rounded by the GPU's tensor cores.
+# "float32" switches that off, so that both libraries compute the same result.
 DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -35,7 +35,7 @@ DTYPES = {
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> float:
-    """MiB by which one call raises the memory in use, its result included; NaN where unknown."""
+    """Returns the MiB that one call adds to the memory in use, with its result; NaN if unknown."""
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -43,8 +43,8 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float:
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds hides growth
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that is still held would hide growth
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = _status_kib("VmRSS")
         function()
         return (_status_kib("VmHWM") - before) / 2**10
@@ -58,11 +58,11 @@ def _status_kib(name: str) -> int:
 
 
 class Peak:
-    """What the machine computes at best, as ``measured_by`` says.
+    """The highest speed of the machine. ``measured_by`` says how it was measured.
 
-    On a CPU, in float32, multiply-adds in registers alone, where a C++ compiler is at hand; else a
-    large square matrix product of PyTorch's. A busy machine hides its peak, so it is looked for
-    again before every line of a benchmark, and the best so far is kept.
+    On a CPU in float32 it is multiply-adds in registers, if a C++ compiler is available. Otherwise
+    it is a large square matrix product by PyTorch. A busy machine cannot show its peak. So it is
+    measured again before every line of a benchmark, and the highest value is kept.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -96,7 +96,7 @@ class Peak:
 
 
 def _compile_fma_peak() -> Callable[[int], float] | None:
-    """The loop of fma_peak.cpp, in operations for a number of rounds; None without a compiler."""
+    """Returns fma_peak.cpp's loop, from rounds to operations, or None without a compiler."""
     source = Path(__file__).with_name("fma_peak.cpp")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "fma_peak.so")
@@ -120,7 +120,7 @@ def _compile_fma_peak() -> Callable[[int], float] | None:
 
 
 def _in_threads(loop: Callable[[int], float], threads: int, rounds: int = 2_000_000) -> float:
-    """GFLOP/s of as many loops at once."""
+    """Returns the GFLOP/s of as many loops at once as there are threads."""
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
         operations = sum(pool.map(loop, [rounds] * threads))
@@ -128,7 +128,7 @@ def _in_threads(loop: Callable[[int], float], threads: int, rounds: int = 2_000_
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Who measured, with what: the columns that open every CSV row."""
+    """Returns the first columns of every CSV row: the machine and the versions."""
     on_gpu = device.type == "cuda"
     onednn = re.search(r"v(\d[\d.]*)", "".join(re.findall(r"MKL-DNN.*", torch.__config__.show())))
     return {
@@ -163,7 +163,7 @@ def _commit() -> str:
 
 
 class CsvWriter:
-    """Appends rows to a CSV file, whose header must be the same as ours where it exists."""
+    """Appends rows to a CSV file. An existing file must have the same header."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,24 +1,25 @@
-"""Measures the CPU's convolutions beside PyTorch's, and fits the limits of "auto" to the times.
+"""Measures the CPU's convolutions and PyTorch's, and fits the limits of "auto" to the times.
 
     python benchmarks/tune.py avx2 --minutes 15 --csv limits-avx2.csv    # measure, then fit
     python benchmarks/tune.py avx2 --fit limits-avx2.csv                 # fit again, without timing
 
-Both print the limits; --write stores them in atrousx/backend/limits. An instruction set below the
-CPU's is measured in a process of its own, in which atrousx's kernels, oneDNN and ATen are all kept
-to it.
+Both commands print the limits; --write stores them in atrousx/backend/limits. If the instruction
+set is below the CPU's, it is measured in a separate process. There atrousx's kernels, oneDNN and
+ATen are all restricted to it.
 
-1. Geometries are DeepLab's layers and random ones. The next random one is drawn for the line of the
-   limits (kind; dtype and memory format; use) that has the fewest measurements. What minimal
-   filtering computes is left out: the rule does not ask for it.
-2. Both compute in turns. The fastest of the rounds counts, so that a busy moment does not.
-3. A line's limit is the share of live multiply-adds that loses least time. Had PyTorch computed
-   everything from the limit on, and atrousx's kernels everything else, the sum over the geometries
-   of log(time / time of the faster one) would be least. PyTorch's time is taken 5 % longer: it must
-   win by that. Of equal limits the greatest is taken. It lies in the middle between two geometries.
-4. A line on which one of them was four times as fast in each of the first three geometries is
-   measured no more: PyTorch has no kernels of its own for some dtypes, and takes seconds.
-5. A line of fewer than three measurements keeps the limit that avx512 has. The bounds between few
-   and many are those of avx512, too.
+1. The geometries are DeepLab's layers and random ones. The next random geometry is drawn for the
+   line of the limits (kind; dtype and memory format; use) with the fewest measurements. Winograd
+   geometries are excluded, because the rule does not apply to them.
+2. Both implementations compute in turns. The fastest round counts, so that a busy moment does not
+   matter.
+3. A line's limit is a share of live multiply-adds: PyTorch computes the geometries above it, and
+   atrousx's kernels all others. The limit minimises the sum, over the geometries, of log(time /
+   time of the faster one). PyTorch's times are increased by 5 %: PyTorch must win by that much. Of
+   equal limits the greatest is taken. A limit lies in the middle between two geometries.
+4. If one implementation was four times as fast in each of the first three geometries, the line is
+   not measured further. PyTorch has no own kernels for some dtypes, and then takes seconds.
+5. A line of fewer than three measurements keeps the limit of avx512. The bounds between few and
+   many are also those of avx512.
 """
 
 from __future__ import annotations
@@ -65,18 +66,18 @@ CAPS: dict[str, dict[str, str]] = {
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 USES = (TRAINS, INFERS, PACKED, PACKED_RELU)
-# A random geometry has no more multiply-adds, padding included; no layer; a depthwise one.
+# The most multiply-adds, with padding: of a random geometry, of a layer, of a depthwise geometry.
 MOST_PRODUCTS, MOST_OF_A_LAYER, MOST_OF_DEPTHWISE = 4e8, 1e10, 1e7
 MACHINE = ("date", "atrousx", "machine", "torch", "threads")
 LEAST_MEASUREMENTS = 3
 CLEAR = 4.0
-DRAWS = 300  # of which the most needed geometry is measured
+DRAWS = 300  # random geometries, of which the most needed is measured
 ALWAYS, NEVER = 0.0, math.inf
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution whose padding keeps the size, but for its stride."""
+    """A convolution whose padding keeps the size, except for its stride."""
 
     channels: int
     outputs: int
@@ -102,7 +103,7 @@ class Conv:
 
 
 def draw(chance: random.Random) -> Conv:
-    """A random convolution: a product, in groups, depthwise, or with a channel multiplier."""
+    """Draws a random convolution: a product, in groups, depthwise, or with a channel multiplier."""
     kernel = chance.choice((1, 2, 3, 3, 3, 5, 7))
     dilation = chance.choice((1, 1, 2, 2, 3, 4, 6, 12, 18))
     extent = chance.choice((9, 17, 25, 33, 41, 49, 65))
@@ -130,14 +131,14 @@ def known() -> Iterator[Conv]:
 def line_of(
     conv: Conv, layout: str, dtype: str, use: str, bounds: dict[str, int]
 ) -> tuple[Line, float] | None:
-    """The line of the limits and the share of live multiply-adds; None: the rule does not ask."""
+    """Returns the limits' line and the live share, or None if the rule does not apply."""
     size, weight = map(torch.Size, conv.sizes)
     if min(conv.sizes[0][2:]) + 2 * conv.padding <= conv.dilation * (conv.kernel - 1):
         return None
     step, dilation = (conv.stride, conv.stride), (conv.dilation, conv.dilation)
     geometry = (size, weight, step, (conv.padding,) * 4, dilation)
     last = layout == "channels_last"
-    # optimize has the filters of products in channels_last.
+    # optimize keeps the filters of products in channels_last.
     if use in (PACKED, PACKED_RELU) and weight[1] > 1 and not last:
         return None
     known = (DTYPES[dtype], last, *geometry)
@@ -151,7 +152,7 @@ def line_of(
 
 
 def make_calls(conv: Conv, layout: str, dtype: str, use: str) -> dict[str, Callable[[], Any]]:
-    """The same work by atrousx's kernels and by PyTorch's convolution."""
+    """Returns the same work by atrousx's kernels and by PyTorch's convolution."""
     torch.manual_seed(0)
     sizes = conv.sizes
     x, w = (torch.randn(size).to(DTYPES[dtype], memory_format=FORMATS[layout]) for size in sizes)
@@ -209,7 +210,7 @@ def _make_packed(conv: Conv, x: Tensor, w: Tensor, use: str) -> dict[str, Callab
 
 
 def measure(conv: Conv, line: Line, seconds: float) -> tuple[float, float]:
-    """Seconds of a call by atrousx's kernels and by PyTorch's convolution."""
+    """Returns the seconds of a call by atrousx's kernels and by PyTorch's convolution."""
     _, columns, use = line
     dtype, layout = columns.split()
     calls = make_calls(conv, layout, dtype, use)
@@ -218,7 +219,7 @@ def measure(conv: Conv, line: Line, seconds: float) -> tuple[float, float]:
 
 
 class Survey:
-    """Measures until the time is up, the lines that know least first."""
+    """Measures until the time is up. The lines with the fewest measurements come first."""
 
     def __init__(self, instruction_set: str, file: Path, seconds: float) -> None:
         self.bounds = start().bounds
@@ -240,10 +241,10 @@ class Survey:
         begin = time.monotonic()
         chance = random.Random(0)
         columns = [(dtype, layout, use) for dtype in DTYPES for layout in FORMATS for use in USES]
-        # In bfloat16 PyTorch may take minutes for one of them.
+        # In bfloat16 PyTorch may take minutes for one layer.
         layers = [(conv, *c) for conv in known() for c in columns if c[0] == "float32"]
         for conv, dtype, layout, use in chance.sample(layers, len(layers)):
-            # Layers have half of the time at most.
+            # Layers take at most half of the time.
             if time.monotonic() > begin + 30 * minutes:
                 break
             found = line_of(conv, layout, dtype, use, self.bounds)
@@ -260,7 +261,7 @@ class Survey:
     def _needed(
         self, chance: random.Random, columns: list[tuple[str, str, str]]
     ) -> tuple[Conv, Line, float]:
-        """Of many random geometries one of a line with the fewest measurements."""
+        """Draws many random geometries. Returns one whose line has the fewest measurements."""
         drawn: list[tuple[Conv, Line, float]] = []
         for _ in range(DRAWS):
             conv = draw(chance)
@@ -274,21 +275,22 @@ class Survey:
 
 
 def start() -> Limits:
-    """What a fit starts from."""
+    """Returns the limits from which a fit starts."""
     limits = rule.limits_of("avx512")
     assert limits is not None
     return limits
 
 
 def fit_line(points: Iterable[tuple[float, float]]) -> float:
-    """The limit of a line, of pairs (live share, log of PyTorch's time over atrousx's)."""
+    """Returns the limit of a line from pairs (live share, log of PyTorch's time over atrousx's)."""
     ordered = sorted(points)
     gains = [ratio + math.log(TORCH_MUST_GAIN) for _, ratio in ordered]  # of atrousx's kernels
-    # lost[i]: where atrousx's kernels compute the first i geometries and PyTorch all others.
+    # lost[i] is the loss if atrousx's kernels compute the first i geometries and PyTorch the
+    # others.
     lost = [sum(max(0.0, gain) for gain in gains)]
     for gain in gains:
         lost.append(lost[-1] - gain)
-    # A limit does not part geometries of the same share.
+    # A limit cannot separate geometries with the same share.
     parts = [i for i in range(1, len(ordered)) if ordered[i - 1][0] < ordered[i][0]]
     places = [0, *parts, len(ordered)]
     least = min(lost[i] for i in places)
@@ -326,7 +328,7 @@ def fit(rows: Iterable[dict[str, str]], begin: Limits) -> Limits:
 
 
 def _shortened(table: dict[str, Any]) -> Any:
-    """One value in the place of equal ones."""
+    """Replaces equal values by one value."""
     values = list(table.values())
     return values[0] if all(value == values[0] for value in values) else table
 

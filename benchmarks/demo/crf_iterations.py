@@ -1,10 +1,10 @@
-"""README's picture of the dense CRF: photograph, scores, labels before and after iterations.
+"""Draws README's picture of the dense CRF: photograph, scores, labels before and after iterations.
 
     python benchmarks/demo/crf_iterations.py [--out benchmarks/demo/crf_iterations.png]
 
-The photograph is scikit-image's astronaut (NASA, public domain). No network is involved: the scores
-are the hand-drawn coarse_labels.png as a network of output stride 8 might give them, blurred and
-sampled at every eighth pixel, and are upsampled as DeepLab's are.
+The photograph is scikit-image's astronaut (NASA, public domain). No network is involved. The scores
+are made from the hand-drawn coarse_labels.png: blurred and sampled at every eighth pixel, like the
+scores of a network of output stride 8. They are upsampled in the same way as DeepLab's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atrousx.data import png
 
 STRIDE, BLUR, CONFIDENCE = 8, 10.0, 0.8
 ITERATIONS = (1, 5, 10)
-# The strokes miss the edges by some 15 pixels: colours weigh more than for a network's scores.
+# The strokes miss the edges by about 15 pixels, so colours weigh more than for a network's scores.
 CRF: dict[str, Any] = {
     "bilateral_weight": 8.0,
     "bilateral_sigma_xy": 50.0,
@@ -36,7 +36,7 @@ PANEL = 288  # pixels
 
 
 def network_like_scores(labels: data.Image, known: np.ndarray) -> torch.Tensor:
-    """[1, L, H / 8, W / 8] log-probabilities of the labels ``known`` [L]."""
+    """Returns log-probabilities [1, L, H / 8, W / 8] of the labels ``known`` [L]."""
     share = np.stack([cv2.GaussianBlur(np.float32(labels == k), (0, 0), BLUR) for k in known])
     probabilities = CONFIDENCE * share + (1 - CONFIDENCE) / len(known)
     return torch.from_numpy(probabilities[None, :, ::STRIDE, ::STRIDE].copy()).log()
@@ -58,11 +58,11 @@ def panels(photo: data.Image, labels: data.Image) -> dict[str, data.Image]:
 
 
 def write_indexed(path: Path, picture: data.Image, colours: int = 192) -> None:
-    """As a PNG of few colours, a third of the size."""
+    """Writes a PNG with few colours, which is a third of the size."""
     pixels = picture.reshape(-1, 3).astype(np.float32)
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_MAX_ITER, 12, 0)
-    # Its types know no None, its manual does: no labels to begin with.
+    # OpenCV's types do not allow None, but its manual does: no initial labels.
     begin: Any = None
     _, _, centres = cv2.kmeans(pixels[::17], colours, begin, stop, 1, cv2.KMEANS_PP_CENTERS)
     centres = np.rint(centres).astype(np.int64)

@@ -1,9 +1,9 @@
-"""The main job once, on a real photograph: coarse labels refined, DeepLab v3 run.
+"""Shows the main uses once, on a real photograph: refines coarse labels, and runs DeepLab v3.
 
     python benchmarks/demo/demo.py [--weights deeplabv3_resnet50.pth] [--out demo]
 
-The photograph is scikit-image's astronaut (NASA, public domain). coarse_labels.png labels it with
-a few straight strokes drawn by hand: person, aeroplane, background.
+The photograph is scikit-image's astronaut (NASA, public domain). coarse_labels.png labels it with a
+few straight hand-drawn strokes: person, aeroplane, background.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from atrousx.cli.segment import segment_image
 
 HERE = Path(__file__).resolve().parent
 COARSE = HERE / "coarse_labels.png"
-# Strokes miss the edges by some 15 pixels: labels weigh less, and colours more, than they would
-# with a network's scores.
+# The strokes miss the edges by about 15 pixels. So labels weigh less, and colours more, than with a
+# network's scores.
 REFINE = {
     "--labels-confidence": 0.6,
     "--bilateral-weight": 8,
@@ -42,7 +42,7 @@ def heading(text: str) -> None:
 
 
 def command(*arguments: object) -> None:
-    """Runs an ``atrousx`` command as a user would, showing it first."""
+    """Prints an ``atrousx`` command and runs it, as a user would."""
     words = [str(a) for a in arguments]
     print(f"$ atrousx {' '.join(words)}", flush=True)
     if code := atrousx(words):
@@ -66,7 +66,7 @@ def refine_photograph(photo: Path, out: Path) -> None:
 
 
 def side_by_side(panels: dict[str, data.Image], gap: int = 8, strip: int = 32) -> data.Image:
-    """One picture of several of the same height, each under its caption, on white."""
+    """Returns several pictures of the same height as one, each under its caption, on white."""
     columns = []
     for caption, image in panels.items():
         column = np.pad(image, ((strip, gap), (gap // 2, gap // 2), (0, 0)), constant_values=255)

@@ -2,9 +2,9 @@
 
     python benchmarks/demo/train_crf.py
 
-Pictures show discs and bars on a background, in colours with noise. The scores to refine are
-blurred over edges, noisy, and too sure of the background. Prints the loss, and the accuracy on
-pictures that were not trained on.
+The pictures show discs and bars on a background, in noisy colours. The scores to refine are blurred
+over edges, noisy, and too confident in the background. The script prints the loss, and the accuracy
+on other pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLOURS = torch.tensor([[90.0, 110.0, 100.0], [170.0, 90.0, 80.0], [90.0, 100.0,
 
 
 def make_pictures(count: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, L, H, W], image [N, 3, H, W] in 0..255 and labels [N, H, W]."""
+    """Returns logits [N, L, H, W], images [N, 3, H, W] in 0..255, and labels [N, H, W]."""
     random = torch.Generator().manual_seed(seed)
     height, width = size
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -45,7 +45,7 @@ def make_pictures(count: int, size: tuple[int, int], seed: int) -> tuple[Tensor,
 
 
 def measure(crf: atrousx.DenseCRF, pictures: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, float]:
-    """Mean negative log-likelihood of the labels, and the share of pixels labelled right."""
+    """Returns the mean negative log-likelihood of the labels, and the share of correct pixels."""
     logits, image, labels = pictures
     probabilities = crf(logits, image)
     loss = F.nll_loss(probabilities.clamp_min(1e-6).log(), labels)
@@ -54,9 +54,10 @@ def measure(crf: atrousx.DenseCRF, pictures: tuple[Tensor, Tensor, Tensor]) -> t
 
 
 def fit(steps: int, size: tuple[int, int] = (24, 32), report: int = 0) -> dict[str, list[float]]:
-    """Trains for ``steps``; the losses in training, and the accuracy before and after elsewhere."""
+    """Trains for ``steps``. Returns the losses, and the accuracy on other pictures before and
+    after."""
     training, others = make_pictures(4, size, seed=0), make_pictures(4, size, seed=1)
-    # Starts from weak kernels of poor widths.
+    # The CRF starts with weak kernels and poor sigmas.
     crf = atrousx.DenseCRF(
         LABELS,
         bilateral_weight=1.0,
