@@ -12,20 +12,21 @@ import torch
 if TYPE_CHECKING:
     from tests.emulator.device import EmulatedDevice
 
-# PyTorch 2.13's own convolution, which tests compare with, writes beyond its memory where the CPU
-# has AMX: in bfloat16, with the gradient of a bias of few outputs.
+# The tests compare with PyTorch's convolution. In PyTorch 2.13 it writes out of bounds on CPUs with
+# AMX: in bfloat16, for the gradient of a bias with few outputs.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-# What is tested are our kernels, also where PyTorch's convolution would be the faster one. atrousx
-# reads it when it is imported, so nothing above may import that.
+# The tests test atrousx's kernels, even where PyTorch's convolution would be faster. atrousx reads
+# this variable on import, so nothing above may import atrousx.
 os.environ["ATROUSX_BACKEND"] = "native"
-# What one run measures must not decide another's.
+# The measurements of one run must not affect another run.
 os.environ["ATROUSX_CACHE"] = "0"
-# One engine fewer to compete with: tests run beside each other's subprocesses on small machines.
+# Limits the threads: on small machines tests run beside the subprocesses of other tests.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
-# On CUDA, too, float32 is held to float32's accuracy; tests of TF32 turn the switch themselves.
+# On CUDA, float32 must also have float32 accuracy. Tests of TF32 change this switch themselves.
 torch.backends.cudnn.allow_tf32 = False
-# The device in host memory is slow: its tests in these files and in tests/emulator run always, and
-# all by `make emulated`. test_on_emulated.py holds every operator, pass and dtype against the CPU.
+# The device in host memory is slow. Its tests in these files and in tests/emulator always run;
+# `make emulated` runs all of them. test_on_emulated.py compares every operator, pass and dtype with
+# the CPU.
 EMULATED_FILES = (
     "doctor/test_doctor.py",
     "doctor/test_on_emulated.py",
@@ -45,7 +46,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _devices(request: pytest.FixtureRequest) -> None:
-    """PyTorch counts the devices at its first gradient: none may come later."""
+    """Adds the device first, because PyTorch counts the devices at its first gradient."""
     if any(item.get_closest_marker("emulated") for item in request.session.items):
         from tests.emulator.device import add_device
 
@@ -60,7 +61,7 @@ def _devices(request: pytest.FixtureRequest) -> None:
     ],
 )
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device of this machine in turn, and the one that runs CUDA code in host memory."""
+    """Every device of this machine, and the one that runs CUDA code in host memory."""
     if request.param == "emulated":
         request.getfixturevalue("emulated_device")
     return torch.device(request.param)
@@ -68,7 +69,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def emulated_device(request: pytest.FixtureRequest) -> EmulatedDevice:
-    """The device in host memory; half of the tests run its threads in reverse order."""
+    """The device in host memory. In half of the tests its threads run in reverse order."""
     from tests.emulator.device import add_device
 
     device = add_device()
@@ -96,7 +97,8 @@ def is_wanted(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a CUDA device its tests are left out, not skipped: nothing was wrong with them."""
+    """Without a CUDA device its tests are deselected, not skipped: a skip would look like a
+    problem."""
     kept = [item for item in items if is_wanted(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept

@@ -1,5 +1,5 @@
-"""Packages that some tests need, which a machine with a GPU may lack: without hypothesis its tests
-are skipped, and all others in their files run."""
+"""Optional packages of some tests, which a machine with a GPU may lack. Without hypothesis its
+tests are skipped; all other tests in their files run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ except ImportError:
 
     def given(*_: Any, **__: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
         def skipped(test: Any) -> Any:
-            # A function of no arguments: pytest would look for fixtures of the drawn ones' names.
+            # It has no parameters, because pytest would look for fixtures with the names of drawn
+            # values.
             @pytest.mark.skip(reason="needs hypothesis")
             def stand_in() -> None: ...
 
@@ -28,7 +29,8 @@ except ImportError:
         return lambda test: test
 
     class _Strategies:
-        """Whatever is asked of it is itself: strategies that are made, but never drawn from."""
+        """Returns itself for every attribute and call, so that strategies can be built but not
+        drawn."""
 
         def __getattr__(self, name: str) -> Any:
             return self

@@ -1,11 +1,11 @@
-"""Runs tests of the operators on a CPU library built with UBSan, the sanitizer of undefined
-behaviour: overflow, misaligned vectors, numbers that no integer holds, shifts, null pointers.
+"""Runs the operators' tests on a CPU library built with UBSan. This sanitizer detects undefined
+behaviour: overflow, misaligned vectors, numbers that do not fit an integer, shifts, null pointers.
 
     python -m tests.sanitize_cpu [--sample SHARE] [--seed N] [pytest's arguments]
 
 setup.py builds a copy of the tree in build/sanitized, with the sanitizer's flags. Files keep their
-times, so a second build compiles what has changed. Tests run in that tree, for the instruction set
-that ATROUSX_CPU asks for. A report of the sanitizer, or a test that fails, makes the exit status 1.
+times, so a second build compiles only changed files. Tests run in that tree, with the instruction
+set in ATROUSX_CPU. If the sanitizer reports something or a test fails, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.tree import ROOT, source_files
 
 TREE = ROOT / "build" / "sanitized"
 REPORTS = TREE / "build" / "reports"
-# -O1 compiles quickly; -g1 has the names and lines that a report needs.
+# -O1 compiles quickly. -g1 has the names and lines that a report needs.
 FLAGS = "-O1 -g1 -fsanitize=undefined,float-cast-overflow -fno-sanitize=vptr"
 
 
 def copy_tree() -> None:
-    """Puts the sources into TREE, with their times, in place of all there but its build folder."""
+    """Copies the sources to TREE with their times. Keeps nothing else except the build folder."""
     TREE.mkdir(parents=True, exist_ok=True)
     for old in TREE.iterdir():
         if old.is_file():
@@ -49,7 +49,7 @@ def environment_of_tests() -> dict[str, str]:
 
 
 def collected(arguments: list[str]) -> list[str]:
-    # pyproject.toml has -q already; twice, it would print numbers in place of names.
+    # pyproject.toml already has -q. With a second -q pytest would print counts instead of names.
     command = [sys.executable, "-m", "pytest", "--collect-only", *arguments]
     found = subprocess.run(
         command, cwd=TREE, env=environment_of_tests(), capture_output=True, text=True
@@ -61,7 +61,7 @@ def collected(arguments: list[str]) -> list[str]:
 
 
 def run(tests: list[str]) -> bool:
-    """Whether all of them passed without a report. Each place in the code is reported once."""
+    """Whether all tests passed without a report. Each place in the code is reported once."""
     shutil.rmtree(REPORTS, ignore_errors=True)
     REPORTS.mkdir(parents=True)
     listed = REPORTS.parent / "tests.txt"

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def source_files() -> list[str]:
-    """What git tracks, and new files that it does not ignore, by their names from the root."""
+    """Returns the names, from the root, of files that git tracks and of new files not ignored."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -17,5 +17,5 @@ def source_files() -> list[str]:
         capture_output=True,
         text=True,
     ).stdout.split("\0")
-    # git lists what was deleted and not committed, too.
+    # git also lists files that were deleted but not committed.
     return [name for name in listed if (ROOT / name).is_file()]

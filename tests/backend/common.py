@@ -1,4 +1,4 @@
-"""What the tests of measuring share: a small convolution, a step of training, a planted fault."""
+"""Shared parts of the measuring tests: a small convolution, a training step, a planted fault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def step(x, w, b=None):
 
 
 def plant(monkeypatch, pass_, fault=lambda result: result + 1):
-    """A kernel that is wrong, of one pass."""
+    """Makes the kernel of one pass wrong."""
     name = {
         FORWARD: "_forward",
         FUSED: "_fused",

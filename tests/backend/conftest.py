@@ -1,4 +1,4 @@
-"""Fixtures of the choices' tests: each begins as a new process would."""
+"""Fixtures for the backend tests: each test starts with the state of a new process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _restored():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds of a call by name; measured are those, not the machine's."""
+    """Seconds of a call by implementation. They replace the measured times."""
     seconds = {"native": 1.0, "torch": 1.0}
     monkeypatch.setattr(
         "atrousx.backend.trial.faster",
@@ -32,7 +32,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def used(monkeypatch):
-    """The native passes that run, in order, trials included."""
+    """Records the native passes that run, in order, trials included."""
     names = []
 
     def seen(name, function):

@@ -1,4 +1,4 @@
-"""No variable of the caller's chooses what is built."""
+"""Removes the caller's environment variables that choose what is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that read photographs need OpenCV: without it their tests are left out."""
+"""Ignores tests of commands that read photographs if OpenCV is not installed."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""The field of view of a network's output pixel, from where its gradient is not zero."""
+"""Measures the field of view of a network's output pixel: the pixels with a nonzero gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from atrousx.models.vgg import DensePool2x2
 
 
 class _Mean(nn.Module):
-    """Averages a max-pooling's windows: the gradient of a maximum reaches only the largest."""
+    """Replaces a max-pooling by an average: the gradient of a maximum reaches only the largest
+    value."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -33,11 +34,11 @@ class _Mean(nn.Module):
 
 
 def field_of_view(network: nn.Sequential, extent: int, centre_only: bool) -> tuple[int, int]:
-    """Height and width of the pixels that the middle output pixel sees, in one channel.
+    """Returns height and width of the field of view of the middle output pixel, in one channel.
 
-    ``network`` may be on the meta device: only its geometry counts. It is changed. Every
-    convolution gets one channel and positive taps; with ``centre_only`` the 3x3 ones before the
-    classifier keep just their centre, so that they do not widen the field.
+    Only the geometry of ``network`` matters, so it may be on the meta device. It is changed: every
+    convolution gets one channel and positive taps. With ``centre_only`` the 3x3 convolutions before
+    the classifier keep only their centre tap, so that they do not widen the field.
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -57,7 +58,7 @@ def field_of_view(network: nn.Sequential, extent: int, centre_only: bool) -> tup
     (gradient,) = torch.autograd.grad(middle, image)
     seen = gradient[0, 0].nonzero()
     spans = seen.amax(0) - seen.amin(0) + 1
-    # A field that touches the border would be larger on a larger image.
+    # If the field touched the border, it would be larger on a larger image.
     assert seen.amin() > 0
     assert seen.amax() < extent - 1
     return int(spans[0]), int(spans[1])

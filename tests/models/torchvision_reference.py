@@ -1,4 +1,4 @@
-"""torchvision's models as the reference, and random weights that both sides load."""
+"""torchvision's models as the reference, and random weights that both libraries can load."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def has_operators(torchvision_file: str) -> bool:
 
 @cache
 def segmentation() -> ModuleType:
-    """``torchvision.models.segmentation``; the test is skipped where torchvision is not installed.
+    """Returns ``torchvision.models.segmentation``. Skips the test if torchvision is not installed.
 
-    torchvision's wheels are compiled for one build of PyTorch each. Importing one beside another
-    build fails on two operators that no model here calls: naming them is enough.
+    Each torchvision wheel is compiled for one build of PyTorch. With another build the import fails
+    on two operators that no model here calls. To define their names is enough.
     """
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
@@ -52,7 +52,7 @@ def deeplab(backbone: str, aux: bool = True) -> nn.Module:
 
 
 def random_state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """Random values for everything, normalisation's running statistics included."""
+    """Returns random values for all entries, including the running statistics of normalisation."""
     generator = torch.Generator().manual_seed(seed)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     for key, value in state.items():

@@ -15,9 +15,9 @@ algorithm_op = torch.ops.atrousx._atrous_conv2d_algorithm.default
 
 
 def points_of(input, weight, stride, sides, dilation, groups, frozen, dtype):
-    """Those of minimal filtering in a forward pass on the CPU; none where it multiplies live taps.
+    """Returns the Winograd points of a forward pass on the CPU; empty if it multiplies live taps.
 
-    ``frozen``: by a weight that is packed beforehand.
+    ``frozen``: the weight is packed beforehand.
     """
     like = torch.empty(0, dtype=dtype)
     geometry = (stride, sides, dilation, groups)
@@ -45,21 +45,21 @@ CASES = {
     "stem of a grey image": (1, 1, 9, 1, (13, 14), (5, 5), (2, 2), (1, 3), (1, 2)),
     "pixels without a live tap": (1, 8, 8, 1, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
     "narrow groups, dead pixels": (1, 6, 6, 2, (1, 3), (2, 2), (1, 1), (5, 4), (3, 2)),
-    # More classes of pixels than a CUDA kernel takes at a time.
+    # More classes of pixels than fit in one CUDA kernel's plan.
     "many classes": (1, 8, 8, 1, (9, 3), (9, 1), (1, 1), (8, 0), (1, 1)),
-    # Channels in whole vectors, which CUDA has kernels for.
+    # Whole vectors of channels, for which CUDA has special kernels.
     "depthwise, 16 channels": (2, 16, 16, 16, (9, 11), (3, 3), (1, 1), (4, 4), (4, 4)),
     "depthwise, 8 channels, strided": (1, 8, 8, 8, (8, 7), (3, 2), (2, 3), (1, 2), (1, 2)),
     "depthwise, 72 channels": (1, 72, 72, 72, (3, 4), (5, 5), (1, 1), (2, 2), (1, 1)),
     "depthwise, 8 channels, dead pixels": (1, 8, 8, 8, (1, 2), (2, 2), (1, 1), (4, 3), (3, 2)),
-    # So many pixels that CUDA sums a grad-weight in parts.
+    # Enough pixels that CUDA sums a grad-weight in parts.
     "many pixels": (2, 16, 16, 1, (23, 23), (1, 2), (1, 1), (0, 1), (1, 2)),
     "many pixels, depthwise": (2, 8, 8, 8, (23, 23), (1, 2), (1, 1), (0, 1), (1, 2)),
 }
-# Several slabs of channels, tiles, blocks of outputs, steps of packing. Not in float64: an oracle
-# in float64 rounds such long sums as much as what it would judge.
+# Several slabs of channels, tiles, blocks of outputs, and packing steps. Not tested in float64: in
+# such long sums a float64 reference has as much rounding error as the result.
 WIDE = {
-    # More than tensor cores take at once of channels, of outputs, of pixels.
+    # More channels, outputs or pixels than tensor cores take at once.
     "72 channels": (2, 72, 24, 1, (2, 9), (1, 3), (1, 1), (0, 3), (1, 3)),
     "136 outputs": (1, 16, 136, 1, (3, 2), (1, 2), (1, 1), (0, 1), (1, 1)),
     "150 pixels": (3, 24, 16, 1, (1, 50), (1, 1), (1, 1), (0, 0), (1, 1)),
@@ -89,7 +89,7 @@ WIDE = {
     "pairs of pixels, strided": (2, 60, 40, 1, (9, 17), (3, 4), (2, 3), (2, 3), (2, 1)),
 }
 
-# In the default layout alone: of gradients in channels_last and half types PyTorch 2.13 gives NaN.
+# Only in the default layout: PyTorch 2.13 returns NaN for channels_last gradients of half types.
 CONTIGUOUS = {
     "depthwise, rows of some vectors": (1, 3, 3, 3, (20, 85), (5, 3), (1, 1), (8, 20), (4, 20)),
     "depthwise, rows of some vectors, stride 2": (
@@ -117,7 +117,7 @@ CONTIGUOUS = {
 }
 
 
-# C, K, groups, dtype: a layer of each kind of kernel.
+# C, K, groups, dtype: one layer for each kind of kernel.
 KINDS = {
     "product": (9, 10, 1, torch.float32),
     "narrow groups": (6, 9, 3, torch.float32),

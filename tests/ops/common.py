@@ -1,4 +1,4 @@
-"""What the operators' tests share: the accuracy rule, layouts, determinism across threads."""
+"""Shared parts of the operators' tests: accuracy, layouts, determinism across threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def multiplies_bfloat16_pairs() -> bool:
-    """Whether the CPU kernels use AVX512-BF16, whose products of bfloat16 come in pairs."""
+    """Whether the CPU kernels use AVX512-BF16, which multiplies bfloat16 in pairs."""
     cpu = Path("/proc/cpuinfo")
     has = cpu.is_file() and " avx512_bf16" in cpu.read_text()
     hidden = os.environ.get("ATROUSX_CPU") == "avx512"
@@ -31,9 +31,9 @@ def to_float64(tensor: Tensor) -> NDArray[np.float64]:
 
 
 def assert_as_accurate_as_torch(ours: Tensor, theirs: Tensor, exact: NDArray[np.float64]) -> None:
-    """Our error against float64 is at most twice PyTorch's own in the same dtype.
+    """Asserts that the error against float64 is at most twice PyTorch's own in the same dtype.
 
-    Errors are Euclidean norms: the maximum over a small tensor is a matter of luck. Where PyTorch
+    Errors are Euclidean norms, because the maximum over a small tensor varies by chance. If PyTorch
     happens to be exact, two roundings of every value are still allowed.
     """
     assert ours.dtype == theirs.dtype
@@ -41,14 +41,15 @@ def assert_as_accurate_as_torch(ours: Tensor, theirs: Tensor, exact: NDArray[np.
     our_error = np.linalg.norm(to_float64(ours) - exact)
     their_error = np.linalg.norm(to_float64(theirs) - exact)
     rounding = 2 * torch.finfo(ours.dtype).eps * np.linalg.norm(exact)
-    # In this order: PyTorch's error may be NaN, as float16's gradients in channels_last were once.
+    # The order of max() matters if PyTorch's error is NaN, as it was in float16 channels_last
+    # gradients.
     assert our_error <= max(rounding, 2 * their_error), (
         f"error {our_error:.3g}, PyTorch's {their_error:.3g}, two roundings {rounding:.3g}"
     )
 
 
 def strided_views(tensor: Tensor) -> list[Tensor]:
-    """The same values behind other strides: a gap between columns, a permutation, a broadcast."""
+    """Returns the same values with other strides: a gap between columns, and a permutation."""
     gapped = torch.empty(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
     gapped = gapped.to(tensor.device)[..., ::2].copy_(tensor)
     permuted = tensor.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)
@@ -56,7 +57,7 @@ def strided_views(tensor: Tensor) -> list[Tensor]:
 
 
 def assert_same_bits_with_any_threads(run: Callable[[], Tensor]) -> None:
-    """Bit-identical from run to run and whatever the number of threads."""
+    """Asserts that results are bit-identical from run to run and for any number of threads."""
     threads = torch.get_num_threads()
     try:
         results = []

@@ -1,8 +1,8 @@
-"""Valid arguments of every operator of the schema, for whoever goes over all of them.
+"""Valid arguments of every operator in the schema, for tests of all operators.
 
-``cases(name)`` lists an operator's calls, small ones that take its different ways, and sizes of 1,
-where views and copies are easily confused. ``Case.arguments(device, dtype)`` makes the arguments,
-all of them and by position, the same numbers on every device.
+``cases(name)`` lists calls of an operator: small ones that cover its different paths, and sizes of
+1, where views and copies are easily confused. ``Case.arguments(device, dtype)`` returns all
+arguments by position, with the same numbers on every device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LATTICE = (torch.float32, torch.float64)
 
 
 class Numbers:
-    """Random tensors of one dtype on one device."""
+    """Creates random tensors of one dtype on one device."""
 
     def __init__(self, device: torch.device | str, dtype: torch.dtype) -> None:
         self.device, self.dtype = torch.device(device), dtype
@@ -43,11 +43,11 @@ class Numbers:
 
     @property
     def sums(self) -> torch.dtype:
-        """What half types are accumulated in."""
+        """The dtype in which this dtype is accumulated."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
-# What only the CPU's kernels and the layers that call them ask for.
+# Operators that only the CPU's kernels, and the layers that call them, use.
 CPU_ONLY = ("_atrous_conv2d_suits_filters", "_fingerprint")
 
 
@@ -70,7 +70,7 @@ class Case:
         return f"{self.operator}-{self.label}"
 
 
-Place = tuple[int, int | None]  # an argument and, where that is a list, an item of it
+Place = tuple[int, int | None]  # an argument and, if it is a list, an index in it
 
 
 def tensor_places(arguments: Sequence[Any]) -> Iterator[Place]:
@@ -88,7 +88,7 @@ def tensor_at(arguments: Sequence[Any], place: Place) -> Tensor:
 
 
 def with_tensor(arguments: Sequence[Any], place: Place, tensor: Tensor) -> list[Any]:
-    """The arguments with another tensor in that place."""
+    """Returns the arguments with another tensor in that place."""
     index, item = place
     changed = list(arguments)
     if item is None:
@@ -106,7 +106,7 @@ def registered_operators() -> list[str]:
 def cases(name: str) -> list[Case]:
     dtypes: tuple[torch.dtype, ...]
     dtypes = LATTICE if name.startswith(("_permutohedral", "_mean_field")) else FLOATING
-    if name == "_atrous_conv2d_suits_filters":  # minimal filtering serves no others
+    if name == "_atrous_conv2d_suits_filters":  # Winograd has only these
         dtypes = (torch.float32, torch.float16, torch.bfloat16)
     return [Case(name, label, make, dtypes) for label, make in _MAKERS[name].items()]
 

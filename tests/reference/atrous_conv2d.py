@@ -1,4 +1,4 @@
-"""Atrous convolution by its definition, in float64, one multiply-add at a time per tap."""
+"""Atrous convolution by its definition, in float64, one tap of one output pixel at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _output_size(size: Pair, taps: Pair, stride: Pair, sides: Sides, dilation: P
 def _taps(
     size: Pair, output: Pair, taps: Pair, stride: Pair, sides: Sides, dilation: Pair
 ) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """Every (oh, ow, kh, kw, ih, iw) whose sample lies on the map."""
+    """Yields every (oh, ow, kh, kw, ih, iw) whose sample lies on the map."""
     for oh in range(output[0]):
         for ow in range(output[1]):
             for kh in range(taps[0]):
@@ -52,7 +52,7 @@ def forward(
     dilation: Pair,
     groups: int,
 ) -> Array:
-    """Padding as sides: top, left, bottom, right."""
+    """``sides`` is the padding: top, left, bottom, right."""
     x, w = _by_group(input, groups), _filters(weight, groups)
     size, taps = (input.shape[2], input.shape[3]), (weight.shape[2], weight.shape[3])
     output = _output_size(size, taps, stride, sides, dilation)

@@ -1,4 +1,4 @@
-"""Several dilations of one input by their definition, in float64."""
+"""Convolutions of one input at several dilations by their definition, in float64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def backward(
     dilations: Sequence[int],
     reduce: str,
 ) -> list[Array]:
-    """Gradients of the input, of each weight, of each bias."""
+    """Returns the gradients of the input, of each weight, and of each bias."""
     grad_input = np.zeros(input.shape)
     grad_weights, grad_biases = [], []
     first = 0

@@ -1,4 +1,4 @@
-"""The permutohedral lattice and the dense CRF, slowly: float64, one dictionary of vertices."""
+"""A slow permutohedral lattice and dense CRF: float64, with one dictionary of vertices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ Vertex = tuple[int, ...]
 
 
 def projection(dims: int) -> np.ndarray:
-    """[D + 1, D]: features to the hyperplane of zero sum, where the lattice's blur has variance 1.
+    """Returns [D + 1, D]: from features to the hyperplane of zero sum, where the blur has variance
+    1.
 
     Column j is orthogonal to the others and to (1, ..., 1): +1 in rows 0..j, -(j + 1) in row j + 1.
     """
@@ -20,11 +21,11 @@ def projection(dims: int) -> np.ndarray:
 
 
 def enclosing_simplex(feature: np.ndarray) -> list[tuple[Vertex, float]]:
-    """The D + 1 lattice vertices around one point and its barycentric weights."""
+    """Returns the D + 1 lattice vertices around one point, and its barycentric weights."""
     dims = len(feature)
     point = projection(dims) @ feature
-    # The nearest point whose coordinates are multiples of D + 1; its sum may be off by a few units,
-    # which the coordinates with the extreme residuals make up for.
+    # The nearest point whose coordinates are multiples of D + 1. Its sum may be wrong by a few
+    # units. The coordinates with the extreme residuals are changed to correct that.
     nearest = np.rint(point / (dims + 1)) * (dims + 1)
     excess = round(nearest.sum() / (dims + 1))
     order = np.argsort(-(point - nearest), kind="stable")
@@ -32,7 +33,7 @@ def enclosing_simplex(feature: np.ndarray) -> list[tuple[Vertex, float]]:
         nearest[order[dims + 1 - excess :]] -= dims + 1
     elif excess < 0:
         nearest[order[:-excess]] += dims + 1
-    # rank[i]: how many residuals are larger; equal ones keep their order.
+    # rank[i] is the number of larger residuals. Equal residuals keep their order.
     rank = np.empty(dims + 1, dtype=int)
     rank[order] = (np.arange(dims + 1) + excess) % (dims + 1)
     residual = np.empty(dims + 1)
@@ -40,7 +41,7 @@ def enclosing_simplex(feature: np.ndarray) -> list[tuple[Vertex, float]]:
     simplex = []
     for k in range(dims + 1):
         vertex = nearest + np.where(rank <= dims - k, k, k - (dims + 1))
-        # Barycentric weight of vertex k: the gap between neighbouring sorted residuals.
+        # The barycentric weight of vertex k is the gap between neighbouring sorted residuals.
         weight = (
             1.0 - residual[0] + residual[dims]
             if k == 0
@@ -58,7 +59,7 @@ def axis_neighbours(vertex: Vertex, axis: int) -> tuple[Vertex, Vertex]:
 
 
 class Lattice:
-    """The lattice of one image: `features` [P, D], already divided by the sigmas."""
+    """The lattice of one image. ``features`` [P, D] are already divided by the sigmas."""
 
     def __init__(self, features: np.ndarray) -> None:
         self.dims = features.shape[1]
@@ -119,7 +120,7 @@ def mean_field(
     iterations: int,
     normalization: str = "symmetric",
 ) -> np.ndarray:
-    """[P, L] log P and kernels of (features [P, D], compatibility [L, L]) -> [P, L]."""
+    """[P, L] log P and kernels (features [P, D], compatibility [L, L]) -> [P, L]."""
     log_probabilities = np.asarray(log_probabilities, np.float64)
     lattices = [(Lattice(features), np.asarray(mu)) for features, mu in kernels]
     q = softmax(log_probabilities)

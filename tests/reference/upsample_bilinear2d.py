@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 def axis_matrix(
     size_in: int, size_out: int, align_corners: bool, scale_factor: float | None = None
 ) -> Array:
-    """The [size_out, size_in] matrix of one axis: each row holds an output's two weights."""
+    """Returns the [size_out, size_in] matrix of one axis: each row has an output's two weights."""
     matrix = np.zeros((size_out, size_in))
     for o in range(size_out):
         if align_corners:

@@ -19,7 +19,7 @@ def pixel_terms(
     smoothing: float,
     align_corners: bool,
 ) -> tuple[Array, Array, Array]:
-    """Losses and weights [N, OH, OW], and d loss / d upsampled logits [N, C, OH, OW]."""
+    """Returns losses and weights [N, OH, OW], and d loss / d upsampled logits [N, C, OH, OW]."""
     size = (target.shape[1], target.shape[2])
     values = upsample_bilinear2d.forward(logits, size, align_corners)
     channels = values.shape[1]
@@ -45,7 +45,7 @@ def loss_and_gradient(
     align_corners: bool = False,
     grad: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The loss and its gradient; ``grad`` [N, OH, OW] multiplies the pixels' for "none"."""
+    """Returns the loss and its gradient. ``grad`` [N, OH, OW] is of the pixels' losses ("none")."""
     losses, weights, slopes = pixel_terms(
         logits, target, weight, ignore_index, smoothing, align_corners
     )

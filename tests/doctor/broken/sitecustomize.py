@@ -1,9 +1,10 @@
-"""Breaks an operator in every Python that starts with this folder on PYTHONPATH, to see whether the
-doctor notices: ATROUSX_TEST_BREAK=OPERATOR:HOW, where HOW is "wrong" (results a hundredth too
-large), "raise", or "abort" (once: a file, ATROUSX_TEST_BREAK_ONCE, says that it has happened).
+"""Breaks an operator in every Python process that has this folder on PYTHONPATH, to test whether
+the doctor detects it. ATROUSX_TEST_BREAK=OPERATOR:HOW, where HOW is "wrong" (results 1 % too
+large), "raise", or "abort" (only once: then the file ATROUSX_TEST_BREAK_ONCE exists).
 
-ATROUSX_TEST_BREAK_KERNEL makes the emulated device, and breaks kernels there whose names hold this:
-"" breaks none."""
+ATROUSX_TEST_BREAK_KERNEL adds the emulated device, and breaks its kernels whose names contain this
+text. "" breaks none.
+"""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""State dicts as published ports of DeepLab v2 have them, made of a model's own weights."""
+"""State dicts in the format of published ports of DeepLab v2, built from a model's own weights."""
 
 import torch
 
@@ -6,7 +6,7 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_trac
 
 
 def port_with_base(model, prefix="base."):
-    """The state_dict of a port that wraps convolution and normalisation in one module."""
+    """Returns the state_dict of a port that wraps convolution and normalisation in one module."""
     own, port = model.state_dict(), {}
 
     def put(theirs, conv, norm):
@@ -31,7 +31,8 @@ def port_with_base(model, prefix="base."):
 
 
 def port_with_scale(model, prefix="Scale."):
-    """The state_dict of a port on torchvision's names, without counters as in older PyTorch."""
+    """Returns the state_dict of a port with torchvision's names, without counters as in older
+    PyTorch."""
     port = {}
     for key, value in model.state_dict().items():
         key = key.replace("classifier.branches.", f"{prefix}layer5.conv2d_list.")
@@ -41,7 +42,8 @@ def port_with_scale(model, prefix="Scale."):
 
 
 def coco_initialisation(model):
-    """What the first port starts its training from: no ``base.``, and 91 scores of a 1x1."""
+    """Returns the initial weights of the first port's training: no ``base.``, and 91 scores of a
+    1x1."""
     port = port_with_base(model, "")
     kept = {key: value for key, value in port.items() if not key.startswith("aspp.")}
     return kept | {"fc.weight": torch.ones(91, 2048, 1, 1), "fc.bias": torch.ones(91)}
