@@ -1,4 +1,4 @@
-"""The assembler's own report on the CUDA kernels: the hot ones must not spill registers."""
+"""The assembler's report on the CUDA kernels: hot kernels must not spill registers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from atrousx import _library
 
 OBJECTS = Path(__file__).parents[1] / "build" / "ninja" / "_cuda"
-# A spilled sum would be written to and read from memory in every step of the innermost loop.
+# A spilled sum would be stored and loaded in every step of the innermost loop.
 HOT_KERNELS = [
     "atrous_conv2d_depthwise_grad_weight_kernel",
     "atrous_conv2d_depthwise_kernel",
@@ -41,17 +41,17 @@ HOT_KERNELS = [
     "upsample_cross_entropy_backward_kernel",
     "upsample_cross_entropy_forward_kernel",
 ]
-# These index an array by a number of the features' dimensions: it lies in local memory by intent.
+# These index an array by a number of feature dimensions, so it is in local memory on purpose.
 LOCAL_ARRAY_KERNELS = ["permutohedral_embed_kernel", "permutohedral_embed_backward_kernel"]
 
 
-# Shared memory that a block may have, in KiB, by architecture: the CUDA programming guide's table.
+# Shared memory limit of a block in KiB by architecture, from the CUDA programming guide's table.
 SHARED_LIMITS = {
     **dict.fromkeys(("sm_80", "sm_87"), 163),
     **dict.fromkeys(("sm_86", "sm_88", "sm_89", "sm_120", "sm_121"), 99),
     **dict.fromkeys(("sm_90", "sm_90a", "sm_100", "sm_103", "sm_110"), 227),
 }
-# The columns of the tile of a tensor-core kernel: its template argument, or as many as lanes.
+# The columns of a tensor-core kernel's tile: its template argument, or the number of lanes.
 TENSOR_KERNELS = {
     "atrous_conv2d_gather_tensorcore_kernel": r"Li(\d+)E",
     "atrous_conv2d_grad_weight_tensorcore_kernel": None,
@@ -68,7 +68,7 @@ class Report(NamedTuple):
 
 
 def read_report(text: str) -> list[Report]:
-    """What `ptxas -v` printed, kernel by kernel."""
+    """Parses the output of `ptxas -v`, kernel by kernel."""
     pattern = (
         r"Compiling entry function '(\S+)' for '(\S+)'.*?"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
@@ -108,7 +108,7 @@ def reports() -> list[Report]:
 
 
 def reports_of(kernel: str) -> list[Report]:
-    # The mangled name holds the length of the plain one, so that no longer name is meant.
+    # The mangled name contains the length of the plain name, so longer names do not match.
     found = [report for report in reports() if f"{len(kernel)}{kernel}" in report.kernel]
     assert found, "the assembler's report does not name this kernel"
     return found
@@ -134,7 +134,7 @@ def test_kernels_with_local_arrays_do_not_spill(kernel):
 @needs_cuda_build
 @pytest.mark.parametrize("kernel", TENSOR_KERNELS)
 def test_tensor_core_tiles_fit_the_shared_memory_of_a_block(kernel):
-    # Three stages, each of 128 bytes for 128 lanes and the columns: kTensorSharedBytes.
+    # Three stages, each with 128 bytes for each of 128 lanes and the columns: kTensorSharedBytes.
     for report in reports_of(kernel):
         columns = TENSOR_KERNELS[kernel] and re.search(TENSOR_KERNELS[kernel], report.kernel)[1]
         ring = 3 * (128 + int(columns or 128)) * 128

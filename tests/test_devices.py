@@ -1,4 +1,4 @@
-"""Devices that atrousx has no kernels for: convolutions run by PyTorch's, the rest says why not."""
+"""Devices that atrousx has no kernels for: PyTorch convolves, other operators raise an error."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_gpus_that_do_not(capability, architectures):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Pretends that there is a GPU of a capability, and a library compiled for others."""
+    """Simulates a GPU of a capability, and a library compiled for other architectures."""
 
     def pretend(capability, architectures):
         monkeypatch.setattr(_library, "cuda", SimpleNamespace(architectures=architectures))
@@ -74,13 +74,13 @@ FAKE = FakeTensorMode()
 
 
 def on(device, *size):
-    """A tensor on a device that need not be there."""
+    """Returns a tensor on a device that need not exist."""
     with FAKE:
         return torch.empty(*size, device=device)
 
 
 def refusals(device):
-    """What operators say that PyTorch has no twin of, by the argument at fault."""
+    """Returns the messages of operators without a twin in PyTorch, by the argument in question."""
     logits, image = on(device, 1, 3, 4, 4), on(device, 1, 3, 4, 4)
     large, target = on(device, 1, 3, 8, 8), on(device, 1, 8, 8).long()
     calls = [
@@ -155,7 +155,7 @@ def auto():
 
 @pytest.fixture
 def no_kernels(auto, monkeypatch):
-    """Tensors on the CPU as if atrousx had no kernels for them."""
+    """Treats tensors on the CPU as if atrousx had no kernels for them."""
     for function in (ops.multi_rate_conv2d, ops.atrous_conv2d.__globals__["torch_computes"]):
         monkeypatch.setitem(function.__globals__, "only_torch", lambda _: True)
     for name in ("atrous_conv2d", "multi_rate_conv2d"):

@@ -1,4 +1,4 @@
-"""Every public name has an example, and every example in the package does what it says."""
+"""Every public name has an example, and every example in the package gives the result it shows."""
 
 import doctest
 import importlib
@@ -11,14 +11,14 @@ import atrousx
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(atrousx.__path__, "atrousx.")
-    # Compiled libraries have no docstrings; importing __main__ would run the command.
+    # Compiled libraries have no docstrings. Importing __main__ would run the command.
     if not module.name.endswith(("._C", "._cuda", ".__main__"))
 ]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_do_what_they_say(name):
-    # How tensors are padded when printed is PyTorch's affair.
+    # PyTorch decides how printed tensors are padded with spaces.
     options = doctest.NORMALIZE_WHITESPACE
     assert doctest.testmod(importlib.import_module(name), optionflags=options).failed == 0
 

@@ -1,4 +1,4 @@
-"""Loading the compiled libraries: there is no Python in them, and what cannot be loaded is said."""
+"""Loading the compiled libraries: they contain no Python, and a failure to load is reported."""
 
 from __future__ import annotations
 

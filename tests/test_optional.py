@@ -1,5 +1,5 @@
-"""What is imported when: atrousx with no more than it needs, the tests that a GPU runs with torch,
-numpy and pytest alone."""
+"""Imports: atrousx imports only what it needs, and the tests that a GPU runs need only torch, numpy
+and pytest."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     ids=["import", "wrong option"],
 )
 def test_what_takes_long_to_import_is_not_imported(statement: str):
-    # A wrong option ends the process, as it should. What torch itself imports is not atrousx's.
+    # A wrong option ends the process, which is expected. Modules that torch imports do not count.
     code = f"""
 import sys, torch
 before = set(sys.modules)

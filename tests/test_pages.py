@@ -1,4 +1,4 @@
-"""The code on README.md and MIGRATING.md runs as it stands, on random weights and small images."""
+"""The code in README.md and MIGRATING.md runs unchanged, with random weights and small images."""
 
 import importlib
 import re
@@ -25,7 +25,7 @@ BLOCKS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The files that the pages name, with random weights, half as large as the published ones."""
+    """The files that the pages name, with random weights, in half precision to halve their size."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     third = atrousx.models.deeplab_v3(layout="torchvision", aux=True)
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def names(block):
-    """What the pages say that a reader has."""
+    """Returns the names that the pages assume to be defined."""
     given = {
         "torch": torch,
         "np": np,

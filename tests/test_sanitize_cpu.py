@@ -1,4 +1,4 @@
-"""The runner of the operators' tests under UBSan. Nothing is compiled."""
+"""The script that runs the operators' tests under UBSan. Nothing is compiled."""
 
 from __future__ import annotations
 

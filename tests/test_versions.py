@@ -1,4 +1,4 @@
-"""Versions are written once."""
+"""Every version is written in one place only."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def test_versions_of_the_tools_are_written_once():
     for name in ("ruff", "mypy", "clang-format"):
         assert re.search(rf'"{name}==\d+\.\d+\.\d+"', lint)
     hooks = ROOT / ".pre-commit-config.yaml"
-    if hooks.is_file():  # not in the sdist
+    if hooks.is_file():  # it is not in the sdist
         assert re.findall(r"repo: (.*)", hooks.read_text(encoding="utf-8")) == ["local"]

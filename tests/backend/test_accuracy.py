@@ -1,4 +1,4 @@
-"""When two results of one convolution agree, and who is right where they do not."""
+"""When two results of a convolution agree, and which one is right if they do not."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_where_pytorch_is_less_exact_the_other_one_is_right():
     exact = torch.randn(3, 32, 9, 7, dtype=torch.float64)
     rough = (exact * (1 + 1e-3 * torch.randn_like(exact))).float()
     assert compare(exact.float(), rough, geometry(), lambda: exact).agrees
-    # Twice PyTorch's error is allowed, not more.
+    # At most twice PyTorch's error is allowed.
     for factor, agrees in ((1.9, True), (2.2, False)):
         other = (exact + factor * (rough.double() - exact)).float()
         assert compare(other, rough, geometry(), lambda: exact).agrees is agrees

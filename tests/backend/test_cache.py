@@ -1,4 +1,4 @@
-"""Choices in a file: found by the next process, shared by processes at once, never in the way."""
+"""Choices in a cache file: other processes find and share it, and a bad file does no harm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def convolve():
 
 
 def run_anew():
-    """A new process's first call, as far as choices go: writes at the end of this one."""
+    """Simulates a new process. Writes the choices first, as at the end of this process."""
     measuring._write()
     measuring.forget()
     convolve()
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_ignored_and_written_anew(clock, file, trials, content
         ("{}", [True, True, 1.0, 1.0, 0.0]),
         ('["forward"]', [True, True, 1.0, 1.0, 0.0]),
         (None, [True, True]),
-        (None, [True, False, 1.0, 1.0, 0.0]),  # chosen, but wrong: no process writes that
+        (None, [True, False, 1.0, 1.0, 0.0]),  # chosen, but wrong: no process writes this
         (None, ["yes", True, 1.0, 1.0, 0.0]),
         (None, {"native": True}),
     ],
@@ -195,7 +195,7 @@ def test_processes_at_once_lose_nothing(file):
     writers = [subprocess.Popen([sys.executable, "-c", source, str(n)]) for n in range(3)]
     while any(writer.poll() is None for writer in writers):
         if file.exists():
-            json.loads(file.read_text())  # whole at any moment
+            json.loads(file.read_text())  # the file is complete at any moment
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     assert cache.read("machine") == {f"{n} {i}": [i] for n in range(3) for i in range(40)}
 

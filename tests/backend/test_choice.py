@@ -1,4 +1,4 @@
-"""Who computes a convolution: the process's choice, the keyword, the measured rule of "auto"."""
+"""Which implementation computes a convolution: set_backend, the keyword, the rule of "auto"."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _restored():
 
 @pytest.fixture
 def limits(monkeypatch):
-    """Those of AVX-512, whatever this CPU has."""
+    """Uses the limits of AVX-512 on any CPU."""
     monkeypatch.setattr(rule, "current_limits", lambda: rule.limits_of("avx512"))
     rule.cpu_rule.cache_clear()
     yield
@@ -35,7 +35,8 @@ def limits(monkeypatch):
 
 
 def computes(backend=None, size=33, dilation=1, trains=False, **options):
-    """Who does: infinite weights meet padding in PyTorch's convolution only, and become NaN."""
+    """Returns the implementation: only PyTorch's multiplies infinite weights by padding, giving
+    NaN."""
     x = torch.ones(1, 4, size, size, requires_grad=trains)
     w = torch.full((64, 4, 3, 3), torch.inf)
     y = atrous_conv2d(x, w, padding=dilation, dilation=dilation, backend=backend, **options)
@@ -67,7 +68,7 @@ def test_auto_goes_by_the_share_of_live_taps(limits):
         (4, torch.contiguous_format, "torch"),
         (1, torch.channels_last, "torch"),
         (32, torch.contiguous_format, "native"),  # depthwise
-        (16, torch.contiguous_format, "torch"),  # two outputs a channel
+        (16, torch.contiguous_format, "torch"),  # two outputs per channel
     ],
 )
 def test_auto_knows_groups_and_few_channels(limits, groups, memory_format, expected):
@@ -150,11 +151,11 @@ def test_auto_takes_minimal_filtering_where_it_pays(limits, channels_last):
 
     assert computes(33) == "native"
     assert computes(33, torch.bfloat16, packed=True) == "native"
-    # Few pixels do not pay for transforming the filters at every call.
+    # With few pixels it does not pay to transform the filters at every call.
     assert computes(33, torch.bfloat16) == "torch"
     assert computes(9) == "torch"
     assert computes(9, packed=True) == "native"
-    assert computes(9, trains=True) == "native"  # grad-weight gains all the same
+    assert computes(9, trains=True) == "native"  # grad-weight gains anyway
     with torch.autocast("cpu", torch.bfloat16):
         assert computes(33) == "torch"
 

@@ -1,4 +1,4 @@
-"""On a GPU: "auto" measures by events, on the current stream, and never into a captured graph."""
+"""On a GPU "auto" measures with events, on the current stream, and never in a captured graph."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Measuring on the device in host memory, as on a GPU: what is kept, and that a kernel which is
-broken on purpose is found out."""
+"""Measures on the device in host memory, as on a GPU. Tests which choices are kept, and that a
+kernel which was broken on purpose is detected."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.emulated
 
 @pytest.fixture
 def device(emulated_device):
-    """Its kernels are whole again afterwards."""
+    """The device. Its kernels are repaired afterwards."""
     atrousx.set_backend("measure")
     yield emulated_device
     emulated_device.break_kernels("")
 
 
 def both(dtype=torch.float32):
-    """The operands on the CPU and on the device."""
+    """Returns the operands on the CPU and on the device."""
     here = operands(dtype=dtype)
     return here, [t.detach().to(NAME).requires_grad_() for t in here]
 
@@ -59,7 +59,7 @@ def test_auto_measures_there(device, clock):
     ],
 )
 def test_a_broken_kernel_is_found_out(device, clock, kernel, pass_):
-    clock["native"] = 0.1  # faster by far: it would be kept
+    clock["native"] = 0.1  # much faster: without the fault it would be chosen
     here, there = both()
     device.break_kernels(kernel)
     with pytest.warns(RuntimeWarning, match=f"differ by .*, float32, {NAME}") as said:
@@ -68,7 +68,7 @@ def test_a_broken_kernel_is_found_out(device, clock, kernel, pass_):
     (choice,) = (c for g, c in measuring.table if (g.device, g.pass_) == (NAME, pass_))
     assert not choice.agrees
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
+        warnings.simplefilter("error")  # the warning comes once
         assert_agree(step(*there), step(*here))
     assert len([w for w in said if f": {pass_} of a" in str(w.message)]) == 1
 
@@ -97,7 +97,7 @@ def test_what_is_not_measured_checks_itself(device, kernel, name):
 
 
 def test_tf32_is_no_fault_and_has_a_check_of_its_own(device):
-    """PyTorch's switch is on by default; conftest turns it off."""
+    """PyTorch's TF32 switch is on by default; conftest turns it off."""
     x, w = torch.randn(1, 24, 9, 9).to(NAME), torch.randn(32, 24, 3, 3).to(NAME)
     self_check.forget()
     before = torch.backends.cudnn.allow_tf32

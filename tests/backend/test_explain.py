@@ -1,4 +1,4 @@
-"""What explain says of a layer: who computes each pass, how, and why."""
+"""What explain reports of a layer: which implementation computes each pass, how, and why."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def methods(explanation):
 
 def test_the_numbers_of_a_layer_that_can_be_counted_by_hand():
     found = explain((2, 1, 3, 1), (1, 1, 5, 4), padding=(2, 0), dilation=2, backend="native")
-    # Rows of 5 and taps at -2, 0, 2: 3 + 5 + 3 of 15 are live.
+    # Rows of 5 and taps at -2, 0, 2: 3 + 5 + 3 of 15 taps are live.
     assert found.live_share == pytest.approx(11 / 15)
     assert found.output_size == (1, 2, 5, 4)
     assert found.multiply_adds == 2 * 5 * 4 * 3
@@ -63,7 +63,7 @@ def test_a_backend_by_name_is_the_reason(backend):
         ((64, 1, 3, 3), (1, 64, 9, 9), {**ROWS, "stride": 2}, ["depthwise"] * 3),
         ((64, 1, 5, 5), (1, 64, 9, 9), ROWS, ["depthwise"] * 3),
         ((8, 2, 3, 3), (1, 8, 9, 9), {"groups": 4}, ["direct"] * 3),
-        # Few channels from many outputs: only the gradient of the input has few destinations.
+        # With few channels and many outputs only the gradient of the input has few destinations.
         ((64, 3, 7, 7), (1, 3, 33, 33), {}, ["dense product", "direct", "dense product"]),
     ],
 )
@@ -106,7 +106,7 @@ def test_measured_times_are_given_and_undecided_is_said(clock):
     assert by(found)[0] == "atrousx"
     assert found.passes[0].native_seconds == 0.5
     assert "measured: atrousx 500 ms, PyTorch 1e+03 ms" in found.passes[0].reason
-    # The gradient of a sum is expanded, of no format; explain takes the output's.
+    # The gradient of a sum is expanded and has no memory format; explain assumes the output's.
     for geometry, choice in list(measuring.table):
         measuring.keep(geometry, choice._replace(native=False, agrees=False, error=0.25))
     found = explain(w.shape, x, **size)

@@ -1,4 +1,4 @@
-"""The backend "measure": both computed, compared, timed, and the faster one kept, pass by pass."""
+"""The backend "measure": both results are computed, compared and timed, and the faster is kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _measure():
 
 
 def test_each_pass_is_chosen_apart(clock, used):
-    """By a clock that says something else for each."""
+    """In turn, atrousx's kernels are chosen for one pass, and PyTorch for the others."""
     for faster_native in (FORWARD, GRAD_INPUT, GRAD_WEIGHT):
         measuring.forget()
         x, w, b = operands()
@@ -73,7 +73,7 @@ def test_a_layer_that_is_pytorchs_throughout_has_its_autograd(clock, used):
         nodes.append(convolve(x, w, b).grad_fn.name())
         nodes.append(convolve(x.detach(), w, b).grad_fn.name())
     own, torchs = "_MeasuredBackward", "ConvolutionBackward0"
-    # Of the weight alone at first: what the input's gradient takes is not known.
+    # At first only the weight's gradient was measured, so the choice for the input's is unknown.
     assert nodes == [own, own, torchs, torchs, torchs]
     used.clear()
     expected = F.conv2d(x, w, b, padding=2, dilation=2, groups=2)
@@ -111,7 +111,7 @@ def test_a_wrong_kernel_is_never_used_and_warned_of_once(monkeypatch, clock, use
 @pytest.mark.parametrize(
     "fault",
     [
-        lambda result: result.index_fill(-1, torch.tensor([0]), 0.0),  # a column not written
+        lambda result: result.index_fill(-1, torch.tensor([0]), 0.0),  # a column is not written
         lambda result: torch.full_like(result, torch.nan),
         lambda result: result[..., :-1],
         lambda result: result * 1.001,
@@ -200,7 +200,7 @@ def test_other_threads_are_measured_anew(clock, used):
     assert len({geometry.device for geometry, _ in measuring.table}) == 2
 
 
-# Views of a map that lie in memory otherwise than a new one.
+# Views whose memory layout differs from a new map's.
 VIEWS = {
     "columns": lambda x: x.repeat_interleave(2, -1)[..., ::2],
     "a crop": lambda x: F.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2],
@@ -258,7 +258,7 @@ def test_the_nearest_measured_size_decides_after_a_few(clock, used):
         assert used == expected, size
         used.clear()
     assert [choice.source for _, choice in measuring.table] == ["measured"] * FEW + ["nearest"] * 5
-    # A batch counts as so many more pixels; another layer is measured by itself.
+    # A batch counts as more pixels of the same layer. Another layer is measured separately.
     convolve(torch.randn(16, 4, 8, 8), w)
     assert used == [FORWARD]
     convolve(torch.randn(1, 4, 9, 9), torch.randn(8, 2, 3, 3))
@@ -275,7 +275,7 @@ def test_a_kernel_wrong_at_one_size_is_used_at_no_size_that_was_not_compared(mon
             convolve(torch.randn(1, 4, 64, 64), w)
     x = torch.full((1, 4, 9, 9), 1.0)
     result = convolve(x, torch.full_like(w, torch.inf))
-    assert result.isnan().any()  # PyTorch's multiplies padding
+    assert result.isnan().any()  # PyTorch's convolution multiplies padding
 
 
 @pytest.mark.parametrize("native", [PASSES, (), (FORWARD,), (GRAD_INPUT,), (GRAD_WEIGHT,)])
@@ -287,7 +287,7 @@ def test_gradients_are_exact_to_the_second_order_whoever_computes(clock, native)
     def function(x, w, b):
         return atrous_conv2d(x, w, b, stride=(1, 2), padding=(1, 2), dilation=(2, 1), groups=2)
 
-    def same(x, w, b):  # the odd pixel below and to the right
+    def same(x, w, b):  # the odd pixel is below and to the right
         return atrous_conv2d(x, w, b, padding="same", dilation=(1, 3), groups=2)
 
     for f in (function, same):
@@ -354,7 +354,7 @@ def test_a_size_found_wrong_takes_back_what_the_nearest_decided(clock):
     found, choice = next((g, c) for g, c in measuring.table if c.source == "measured")
     measuring.keep(found, choice._replace(native=False, agrees=False))
     assert not measuring.choice_of(near, torch.device("cpu")).native
-    assert near not in dict(measuring.table)  # explain asks, and keeps nothing
+    assert near not in dict(measuring.table)  # explain asks, but nothing is kept
 
 
 def test_a_layer_keeps_so_many_decisions_and_takes_the_rest_alike(monkeypatch, clock, used):

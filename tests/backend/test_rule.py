@@ -1,4 +1,4 @@
-"""The rule of "auto" on the CPU: what holds for any limits, and for the files of them."""
+"""The rule of "auto" on the CPU: properties that hold for all limits, and the files of limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = [f"{dtype} {layout}" for dtype, layout in itertools.product(DTYPES, LA
 
 
 def features(chance, **change):
-    """Of a random convolution."""
+    """Returns the features of a random convolution."""
     channels = chance.choice((1, 1, 8, 64, 128, 512, 2048))
     drawn = {
         "dtype": chance.choice((torch.float32, torch.bfloat16)),
@@ -43,7 +43,7 @@ def many(**change):
 
 
 def entries(table, depth):
-    """The limits of a table, each with the names that lead to it."""
+    """Yields the limits of a table, each with the names that lead to it."""
     if not isinstance(table, dict):
         yield (), table
         return
@@ -82,7 +82,7 @@ def test_every_convolution_has_a_line_and_every_kind_convolutions(name):
     lines = {line_of(f, limits.bounds) for f in many()}
     assert {kind for kind, _, _ in lines} == limits.torch_from.keys()
     for line in lines:
-        rule.limit_at(limits, line)  # raises where a table lacks it
+        rule.limit_at(limits, line)  # raises if a table lacks it
 
 
 @pytest.mark.parametrize("name", SETS)

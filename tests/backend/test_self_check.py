@@ -1,4 +1,4 @@
-"""Operators without a twin of PyTorch's check themselves on a GPU, before their first result."""
+"""Operators without a twin in PyTorch check themselves on a GPU before their first result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _anew():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The CPU taken for a GPU: what is checked is held against itself."""
+    """Treats the CPU as a GPU: results are compared with themselves."""
     monkeypatch.setattr(self_check, "is_gpu", lambda tensor: True)
 
 
@@ -77,7 +77,7 @@ def test_half_types(gpu, name, dtype):
 
 
 def wrong_on_the_device(monkeypatch, name, fault):
-    """The check's first result is the device's, its second the CPU's."""
+    """Applies the fault to the check's first result, the device's; the second is the CPU's."""
     check, calls = self_check._checks[name], []
 
     def case(*inputs):
@@ -90,7 +90,7 @@ def wrong_on_the_device(monkeypatch, name, fault):
 
 
 class _Doubled(torch.autograd.Function):
-    """Right itself, wrong in its gradient."""
+    """A function with a correct result and a wrong gradient."""
 
     @staticmethod
     def forward(ctx, value):
@@ -118,7 +118,7 @@ def test_a_wrong_one_raises_at_every_call(gpu, monkeypatch, name):
 
 
 def _self_checks_call(name, dtype=torch.float32):
-    """As a user calls it: not the patched case, the operator."""
+    """Calls the operator as a user does, not the patched case."""
     given = [t.to(dtype) if t.is_floating_point() else t for t in self_check._checks[name].inputs()]
     case = {
         "mean_field": _self_checks._mean_field,

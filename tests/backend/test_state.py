@@ -1,4 +1,4 @@
-"""Choices in checkpoints and on other ranks: once made, kept for the run."""
+"""Choices in checkpoints and on other ranks: a choice that was made is kept for the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def convolve(dilation=2):
 
 
 def run(size, weight=W):
-    """A size of a layer, and whether atrousx's kernels computed it: PyTorch's multiply padding."""
+    """Whether atrousx's kernels computed a layer at this size. PyTorch's would multiply padding."""
     x = torch.ones(1, 4, size, size)
     y = atrous_conv2d(x, torch.full_like(weight, torch.inf), padding=2, dilation=2)
     return not y.isnan().any()
@@ -95,7 +95,7 @@ def test_a_choice_of_another_build_runs_nowhere_before_it_is_compared(clock):
         y = atrous_conv2d(X.abs(), w, padding=2, dilation=2, backend="measure")
     finally:
         torch.use_deterministic_algorithms(False)
-    assert y.isnan().any()  # PyTorch's multiplies padding
+    assert y.isnan().any()  # PyTorch's convolution multiplies padding
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_is_no_state_is_refused_as_a_whole(clock, change, error):
 
 
 def another_process(clock, native, sizes):
-    """Measures sizes into the cache, which this process has not read then."""
+    """Another process measures sizes into the cache. This process has not read them yet."""
     measuring.forget()
     measured_as(clock, native, sizes)
     measuring._write()
@@ -165,7 +165,7 @@ def test_a_decision_by_the_nearest_is_not_cached_and_counts_for_nothing(clock):
     }
     load_state_dict(saved)
     clock.update(native=9.0)
-    assert not run(FIFTH)  # measured: one that was measured does not decide
+    assert not run(FIFTH)  # it is measured: one measured size is not enough to decide
     assert [c.source for _, c in measuring.table] == ["loaded"] + ["nearest"] * 3 + ["measured"]
 
 
@@ -199,7 +199,7 @@ def _rank(rank, rendezvous, results):
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
     )
     measuring.forget()
-    # Ranks whose clocks say opposite things.
+    # The clocks of the two ranks give opposite results.
     times = (1.0, 9.0) if rank == 0 else (9.0, 1.0)
     atrousx.backend.trial.faster = lambda *_: times
     convolve()
@@ -212,7 +212,7 @@ def _rank(rank, rendezvous, results):
 
 
 def _rank_with_a_cache(rank, rendezvous, results):
-    """Rank 0 has measured four sizes; rank 1's cache holds others, which say the opposite."""
+    """Rank 0 has measured four sizes. Rank 1's cache has others, with the opposite result."""
     torch.set_num_threads(1)
     os.environ["ATROUSX_CACHE"] = f"{results}/cache {rank}"
     torch.distributed.init_process_group(

@@ -1,4 +1,4 @@
-"""Where nothing is measured, and that measuring disturbs nothing."""
+"""Cases in which nothing is measured, and proof that measuring disturbs nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_deterministic_mode_measures_nothing(clock, used):
         used.clear()
         step(x, w, b)
         assert used == []
-        # What was right runs there, whoever is faster.
+        # In deterministic mode every kernel that agreed may run, even if it is slower.
         torch.use_deterministic_algorithms(True)
         step(x, w, b)
         assert used == list(PASSES)

@@ -1,4 +1,4 @@
-"""The dense CRF's benchmark runs, names the peers that are missing, and refuses bad sizes."""
+"""The dense CRF's benchmark runs, names the libraries that are missing, and rejects bad sizes."""
 
 import csv
 import importlib

@@ -1,4 +1,4 @@
-"""The models' benchmark: operations counted by hand, a run on a tiny image, CSV, bad names."""
+"""The models' benchmark: exact counts of operations, a run on a tiny image, CSV, bad names."""
 
 import csv
 import importlib
@@ -25,7 +25,7 @@ def test_operations_by_hand(bench):
     model = nn.Sequential(
         atrousx.AtrousConv2d(2, 3, 3, padding=2, dilation=2), nn.Conv2d(3, 4, 1, stride=2)
     )
-    # On 5 pixels, a row's three taps at rate 2 touch 3, 5 and 3 of them.
+    # On 5 pixels the three taps of a row at rate 2 touch 3, 5 and 3 pixels.
     first = 2 * 3 * 2 * 25 * 9
     assert bench.operations(model, torch.empty(7, 2, 5, 5)) == (
         first + 2 * 4 * 3 * 9,
@@ -80,7 +80,7 @@ def test_torchvisions_own_model_has_the_same_weights(bench):
 
 
 README = (BENCHMARKS.parent / "README.md").read_text()
-# Builder, parameters, operations in all and on data.
+# Builder, parameters, operations: all and those on data.
 TABLE = re.findall(r"\| `(deeplab_v\d\(.*?\))` \| ([\d,]+) \| ([\d.]+) \(([\d.]+)\) \|", README)
 
 
@@ -92,7 +92,7 @@ def test_readmes_table(bench):
             extent = 513 if call.startswith("deeplab_v3") else 321
             image = torch.empty(1, 3, extent, extent)
         assert f"{sum(p.numel() for p in model.parameters()):,}" == parameters, call
-        # One scale, and no auxiliary classifier.
+        # One scale, without the auxiliary classifier.
         model.scales, model.aux_classifier = (), None
         found = [f"{count * 1e-9:.1f}" for count in bench.operations(model, image)]
         assert found == [dense, live], call

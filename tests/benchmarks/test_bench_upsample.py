@@ -1,4 +1,4 @@
-"""The upsampling benchmark runs, measures memory, calls wrong results wrong, names bad options."""
+"""The upsampling benchmark runs, measures memory, detects wrong results, rejects bad options."""
 
 import csv
 import importlib
@@ -33,7 +33,7 @@ def test_prints_every_operator_and_writes_csv(bench_upsample, tmp_path: Path, ca
         ("cross_entropy", "training"),
         ("softmax_add", "forward"),
     ]
-    # Read and written once: 90 logits and 189 results of 4 bytes, labels of 8; sums are both.
+    # 90 logits and 189 results of 4 bytes and labels of 8 bytes, each moved once; sums twice.
     assert [int(row["bytes"]) for row in rows] == [1116, 1116, 864, 864, 1224, 1872]
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(
@@ -44,7 +44,7 @@ def test_prints_every_operator_and_writes_csv(bench_upsample, tmp_path: Path, ca
 
 def test_memory_of_a_call_is_seen(bench_upsample):
     peak = bench_upsample.peak_memory(lambda: torch.ones(64 << 20), torch.device("cpu"))
-    if peak == peak:  # not a number where the system does not tell
+    if peak == peak:  # NaN if the system does not tell
         assert 250 < peak < 300
 
 

@@ -36,7 +36,7 @@ def test_live_fraction_is_counted_tap_by_tap(layers):
             for k in range(layer.kernel)
         )
         assert layer.live_fraction == pytest.approx((live / (layer.kernel * layer.extent)) ** 2)
-        # 'same' padding: the last output position is the last input position.
+        # With 'same' padding the last output position is the last input position.
         assert 2 * layer.padding == layer.dilation * (layer.kernel - 1)
 
 
@@ -67,7 +67,8 @@ def test_the_plot_reads_forward_lines_by_map_and_rate(monkeypatch, tmp_path: Pat
 
 
 def test_bench_atrous_writes_a_table_and_csv(tmp_path: Path):
-    # Its own process: the benchmark sets PyTorch's threads and cuDNN's search for good.
+    # It runs in a separate process, because it permanently sets PyTorch's threads and cuDNN's
+    # search.
     file = tmp_path / "new" / "atrous.csv"
     script = [sys.executable, str(BENCHMARKS / "bench_atrous.py"), "--device", "cpu"]
     layer = ["--quick", "--layers", "depthwise", "--memory-format", "channels_last"]

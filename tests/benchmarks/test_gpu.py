@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: what it runs, its limits, going on after an interruption, the table."""
+"""benchmarks/gpu.py: its steps, their limits, continuing after an interruption, the table."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_emulated_device_is_set_up(gpu, tmp_path):
         "PYTHONPATH": str(ROOT / "tests" / "doctor" / "broken"),
         "ATROUSX_TEST_BREAK_KERNEL": "",
     }
-    # conftest.py must come before atrousx there.
+    # conftest.py must be imported before atrousx in that step.
     assert steps["tests_rest"].environment == {"ATROUSX_EMULATED": "all"}
     assert steps["bench_crf"].command is None
 
@@ -133,7 +133,7 @@ def test_tests_that_passed_are_not_run_again(tmp_path, processes):
     code, out = run(True)
     assert code == 0, out
     assert "1 passed" in out
-    # Nothing is left: that is well.
+    # It is not an error that no tests are left.
     code, out = run(True)
     assert code == 0, out
     assert len(set(passed.read_text().splitlines())) == 5
@@ -150,7 +150,7 @@ def test_run_again_a_step_runs_all_its_tests(gpu, tmp_path):
 
 @pytest.fixture
 def few(gpu, monkeypatch):
-    """Steps that are done at once: one that writes, one that fails, one that never ends."""
+    """Quick steps: one writes, one fails, one never ends."""
     write = "open('{0}/a.csv', 'a').write('line\\n'); print('written')"
 
     def steps(args):
@@ -194,7 +194,7 @@ def test_what_came_to_its_end_is_not_run_again(gpu, tmp_path, capfd):
     assert "== first: ok before" in out
     assert "== second: FAILED before" in out
     assert "== third, at most" in out
-    # Begun again, a step's old lines are not kept.
+    # A step that starts again does not keep its old lines.
     assert (tmp_path / "a.csv").read_text() == "line\n"
     gpu.main([str(tmp_path), *DRY, "--steps", "first,second", "--again", "first,failed"])
     assert "before" not in capfd.readouterr().out

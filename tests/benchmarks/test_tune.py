@@ -1,4 +1,4 @@
-"""The limits of "auto" are fitted to measurements, and those of the package to its own."""
+"""The limits of "auto" are fitted to measurements, and the package's limits to its own data."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def tune(monkeypatch):
 
 
 def faster(live, by):
-    """A geometry on which atrousx's kernels are so many times as fast as PyTorch's."""
+    """Returns a geometry where atrousx's kernels are ``by`` times as fast as PyTorch."""
     return live, math.log(by)
 
 
 def test_a_limit_lies_between_those_that_differ(tune):
     points = [faster(0.9, 0.5), faster(0.4, 2), faster(0.6, 1.5), faster(0.8, 0.8)]
     assert tune.fit_line(points) == 0.7
-    assert tune.fit_line([*points, faster(0.3, 0.9)]) == 0.7  # one that loses little
+    assert tune.fit_line([*points, faster(0.3, 0.9)]) == 0.7  # this one loses little
     assert tune.fit_line([*points, faster(0.3, 0.01)]) == tune.ALWAYS
 
 

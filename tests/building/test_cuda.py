@@ -1,4 +1,4 @@
-"""Which nvcc compiles, for which GPUs, and what is said where there is none."""
+"""Which nvcc compiles, for which GPUs, and the message if there is none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from building import cuda, ninja
 
 @pytest.fixture
 def no_nvcc(monkeypatch, tmp_path):
-    """A machine without CUDA, except that CUDA_HOME points at an empty folder."""
+    """Simulates a machine without CUDA, whose CUDA_HOME is an empty folder."""
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(cuda.shutil, "which", lambda _: None)
     monkeypatch.setattr(cuda, "DEFAULT_CUDA_HOME", tmp_path / "usr-local-cuda")
@@ -73,7 +73,8 @@ KNOWN = {"sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103
     [
         ([(8, 6), (9, 0)], ["8.6", "9.0a"]),
         ([(8, 0), (8, 0)], ["8.0"]),
-        # Newer than this nvcc: PTX of the newest that it knows, which the driver compiles.
+        # Newer than this nvcc: it emits PTX of the newest architecture it knows; the driver
+        # compiles that.
         ([(12, 1)], ["12.0+PTX"]),
         ([(10, 1)], ["10.0+PTX"]),
     ],
@@ -107,7 +108,7 @@ def test_by_default_common_gpus_and_those_to_come(monkeypatch, known, architectu
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_nvcc_hands_flags_on_as_they_are(tmp_path, monkeypatch):
     linker = tmp_path / "linker"
-    # nvcc asks its host's compiler for more than to link.
+    # nvcc calls its host compiler not only to link.
     linker.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >> arguments\nexec c++ "$@"\n')
     linker.chmod(0o755)
     (tmp_path / "a.cpp").touch()

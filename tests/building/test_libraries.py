@@ -1,4 +1,4 @@
-"""Both libraries: their compilers and flags, and the wheel that they go into."""
+"""Both libraries: their compilers and flags, and the wheel that contains them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from setuptools import Distribution, Extension
 
 from building import ROOT, cuda, libraries
 
-# A compiler that writes down how it was called, one line a call, and makes its output. A shell
-# starts it, since a first line can name no interpreter in a folder with a space in its name.
+# A compiler that records each call on one line and creates its output. A shell starts it, because
+# the path of an interpreter in a "#!" line cannot contain a space.
 COMPILER = f"""#!/bin/sh
 "exec" "{sys.executable}" "$0" "$@"
 import json, pathlib, sys
@@ -28,7 +28,7 @@ pathlib.Path(sys.argv[sys.argv.index("-o") + 1]).touch()
 
 
 class Project:
-    """A project of one file a library, in a folder whose name needs quotes, with such compilers."""
+    """A project with one file per library, such compilers, and a folder whose name needs quotes."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = folder / "at rous-é"
@@ -57,7 +57,7 @@ class Project:
             monkeypatch.delenv(name, raising=False)
 
     def calls(self, compiler: str) -> list[list[str]]:
-        """How a compiler was called since this was asked last."""
+        """Returns the calls of a compiler since the last time."""
         file = self.compilers[compiler].with_suffix(".calls")
         lines = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def test_the_users_compiler_and_flags_are_taken(project, monkeypatch):
     for target in ("_C/a.o", "_cuda/b.o"):
         given = calls[target]
         assert {"-I/a b", "-O1", '-DNAME="é $x"'} <= set(given)
-        assert given.index("-O3") < given.index("-O1")  # the last one counts
+        assert given.index("-O3") < given.index("-O1")  # the last flag counts
     assert "-Wl,-rpath,$ORIGIN/a b" in calls["_C.so"]
     of_nvcc = {call[call.index("-o") + 1]: call for call in project.calls("nvcc")}
     assert not {"-O1", "-I/a b"} & set(of_nvcc["_cuda/c.o"])

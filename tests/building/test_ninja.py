@@ -1,4 +1,4 @@
-"""Words and paths of a ninja file."""
+"""Quoting of words and paths in a ninja file."""
 
 from __future__ import annotations
 

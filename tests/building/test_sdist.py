@@ -1,4 +1,4 @@
-"""What the sdist holds: all that it takes to compile it."""
+"""The contents of the sdist: everything that is needed to compile it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 from building import ROOT, libraries, ninja
 from tests.tree import source_files
 
-# Of git's files, what is about git and the machines that test.
+# Files in git that belong to git itself and to the test machines.
 NOT_SHIPPED = {".gitignore", ".pre-commit-config.yaml", ".ci/run"}
-# What setuptools adds.
+# Files that setuptools adds.
 ADDED = re.compile(r"PKG-INFO|setup\.cfg|atrousx\.egg-info/.*")
 
 
 @pytest.fixture(scope="module")
 def sources():
-    """The files that git holds, by name."""
+    """Returns the names of the files in git."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs git's list of files")
     return {name for name in source_files() if not ADDED.fullmatch(name)}
@@ -31,7 +31,7 @@ def sources():
 
 @pytest.fixture(scope="module")
 def sdist(sources, tmp_path_factory):
-    """The sdist, unpacked. A copy makes it: setuptools would take files from an older list."""
+    """The unpacked sdist. It is made from a copy, because setuptools would reuse an older list."""
     folder = tmp_path_factory.mktemp("sdist")
     for name in sources:
         (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +58,14 @@ def test_the_sdist_holds_every_file_that_was_compiled(sdist):
         for line in printed.splitlines()
         if line.startswith("    ../../csrc/")
     }
-    # The log also has objects of an older tree, made of files that have moved since.
+    # The log also lists objects of an older tree, whose sources have moved since.
     there = [Path(name).relative_to(ROOT) for name in read if Path(name).is_file()]
     assert len(there) > 50
     assert [name for name in there if not (sdist / name).is_file()] == []
 
 
 def test_the_sdist_compiles(sdist):
-    """A library of one file; all of it is compiled by `make wheel`."""
+    """Compiles a library of one file. `make wheel` compiles everything."""
     code = """
 from building import CSRC, libraries
 libraries.SOURCES = {"_C": [CSRC / "schema.cpp"]}

@@ -1,4 +1,4 @@
-"""The command line, called in-process as the entry point calls it."""
+"""The command line, called in this process as the entry point calls it."""
 
 import copy
 import subprocess
@@ -49,7 +49,7 @@ def errors(capsys: pytest.CaptureFixture) -> list[str]:
 
 
 def exit_code(*arguments: str) -> object:
-    """What a shell would see, argparse's own exits included."""
+    """Returns the exit code that a shell would get, including argparse's own exits."""
     try:
         return main(arguments)
     except SystemExit as stop:
@@ -67,7 +67,7 @@ def test_segment_writes_labels_and_overlay(model, weights, photograph, tmp_path,
     assert sorted(p.name for p in out.iterdir()) == ["photo_labels.png", "photo_overlay.png"]
     overlay = data.read_image(out / "photo_overlay.png")
     assert np.array_equal(overlay, data.overlay(image, labels))
-    # The same labels by hand: torchvision's normalisation, the largest of the scores.
+    # The expected labels: torchvision's normalisation, then the largest score.
     pixels = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()) / 255
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -100,7 +100,7 @@ def test_segment_with_the_other_models(version, photograph, tmp_path):
     pixels = torch.from_numpy(data.read_image(photograph).transpose(2, 0, 1).copy())
     found = model.predict(pixels, (0.5, 1), flip=True)
     assert np.array_equal(labels, found.labels[0].numpy())
-    # The CRF is the model's own, but for what is given.
+    # The CRF is the model's own, except for the given options.
     refined = (*looks, "--crf", "--iterations", "10")
     assert main(segment_args(str(tmp_path / "weights.pth"), tmp_path, photograph, *refined)) == 0
     labels = data.read_labels(tmp_path / "photo_labels.png")
@@ -183,7 +183,7 @@ def test_segment_without_usable_weights(weights, photograph, tmp_path, capsys):
     assert main([*segment_args(weights, tmp_path, photograph), "--num-classes", "7"]) == 2
     (line,) = errors(capsys)
     assert "--num-classes 7, but the weights are those of deeplab_v3(num_classes=5, " in line
-    # ImageNet's weights fit the backbone, but would leave the classifier random.
+    # ImageNet weights fit the backbone, but would leave the classifier random.
     imagenet = tmp_path / "imagenet.pth"
     state = torch.load(weights, weights_only=True)
     state = {k.removeprefix("backbone."): v for k, v in state.items() if "backbone." in k}
@@ -220,7 +220,7 @@ def test_progress_is_drawn_on_terminals_only(capsys, monkeypatch):
 
 
 def two_halves(tmp_path: Path, offset: int) -> tuple[str, str]:
-    """A black and white photograph, and labels whose border misses its edge by ``offset``."""
+    """Writes a black and white photograph, and labels whose border is ``offset`` pixels off."""
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 30:] = 255
     labels = np.zeros((40, 60), np.uint8)

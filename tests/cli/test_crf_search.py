@@ -20,7 +20,7 @@ LABELS = 3
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Two photographs of three stripes; scores at half the size and noisy; a frame of 255."""
+    """Two photographs of three stripes, with noisy half-size scores and a frame of 255."""
     random = np.random.default_rng(0)
     for name in ("images", "scores", "labels"):
         (tmp_path / name).mkdir()
@@ -40,7 +40,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def search(folders: Path, *options: str) -> object:
-    """The exit code, argparse's own exits included."""
+    """Returns the exit code, including argparse's own exits."""
     arguments = [f"--{n}={folders / n}" for n in ("images", "scores", "labels", "out")]
     grid = ["--bilateral-weight=1,5", "--bilateral-sigma-xy=6", "--bilateral-sigma-rgb=5,20"]
     try:
@@ -50,7 +50,7 @@ def search(folders: Path, *options: str) -> object:
 
 
 def labelled(folders: Path, options: dict | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """True and found labels of both photographs, by the public operators."""
+    """Returns true and found labels of both photographs, using the public operators."""
     pairs = []
     for name in ("one", "two"):
         true = data.read_labels(folders / "labels" / f"{name}.png")
@@ -77,12 +77,13 @@ def test_search_finds_what_the_crf_gives(folders, capsys):
     assert search(folders) == 0
     report = json.loads((folders / "out" / "crf-search.json").read_text())
     assert report["photographs"] == 2
-    # 2 x 1 x 2 in the first round; 3 x 1 x 3 in the second, of which the best is known. The step
-    # below the smallest sigma may not be positive, so the second can be smaller.
+    # 2 x 1 x 2 settings in the first round. 3 x 1 x 3 in the second, where the best is already
+    # known. A step below the smallest sigma may not be positive, so the second round can be
+    # smaller.
     assert len(report["settings"]) in (4 + 8, 4 + 5)
     assert report["mean_iou"] == max(s["mean_iou"] for s in report["settings"])
     assert report["mean_iou_without_crf"] == pytest.approx(mean_iou(labelled(folders, None)))
-    # The best is DenseCRF's own arguments, and gives what the report says.
+    # "best" has arguments of DenseCRF, and these give the reported result.
     assert report["mean_iou"] == pytest.approx(mean_iou(labelled(folders, report["best"])))
     assert report["mean_iou"] > report["mean_iou_without_crf"]
     fixed = {k: report["best"][k] for k in crf.FixedOptions._fields}
@@ -99,7 +100,8 @@ def test_probabilities_an_npz_and_the_first_photograph_alone(folders):
     assert search(folders, "--rounds=1", "--limit=1") == 0
     report = json.loads((folders / "out" / "crf-search.json").read_text())
     scores = torch.from_numpy(np.load(folders / "scores" / "one.npy"))
-    # log(softmax) upsampled is not softmax upsampled, so the size is the photograph's here.
+    # log(softmax), upsampled, differs from softmax, upsampled. So the scores have the photograph's
+    # size.
     scores = atrousx.ops.upsample_bilinear2d(scores[None], size=(20, 30))
     np.savez(folders / "scores" / "one.npz", p=scores.softmax(1).numpy())
     (folders / "scores" / "one.npy").unlink()
@@ -111,7 +113,7 @@ def test_probabilities_an_npz_and_the_first_photograph_alone(folders):
 
 
 def test_mean_iou_by_hand():
-    # Label 0: 3 of 3 true, 1 too many; label 1: 1 of 2; label 2 never true, once found.
+    # Label 0: 3 of 3 true, and 1 too many. Label 1: 1 of 2. Label 2: never true, found once.
     counts = np.array([[3, 0, 0], [1, 1, 0], [0, 0, 0]])
     assert crf.mean_iou(counts) == pytest.approx((3 / 4 + 1 / 2) / 2)
     counts = np.array([[3, 0, 1], [0, 2, 0], [0, 0, 0]])
@@ -131,7 +133,7 @@ def test_finer_grids_by_hand():
         return {s: -abs(s.bilateral_weight - 4.6) - s.bilateral_sigma_rgb for s in settings}
 
     rounds = list(crf.coarse_to_fine(grid, 4, evaluate))
-    assert len(asked) == len(set(asked))  # nothing is computed twice
+    assert len(asked) == len(set(asked))  # no setting is computed twice
     assert crf.best_setting(rounds[-1].scores).bilateral_weight == 4.5
 
 

@@ -1,4 +1,4 @@
-"""Label maps and photographs as files."""
+"""Label maps and photographs in files."""
 
 import zlib
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_indexed_png_written_and_read(tmp_path: Path):
     labels = np.arange(7 * 37, dtype=np.int64).reshape(7, 37).astype(np.uint8)
     write_labels(tmp_path / "labels.png", labels)
     assert np.array_equal(read_labels(tmp_path / "labels.png"), labels)
-    # Any other reader sees the colours.
+    # Other readers see the colours.
     assert np.array_equal(read_image(tmp_path / "labels.png"), voc_palette()[labels])
 
 
@@ -58,7 +58,7 @@ def test_one_pixel_png_byte_by_byte():
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_labels_of_few_bits(tmp_path: Path, bits: int, colour_type: int):
     labels = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1]]) * (2**bits - 1)
-    # One byte or less a row: three samples from the highest bit down, or one byte each.
+    # A row has one byte or less, three samples from the highest bit down; or one byte per sample.
     rows = b""
     for row in labels:
         if bits == 8:
@@ -67,7 +67,7 @@ def test_labels_of_few_bits(tmp_path: Path, bits: int, colour_type: int):
             packed = sum(int(v) << (16 - bits * (i + 1)) for i, v in enumerate(row))
             rows += b"\0" + packed.to_bytes(2, "big")[: -(-3 * bits // 8)]
     header = (3).to_bytes(4, "big") * 2 + bytes([bits, colour_type, 0, 0, 0])
-    # Every entry of the palette has one colour: only the indices tell the labels apart.
+    # All entries of the palette have one colour, so only the indices distinguish the labels.
     palette = [png.chunk(b"PLTE", bytes([9, 9, 9] * 2**bits))] if colour_type else []
     body = png.chunk(b"IDAT", zlib.compress(rows))
     file = [png.SIGNATURE, png.chunk(b"IHDR", header), *palette, body, png.chunk(b"IEND", b"")]

@@ -1,4 +1,4 @@
-"""``atrousx refine`` on scores and folders; labels of single files are tested in test_cli."""
+"""``atrousx refine`` on scores and folders. test_cli tests labels of single files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ OPTIONS = ["--device", "cpu", "--iterations", "3", "--bilateral-sigma-rgb", "20"
 
 
 def scene(folder: Path, name: str, labels: int = 3) -> tuple[Path, np.ndarray]:
-    """A noisy photograph of stripes in folder/photos and its logits [L, 8, 12], half its size."""
+    """Writes a noisy photograph of stripes to folder/photos; its logits [L, 8, 12] have half its
+    size."""
     random = np.random.default_rng(len(name))
     stripes = np.arange(24) * labels // 24
     image = (stripes * 70)[None, :, None] + random.integers(0, 40, (16, 24, 3))
@@ -69,7 +70,7 @@ def test_folders_of_scores_and_labels(tmp_path, capsys):
     assert set(np.unique(data.read_labels(out / "three.png"))) <= {0, 7}
     names = ["one.png", "one_overlay.png", "three.png", "three_overlay.png"]
     assert sorted(p.name for p in out.iterdir()) == names
-    # The results must not take the place of what they were made from.
+    # Results must not overwrite the inputs.
     (given / "broken.npy").unlink()
     assert main([*folders, str(given), *OPTIONS]) == 2
     assert "three.png is an input" in capsys.readouterr().err

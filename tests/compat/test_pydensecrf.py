@@ -1,7 +1,7 @@
-"""compat.pydensecrf: pydensecrf's own results, conventions by hand, errors.
+"""compat.pydensecrf: pydensecrf's own results, literal conventions, errors.
 
-On the CPU only: pydensecrf has no notion of a device, so arrays of numpy go in and come out. The
-operators behind it are tested on every device in tests/ops.
+CPU only: pydensecrf has no notion of a device; its arguments and results are numpy arrays.
+tests/ops tests the operators behind it on every device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NORMALIZATIONS = {
 
 
 def golden_crf(path, by_hand=False):
-    """The model of a golden file; `by_hand` through addPairwiseEnergy and utils' features."""
+    """Builds the model of a golden file; `by_hand` uses addPairwiseEnergy and utils' features."""
     golden = np.load(path)
     meta = json.loads(str(golden["meta"]))
     given = np.load(DATA / meta["input"])
@@ -48,7 +48,7 @@ def golden_crf(path, by_hand=False):
             features = utils.create_pairwise_gaussian(sdims, (height, width))
             if name == "bilateral":
                 features = utils.create_pairwise_bilateral(sdims, kernel["srgb"], image, chdim=2)
-            features[[0, 1]] = features[[1, 0]]  # DenseCRF2D's order is x, y
+            features[[0, 1]] = features[[1, 0]]  # DenseCRF2D has the order x, y
             d.addPairwiseEnergy(features, compat, **options)
         elif name == "gaussian":
             d.addPairwiseGaussian(sxy=sxy, compat=compat, **options)
@@ -95,7 +95,7 @@ def test_divergence_by_hand():
     q = np.array([[0.25], [0.75]], np.float32)
     expected = 0.25 * (math.log(0.25) + 1) + 0.75 * (math.log(0.75) + 2)
     assert d.klDivergence(q) == pytest.approx(expected)
-    # One point hears itself alone; with a symmetric normaliser K is 1.
+    # A single point receives only its own message. With a symmetric normaliser K is 1.
     d.addPairwiseEnergy(np.zeros((1, 1), np.float32), 3)
     expected -= 3 * (0.25**2 + 0.75**2)
     assert d.klDivergence(q) == pytest.approx(expected)
@@ -108,7 +108,7 @@ MATRIX = np.array([[0.0, 1.0, 4.0], [3.0, 1.0, 0.0], [2.0, 0.0, -1.0]])
 @pytest.mark.parametrize(
     ("compat", "equal"),
     [
-        # A Potts cost is a reward of equal labels; vectors and matrices are costs as they stand.
+        # A Potts cost is a reward for equal labels. Vectors and matrices are costs.
         (POTTS, np.full(3, -POTTS)),
         (np.float32(POTTS), -POTTS * np.eye(3)),
         (np.full(3, -POTTS), POTTS),
@@ -178,7 +178,7 @@ def test_bilateral_features_put_the_channels_last():
     assert np.array_equal(features[3], image[:, 1].reshape(-1) / 2)
 
 
-# Also given what no type allows, to see it refused.
+# These also get arguments of wrong types, which must be rejected.
 D2: Any = dcrf.DenseCRF2D(4, 3, 2)
 U, RGB = np.zeros((2, 12), np.float32), np.zeros((3, 4, 3), np.uint8)
 

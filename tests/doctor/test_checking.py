@@ -1,4 +1,4 @@
-"""The doctor's cases cover the schema and pass here; each way of being wrong is noticed."""
+"""The doctor's cases cover the schema and pass here, and each kind of wrong result is detected."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_first_case_of_each_operator_is_right_here():
-    # All of them: `atrousx doctor`.
+    # `atrousx doctor` runs all cases.
     first = {(c.operator, c.pass_name): c for c in reversed(cases(CPU, quick=True))}
     references = References()
     for case, check in planned(list(first.values()), CPU):
@@ -101,7 +101,7 @@ def test_rounded_values_are_held_exactly(name):
 
 
 def changed(case, change):
-    """The case, with something done to every first result that is not float64's."""
+    """Returns the case with a change to every first result, except float64's."""
 
     def run(tensors, tf32):
         results = case.run(tensors, tf32)
@@ -160,7 +160,7 @@ def test_accuracy_rule():
     assert math.isnan(error_of(torch.tensor([3.0, math.nan]), exact))
     assert error_of(torch.tensor([1, 2, 3]), torch.tensor([1, 5, 6])) == 2
     assert allowed_error("float32", 9, torch.tensor([1, 2]), None) == 0
-    # Twice PyTorch's, but never less than two roundings; a PyTorch that fails is no measure.
+    # Twice PyTorch's error, but at least two roundings. If PyTorch fails, its error does not count.
     assert allowed_error("float32", 9, exact, 0.1) == 0.2
     assert allowed_error("float32", 9, exact, 0.0) == pytest.approx(10 * 2.0**-23)
     for failed in (None, math.nan, math.inf):

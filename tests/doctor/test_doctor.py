@@ -1,4 +1,4 @@
-"""The command, end to end; processes that die, hang or lose their device; the report."""
+"""The command from end to end; processes that die, hang or lose their device; the report."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ONE = ["--device", "cpu", "--quick", "--no-timing", "--operators", OPERATOR]
 def doctor(
     tmp_path: Path, *arguments: str, broken: str = "", kernel: str | None = None
 ) -> tuple[int, str]:
-    """The command in a process of its own, with an operator broken on purpose; or, on the emulated
-    device, with a kernel."""
+    """Runs the command in a separate process with a broken operator or, on the emulated device,
+    with a broken kernel."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "broken"), str(ROOT)]),
@@ -43,7 +43,7 @@ def doctor(
         text=True,
         timeout=600,
     )
-    assert broken or not done.stderr  # PyTorch warns that an operator is overridden
+    assert broken or not done.stderr  # PyTorch warns when an operator is overridden
     return done.returncode, done.stdout
 
 
@@ -138,7 +138,7 @@ def test_a_worker_ends_where_its_device_is_lost(monkeypatch, capsys):
     assert events[1]["index"] == 1
 
 
-# A process that tells of six checks what {body} does with each; a library prints in between.
+# A process that reports six checks; {body} is run for each. A library prints in between.
 STAND_IN = """
 import json, sys, time
 def tell(event, **values): print(json.dumps({{"event": event, **values}}), flush=True)
@@ -162,7 +162,7 @@ LOST = (
     ("body", "statuses"),
     [
         (WELL, [OK] * 6),
-        # Begun again behind each, three times at most.
+        # The process is restarted after each failure, at most three times.
         (LOST, [WRONG] * 4 + [NOT_RUN] * 2),
         ("sys.exit(3)", [WRONG] * 4 + [NOT_RUN] * 2),
         (f"time.sleep(60 if i == 2 else 0); {WELL}", [OK] * 2 + [WRONG] + [OK] * 3),
@@ -223,7 +223,7 @@ def test_report():
     found = json.loads(as_json(report))
     assert found["devices"][0]["timings"][1]["ours_ms"] is None
     assert [row["status"] for row in found["devices"][0]["timings"]] == ["slower", "not run"]
-    # Slow is not wrong; what was not run is not known to be right.
+    # A slow result is not wrong. A check that did not run is not known to be right.
     assert not report.is_well
     assert Report({}, [Findings("cpu", checks[:2], lines)], 1.0).is_well
     assert not Report({}, [Findings("cpu", checks[:2], [], {}, ["timing: died"])], 1.0).is_well

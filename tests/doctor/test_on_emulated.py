@@ -1,7 +1,7 @@
-"""The doctor's cases on the device in host memory: every operator of the schema in each pass, dtype
-and layout, on one small case, by value against the CPU's float64.
+"""Runs the doctor's cases on the device in host memory. Every operator of the schema runs in each
+pass, dtype and layout on one small case, and its values are compared with the CPU's float64.
 
-This sample runs always; `make emulated` runs the operators' own tests there, too.
+This sample always runs. `make emulated` also runs the operators' own tests on this device.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from atrousx.doctor.devices import Device
 
 pytestmark = pytest.mark.emulated
 DEVICE = Device("emulated:0", ALL, 132)
-# Of an operator's cases the first, but where another is several times faster.
+# The first case of each operator is used, except where this one is several times faster.
 FASTER = ("sum, 64 outputs, C % 8 = 0",)
 
 
 def sample() -> list[Case]:
-    """One case of each operator and pass."""
+    """Returns one case of each operator and pass."""
     found: dict[tuple[str, str], Case] = {}
-    # Of a GPU, since the device is not there yet when tests are collected.
+    # Cases of a GPU are listed, because the device does not exist yet when tests are collected.
     for case in cases(replace(DEVICE, name="cuda:0"), quick=True):
         key = (case.operator, case.pass_name)
         if key not in found or case.name in FASTER:

@@ -1,4 +1,4 @@
-"""What atrousx.optimize finds by data flow: chains that it folds, and uses that keep it away."""
+"""Chains of layers that atrousx.optimize finds by data flow and folds, and uses that prevent it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _backend(request):
 
 
 class Layers(nn.Module):
-    """Two convolutions of 4 channels, a normalisation of each, a ReLU."""
+    """Two convolutions of 4 channels, a normalisation for each, and a ReLU."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class Methods(Layers):
 
 
 class Helper(Layers):
-    """The chain is in another function: normalisations fold, the forward stays."""
+    """The chain is in another function: normalisations fold, and the forward stays."""
 
     def forward(self, x):
         return self.block(x)
@@ -130,7 +130,7 @@ class Optional(Layers):
 
 
 class Collects(Layers):
-    """Looks at what lies between the layers of a chain."""
+    """Uses the intermediate results between the layers of a chain."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +145,7 @@ class Collects(Layers):
 
 
 class Untraceable(Layers):
-    """A branch on data. The chain inside it can be traced; a layer that it calls itself, too."""
+    """Branches on data. Its chain can be traced, and so can a layer that it calls itself."""
 
     def __init__(self):
         super().__init__()
@@ -172,7 +172,7 @@ class ChangesItsInput(Layers):
         return z + self.relu(y.add_(1))
 
 
-# Normalisations left, layers that clip at the store, and layers to which something is added.
+# Normalisations that are left, layers that clip at the store, and whether a layer adds a residual.
 EXPECTED = {
     Plain: (1, 1, False),
     Residual: (0, 2, True),
@@ -307,7 +307,7 @@ def test_frozen_normalisations_are_folded():
         torch.testing.assert_close(fast(x), chain(x), rtol=1e-4, atol=1e-5)
 
 
-# Normalisations and convolutions whose results are clipped at the store.
+# Normalisations, and convolutions whose results are clipped at the store.
 TORCHVISION = {
     "resnet18": (20, 17),
     "mobilenet_v3_small": (34, 14),
@@ -329,7 +329,7 @@ def test_torchvisions_networks(name):
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double())
         errors = [(m(x) - exact).norm() for m in (fast, model)]
-    # A handful of roundings decides on so few numbers: either may be the luckier.
+    # With so few numbers a handful of roundings decides, so either error may be the smaller one.
     assert errors[0] <= 5 * errors[1] + 1e-6 * exact.norm()
 
 

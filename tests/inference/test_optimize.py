@@ -1,4 +1,4 @@
-"""atrousx.optimize: the same function, folded; what it refuses and what it leaves alone."""
+"""atrousx.optimize: the same function, folded; what it rejects, and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MODELS = {
 
 
 def assert_as_accurate(fast, model, input):
-    """The error against float64 is at most twice the model's own, or two roundings."""
+    """Asserts that the error against float64 is at most twice the model's own, or two roundings."""
     exact = copy.deepcopy(model).double()(input.double())
     ours, theirs = ((m(input).double() - exact).norm() for m in (fast, model))
     floor = 2 * torch.finfo(input.dtype).eps * exact.norm()
@@ -71,7 +71,7 @@ def test_same_function(device, name):
     for input in (torch.randn(shape, device=device), torch.randn(shape, device=device)[:0]):
         assert fast(input).shape == model(input).shape
     assert_as_accurate(fast, model, torch.randn(shape, device=device))
-    # The original is untouched.
+    # The original is unchanged.
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     again = pickle.loads(pickle.dumps(fast))
     input = torch.randn(shape, device=device)
@@ -205,7 +205,8 @@ def test_weights_are_packed_once_and_anew_when_they_change():
         layer.weight.mul_(2)
         layer.bias.mul_(2)
         torch.testing.assert_close(fast(image), 2 * before)
-        # Neither a copy nor a stored model has it: another CPU would read it wrongly.
+        # Neither a copy nor a stored model keeps the packed form: another CPU would read it
+        # wrongly.
         for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
             assert not other[0].packed._forms
             assert torch.equal(other(image), fast(image))

@@ -1,4 +1,4 @@
-"""Optimized layers follow their weights, however these are changed."""
+"""Optimized layers use their current weights, however these are changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _native():
     atrousx.set_backend(before)
 
 
-# Filters that are packed, and filters that are transformed, too.
+# Filters that are packed, and filters that are also transformed.
 LAYERS = {
     "packed": (lambda: nn.Conv2d(20, 24, 3, padding=2, dilation=2), (1, 20, 9, 8)),
     "transformed": (lambda: nn.Conv2d(32, 64, 3, padding=1), (1, 32, 16, 18)),
@@ -39,7 +39,7 @@ def layer_and_input(name="packed"):
 
 
 def expected(layer, x):
-    """What the layer's present weight makes of an input, by PyTorch."""
+    """Returns PyTorch's result with the layer's current weight."""
     return F.conv2d(x, layer.weight, layer.bias, 1, layer.padding, layer.dilation)
 
 
@@ -136,7 +136,7 @@ def test_results_follow_a_change(name, change):
         change(layer)
         assert not torch.equal(layer(x), before)
         assert_follows(layer, x)
-        # And once more, when the layer has come to trust its weight again.
+        # Changes the weight again, after the layer trusts it again.
         layer(x)
         change(layer)
         assert_follows(layer, x)
@@ -174,7 +174,7 @@ def test_results_follow_what_somebody_holds(holder):
         layer(x)
         held = hold(layer)
         for _ in range(3):
-            layer(x)  # it must not be trusted meanwhile
+            layer(x)  # the layer must not trust its weight meanwhile
         change(held)
         assert_follows(layer, x)
 
@@ -211,7 +211,7 @@ def test_results_follow_shared_memory():
     with torch.no_grad():
         for _ in range(3):
             layer(x)
-        # Another process would write so: through memory that this module knows nothing of.
+        # Another process would write like this: through memory that this module does not know.
         layer.__dict__["_parameters"]["weight"].data.mul_(2)
         assert_follows(layer, x)
 
@@ -245,7 +245,7 @@ def test_pyramids_follow_their_weights(change):
 
 @pytest.fixture
 def compared(monkeypatch):
-    """How often a weight was read to see whether it had changed."""
+    """Counts how often a weight was read to detect a change."""
     calls = []
     real = packed_module._fingerprint
     monkeypatch.setattr(packed_module, "_fingerprint", lambda w: calls.append(1) or real(w))
@@ -279,7 +279,7 @@ def test_a_weight_that_nobody_else_has_is_not_read_again(name, compared):
         first = layer(x)
         assert torch.equal(layer(x), first)
         assert not compared
-        # Asking for it, or for the whole state, costs one comparison.
+        # Access to the weight, or to the whole state, costs one comparison.
         layer.state_dict()
         layer(x), layer(x), layer(x)
         assert len(compared) == 1
@@ -319,7 +319,7 @@ def test_a_weight_at_any_address_has_its_fingerprint(dtype):
     fingerprint = torch.ops.atrousx._fingerprint.default
     weight = torch.randn(9, 5, 3, 3).to(dtype)
     held = torch.zeros(weight.numel() + 1, dtype=dtype)
-    apart = held[1:].view(weight.shape).copy_(weight)  # two bytes on, of a half type
+    apart = held[1:].view(weight.shape).copy_(weight)  # two bytes further, for a half type
     assert fingerprint(apart) == fingerprint(weight)
 
 

@@ -1,4 +1,4 @@
-"""The confusion matrix, and the name that it had."""
+"""The confusion matrix, and its old name."""
 
 import pytest
 import torch

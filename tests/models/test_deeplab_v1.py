@@ -11,7 +11,7 @@ from atrousx.models.vgg import VGG16, DensePool2x2
 from tests.models.field_of_view import field_of_view
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-# The first paper's table: fc6, parameters at 21 classes, field of view in pixels.
+# The first paper's table: fc6, parameters with 21 classes, field of view in pixels.
 TABLE = [
     ("7x7_r4", 134_346_581, 224),
     ("4x4_r4", 65_140_565, 128),
@@ -27,9 +27,9 @@ def on_meta(**options):
 
 @pytest.fixture(scope="module")
 def vgg16():
-    """A state_dict as torchvision's vgg16, of 6 classes.
+    """Returns a state_dict like torchvision's vgg16, with 6 classes.
 
-    The wide layers repeat a few random rows: 100 million random values would take long.
+    The wide layers repeat a few random rows, because 100 million random values would take long.
     """
     torch.manual_seed(0)
     state = {f"features.{k}": v for k, v in VGG16("2x2").features.state_dict().items()}
@@ -61,8 +61,8 @@ def test_field_of_view_of_the_papers_table(fc6, count, view):
 
 @pytest.mark.parametrize(("pooling", "view"), [("2x2", 404), ("3x3", 419)])
 def test_field_of_view_with_all_convolutions(pooling, view):
-    # 404 is what VGG-16's first fully connected layer sees. 3x3 windows add 1 + 2 + 4 + 8; the last
-    # spans 3 features either way.
+    # VGG-16's first fully connected layer sees 404 pixels. 3x3 windows add 1 + 2 + 4 + 8. The last
+    # window spans 3 features with either pooling.
     network = on_meta(fc6="7x7_r4", pooling=pooling)
     chain = nn.Sequential(network.backbone.features, network.classifier)
     assert field_of_view(chain, 561, centre_only=False) == (view, view)
@@ -107,7 +107,7 @@ def test_multi_scale_features_reach_the_logits():
         network.multi_scale.branches[2][3].bias += 1
         after = network(image)["out"]
         weights = network.classifier[6].weight[:, 1024 + 256 : 1024 + 384, 0, 0].sum(1)
-    # 1 more at 128 channels, as far as ReLU let it through.
+    # The change is 1 at 128 channels, unless ReLU clips it.
     assert weights.abs().min() > 0
     assert not torch.allclose(before, after)
 
@@ -132,7 +132,7 @@ def test_exact_pooling_gives_the_classifiers_own_scores(vgg16):
     dense = ours.scores(image)
     assert dense.shape == (1, 6, 8, 12)
     assert expected.shape == (1, 6, 2, 3)
-    # The windows are centred: the first of the classifier's is the dense network's second.
+    # Windows are centred: the classifier's first window is the dense network's second.
     sampled = dense[..., 1::4, 1::4]
     assert (sampled - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -229,7 +229,8 @@ def test_predict_before_and_after_the_crf(model):
     assert model.backbone.features[0].training
     model.eval()
     with torch.inference_mode():
-        # By hand: blue, green, red less the mean; logits; the CRF on log-probabilities.
+        # The expected result: blue, green, red minus the mean; logits; the CRF on
+        # log-probabilities.
         mean = torch.tensor([104.008, 116.669, 122.675]).view(3, 1, 1)
         logits = model(photograph.float().flip(1) - mean)["out"]
         crf = DenseCRF(4, bilateral_sigma_xy=121.0, bilateral_sigma_rgb=5.0)

@@ -20,7 +20,7 @@ def on_meta(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def resnet():
-    """Shared: tests that change it take a copy."""
+    """A shared model. Tests that change it take a copy."""
     torch.manual_seed(0)
     return deeplab_v2(num_classes=5)
 
@@ -38,7 +38,7 @@ def count(network):
 @pytest.mark.parametrize("head", RATES)
 def test_parameters_and_rates_on_resnet101(head):
     network = on_meta(head=head)
-    # ResNet-101 without its classifier, and a biased 3x3 from 2048 channels a branch.
+    # ResNet-101 without its classifier and, per branch, a biased 3x3 with 2048 input channels.
     assert count(network) == 42_500_160 + len(RATES[head]) * (2048 * 9 * 21 + 21)
     assert [b.dilation[0] for b in network.classifier.branches] == RATES[head]
     assert all(b.bias is not None for b in network.classifier.branches)

@@ -1,4 +1,4 @@
-"""DeepLab v3: torchvision's model key for key and number for number, and what users do with it."""
+"""DeepLab v3: the same keys and numbers as torchvision's model, and its use."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.22
 
 @pytest.fixture(scope="module")
 def model() -> DeepLabV3:
-    """Shared: tests that change it take a copy."""
+    """A shared model. Tests that change it take a copy."""
     torch.manual_seed(0)
     made = deeplab_v3(layout="torchvision", aux=True)
     made.load_state_dict(reference.random_state(made))
@@ -32,7 +32,7 @@ def images() -> torch.Tensor:
 
 
 def pair_of(backbone):
-    """torchvision's model and ours with the same random weights, none left over on either side."""
+    """Returns both libraries' models with the same random weights, with no key left over."""
     theirs = reference.deeplab(backbone)
     ours = deeplab_v3(backbone=backbone, layout="torchvision", aux=True).eval()
     state = reference.random_state(theirs)
@@ -79,7 +79,7 @@ def test_torchvisions_model_takes_our_convolutions(images):
 def test_trains_as_torchvision_does(images):
     theirs, ours = pair_of("resnet50")
     results = []
-    # In float64: normalisation over so few pixels magnifies roundings beyond any useful tolerance.
+    # In float64, because normalisation over so few pixels magnifies rounding errors too much.
     for network in (theirs, ours):
         network.double().train()
         torch.manual_seed(5)
@@ -114,7 +114,7 @@ def test_every_convolution_is_ours(model):
 
 
 def rates(network):
-    """Rates of the last stage's units and of ASPP."""
+    """Returns the rates of the last stage's units and of ASPP."""
     units = [unit.conv2.dilation[0] for unit in network.backbone.layer4]
     return units, [network.classifier[0].convs[i][0].dilation[0] for i in (1, 2, 3)]
 
@@ -269,7 +269,7 @@ def test_the_cascade_at_every_output_stride(output_stride):
     features = network.backbone(image)["out"]
     assert features.shape == (1, 2048, 512 // output_stride, 768 // output_stride)
     assert network(image)["out"].shape == (1, 21, 512, 768)
-    # A stride has no weights: every output stride has the same.
+    # Strides have no weights, so the weights are the same for every output stride.
     assert len(network.state_dict()) == len(deeplab_on_meta(head="cascade").state_dict())
 
 
@@ -280,7 +280,7 @@ def deeplab_on_meta(**options):
 
 def test_the_cascade_ends_in_one_convolution():
     network = deeplab_on_meta(head="cascade", num_classes=7)
-    # Block 4 after the first unit's projection is what blocks 5 to 7 repeat, without projections.
+    # Blocks 5 to 7 are like block 4, but without the projection of its first unit.
     count = {k: sum(p.numel() for p in stage.parameters()) for k, stage in stages_of(network)}
     identity = sum(p.numel() for p in network.backbone.layer4[1].parameters())
     assert count["layer5"] == count["layer6"] == count["layer7"]

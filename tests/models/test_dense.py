@@ -1,4 +1,4 @@
-"""to_dense: the classifier's own features are among the dense ones."""
+"""to_dense: the dense features include the classifier's own features."""
 
 import importlib
 
@@ -10,7 +10,7 @@ from atrousx import AtrousConv2d
 from atrousx.models import to_dense
 from tests.models import torchvision_reference as reference
 
-# A network, and the module whose input its features are (None: they are relu(features)).
+# A network, and the module whose input is its features (None: they are relu(features)).
 NETWORKS = {
     "resnet18": "avgpool",
     "resnext50_32x4d": "avgpool",
@@ -31,7 +31,7 @@ def build(name):
     torch.manual_seed(0)
     network = getattr(models, name)(weights=None).eval()
     for key, parameter in network.named_parameters():
-        # So small at first that the blocks would not show.
+        # Its initial values are so small that the blocks would have no visible effect.
         if key.endswith("layer_scale"):
             nn.init.uniform_(parameter, 0.5, 1.5)
     return network
@@ -60,14 +60,14 @@ def test_torchvisions_networks(name):
     assert found.shape == (1, expected.shape[1], 8, 12)
     difference = (found[..., ::4, ::4] - expected).abs().max()
     assert difference <= 1e-3 * expected.abs().max()
-    # Neither the classifier nor the number of its parameters changes, and they are shared.
+    # The classifier and its parameters do not change, and the dense network shares them.
     assert torch.equal(features_of(network, name, image), expected)
     own = {id(parameter) for parameter in network.parameters()}
     assert {id(parameter) for parameter in dense.parameters()} < own
     assert {type(m) for m in dense.modules() if isinstance(m, nn.Conv2d)} == {AtrousConv2d}
 
 
-# timm's own names; the features are forward_features' result.
+# timm's names. The features are the result of forward_features.
 TIMM = (
     "mobilenetv3_small_050",
     "mobilenetv4_conv_small",

@@ -1,4 +1,4 @@
-"""The three networks, their losses, labels and CRFs: on a GPU as on the CPU."""
+"""The three networks, their losses, labels and CRFs: the same on a GPU as on the CPU."""
 
 import copy
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.parametrize(
     ],
     indirect=True,
 )
-# A few pixels at the networks' output stride: what this shows does not depend on their number, and
-# the device in host memory is slow.
+# A few pixels at the networks' output stride. More would not test more, and the device in host
+# memory is slow.
 BUILDS = {
     "v1": (lambda: deeplab_v1(num_classes=4), 9, 11),
     "v2": (lambda: deeplab_v2(4, multi_scale=False), 9, 7),
@@ -28,7 +28,7 @@ BUILDS = {
 
 @pytest.fixture(scope="module")
 def made(request):
-    """A network in evaluation mode and a photograph; tests that change the network take a copy."""
+    """A network in evaluation mode and a photograph. Tests that change the network take a copy."""
     build, height, width = BUILDS[request.param]
     torch.manual_seed(0)
     return build().eval(), torch.randint(256, (1, 3, height, width), dtype=torch.uint8)
@@ -65,7 +65,7 @@ def test_labels_of_an_optimized_network(made, device):
 
 @pytest.mark.parametrize("made", ["v1", "v3"], indirect=True)
 def test_training_step_under_autocast(made, device):
-    """As near to float32's gradients as the CPU's autocast comes."""
+    """Gradients are about as close to float32's as under the CPU's autocast."""
     network, photograph = made
     target = torch.randint(4, (1, *photograph.shape[2:]))
 

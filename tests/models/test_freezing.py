@@ -1,4 +1,4 @@
-"""freeze_bn: no training mode, gradient or batch moves a frozen normalisation."""
+"""freeze_bn: no training mode, gradient or batch changes a frozen normalisation."""
 
 import copy
 import io

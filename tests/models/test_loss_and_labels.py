@@ -1,4 +1,4 @@
-"""The models' loss and labels, which never upsample logits."""
+"""The models' loss and labels. They never store upsampled logits."""
 
 from collections import OrderedDict
 
@@ -41,7 +41,7 @@ def networks():
     ],
 )
 def test_loss_is_the_papers(networks, name, outputs):
-    network = networks[name].eval()  # without dropout, to compare
+    network = networks[name].eval()  # without dropout, for the comparison
     images, target = torch.randn(2, 3, 33, 41), labels_of((33, 41))
     coarse = network.coarse_logits(images)
     assert list(coarse) == list(outputs)
@@ -50,7 +50,7 @@ def test_loss_is_the_papers(networks, name, outputs):
         logits, labels = coarse[key], target
         if name == "v3":
             logits = upsampled(logits, target.shape[1:], False)
-        else:  # every 8th pixel, or the nearest to where a smaller scale's lie
+        else:  # every 8th pixel, or the pixel nearest to a smaller scale's
             rows = torch.linspace(0, 32, logits.shape[2]).add(0.5).floor().long()
             columns = torch.linspace(0, 40, logits.shape[3]).add(0.5).floor().long()
             labels = target[:, rows][:, :, columns]
@@ -69,7 +69,7 @@ def test_loss_of_either_kind_and_of_upsampled_logits(networks):
     torch.testing.assert_close(actual, full)
     large = OrderedDict(out=upsampled(logits["out"], (33, 41), False))
     torch.testing.assert_close(v3.loss(large, target), v3.loss(logits, target))
-    # Pixels at 1/2 + 8 k, or the middle of an even number of them.
+    # The pixels at 1/2 + 8 k, or the middle of an even number of pixels.
     small = F.cross_entropy(logits["out"], target[:, 3::6][:, :5][:, :, 3::7], ignore_index=IGNORED)
     actual = v3.loss(logits, F.pad(target, (0, 1), value=0)[:, :30], downsample_labels=True)
     torch.testing.assert_close(actual, small)
@@ -88,11 +88,11 @@ def test_a_step_of_training_lowers_the_loss(networks):
 @torch.inference_mode()
 def test_labels_are_those_of_the_logits(networks):
     images = torch.randn(2, 3, 17, 25)
-    for name in ("v1", "v3"):  # v2 upsamples as v1
+    for name in ("v1", "v3"):  # v2 upsamples like v1
         logits = networks[name].eval()(images)["out"]
         labels = networks[name].labels(images)
         assert labels.shape == (2, 17, 25)
-        assert (labels == logits.argmax(1)).float().mean() > 0.99  # but for near ties
+        assert (labels == logits.argmax(1)).float().mean() > 0.99  # except for near ties
     assert networks["v3"].labels(images, (9, 7)).shape == (2, 9, 7)
 
 

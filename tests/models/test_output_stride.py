@@ -14,7 +14,7 @@ from atrousx.models.resnet import ResNet, plan_stages
 
 
 def small(output_stride, stages=4, **options):
-    """A backbone of one or two units a stage."""
+    """Returns a backbone with one or two units per stage."""
     torch.manual_seed(0)
     units = (1, 1, 2, 2, 2, 2, 2)[:stages]
     return ResNet(plan_stages(units, output_stride, **options)).eval().double()

@@ -1,4 +1,4 @@
-"""Where strides end and atrous rates begin."""
+"""The stages at which strides end and dilation begins."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tiles: they cover the image, add up to one, and give the untiled result where they can."""
+"""Tiles cover the image, their weights sum to one, and they give the untiled result if possible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atrousx.models.tiling import starts, tiled, weights
 
 
 class Tiny(Segmenter):
-    """Output stride 8; sees no further than 8 + 16 + 8 pixels: 3x3, atrous 3x3, interpolation."""
+    """Output stride 8. It sees 8 + 16 + 8 pixels: 3x3, atrous 3x3, interpolation."""
 
     fusion = "mean"
     reach = 32
@@ -63,7 +63,7 @@ def test_the_network_of_a_pixel_is_found_again():
     torch.testing.assert_close(tiled(lambda x: 2 * x, images, 64, 16), 2 * images)
 
 
-# A tile as large as the image but for a multiple of 32 has its grid of features.
+# Tiles share the image's feature grid if tile and image sizes differ by a multiple of 32.
 @pytest.mark.parametrize(("size", "tile"), [((288, 352), 224), ((289, 353), 225)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_equals_the_untiled_where_it_reaches_far_enough(size, tile, flip):
@@ -75,7 +75,7 @@ def test_equals_the_untiled_where_it_reaches_far_enough(size, tile, flip):
     assert len(model.seen) > 2
     assert all(max(seen) <= tile for seen in model.seen)
     torch.testing.assert_close(found.probabilities, whole, rtol=1e-4, atol=1e-6)
-    # With less to share, only what lies near a border differs, and nothing jumps there.
+    # With a smaller overlap only pixels near a border differ, and there is no jump.
     near = model.predict(photograph, flip=flip, tile=tile, overlap=model.reach).probabilities
     step = (tile - model.reach) // 32 * 32
     wrong = (near - whole).abs().amax((0, 1)) > 1e-5

@@ -1,4 +1,4 @@
-"""ASPP against its equation written out, its published key layout and torchvision's."""
+"""ASPP against its equation, its published key layout and torchvision's."""
 
 import copy
 
@@ -18,7 +18,7 @@ def small(**options):
 
 
 def written_out(state, input):
-    """The evaluated layer from its state_dict, one line of the equation at a time."""
+    """Evaluates the layer from its state_dict, one line of the equation at a time."""
 
     def unit(name, bn, tensor, **options):
         tensor = F.conv2d(tensor, state[f"{name}.weight"], **options)

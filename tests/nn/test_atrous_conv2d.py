@@ -1,4 +1,4 @@
-"""AtrousConv2d against torch.nn.Conv2d, which it must be in everything but the computation."""
+"""AtrousConv2d against torch.nn.Conv2d: they differ only in the computation."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ CONFIGURATIONS = [
 
 
 def twins(**configuration):
-    """The same layer in PyTorch and here, with the same random initialisation."""
+    """Returns the same layer in PyTorch and in atrousx, with the same random initialisation."""
     made = []
     for kind in (nn.Conv2d, AtrousConv2d):
         torch.manual_seed(7)
@@ -61,7 +61,7 @@ def test_rate_two_reads_every_other_pixel():
 def test_reflection_pads_before_convolving():
     layer = AtrousConv2d(1, 1, (1, 3), padding=(0, 1), padding_mode="reflect", bias=False)
     nn.init.ones_(layer.weight)
-    # 1 2 3 is read as 2 1 2 3 2
+    # 1 2 3 is padded to 2 1 2 3 2.
     assert layer(torch.tensor([[[[1.0, 2.0, 3.0]]]])).tolist() == [[[[5.0, 6.0, 7.0]]]]
 
 

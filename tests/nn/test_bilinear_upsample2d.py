@@ -1,4 +1,4 @@
-"""BilinearUpsample2d: a thin layer over the operator, whose own tests hold the numbers."""
+"""BilinearUpsample2d is a thin layer over an operator, whose own tests check the numbers."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""DenseCRF: literal cases, pydensecrf's results, oracle, gradients, contract."""
+"""DenseCRF: literal cases, pydensecrf's results, reference, gradients, contract."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, to_flo
 from tests.reference import permutohedral as reference
 
 DATA = Path(__file__).parents[1] / "data" / "pydensecrf"
-# The sizes whose H W is no multiple of 4 depend on pydensecrf's padding points.
+# Where H W is not a multiple of 4, results depend on pydensecrf's padding points.
 GOLDENS = sorted(DATA.glob("Q_s_48x64x5_*.npz"))
 ITERATION_0 = sorted(DATA.glob("Q_*_it0.npz"))
 NAMES = {"sym": "symmetric", "after": "after", "before": "before", "none": "none"}
@@ -41,7 +41,7 @@ def golden_crf(meta, labels):
         options["bilateral_weight"] = None
     else:
         weight = bilateral["compat"]
-        if isinstance(weight, list):  # pydensecrf's matrices are costs as they stand
+        if isinstance(weight, list):  # pydensecrf's matrices are costs
             options["compatibility"] = (torch.tensor(weight), None)
             weight = 1.0
         options["bilateral_weight"] = weight
@@ -81,7 +81,7 @@ def test_the_compatibility_moves_with_the_module():
 
 
 def oracle(logits, image, crf, normalization="symmetric"):
-    """Reads only the constructor's numbers from the module."""
+    """Computes the reference result. It takes only the constructor's numbers from the module."""
     out = np.empty(logits.shape)
     labels, height, width = logits.shape[1:]
     y, x = np.mgrid[:height, :width]
@@ -119,7 +119,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_against_oracle(device, options):
     logits, image = random_case(size=(5, 7), batch=2, device=device)
-    # Sigmas at which no pixel lies between two simplices: either neighbour is right there.
+    # With these sigmas no pixel lies between two simplices, where either neighbour would be right.
     defaults = {
         "bilateral_sigma_xy": (5.3, 4.1),
         "bilateral_sigma_rgb": 23.7,
@@ -137,7 +137,7 @@ def test_against_oracle(device, options):
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[1], OPTIONS[4], "matrix"], ids=str)
 def test_inference_is_what_training_computes(device, labels, options, dtype):
     logits, image = random_case((9, 11), labels, 2, dtype, device)
-    logits[:, 0, 0] = -math.inf  # a label ruled out
+    logits[:, 0, 0] = -math.inf  # a label that is excluded
     if labels == 1:
         logits[:, 0, 0] = 7
     if options == "matrix":
@@ -177,7 +177,8 @@ def test_opcheck_of_inference(device):
 
 
 def test_no_neighbours_by_hand(device):
-    # One pixel hears itself alone: symmetric K is 1, so Potts adds the weights times Q.
+    # A single pixel receives only its own message: symmetric K is 1, so Potts adds the weights
+    # times Q.
     logits = torch.tensor([0.0, 1.0], device=device).view(1, 2, 1, 1)
     image = torch.zeros(1, 3, 1, 1, device=device)
     crf = atrousx.DenseCRF(2, bilateral_weight=2.0, gaussian_weight=3.0, iterations=1)
@@ -191,7 +192,7 @@ def test_labels_follow_the_edge_of_the_image(device):
     image = torch.zeros(1, 3, 12, 16, device=device)
     image[..., 7:] = 200
     logits = torch.zeros(1, 2, 12, 16, device=device)
-    logits[:, 0, :, :5] = logits[:, 1, :, 5:] = 1  # the labels' edge is two columns off
+    logits[:, 0, :, :5] = logits[:, 1, :, 5:] = 1  # the border of the labels is two columns off
     labels = atrousx.DenseCRF(2)(logits, image).argmax(1)
     assert torch.equal(labels, (image[:, 0] > 0).long())
 
@@ -235,7 +236,7 @@ def test_constant_image_and_tiny_sigma(device):
     image = torch.full((1, 3, 8, 9), 128, device=device)
     result = atrousx.DenseCRF(3, bilateral_sigma_xy=1e9)(logits, image)
     torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 9, device=device))
-    # With sigmas far below a pixel every pixel hears itself alone, as an image of its own does.
+    # With sigmas far below a pixel, every pixel receives only its own message, like a 1x1 image.
     tiny = atrousx.DenseCRF(
         3, bilateral_sigma_xy=1e-3, bilateral_sigma_rgb=1e-3, gaussian_sigma_xy=1e-3
     )
@@ -296,7 +297,7 @@ def test_training_keeps_one_q_of_an_iteration(device, trainable):
         saved = {}
 
         def note(t, saved=saved):
-            saved[t.untyped_storage().data_ptr()] = t  # kept alive: addresses stay distinct
+            saved[t.untyped_storage().data_ptr()] = t  # kept alive so that addresses stay distinct
             return t
 
         crf = atrousx.DenseCRF(8, iterations=iterations, trainable=trainable, **SIGMAS).to(device)
@@ -323,7 +324,7 @@ def test_compiled_training(device, recompute):
 def test_trainable_starts_where_the_fixed_one_is(device):
     logits, image = random_case((6, 7), device=device)
     fixed, trainable = atrousx.DenseCRF(3), atrousx.DenseCRF(3, trainable=True).double().to(device)
-    # Sigmas go through float32 logarithms.
+    # A trainable CRF stores the logarithms of its sigmas in float32.
     torch.testing.assert_close(trainable(logits, image), fixed(logits, image), rtol=0, atol=1e-3)
     assert not fixed.state_dict()
 

@@ -1,4 +1,4 @@
-"""AtrousConv2d.from_conv: what it shares, what it carries over, what it refuses."""
+"""AtrousConv2d.from_conv: what it shares, what it copies, and what it rejects."""
 
 import warnings
 
@@ -87,7 +87,7 @@ def patched():
 
 
 def weight_normed():
-    # The function of before parametrisations, which models on disk still use.
+    # The older function, without parametrisations; saved models still use it.
     with pytest.warns(FutureWarning, match="weight_norm"):
         return nn.utils.weight_norm(nn.Conv2d(1, 1, 1))
 

@@ -1,4 +1,4 @@
-"""replace_convs on models that PyTorch users have."""
+"""replace_convs on common PyTorch models."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The model that weights belong to, told by their keys and shapes."""
+"""Finds the model that weights belong to, by their keys and shapes."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ def on_meta(build, *arguments, **options):
 
 
 def trained(build, *arguments, **options):
-    """A model of ones: random values would only take time."""
+    """Returns a model of ones, because random values would only take time."""
     model = on_meta(build, *arguments, **options).to_empty(device="cpu")
     for value in model.state_dict().values():
         value.fill_(1)
@@ -98,7 +98,7 @@ def test_an_error_names_the_model_that_the_weights_are_of():
     second = on_meta(deeplab_v2, 5).state_dict()
     with pytest.raises(ValueError, match=r"no place for .*; the weights are those of deeplab_v2\("):
         load_weights(model, second)
-    # A missing key alone is not another model.
+    # A missing key does not mean another model.
     del second["backbone.layer1.0.bn1.weight"]
     with pytest.raises(ValueError, match=r"it lacks backbone\.layer1\.0\.bn1\.weight$"):
         load_weights(on_meta(deeplab_v2, 5), second)

@@ -1,4 +1,4 @@
-"""load_weights: the layouts of others, built here with random weights."""
+"""load_weights: layouts of other libraries, built here with random weights."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ UNITS = (1, 2, 1, 1)
 
 
 def small_v2(classes=CLASSES):
-    """deeplab_v2 on a ResNet of five units."""
+    """Returns deeplab_v2 on a ResNet with five units."""
     backbone = ResNet(plan_stages(UNITS, 8), caffe=True)
     branches = [AtrousConv2d(2048, classes, 3, padding=r, dilation=r) for r in (6, 12, 18, 24)]
     return DeepLabV2(backbone, SummedBranches(branches), classes, True)
@@ -80,7 +80,7 @@ def test_other_classes_keep_the_last_layer_only_when_asked():
     assert sorted(report.missing) == sorted(layers)
     assert not any(model.state_dict()[key].any() for key in layers)
     assert torch.equal(model.backbone.conv1.weight, coco.backbone.conv1.weight)
-    # The same number of classes: asked or not, the last layer is loaded.
+    # With the same number of classes the last layer is loaded, whether other_classes is set or not.
     same = small_v2()
     assert load_weights(model, same.state_dict(), other_classes=True).missing == ()
     assert_same(model, same)

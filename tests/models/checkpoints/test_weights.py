@@ -1,4 +1,4 @@
-"""load_weights: the files that people have, and files that must not be trusted."""
+"""load_weights: common files, and files that must not be trusted."""
 
 import importlib.util
 import pickle
@@ -12,7 +12,7 @@ from tests.models import torchvision_reference as reference
 
 
 def build(layout="torchvision", **options):
-    """A model of zeros: random values would only take time."""
+    """Returns a model of zeros, because random values would only take time."""
     with torch.device("meta"):
         model = deeplab_v3(layout=layout, **options)
     model = model.to_empty(device="cpu")
@@ -23,7 +23,7 @@ def build(layout="torchvision", **options):
 
 @pytest.fixture(scope="module")
 def published():
-    """A state_dict as torchvision publishes it: with the auxiliary classifier."""
+    """A state_dict as published by torchvision, with the auxiliary classifier."""
     return reference.random_state(build(aux=True))
 
 
@@ -164,12 +164,12 @@ def test_nothing_in_an_untrusted_file_is_executed(tmp_path, zipped, published):
     with pytest.raises(ValueError, match=r"weights\.pth .* could execute code"):
         load_weights(build(), path)
     assert not marker.exists()
-    # The trap is a real one.
+    # Shows that the payload really executes code.
     torch.load(path, weights_only=False)
     assert marker.exists()
 
 
-# PyTorch doubts the protocol before it refuses the content.
+# PyTorch warns of the protocol before it rejects the content.
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_bare_pickle_is_not_executed_either(tmp_path):
     path, marker = tmp_path / "weights.pth", tmp_path / "executed"
