@@ -1,4 +1,4 @@
-"""ops.atrous_conv2d: literal cases, oracle, gradients, any strides, determinism."""
+"""ops.atrous_conv2d: literal cases, reference, gradients, any strides, determinism."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_our_own_kernels_are_tested():
 
 
 def test_by_hand(device):
-    # Two taps 2 apart, one pixel of padding: 10 + 2, 20 + 3, ...; the ends have one live tap.
+    # Two taps 2 apart and one pixel of padding: 10 + 2, 20 + 3, ... The ends have one live tap.
     row = torch.tensor([[[[1.0, 2.0, 3.0]]]], device=device)
     taps = torch.tensor([[[[10.0, 1.0]]]], device=device)
     result = atrous_conv2d(row, taps, torch.tensor([0.5], device=device), 1, (0, 1), (1, 2))
@@ -64,7 +64,7 @@ def test_same_pads_the_odd_pixel_below_and_right(device):
 
 
 def test_padding_is_never_multiplied(device):
-    # Infinity times padding would be NaN, in all three passes.
+    # Infinity times padding would be NaN in all three passes.
     x = torch.ones(1, 1, 2, 2, device=device, requires_grad=True)
     w = torch.full((1, 1, 3, 3), torch.inf, device=device)
     w[0, 0, 1, 1] = 3
@@ -96,7 +96,7 @@ def test_padding_that_differs_from_side_to_side(device, kind, memory_format):
     channels, outputs, groups, dtype = KINDS[kind]
     geometry = ((1, 1), (0, 1, 2, 2), (2, 1), groups)
 
-    def integers(*size):  # so small that every sum is exact
+    def integers(*size):  # small enough that every sum is exact
         return torch.randint(-3, 4, size).to(device, dtype)
 
     x = integers(1, channels, 6, 5).to(memory_format=memory_format)
@@ -121,7 +121,7 @@ def test_padding_that_differs_from_side_to_side(device, kind, memory_format):
 @pytest.mark.parametrize(
     ("size", "groups", "before"),
     [
-        ((2, 70, 9, 9), 1, 0),  # planes of 81 pixels: their rows start at every place of a vector
+        ((2, 70, 9, 9), 1, 0),  # planes of 81 pixels: rows start at every position in a vector
         ((1, 37, 5, 13), 1, 3),  # a map that starts within a vector
         ((2, 38, 3, 7), 2, 0),
         ((1, 16, 8, 8), 1, 0),  # whole vectors throughout
@@ -129,7 +129,7 @@ def test_padding_that_differs_from_side_to_side(device, kind, memory_format):
     ],
 )
 def test_a_filter_of_one_copies_a_map_wherever_it_lies(device, size, groups, before, dtype):
-    # On CUDA, tensor cores read maps of whole vectors, and others are packed.
+    # On CUDA, tensor cores read maps of whole vectors in place. Other maps are packed.
     values = torch.randint(-50, 50, (before + math.prod(size),)).to(device, dtype)
     x = values[before:].view(size)
     w = torch.eye(size[1] // groups, device=device, dtype=dtype).repeat(groups, 1)[..., None, None]
@@ -139,7 +139,7 @@ def test_a_filter_of_one_copies_a_map_wherever_it_lies(device, size, groups, bef
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_filter_of_one_copies_a_part_of_a_map(device, dtype):
-    # Every other pixel of channels_last rows, and all but some channels.
+    # Every other pixel of channels_last rows, and some of the channels.
     values = torch.randint(-50, 50, (2, 6, 9, 20)).to(device, dtype)
     x = values[:, :, ::2, 1:18].permute(0, 3, 1, 2)
     w = torch.eye(17, device=device, dtype=dtype)[..., None, None]
@@ -149,7 +149,7 @@ def test_a_filter_of_one_copies_a_part_of_a_map(device, dtype):
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_depthwise_padding_is_never_multiplied(device, memory_format):
-    # An infinite number spoils what it touches, and nothing becomes NaN by a zero beside the map.
+    # An infinite number affects only the results that use it. No zero beside the map makes a NaN.
     x = torch.ones(1, 3, 6, 40, device=device).to(memory_format=memory_format)
     w = torch.ones(3, 1, 3, 3, device=device)
     w[0, 0, 0, 0] = torch.inf  # reads 4 pixels up and to the left
@@ -158,7 +158,7 @@ def test_depthwise_padding_is_never_multiplied(device, memory_format):
     touched[:, 0, 4:, 4:] = True
     assert torch.equal(y == torch.inf, touched)
     assert y[~touched].isfinite().all()
-    # In grad-weight an output's infinite gradient, and an infinite input.
+    # In grad-weight an infinite gradient of an output, and an infinite input.
     g = torch.ones_like(y)
     g[0, 0, 0, 0] = x[0, 1, 0, 0] = torch.inf
     w = w[2:].repeat(3, 1, 1, 1).requires_grad_()
@@ -270,7 +270,7 @@ OPTIONS = [(1, (40, 2), (40, 2)), ((2, 3), (6, 3), (5, 3)), (3, 9, 1), (2, (80, 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_large_depthwise_planes_as_conv2d(device, options):
-    # Larger than what the CPU packs at a time.
+    # Larger than the planes that the CPU packs at once.
     x = torch.randn(1, 2, 303, 521, dtype=torch.float64, device=device)
     w = torch.randn(2, 1, 3, 4, dtype=torch.float64, device=device)
     leaves = [t.requires_grad_() for t in (x, w)]
@@ -287,7 +287,7 @@ GRADCHECK = ["strided, unequal axes", "narrow groups", "pixels without a live ta
 @pytest.mark.parametrize("name", GRADCHECK)
 def test_gradcheck(device, name):
     x, w, b, options = make(name, torch.float64, device)
-    # A corner of every tensor is enough: each element is checked by itself.
+    # A corner of every tensor is enough, because each element is checked separately.
     x, w, b = x[:, : 2 * options[3]], w[: 2 * options[3], :2], b[: 2 * options[3]]
     tensors = [t.clone().requires_grad_() for t in (x, w, b)]
 
@@ -320,7 +320,7 @@ def test_any_strides(device, name):
         torch.testing.assert_close(atrous_conv2d(a, b, None, *options), expected)
     broadcast = x[:1].expand(3, -1, -1, -1)
     torch.testing.assert_close(atrous_conv2d(broadcast, w, None, *options)[2], expected[0])
-    # An expanded gradient, as .sum().backward() makes it, has zero strides.
+    # The gradient from .sum().backward() is expanded: it has zero strides.
     for convolve in (atrous_conv2d, F.conv2d):
         leaves = [t.clone().requires_grad_() for t in (x, w)]
         convolve(*leaves, None, *options).sum().backward()
@@ -331,7 +331,8 @@ def test_any_strides(device, name):
 @pytest.mark.parametrize("outputs", [2, 21, 32])
 @pytest.mark.parametrize("size", [(23, 37), (32, 32)])
 def test_planes_are_read_where_they_lie(device, outputs, size):
-    # The CPU packs no map in NCHW for few outputs, but where planes are multiples of half a page.
+    # For few outputs the CPU does not pack NCHW maps, except planes that are multiples of half a
+    # page.
     whole = torch.randn(2, 140, *size, device=device)
     for x in (whole, whole[:, 3:138], whole[..., 2:20, 1:30], whole[:1].expand(3, -1, -1, -1)):
         w = torch.randn(outputs, x.shape[1], 3, 2, device=device)
@@ -343,7 +344,7 @@ def test_planes_are_read_where_they_lie(device, outputs, size):
 
 @pytest.mark.parametrize("channels", [5, 8, 131])
 def test_any_strides_in_bfloat16(device, channels):
-    # Small integers: every sum is exact, whatever pairs of numbers it is made of.
+    # With small integers every sum is exact, in any order and with any pairing.
     def integers(*size):
         return torch.randint(-2, 3, size, device=device).to(torch.bfloat16)
 

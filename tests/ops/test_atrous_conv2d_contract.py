@@ -1,4 +1,4 @@
-"""ops.atrous_conv2d as PyTorch sees it: opcheck, samples, autocast, tracing, rejections."""
+"""ops.atrous_conv2d's contract with PyTorch: opcheck, samples, autocast, tracing, rejections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ops.common import FORMATS, assert_as_accurate_as_torch, to_float64
 
 
 def _conv2d_info():
-    pytest.importorskip("expecttest")  # what PyTorch's own test database imports
+    pytest.importorskip("expecttest")  # PyTorch's test database imports it
     from torch.testing._internal.common_methods_invocations import op_db
 
     (info,) = (i for i in op_db if i.name == "nn.functional.conv2d")
@@ -185,8 +185,8 @@ def test_tf32_switch_compiles():
         assert compiled(torch.zeros(1)).item() == 1
 
 
-# C, K, groups, (H, W), (KH, KW), stride, padding, dilation: what tensor cores read where it lies,
-# what is packed first (C % 4 is not 0), few channels and outputs and many, every pass.
+# C, K, groups, (H, W), (KH, KW), stride, padding, dilation: maps that tensor cores read in place
+# and maps that are packed first (C % 4 is not 0), few and many channels and outputs, every pass.
 TF32 = {
     "64 channels": (64, 32, 1, (9, 9), (3, 3), 1, 2, 2),
     "odd channels, 21 outputs": (37, 21, 1, (7, 11), (3, 3), 1, 4, 4),
@@ -218,7 +218,7 @@ def test_float32_is_rounded_only_where_tf32_is_allowed(
         t.requires_grad_()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
         y = atrous_conv2d(*tensors, None, *options, groups)
-    # The gradients keep to what the forward pass was allowed.
+    # The gradients use the setting of the forward pass.
     grads = torch.autograd.grad(y.square().sum(), tensors)
     exact = F.conv2d(*wide, None, *options, groups)
     exact_grads = torch.autograd.grad(exact, wide, 2 * y.detach().double())
@@ -248,8 +248,8 @@ def test_a_stem_runs_on_tensor_cores_where_the_dtype_has_them(device, dtype, tf3
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_so_many_pixels_that_tiles_are_wide(device, dtype, memory_format):
-    # Tensor cores take 128 outputs at a time of more than 64, forward and in grad-input, from 4
-    # tiles of 128 pixels a multiprocessor on.
+    # Forward and grad-input on tensor cores take 128 outputs at a time if there are more than 64
+    # outputs and at least 4 tiles of 128 pixels per multiprocessor.
     pixels = 4 * 128 * max(1, device_named(str(device)).multiprocessors)
     x = torch.randn(1, 72, 16, pixels // 16 + 1, device=device).to(dtype)
     w = torch.randn(72, 72, 1, 2, device=device).to(dtype) / 12

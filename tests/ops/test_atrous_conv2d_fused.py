@@ -1,4 +1,4 @@
-"""What inference adds to atrous_conv2d: a fused end of the sum, a weight packed before."""
+"""Inference parts of atrous_conv2d: a fused epilogue, and a weight that is packed beforehand."""
 
 from __future__ import annotations
 
@@ -86,8 +86,9 @@ def test_packed_weight(name, memory_format, dtype):
             fused_op(x, w, b, None, True, *geometry, False, packed[1:])
 
 
-# N, C, K, groups, (H, W), (KH, KW), stride, padding, dilation: weights of 8 M elements or, many
-# beside their pixels, fewer. Odd numbers of channels and outputs; chunks of a slab and of several.
+# N, C, K, groups, (H, W), (KH, KW), stride, padding, dilation. Weights of 8 M elements, or smaller
+# ones that are large beside their pixels. Odd numbers of channels and outputs; chunks of one slab
+# and of several.
 LARGE = {
     "8 M": (2, 600, 3584, 1, (3, 2), (2, 2), (1, 1), (0, 0), (1, 1)),
     "16 taps": (1, 133, 290, 1, (5, 6), (4, 4), (1, 1), (3, 3), (2, 2)),
@@ -107,7 +108,7 @@ def make_large(name, dtype, memory_format):
     return x, w, b, torch.randn_like(plain), plain, geometry
 
 
-# Not in float64, in which the oracle rounds such long sums as much as what it would judge.
+# Not in float64: in such long sums a float64 reference has as much rounding error as the result.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", LARGE)

@@ -1,4 +1,4 @@
-"""Depthwise 3x3 in channels_last: the CPU's walks along pixels that lie the dilation apart."""
+"""Depthwise 3x3 in channels_last: the CPU kernel goes along pixels that lie the dilation apart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GEOMETRIES = {
     "more padding than dilation": ((3, 4), (3, 3), (4, 9), (1, 2)),
     "a row of taps": ((4, 6), (1, 3), (0, 2), (3, 2)),
     "two rows of taps": ((5, 6), (2, 3), (2, 1), (4, 1)),
-    # Long enough for float32 and float64, too.
+    # These are long enough for float32 and float64, too.
     "phases of six and five": ((9, 16), (3, 3), (3, 3), (3, 3)),
     "long, unequal dilations": ((6, 21), (3, 3), (2, 4), (2, 4)),
     "long, no padding": ((9, 16), (3, 3), (0, 0), (3, 2)),
@@ -38,12 +38,12 @@ GEOMETRIES = {
     "long, rows wholly dead": ((2, 9), (3, 3), (9, 1), (7, 1)),
     "five rows of taps": ((6, 6), (5, 3), (2, 1), (1, 1)),
 }
-# Less than a vector, whole ones, some and a rest, several tasks' worth.
+# Less than a vector, whole vectors, vectors and a remainder, several tasks.
 CHANNELS = (1, 7, 16, 33, 70, 728)
 
 
 def make(name, channels, dtype, device):
-    """A batch of two between images of NaN, which nothing may read; weight, bias and options."""
+    """Returns a batch of two between images of NaN, which nothing may read; the other arguments."""
     size, taps, padding, dilation = GEOMETRIES[name]
     x = torch.full((4, channels, *size), torch.nan, dtype=dtype, device=device)
     x = x.to(memory_format=torch.channels_last)
@@ -82,7 +82,7 @@ def test_walks_against_oracle(device, name, dtype):
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_walks_never_multiply_padding(device, name, dtype):
-    # Channel by channel another tap is infinite; the rest of the sum is finite.
+    # In each channel another tap is infinite. The rest of the sum is finite.
     x, w, _, (stride, sides, dilation, groups) = make(name, 70, dtype, device)
     w.fill_(1)
     taps = w[0].numel()
@@ -107,7 +107,7 @@ def test_walks_never_multiply_padding(device, name, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_walks_keep_what_is_not_finite(device, dtype):
-    # The same with PyTorch, whose padding meets finite weights only.
+    # The result is the same as PyTorch's, whose padding meets only finite weights.
     x, w, b, (stride, sides, dilation, groups) = make("phases of five", 70, dtype, device)
     x[0, :, 4, 5], x[1, :35, 2, 3], x[1, 35:, 2, 3] = torch.nan, torch.inf, -torch.inf
     theirs = F.conv2d(x, w, b, stride, sides[:2], dilation, groups)

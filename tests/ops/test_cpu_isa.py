@@ -1,4 +1,4 @@
-"""Every CPU instruction set this machine has gives correct results, not only the one in use."""
+"""Every instruction set of this CPU gives correct results, not only the one in use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# "avx512" differs from the best that a CPU may have in bfloat16 alone.
+# "avx512" differs from the best instruction set of a CPU only in bfloat16.
 @pytest.mark.parametrize(
     ("isa", "chosen"),
     [
@@ -34,7 +34,7 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 )
 def test_lesser_instruction_sets_against_the_oracles(isa, chosen):
     in_use = run(isa, "-c", "from atrousx import _library; print(_library.core.cpu_isa)")
-    # A machine without AVX2 stays portable whatever is asked for.
+    # A machine without AVX2 stays portable, whatever is requested.
     assert ISAS.index(in_use.stdout.strip()) <= ISAS.index(isa), in_use.stderr
     selected = ["-m", "pytest", "tests/ops", "-k", chosen, "-p", "no:cacheprovider"]
     result = run(isa, *selected, f"--ignore={__file__}")

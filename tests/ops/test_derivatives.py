@@ -1,4 +1,4 @@
-"""Gradients are registered in one way: what the quick call and the dispatcher's call share."""
+"""Gradients are registered in one way, shared by the quick call and the dispatcher's call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers far beyond any network's: each operator raises a sentence or gives the right result."""
+"""Numbers far beyond those of any network: each operator raises an error or is right."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ SAME = ((1, 1), (1, 1, 1, 1), (1, 1), 2)
 
 
 def with_number(place, number):
-    """Arguments of a convolution with a number in one of their places."""
+    """Returns arguments of a convolution with a number in one place."""
     stride, sides, dilation, groups = (list(v) if isinstance(v, tuple) else v for v in SAME)
     if place == "groups":
         return stride, sides, dilation, number
@@ -171,13 +171,13 @@ def test_live_fraction_counts_every_pair(size, taps, stride, padding, dilation):
 
 
 def test_live_fraction_takes_as_long_for_any_kernel():
-    # Every tap is live at every output that has room for it: 2**31 - 3 of 2**31 - 1 outputs.
+    # Every tap is live at every output with room for it: 2**31 - 3 of 2**31 - 1 outputs.
     taps = LARGEST
     assert 0 < live_fraction((LARGEST, 3), (taps, 1), padding=(LARGEST // 2, 0)) < 1
 
 
 def definition(arguments, weight, grad):
-    """Result and gradients by the definition, in float64; None where there is no result."""
+    """Returns result and gradients by the definition, in float64; None if there is no result."""
     batch, stride, padding, dilation, groups = arguments
     data, filters = to_float64(batch), to_float64(weight)
     sides, taps = (*padding, *padding), weight.shape[2:]
@@ -191,7 +191,7 @@ def definition(arguments, weight, grad):
 
 
 def output_extents(size, taps, stride, padding, dilation):
-    """By exact integers; None where the operator must refuse."""
+    """Returns the exact output size, or None if the operator must reject the arguments."""
     numbers = (*stride, *dilation)
     if min(numbers) < 1 or max(*numbers, *padding) > LARGEST:
         return None
@@ -201,12 +201,12 @@ def output_extents(size, taps, stride, padding, dilation):
     ]
 
 
-# channels of a group, outputs of a group, groups
+# Channels per group, outputs per group, groups.
 GROUPS = {"depthwise": (1, 1, 3), "narrow": (2, 3, 2), "wide": (9, 8, 1), "many": (1, 1, 40)}
 
 
 def pairs_of(allowed):
-    """Mostly numbers that an operator takes: others end the call before it begins."""
+    """Mostly valid numbers, because invalid ones end the call immediately."""
     number = st.sampled_from(4 * allowed + EXTREMES)
     return st.tuples(number, number)
 
@@ -233,7 +233,7 @@ def test_convolution_of_extremes_raises_or_is_right(
     extents = output_extents(size, taps, stride, padding, dilation)
     pixels = 0 if extents is None else extents[0] * extents[1]
     if 400 < pixels < 2**40:
-        return  # a result that only takes long
+        return  # valid, but it would only take long
     began = time.perf_counter()
     if extents is None or min(extents) <= 0 or pixels >= 2**40:
         with pytest.raises((ValueError, RuntimeError)):
@@ -256,7 +256,7 @@ def test_convolution_of_extremes_raises_or_is_right(
     [(10_000, 10_000, 1), (LARGEST, LARGEST, 1), (1, LARGEST, LARGEST), (1000, 1000, 1000)],
 )
 def test_memory_follows_live_taps(groups, memory_format, stride, padding, dilation):
-    """Of forward and backward, whatever lies in the padding."""
+    """Memory of forward and backward does not depend on the padding."""
     data = torch.randn(1, 2, 5, 5).to(memory_format=memory_format).requires_grad_()
     filters = torch.randn(2, 2 // groups, 3, 3).requires_grad_()
     options = ((stride, stride), (padding, padding), (dilation, dilation), groups)
@@ -280,17 +280,17 @@ def test_resampling_by_extreme_scales_reads_the_map(scale, size, channels, dtype
     found = operators.upsample_bilinear2d(values, size, False, scale, scale)
     grad = torch.randn_like(found)
     gradient = operators._upsample_bilinear2d_backward(grad, 4, 5, False, scale, scale)
-    if scale != scale:  # no scale at all
+    if scale != scale:  # NaN counts as no scale
         expected = operators.upsample_bilinear2d(values, size, False)
         of_input = operators._upsample_bilinear2d_backward(grad, 4, 5, False)
     else:
-        # Outputs lie past the last input, or all at the first: there is no other.
+        # All outputs read the same input: the last one or the first one.
         first = 0 if scale > 1 else -1
         expected = values[..., first, first, None, None].expand_as(found)
         of_input = torch.zeros_like(values)
         of_input[..., first, first] = grad.sum((2, 3), dtype=torch.float64).to(dtype)
     torch.testing.assert_close(found, expected)
-    # Sums of half types are rounded once more or less.
+    # Sums of half types may have one rounding more or less.
     tolerance = {} if dtype != torch.bfloat16 else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(gradient, of_input, **tolerance)
 
@@ -318,7 +318,7 @@ def test_lattices_of_extreme_features_stay_within_bounds(value, features):
     if value != 1e-45:
         with pytest.raises(ValueError, match="features must be"):
             atrousx.ops.permutohedral_filter(torch.ones(1, 1, 37), points)
-    # Called directly, without the check, it may refuse; indices stay within its tensors.
+    # Without the check, a direct call may raise. If not, its indices stay within its tensors.
     try:
         lattice = operators._permutohedral_assemble(points)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Every fake kernel says what its kernel returns: sizes, strides, dtype and device."""
+"""Every fake kernel predicts its kernel's result: sizes, strides, dtype and device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tests.ops.operator_cases import CPU_ONLY, all_cases
 
-# Of these a size depends on values, and may be any in the fake.
+# Some sizes of these results depend on values. The fake kernel may not know them.
 DYNAMIC = {
     "_atrous_conv2d_pack_weight",
     "_permutohedral_assemble",
@@ -30,7 +30,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def known(numbers: Any) -> list[int | None]:
-    """Numbers that a fake knows, None for those that depend on values."""
+    """Returns the numbers that a fake knows, with None for those that depend on values."""
     return [n if isinstance(n, int) else None for n in numbers]
 
 
@@ -43,7 +43,7 @@ def differences(real: Tensor, fake: Tensor) -> list[str]:
         return [*found, f"{tuple(real.shape)}, the fake {sizes}"]
     if any(f not in (None, r) for r, f in zip(real.shape, sizes, strict=True)):
         found.append(f"{tuple(real.shape)}, the fake {sizes}")
-    # The strides of an empty tensor and of a dimension of one element do not matter.
+    # Strides do not matter in an empty tensor, nor for a dimension of one element.
     matters = [size > 1 for size in real.shape] if real.numel() > 0 else [False] * real.dim()
     for real_stride, stride, counts in zip(real.stride(), strides, matters, strict=True):
         if counts and stride not in (None, real_stride):

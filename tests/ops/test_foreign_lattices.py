@@ -1,4 +1,4 @@
-"""Lattices that no operator has made: a call with one raises, and reads nothing beyond it."""
+"""Invalid lattices: a call with one raises, and reads nothing out of bounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_lattice(index=torch.int32, dims=2):
 
 
 def calls(lattice):
-    """Every operator that reads a lattice."""
+    """Returns calls of every operator that reads a lattice."""
     none = torch.empty(0)
     rows = torch.ones(POINTS, LABELS)
     logits = torch.zeros(2, LABELS, POINTS // 2)
@@ -36,7 +36,7 @@ def calls(lattice):
 
 
 def is_lattice(lattice):
-    """What the operators ask of indices, by plain loops."""
+    """Whether indices are valid for the operators, in plain loops."""
     vertices, corners = lattice.neighbours.shape[2], lattice.corner_vertices.numel()
     starts = lattice.starts.tolist()
     within = (
@@ -86,7 +86,7 @@ def wrong_lattices(index):
         for value in values:
             for place in (0, last // 2, last):
                 yield message, change(lattice, name, place, value)
-    # A circle of neighbours, and one whose neighbour does not know it.
+    # A cycle of neighbours, in which one link is not mutual.
     first = int(
         (lattice.neighbours[0, 1] < 0).logical_and(lattice.neighbours[0, 0] >= 0).nonzero()[0]
     )
@@ -185,7 +185,7 @@ def test_keys_that_do_not_ascend_raise():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_features_make_a_lattice(dtype):
-    """The check of magnitudes is Python's: behind it coordinates are held within bounds."""
+    """Only Python checks magnitudes. The operator itself clamps coordinates."""
     bad = torch.tensor(
         [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e9, 0.0], dtype=dtype
     )

@@ -1,4 +1,4 @@
-"""Derivatives by forward mode and torch.func: exact or refused, for every operator."""
+"""Derivatives by forward mode and torch.func: exact or rejected, for every operator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ops.operator_cases import (
     with_tensor,
 )
 
-# The arguments in which an operator is linear, one by one: their tangents reach the output.
+# The arguments in which an operator is linear, separately: their tangents reach the output.
 LINEAR = {
     "atrous_conv2d": (0, 1, 2),
     "_measured_conv2d": (0, 1, 2),
@@ -38,7 +38,7 @@ CASES = [c for c in all_cases() if places(c, c.arguments())]
 
 
 def outputs(case, arguments):
-    """What may have a derivative: floating tensors, those that are changed in place included."""
+    """Returns results that may have a derivative: floating tensors, also those changed in place."""
     op = getattr(torch.ops.atrousx, case.operator).default
     results = op(*arguments)
     if case.operator.endswith("_"):
@@ -139,7 +139,7 @@ def test_func_grad_is_right_or_raises(case):
         value = tensor_at(arguments, place)
         try:
             found = torch.func.grad(total)(value)
-        except RuntimeError:  # NotImplementedError included
+        except RuntimeError:  # includes NotImplementedError
             continue
         leaf = value.clone().requires_grad_()
         torch.testing.assert_close(found, torch.autograd.grad(total(leaf), leaf)[0])
@@ -158,7 +158,7 @@ def test_vmap_is_right_or_raises(case):
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that there is no rule to make it fast
+                warnings.simplefilter("ignore")  # warns that no rule makes it fast
                 found = torch.func.vmap(call)(several)
         except RuntimeError:
             continue

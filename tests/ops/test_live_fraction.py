@@ -1,4 +1,4 @@
-"""ops.live_fraction against a count."""
+"""ops.live_fraction against a count of live taps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_live_fraction_counts(size, taps, stride, padding, dilation):
         with pytest.raises(ValueError, match="output would be empty"):
             live_fraction(size, taps, stride, padding, dilation)
         return
-    # Ones convolved with ones count the live taps.
+    # A convolution of ones with ones counts the live taps.
     ones = torch.ones(1, 1, *size, dtype=torch.float64)
     counts = F.conv2d(ones, torch.ones(1, 1, taps, taps).double(), None, stride, padding, dilation)
     expected = counts.sum().item() / (taps**2 * counts.numel())

@@ -1,4 +1,4 @@
-"""Mean-field inference over points; what DenseCRF shows of it is tested there."""
+"""Mean-field inference over points. Its use in DenseCRF is tested with DenseCRF."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_any_number_of_terms(device, weight, count):
 
 
 def random_inputs(labels, compatibility, normalization):
-    """Of the operators, in float64: two images, two terms."""
+    """Returns arguments of the operators in float64: two images, two terms."""
     logits = torch.randn(2, labels, 20, dtype=torch.float64)
     matrix = {
         "potts": None,
@@ -98,7 +98,7 @@ def test_operators_of_rows_return_memory_of_their_own(labels, points):
 
 
 def point_case(device, labels, points, dtype, images=2, dims=(2, 5)):
-    """Logits [N, L, P] and the features of each kernel [N, D, P]."""
+    """Returns logits [N, L, P] and the features of each kernel [N, D, P]."""
     logits = 2 * torch.randn(images, labels, points, dtype=dtype, device=device)
     features = [2 * torch.randn(images, d, points, dtype=dtype, device=device) for d in dims]
     return logits, features
@@ -114,7 +114,7 @@ def infer(logits, terms, iterations):
 
 
 def check_against_reference(logits, features, costs, iterations, result):
-    """costs: [L, L] of each kernel; filters as they are."""
+    """``costs`` has [L, L] for each kernel. Filters are not normalised."""
     exact = np.empty(logits.shape)
     for n, rows in enumerate(to_float64(logits)):
         kernels = [(to_float64(f[n]).T, c) for f, c in zip(features, costs, strict=True)]
@@ -123,8 +123,8 @@ def check_against_reference(logits, features, costs, iterations, result):
     np.testing.assert_allclose(to_float64(result), exact, rtol=0, atol=tolerance)
 
 
-# One pack of labels to many: on CUDA a row is shared by 1, 8 and 32 threads, the last with several
-# packs each.
+# From one pack of labels to many. On CUDA 1, 8 or 32 threads share a row; with 32 each has several
+# packs.
 @pytest.mark.parametrize(
     ("labels", "points", "dtype"),
     [
@@ -151,8 +151,8 @@ def test_against_reference(device, labels, points, dtype, kind):
 
 
 def test_points_crowded_on_few_vertices(device):
-    # On CUDA a whole block sums runs of 300 entries and more, beside short ones; 70 labels in
-    # float64 are more packs than a warp has lanes, so that it goes over a run twice.
+    # On CUDA a whole block sums runs of more than 256 entries, beside short ones. 70 labels in
+    # float64 are more packs than a warp has lanes, so it goes over a run twice.
     logits, (features,) = point_case(device, 70, 500, torch.float64, images=1, dims=(2,))
     features[..., :330] = 0.1
     term = plain_term(features, 0.01)

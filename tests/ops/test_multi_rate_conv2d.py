@@ -1,4 +1,4 @@
-"""ops.multi_rate_conv2d: literal cases, oracle, gradients, contract, rejections."""
+"""ops.multi_rate_conv2d: literal cases, reference, gradients, contract, rejections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pack_op = torch.ops.atrousx._atrous_conv2d_pack_weight.default
 CASES = {
     "v3's": (2, 20, (13, 9), [(17, (1, 1), 1), (17, (3, 3), 2), (17, (3, 3), 4), (17, (3, 3), 7)]),
     "v2's": (1, 33, (14, 15), [(21, (3, 3), rate) for rate in (3, 6, 9, 12)]),
-    # Whole vectors of channels: tensor cores read weights, and the sum of centres, where they lie.
+    # Whole vectors of channels: tensor cores read weights and the sum of the centres in place.
     "v2's, 24 channels": (1, 24, (9, 8), [(21, (3, 3), rate) for rate in (2, 3, 5)]),
     "more than 32 outputs": (1, 24, (10, 7), [(40, (3, 3), 2), (40, (3, 3), 5), (40, (1, 1), 1)]),
     "64 outputs, odd channels": (2, 17, (6, 9), [(64, (3, 3), 1), (64, (3, 3), 3)]),
@@ -35,14 +35,14 @@ CASES = {
     "kernels of all sizes": (2, 6, (9, 12), [(3, (5, 1), 2), (3, (3, 7), 1), (3, (1, 3), 4)]),
 }
 
-# Not in float64: an oracle in float64 rounds such long sums as much as what it would judge.
+# Not in float64: in such long sums a float64 reference has as much rounding error as the result.
 LONG = {
     "66 outputs of two pixels": (1, 16, (1, 2), [(66, (1, 3), 1)]),
     "rates beyond a map": (1, 16, (4, 5), [(17, (3, 3), rate) for rate in (1, 3, 8)]),
     "columns of taps": (1, 19, (3, 2), [(17, (3, 1), 2), (17, (5, 3), 1), (17, (1, 1), 1)]),
-    # More channels than are under way at once, and a full tile of pixels.
+    # More channels than the stages in flight hold, and a full tile of pixels.
     "136 channels": (3, 136, (1, 50), [(16, (1, 3), 1), (16, (1, 3), 40)]),
-    # Too many for CUDA to add the branches up in one launch.
+    # Too many taps for CUDA to add the branches in one launch.
     "21 taps": (1, 16, (2, 31), [(16, (1, 21), 1), (16, (1, 3), 2)]),
 }
 
@@ -57,7 +57,7 @@ def make(name, dtype, device, memory_format=torch.contiguous_format):
 
 
 def separately(x, ws, bs, rates, reduce):
-    """The same by PyTorch's own convolution, one branch after another."""
+    """Computes the same with PyTorch's convolution, one branch after another."""
     bs = [None] * len(ws) if bs is None else bs
     branches = [
         F.conv2d(x, w, b, 1, [rate * (taps // 2) for taps in w.shape[2:]], rate)

@@ -1,4 +1,4 @@
-"""What holds for every operator of the schema, on arguments from operator_cases.py."""
+"""Properties of every operator in the schema, tested with arguments from operator_cases.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.ops.operator_cases import (
 )
 
 NAMES = registered_operators()
-# The keys under which kernels that compute are called without a GPU; the first check of CUDA's
-# needs none.
+# The keys of kernels that can be called without a GPU. CUDA's kernels are included, because their
+# first check needs no GPU.
 KEYS = ["CPU"] if _library.cuda is None else ["CPU", "CUDA"]
 
 
@@ -36,7 +36,7 @@ def test_every_operator_has_cases_with_all_its_arguments(name):
     schema = operator(name)._schema.arguments
     for case in cases(name):
         assert len(case.arguments()) == len(schema)
-    # Every tensor that an operator can take is given in some case.
+    # Every tensor argument of an operator is given in some case.
     given = {
         place[0]
         for case in cases(name)
@@ -63,7 +63,8 @@ def test_fake_kernels_refuse_tensors_on_two_devices(name):
             changed = with_tensor(arguments, place, tensor_at(arguments, place).to("meta"))
             with pytest.raises(RuntimeError, match="must be on the device of") as error:
                 operator(name)(*changed)
-            # It names the argument that differs from the first: that itself, or the next one.
+            # The error names the argument that differs from the first one. If it is the first, it
+            # names the next.
             named = str(error.value).split()[0].split("[")[0]
             assert named in {argument.name for argument in schema}
             if place != next(tensor_places(arguments)):
@@ -83,7 +84,7 @@ def test_kernels_refuse_tensors_on_two_devices(name, key):
 
 
 def storages(values):
-    """Of the tensors among values that have memory."""
+    """Returns the addresses of the memory of all tensors among the values."""
     found = []
     for value in values:
         if isinstance(value, torch.Tensor) and value.numel():

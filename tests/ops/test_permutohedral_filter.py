@@ -1,4 +1,4 @@
-"""ops.permutohedral_filter: literal cases, pydensecrf's numbers, oracle, gradients, contract."""
+"""ops.permutohedral_filter: literal cases, pydensecrf's numbers, reference, gradients, contract."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def random_case(channels=3, dims=2, size=(4, 5), batch=2, dtype=torch.float64, d
 
 
 # In one dimension the lattice is a line with a vertex every sqrt(3)/2. Each of the two axes blurs
-# along it with (1/2, 1, 1/2) where there are vertices; slicing multiplies by 1 / (1 + 1/2).
+# along it with (1/2, 1, 1/2), where there are vertices. The slice multiplies by 1 / (1 + 1/2).
 
 
 def test_point_on_a_vertex_by_hand(device):
-    # All weight on one vertex, its simplex's other vertex beside it: 1 + 1/4, times 2/3.
+    # All weight is on one vertex, beside the simplex's other vertex: 1 + 1/4, times 2/3.
     one = torch.ones(1, 1, 1, device=device)
     result = permutohedral_filter(one, torch.zeros_like(one), "none")
     torch.testing.assert_close(result, 5 / 6 * one)
 
 
 def test_point_between_vertices_by_hand(device):
-    # 1/2 on each of two vertices; each pass multiplies by 3/2: 1/2 * 9/4 * 2/3.
+    # 1/2 on each of two vertices. Each blur multiplies by 3/2: 1/2 * 9/4 * 2/3.
     one = torch.ones(1, 1, 1, device=device)
     result = permutohedral_filter(one, math.sqrt(3) / 4 * one, "none")
     torch.testing.assert_close(result, 0.75 * one)
@@ -49,12 +49,13 @@ def test_equal_points_are_averaged_and_far_ones_are_left(device):
     features = torch.tensor([[[0.0, 0.0, 50.0]]], device=device)
     expected = torch.tensor([[[2.0, 2.0, 5.0]]], device=device)
     torch.testing.assert_close(permutohedral_filter(values, features, "after"), expected)
-    # "symmetric": both points at 0 have K = 5/3, and pass 5/6 of their sum on.
+    # "symmetric": both points at 0 have K = 5/3, and each gets 5/6 of their sum.
     torch.testing.assert_close(permutohedral_filter(values, features), expected)
 
 
 def test_filter_is_nearly_the_gaussian():
-    # Averaged over where the two points lie on the lattice, as a function of their distance.
+    # The response as a function of the distance of two points, averaged over positions on the
+    # lattice.
     x = 0.1 * torch.arange(160, dtype=torch.float64)
     impulses = torch.eye(160, dtype=torch.float64)[None]
     kernel = permutohedral_filter(impulses, x[None, None], "none")[0]
@@ -67,7 +68,7 @@ def test_filter_is_nearly_the_gaussian():
 def test_pydensecrf_golden(device, path):
     golden = np.load(path)
     points = len(golden["q"])
-    # pydensecrf fills the points up to a multiple of 4 with points at the origin.
+    # pydensecrf adds points at the origin up to a multiple of 4.
     padding = ((0, -points % 4), (0, 0))
     features = torch.from_numpy(np.pad(golden["features"], padding)).T[None].to(device)
     values = torch.from_numpy(np.pad(golden["q"], padding)).T[None].to(device)
@@ -95,7 +96,8 @@ def test_dtypes_and_spatial_ranks(device, size, dtype):
     exact = reference.filter_images(to_float64(values), to_float64(features))
     result = permutohedral_filter(values, features)
     assert result.dtype == dtype
-    # Half types are rounded once, at the end. Float32 weights lose what their coordinates lose.
+    # Half types are rounded once, at the end. Float32 weights have the rounding error of
+    # coordinates.
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6 + torch.finfo(dtype).eps
     np.testing.assert_allclose(to_float64(result), exact, rtol=tolerance, atol=tolerance)
 
@@ -137,13 +139,13 @@ def test_constant_features(device):
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
 @pytest.mark.parametrize("dims", [2, 5, 16])
 def test_large_features_need_wider_keys(device, dims, scale):
-    # Points in pairs, so that the neighbours' part is not empty at any scale.
+    # Points come in pairs, so that neighbours contribute at any scale.
     values, features = random_case(dims=dims, size=(8,), dtype=torch.float32, device=device)
     features = features * (scale / features.abs().max())
     features[..., 1::2] = features[..., ::2]
     exact = reference.filter_images(to_float64(values), to_float64(features))
     result = permutohedral_filter(values, features)
-    # Below 2^15 coordinates are float32 as pydensecrf's, with an error up to 2^-9 in the weights.
+    # Below 2^15 coordinates are float32 as in pydensecrf. Weights then have an error of up to 2^-9.
     np.testing.assert_allclose(to_float64(result), exact, atol=2e-2 if scale < 1e5 else 1e-5)
 
 
@@ -211,7 +213,7 @@ def test_lattice_is_what_it_says(device):
 
 
 def in_order_of_first_touch(lattice):
-    """The same lattice, its vertices numbered as the corners meet them."""
+    """Returns the same lattice, with vertices numbered in the order in which corners reach them."""
     corners, vertices = lattice.corner_vertices.flatten().long(), lattice.neighbours.shape[2]
     first = torch.full((vertices,), len(corners))
     order = first.scatter_reduce(0, corners, torch.arange(len(corners)), "amin").argsort()
@@ -232,7 +234,7 @@ def in_order_of_first_touch(lattice):
     )
 
 
-# Features on a coarse grid lie on the edges of simplices; 5e4 needs keys of several words.
+# Features on a coarse grid lie on edges of simplices. 5e4 needs keys of several words.
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 5e4])
 @pytest.mark.parametrize("dims", [1, 2, 5, 7, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -248,7 +250,7 @@ def test_lattice_of_the_cpu_against_the_sorted_oracle(dtype, dims, scale):
 
 @pytest.mark.parametrize("capacity", [10**6, 300, 40, 1])
 def test_more_corners_than_are_sorted_at_once(device, monkeypatch, capacity):
-    """As many as an image has, or fewer: the same lattice to the bit."""
+    """With any limit of PyTorch's sort, even below one image, the lattice is bit-identical."""
     for scale, dims in ((0.0, 3), (1.0, 3), (1e4, 20)):  # one vertex, several, keys of two words
         features = scale * torch.randn(3, dims, 50, device=device)
         features[:, :, ::7] = 0
@@ -306,7 +308,7 @@ def test_transpose_is_the_adjoint(device):
     forward = apply_op(identity, *lattice, None, None, False)
     backward = apply_op(identity, *lattice, None, None, True)
     torch.testing.assert_close(backward, forward.T)
-    assert not torch.allclose(forward, forward.T)  # blurring is not symmetric: the test can fail
+    assert not torch.allclose(forward, forward.T)  # not symmetric, so this test can fail
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -345,20 +347,20 @@ def test_opcheck_of_the_builders(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dims", [1, 5, 32])
 def test_simplices_enclose_their_points(device, dims, dtype):
-    # Up to the coordinates that the Python side lets pass.
+    # Up to the largest coordinates that Python accepts.
     scale = torch.logspace(-3, math.log10(2**29 / (dims + 1) ** 2), 40)
     features = ((2 * torch.rand(1, dims, 40) - 1) * scale).to(device, dtype)
     base, rank, weights = (t[0].cpu().numpy() for t in ops._permutohedral_embed(features))
     assert (base % (dims + 1) == 0).all()
     assert (base.sum(1) == 0).all()
     assert (np.sort(rank, axis=1) == np.arange(dims + 1)).all()
-    # The barycentric combination of the vertices is the point itself.
+    # The barycentric combination of the vertices is the point.
     k = np.arange(dims + 1)
     wrapped = rank[:, :, None] > dims - k
     vertices = base[:, :, None] + k - (dims + 1) * wrapped  # [P, D + 1, vertex]
     combined = (vertices * weights[:, None, :]).sum(2)
     elevated = to_float64(features)[0].T @ reference.projection(dims).T
-    # In float32 a coordinate below 2^15 is known to 2^-9, and weights are rounded once more.
+    # In float32 a coordinate below 2^15 is accurate to 2^-9, and weights are rounded again.
     tolerance = 1e-5 * np.abs(elevated).max(1) + 1e-5
     assert (np.abs(combined - elevated).max(1) <= tolerance * (dims + 1)).all()
     assert (weights >= -1e-2).all()

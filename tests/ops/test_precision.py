@@ -1,4 +1,4 @@
-"""atrousx.set_precision: whether minimal filtering may be chosen; it may not at "highest"."""
+"""atrousx.set_precision: Winograd may be chosen, except at "highest"."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_switch():
 
 
 def test_every_pass_multiplies_live_taps_at_highest():
-    # Sums of integers are exact, up to 2^24. Transforms of thirds are not: they show.
+    # Winograd's transforms round these operands, so its results differ from those of live taps.
     x, w = (t.detach().mul(2).round().requires_grad_() for t in operands())
     with torch.no_grad():
         x.mul_(1 + 2**-12), w.mul_(1 + 2**-12)
@@ -81,7 +81,9 @@ def test_it_is_baked_into_nothing(dtype):
             highest = [run() for run in runs]
             atrousx.set_precision("default")
             assert winograd_points("native", x, w, *geometry, frozen=True) != ()
-            # Compiled code transforms nothing beforehand, as filters for pairs of bfloat16 are.
+            # Compiled code does not transform filters beforehand. With pairs of bfloat16, Winograd
+            # pays only if filters are transformed beforehand, so compiled code gives the same
+            # result.
             same = {1} if dtype == torch.bfloat16 and multiplies_bfloat16_pairs() else set()
             for run, (one, other) in enumerate(zip(default, highest, strict=True)):
                 assert torch.equal(one, other) is (run in same)

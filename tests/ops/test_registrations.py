@@ -1,4 +1,4 @@
-"""Every operator of the schema list has its kernels, gradient, fake kernel and autocast rule."""
+"""Every operator of the schema has its kernels, gradient, fake kernel and autocast rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def has_kernel(name: str, key: str) -> bool:
 
 
 def serves(name: str, device: str) -> bool:
-    # An operator without tensors has one kernel, for no device; one made of others has theirs.
+    # An operator without tensors has one kernel for all devices. A composed operator needs no own
+    # one.
     return any(
         has_kernel(name, key)
         for key in (device, "CompositeExplicitAutograd", "CompositeImplicitAutograd")

@@ -1,7 +1,7 @@
-"""Every C++ kernel takes and returns what its schema says: boxing would cast whatever comes.
+"""Every C++ kernel has the parameter and result types of its schema: boxing would cast any type.
 
-The sources are read, not the libraries, so that the CUDA kernels are compared where nothing can
-compile them, too.
+The test reads the sources, not the libraries, so it also compares the CUDA kernels where nothing
+can compile them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import atrousx  # noqa: F401  (registers the operators)
 
 CSRC = Path(__file__).parents[2] / "csrc"
-# A type of a schema by that of a kernel. Sizes are arguments.h's name for a list of integers.
+# From a kernel's type to the schema's type. Sizes is arguments.h's name for a list of integers.
 TYPES = {
     "Tensor": "Tensor",
     "const Tensor&": "Tensor",
@@ -61,7 +61,7 @@ KERNELS = find_kernels()
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """The items of a list that has commas within its items' angle brackets, too."""
+    """Splits a list at commas, except commas inside angle brackets."""
     items, depth = [""], 0
     for character in text:
         depth += {"<": 1, ">": -1}.get(character, 0)
@@ -73,8 +73,8 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 def signature(kernel: Kernel) -> tuple[list[str], list[str]]:
-    """Types of the parameters and of the results, as the source has them."""
-    # A kernel that devices share is a template in a header of the operator's folder.
+    """Returns the types of the parameters and of the results in the source."""
+    # If devices share a kernel, it is a template in a header of the operator's folder.
     headers = kernel.file.parents[1].rglob("*.h")
     definition = re.compile(
         rf"^((?:std::tuple<[\w:, ]+>)|[\w:<>]+) {kernel.function}\(([^;{{}}]*)\) \{{", re.MULTILINE
@@ -124,6 +124,6 @@ def test_every_operator_has_a_kernel_that_is_compared():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("atrousx::")
     }
-    # These are put together in Python, of others.
+    # Python composes these of other operators.
     composed = {"_permutohedral_build", "_measured_conv2d"}
     assert registered - {kernel.operator for kernel in KERNELS} == composed

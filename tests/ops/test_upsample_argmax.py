@@ -1,4 +1,4 @@
-"""ops.upsample_argmax: literal cases, oracle, ties, NaN, contract, rejections."""
+"""ops.upsample_argmax: literal cases, reference, ties, NaN, contract, rejections."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ SIZES = [
 
 
 def smooth_logits(channels, size, **options):
-    """Logits with regions, as a network's: most cells agree on their label."""
+    """Returns logits with regions, like a network's: most cells agree on their label."""
     coarse = torch.randn(2, channels, 3, 3)
     return F.interpolate(coarse, size, mode="bicubic", align_corners=True).to(**options)
 
 
 def test_boundary_by_hand(device):
     logits = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]], device=device)
-    # The classes are equal in the middle; five pixels put one there, and the first class wins it.
+    # The classes are equal in the middle, where one of the five pixels lies. The first class wins
+    # it.
     expected = torch.tensor([[[0, 0, 0, 1, 1]]], device=device)
     assert torch.equal(upsample_argmax(logits, (1, 5)), expected)
 
@@ -51,7 +52,7 @@ def test_probability_by_hand(device):
 
 def test_nan_wins_as_in_torch(device):
     logits = torch.randn(1, 4, 3, 3, device=device)
-    # In a corner, so that it is nowhere read with weight 0, which makes NaN in PyTorch.
+    # It is in a corner, so that no output reads it with weight 0, which makes NaN in PyTorch.
     logits[0, 2, 0, 0] = float("nan")
     expected = F.interpolate(logits, (9, 9), mode="bilinear").argmax(1)
     assert torch.equal(upsample_argmax(logits, (9, 9)), expected)
@@ -78,7 +79,7 @@ def test_against_oracle(device, small, large, kind, align_corners, memory_format
 
     values = reference.forward(to_float64(logits), large, align_corners)
     chosen = np.take_along_axis(values, labels.cpu().numpy()[:, None], 1)[:, 0]
-    # The winner is within rounding of the greatest value, in the type that logits are computed in.
+    # The winner is the greatest value up to rounding, in the dtype that logits are computed in.
     computed = torch.float64 if dtype == torch.float64 else torch.float32
     rounding = 16 * torch.finfo(computed).eps * np.abs(values).max()
     assert (values.max(1) - chosen <= rounding).all()

@@ -1,4 +1,4 @@
-"""ops.upsample_bilinear2d: literal cases, oracle, gradients, contract, rejections."""
+"""ops.upsample_bilinear2d: literal cases, reference, gradients, contract, rejections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_align_corners_by_hand(device):
 def test_gradient_by_hand(device):
     row = torch.zeros(1, 1, 1, 2, device=device, requires_grad=True)
     upsample_bilinear2d(row, (1, 4)).backward(torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]]).to(device))
-    # weights of the left sample over the four outputs: 1, 3/4, 1/4, 0
+    # Weights of the left sample in the four outputs: 1, 3/4, 1/4, 0.
     assert row.grad is not None
     assert torch.equal(row.grad, torch.tensor([[[[3.25, 6.75]]]], device=device))
 
@@ -70,9 +70,9 @@ def check_against_oracle(values, large, align_corners):
     assert_as_accurate_as_torch(our_grad, their_grad, exact)
 
 
-# Sizes that reach every loop of the CPU kernels, whatever the vectors' length: pixels shorter than
-# a vector and up to and beyond four of them; outputs that read one vector of inputs, two, or far
-# apart; rows blended before or after; more rows than a vector has lanes.
+# Sizes that reach every loop of the CPU kernels for any vector length: pixels shorter than a
+# vector, and up to four vectors and more; outputs that read one vector of inputs, two, or inputs
+# far apart; rows that are blended before or after; more rows than a vector has lanes.
 SHAPES = [
     ((2, 1, 35, 33), (61, 70)),
     ((1, 1, 40, 70), (21, 36)),
@@ -86,10 +86,10 @@ SHAPES = [
     ((1, 40, 5, 7), (12, 7)),
     ((1, 64, 4, 3), (9, 5)),
     ((1, 70, 7, 4), (5, 11)),
-    # Pixels that a block of CUDA's takes in pieces, of whole vectors and not.
+    # Pixels that a CUDA block takes in pieces, with and without whole vectors.
     ((2, 150, 5, 14), (11, 29)),
     ((2, 152, 5, 14), (11, 29)),
-    # More gradients reach an input than a block of CUDA's can hold.
+    # More gradients reach an input than a CUDA block can hold.
     ((1, 1, 1, 1), (1, 999)),
 ]
 
@@ -106,7 +106,7 @@ def test_every_loop_against_oracle(device, shape, size, memory_format, dtype):
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels", [1, 3, 20])
 def test_infinite_gradients_reach_only_their_inputs(device, channels, memory_format):
-    # Every fourth output coincides with an input: it has weight 0 for the neighbour.
+    # Every fourth output coincides with an input and has weight 0 for its neighbour.
     values = torch.randn(1, channels, 5, 5, device=device).to(memory_format=memory_format)
     values.requires_grad_()
     grad = torch.randn(1, channels, 17, 17, device=device)
@@ -121,7 +121,7 @@ def test_infinite_gradients_reach_only_their_inputs(device, channels, memory_for
 def test_infinite_gradients_of_far_outputs_reach_only_their_inputs(device):
     values = torch.randn(1, 1, 1, 3, device=device, requires_grad=True)
     grad = torch.randn(1, 1, 1, 1025, device=device)
-    grad[..., 512] = torch.inf  # where the middle input lies
+    grad[..., 512] = torch.inf  # at the middle input
     result = upsample_bilinear2d(values, (1, 1025), align_corners=True)
     (gradient,) = torch.autograd.grad(result, values, grad)
     assert gradient.isfinite().flatten().tolist() == [True, False, True]
@@ -130,7 +130,7 @@ def test_infinite_gradients_of_far_outputs_reach_only_their_inputs(device):
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels", [64, 3, 4])
 def test_columns_that_nothing_reads_have_no_gradient(device, channels, memory_format):
-    # A scale factor of its own leaves the last columns of the input unread.
+    # A separate scale factor leaves the last columns of the input unread.
     grad = torch.randn(1, channels, 3, 1, device=device).to(memory_format=memory_format)
     result = backward_op(grad, 12, 199, False, 0.01, 0.01)
     exact = reference.backward(to_float64(grad), (12, 199), False, scale_factor=0.01)
@@ -144,9 +144,10 @@ def test_every_half_is_widened_and_rounded_as_pytorch_does(device, dtype):
     halves = bits.view(dtype)
     half = halves[halves.isfinite()][None, None, None]
     width = half.shape[-1]
-    # One row becomes three equal ones: each value is widened, and rounded back to what it was.
+    # One row becomes three equal rows. Each value is converted to float32 and rounded back to
+    # itself.
     assert torch.equal(upsample_bilinear2d(half, (3, width)), half.expand(1, 1, 3, width))
-    # Means of neighbours need rounding, through subnormals, ties and overflow.
+    # Means of neighbours must be rounded, including subnormals, ties and overflow.
     expected = F.interpolate(half.float(), (1, 2 * width), mode="bilinear").to(dtype)
     assert torch.equal(upsample_bilinear2d(half, (1, 2 * width)), expected)
     for special in (torch.inf, -torch.inf, torch.nan):
@@ -177,7 +178,7 @@ def test_scale_factor_as_interpolate(size, scale, align_corners, recompute):
 
 
 def test_pytorch_sample_inputs():
-    pytest.importorskip("expecttest")  # what PyTorch's own test database imports
+    pytest.importorskip("expecttest")  # PyTorch's test database imports it
     from torch.testing._internal.common_methods_invocations import op_db
 
     (info,) = (
@@ -246,7 +247,7 @@ def test_any_strides(device):
         torch.testing.assert_close(upsample_bilinear2d(view, (7, 9)), expected)
     broadcast = values[:1].expand(3, -1, -1, -1)
     torch.testing.assert_close(upsample_bilinear2d(broadcast, (7, 9))[2], expected[0])
-    # An expanded gradient, as .sum().backward() makes it, has zero strides.
+    # The gradient from .sum().backward() is expanded: it has zero strides.
     values.requires_grad_()
     upsample_bilinear2d(values, (7, 9)).sum().backward()
     assert values.grad is not None

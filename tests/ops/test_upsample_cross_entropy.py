@@ -1,4 +1,4 @@
-"""ops.upsample_cross_entropy: literal cases, oracle, gradient, contract, rejections."""
+"""ops.upsample_cross_entropy: literal cases, reference, gradient, contract, rejections."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_uniform_logits_by_hand(device):
     loss = upsample_cross_entropy(logits, target)
     loss.backward()
     assert math.isclose(loss.item(), math.log(4), rel_tol=1e-6)
-    # Each of the four logits of a class holds a quarter of the pixels: p - 1 and p, over 4.
+    # Each of the four logits of a class gets a quarter of the pixels: p - 1 and p, over 4.
     assert logits.grad is not None
     expected = torch.tensor([-0.75, 0.25, 0.25, 0.25], device=device) / 4
     torch.testing.assert_close(logits.grad, expected[None, :, None, None].expand(1, 4, 2, 2))
@@ -109,7 +109,7 @@ def test_against_oracle(device, small, large, options, reduction, memory_format,
     (our_gradient,) = torch.autograd.grad(loss, logits, grad)
     (their_gradient,) = torch.autograd.grad(theirs, logits, grad)
     if dtype == torch.float64:
-        # The oracle rounds as we do, and a gradient is a sum in which much cancels.
+        # The reference has the same rounding error, and much cancels in a gradient's sum.
         scale = np.abs(to_float64(grad)).sum() / (target.numel() if reduction == "mean" else 1)
         np.testing.assert_allclose(to_float64(loss), exact, rtol=1e-13)
         np.testing.assert_allclose(to_float64(our_gradient), exact_gradient, atol=1e-13 * scale)
@@ -152,7 +152,7 @@ def test_label_out_of_range_is_named():
     for reduction in ("mean", "none"):
         with pytest.raises(ValueError, match=message):
             upsample_cross_entropy(logits, target, ignore_index=255, reduction=reduction)
-    # NaN of the network's own making is not the target's fault.
+    # If the network's logits are NaN, the target is not to blame.
     target[1, 2, 3] = 1
     assert upsample_cross_entropy(logits * float("nan"), target).isnan()
 
@@ -298,5 +298,5 @@ def test_no_buffer_of_the_upsampled_logits():
         for event in profile.key_averages()
         if event.key == "aten::empty"
     )
-    # All allocations added up: one number a pixel, and small multiples of the logits.
+    # The sum of all allocations: one number per pixel, and small multiples of the logits.
     assert allocated <= 4 * target.numel() + 20 * logits.numel()

@@ -1,4 +1,4 @@
-"""ops.upsample_softmax_add_: literal case, oracle, contract, rejections."""
+"""ops.upsample_softmax_add_: literal case, reference, contract, rejections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = [((2, 3), (5, 7)), ((7, 5), (3, 2)), ((1, 1), (4, 3)), ((9, 9), (65, 133
 
 
 def test_mean_of_two_by_hand(device):
-    # Odds of 3 : 1 at the left, even odds at the right; then the mirror image of the same.
+    # Odds of 3 : 1 on the left and even odds on the right; then the mirror image.
     logits = torch.tensor([[[[math.log(3.0), 0.0]], [[0.0, 0.0]]]], device=device)
     mean = torch.zeros(1, 2, 1, 2, device=device)
     assert upsample_softmax_add_(mean, logits, 1 / 2) is mean
@@ -64,7 +64,7 @@ def test_any_strides(device, flip):
         torch.testing.assert_close(result, expected)
     for sum in strided_views(torch.zeros_like(expected)):
         torch.testing.assert_close(upsample_softmax_add_(sum, logits, flip=flip), expected)
-    # Rows of a larger map: what lies around them stays.
+    # The sum is part of a larger map, whose other values must not change.
     around = torch.zeros(2, 3, 9, 11, device=device)
     upsample_softmax_add_(around[:, :, 1:-1, 1:-1], logits, flip=flip)
     torch.testing.assert_close(around, F.pad(expected, (1, 1, 1, 1)))

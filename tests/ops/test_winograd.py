@@ -1,4 +1,4 @@
-"""3x3 convolutions by minimal filtering (csrc/atrous_conv2d/cpu/winograd): chosen or asked for."""
+"""3x3 convolutions by Winograd (csrc/atrous_conv2d/cpu/winograd), chosen or requested."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ CASES = {
     "many pairs": ((3, 3), 2, 33, 21, (33, 25), (18, 18, 18, 18), (18, 18)),
 }
 HALVES = (torch.bfloat16, torch.float16)
-# Of the cases above, those whose tiles have up to four pixels in a half type, of every size.
+# The cases with points (4, 4). In half types their tiles have up to four pixels, of every size.
 HALF_CASES = [name for name, case in CASES.items() if case[0] == (4, 4)]
-# Large enough that the CPU chooses it: by what points, C, K, (H, W), dilation.
+# Large enough that the CPU chooses Winograd: expected points, C, K, (H, W), dilation.
 CHOSEN = {
     "tiles": ((4, 4), 70, 130, (30, 31), (2, 2)),
     "pairs": ((3, 3), 70, 130, (33, 32), (18, 17)),
@@ -62,7 +62,7 @@ CHOSEN = {
     "in steps": ((3, 3), 1000, 64, (33, 33), (18, 18)),
 }
 HALF_CHOSEN = ((6, 6), 70, 130, (61, 58), (2, 3))
-# Of grad-weight alone: sums that are whole at once, and those of several parts and images.
+# Only for grad-weight: sums in one part, and sums over several parts and images.
 SUMMED = {**CHOSEN, "whole sums": ((4, 4), 450, 512, (12, 13), (2, 2))}
 
 
@@ -89,7 +89,7 @@ def convolve(x, w, b, geometry, points, residual=None, relu=False):
     ],
 )
 def test_by_hand(points, rate, dtype):
-    # Ones everywhere count the live taps: to a rounding, where transforms are not of integers.
+    # Ones everywhere count the live taps, up to a rounding where transforms are not integers.
     x, w = torch.ones(1, 8, 4, 3, dtype=dtype), torch.ones(8, 8, 3, 3, dtype=dtype)
     result = convolve(x, w, None, ((1, 1), (rate,) * 4, (rate, rate), 1), points)
     live = {1: [[4, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]], 2: [[4, 2, 4]] * 4}
@@ -113,7 +113,7 @@ def test_against_oracle_on_cpu(name, dtype, memory_format):
     assert result.is_contiguous(memory_format=memory_format)
 
 
-# Cases that the CPU chooses, with their dtypes.
+# Returns cases for which the CPU chooses Winograd, with their dtypes.
 def chosen(cases):
     return [(case, torch.float32) for case in cases.values()] + [
         (HALF_CHOSEN, dtype) for dtype in HALVES
@@ -273,14 +273,14 @@ def test_where_it_pays():
         {"device": "meta"},
     ):
         assert pays(**change) == (), change
-    # Few pixels of each phase: hardly less to multiply than the taps that touch data. Two: pairs.
+    # Few pixels per phase need hardly fewer products than live taps. Phases of two use pairs.
     assert pays(65, 12) == (4, 4)
     assert pays(65, 24) == ()
     assert pays(65, 24, channels=256) == (5, 5)
     assert pays(65, 36) == (3, 3)
-    # Few pixels do not pay for transforming the filters.
+    # With few pixels it does not pay to transform the filters.
     assert pays(9, 1, frozen=True) == (4, 4)
     assert pays(9, 1, frozen=False) == ()
-    # Pairs of bfloat16 are multiplied twice as fast by their live taps.
+    # Live taps multiply pairs of bfloat16 twice as fast.
     if multiplies_bfloat16_pairs():
         assert pays(33, dtype=torch.bfloat16, frozen=False) == ()

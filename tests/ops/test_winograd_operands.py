@@ -1,9 +1,9 @@
-"""Minimal filtering keeps errors below twice PyTorch's whatever the operands (operand_check.h).
+"""Winograd keeps errors below twice PyTorch's for all operands (operand_check.h).
 
-An error is the Euclidean norm over the whole map; its largest may be four times PyTorch's, since
-that is a matter of luck: live taps alone reach 3.5. PyTorch's counts as no less than two roundings
-of the result or, of the largest, than what rounding each product once allows, u sum |w| |x|: where
-few products make a result, PyTorch's error may be zero by luck.
+The error is the Euclidean norm over the whole map. The largest error may be four times PyTorch's,
+because it varies by chance: live taps alone reach 3.5. PyTorch's error counts as at least two
+roundings of the result. For the largest error it counts as at least u sum |w| |x|, the bound if
+each product is rounded once: with few products PyTorch's error may happen to be zero.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ FILTERS = {
     "pruned": lambda size: normal(*size) * some(size, 0.1),
     "tiny": lambda size: normal(*size) * 1e-30,
 }
-# All maps by plain filters, all filters by plain maps, and pairs that were found by search.
+# All maps with plain filters, all filters with plain maps, and pairs that a search found.
 CASES = [(m, "normal") for m in MAPS]
 CASES += [(m, f) for m in ("normal", "clipped") for f in FILTERS if f != "normal"]
 CASES += [
@@ -117,7 +117,7 @@ CASES += [
 ]
 
 
-# One of each kind, for slower layers, gradients and half types.
+# One case of each kind, for slower layers, gradients and half types.
 FEW = [("normal", "normal"), ("clipped", "normal"), ("constant channels", "edges")]
 FEW += [("a spike", "positive"), ("few pixels", "normal"), ("a hundredth", "normal")]
 FEW += [("subnormal", "normal"), ("large", "normal"), ("normal", "a corner"), ("normal", "tiny")]
@@ -125,7 +125,7 @@ FEW += [("subnormal", "normal"), ("large", "normal"), ("normal", "a corner"), ("
 
 def assert_accurate(result, theirs, exact, products):
     unit = torch.finfo(result.dtype).eps / 2
-    # What rounds numbers that have no more than a few bits.
+    # Subnormal numbers have only a few bits, so smaller errors than this do not count.
     least = torch.finfo(result.dtype).smallest_normal * unit
     ours, their = (t.double() - exact for t in (result, theirs))
     largest = max(their.abs().max().item(), unit * products.abs().max().item(), least)
