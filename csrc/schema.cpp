@@ -41,7 +41,7 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   m.def("_atrous_conv2d_suits_filters(Tensor weight) -> bool");
   // A hash of a weight's bytes. A packed weight compares it to detect that the weight has changed.
   m.def("_fingerprint(Tensor weight) -> int");
-  // Turns Winograd off on the CPU, for the whole process.
+  // Turns Winograd off on the CPU if `highest`, otherwise on, for the whole process.
   m.def("_set_highest_precision(bool highest) -> ()");
   // For inference: relu(convolution + residual) in one store; relu and residual are optional.
   // packed: the result of _atrous_conv2d_pack_weight for the same weight.
@@ -135,8 +135,8 @@ STABLE_TORCH_LIBRARY(atrousx, m) {
   // - per term an [L, L] matrix, from which Python computes the gradients of its weight and of its
   //   compatibility (with Potts costs only the diagonal is filled);
   // - the gradients of the corner weights, all terms concatenated;
-  // - per term the gradients of its scales, [2, N P]. The tensors that were not requested are
-  //   empty.
+  // - per term the gradients of its scales, [2, N P].
+  // Tensors that were not requested are empty.
   m.def(
       "_mean_field_states(Tensor logits, Tensor[] terms, float[] weights, int iterations) -> "
       "(Tensor, Tensor states)");

@@ -41,7 +41,7 @@ struct Fiber {
   const char* site;  // where it waits
   uint32_t mask;     // the lanes of an exchange
   Contribution contributed;
-  const Contribution* received;  // of all lanes of the warp, or `of_some`
+  const Contribution* received;  // points into `of_all` or `of_some`
   std::array<Contribution, kWarpSize> of_some;
   std::deque<std::vector<AsyncCopy>> copies;  // committed groups, oldest first, then the open group
 };

@@ -26,7 +26,7 @@ __device__ __forceinline__ void fill_tap_table(const TapAxis& axis, int* table) 
 }
 
 // One vector of channels in the accumulation type, as it lies in shared memory. The order lets
-// eight neighbouring threads read all banks: pieces of 16 bytes, eight vectors side by side.
+// eight neighbouring threads read all banks: pieces of 16 bytes, those of eight vectors in a row.
 template <typename T>
 struct ChunkRow {
   using A = Accumulate<T>;
