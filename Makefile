@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # A DeepLab's weights for the demo; without them it runs v3 on random ones.
 WEIGHTS ?=
 
-.PHONY: help install demo test emulated coverage sanitize-cpu long lint format bench wheel gpu clean
+.PHONY: help install demo test quick emulated coverage sanitize-cpu long lint format bench wheel gpu clean
 
 help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
 	@echo "make test    the whole test-suite"
+	@echo "make quick   the CPU's tests without those that take more than 10 seconds each"
 	@echo "make long    checks that take hours: 'make wheel', 'make emulated', then the operators'"
 	@echo "             tests on a CPU library with UBSan, for each instruction set"
 	@echo "make emulated  all tests of the CUDA operators, on a device in host memory"
@@ -41,6 +42,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not emulated"
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m emulated
+
+quick: install
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not emulated and not slow"
 
 # A tenth of the operators' tests on a CPU library with UBSan; SEED=N chooses others. The library
 # takes as long to compile as the usual one.

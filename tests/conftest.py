@@ -84,6 +84,7 @@ def emulated_device(request: pytest.FixtureRequest) -> EmulatedDevice:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "emulated: runs CUDA code in host memory")
+    config.addinivalue_line("markers", "slow: takes more than 10 seconds on two cores")
 
 
 def is_wanted(item: pytest.Item) -> bool:

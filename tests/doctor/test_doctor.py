@@ -17,6 +17,7 @@ from atrousx.doctor.checking import NOT_RUN, OK, WRONG, Check
 from atrousx.doctor.examination import Findings, Report
 from atrousx.doctor.speed import Timing
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 OPERATOR = "_permutohedral_pack"
 ONE = ["--device", "cpu", "--quick", "--no-timing", "--operators", OPERATOR]

@@ -10,7 +10,7 @@ import pytest
 
 from building import ROOT
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 # The executor's tests, and the small cases of every operator in every dtype.
 SAMPLE = ("tests/emulator", "tests/ops/test_operator_contract.py::test_cases_are_valid")
 LEFT_OUT = (

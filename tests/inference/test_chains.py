@@ -316,6 +316,7 @@ TORCHVISION = {
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.slow
 def test_torchvisions_networks(name):
     segmentation()
     from torchvision import models

@@ -138,6 +138,7 @@ def test_parameter_groups(resnet, vgg):
         assert sorted(trained) == sorted(id(p) for p in network.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(vgg):
     network = copy.deepcopy(vgg).train()
     optimizer = torch.optim.SGD(network.parameter_groups(lr=1e-3), momentum=0.9)

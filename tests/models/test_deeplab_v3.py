@@ -76,6 +76,7 @@ def test_torchvisions_model_takes_our_convolutions(images):
     assert_agree(theirs(images), expected)
 
 
+@pytest.mark.slow
 def test_trains_as_torchvision_does(images):
     theirs, ours = pair_of("resnet50")
     results = []
@@ -231,6 +232,7 @@ def test_exports_for_any_size(model, images):
     assert_agree(exported(larger), model(larger))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
     network = deeplab_v3(num_classes=3, layout="torchvision", aux=True).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)

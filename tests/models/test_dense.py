@@ -51,6 +51,7 @@ def features_of(network, name, image):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
+@pytest.mark.slow
 def test_torchvisions_networks(name):
     network, image = build(name), torch.randn(1, 3, 64, 96)
     expected = features_of(network, name, image)

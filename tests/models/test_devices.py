@@ -8,14 +8,17 @@ import torch
 from atrousx import optimize
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3
 
-pytestmark = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cuda", marks=pytest.mark.cuda),
-        pytest.param("emulated", marks=pytest.mark.emulated),
-    ],
-    indirect=True,
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize(
+        "device",
+        [
+            pytest.param("cuda", marks=pytest.mark.cuda),
+            pytest.param("emulated", marks=pytest.mark.emulated),
+        ],
+        indirect=True,
+    ),
+]
 # A few pixels at the networks' output stride. More would not test more, and the device in host
 # memory is slow.
 BUILDS = {

@@ -193,6 +193,7 @@ def test_strided_depthwise_padding_is_never_multiplied(device, memory_format, st
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", WIDE)
+@pytest.mark.slow
 def test_long_sums_against_oracle(device, name, memory_format, dtype):
     check_against_oracle(name, dtype, device, memory_format)
 

@@ -247,6 +247,7 @@ def test_a_stem_runs_on_tensor_cores_where_the_dtype_has_them(device, dtype, tf3
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.slow
 def test_so_many_pixels_that_tiles_are_wide(device, dtype, memory_format):
     # Forward and grad-input on tensor cores take 128 outputs at a time if there are more than 64
     # outputs and at least 4 tiles of 128 pixels per multiprocessor.

@@ -104,6 +104,7 @@ def test_indices_out_of_range_raise(index):
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_any_indices_raise_or_are_a_lattice(data):
     lattice = make_lattice(data.draw(st.sampled_from([torch.int32, torch.int64])))
     vertices = lattice.neighbours.shape[2]

@@ -99,6 +99,7 @@ def test_against_oracle(device, name, reduce, memory_format, dtype):
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("reduce", ["cat", "sum"])
 @pytest.mark.parametrize("name", LONG)
+@pytest.mark.slow
 def test_long_sums_against_oracle(device, name, reduce, memory_format, dtype):
     check_against_oracle(name, reduce, memory_format, dtype, device)
 
