@@ -26,7 +26,7 @@ help:
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(PIP) install torch==2.13.0 numpy ninja "setuptools>=77"
-	$(PIP) install --no-deps torchvision==0.28.0
+	$(PIP) install --no-deps torchvision==0.28.0 timm==1.0.31
 	touch $@
 
 # In place, with the environment's own PyTorch: ninja compiles only what has changed.
