@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import re
 from pathlib import Path
 
 import pytest
@@ -77,25 +76,6 @@ def test_torchvisions_own_model_has_the_same_weights(bench):
         assert len(theirs.backbone.layer3) == units
         assert torch.equal(theirs.classifier[4].weight, ours.classifier[4].weight)
     assert bench.torchvisions("v3_resnet50_os8", ours) is None
-
-
-README = (BENCHMARKS.parent / "README.md").read_text()
-# Builder, parameters, operations: all and those on data.
-TABLE = re.findall(r"\| `(deeplab_v\d\(.*?\))` \| ([\d,]+) \| ([\d.]+) \(([\d.]+)\) \|", README)
-
-
-def test_readmes_table(bench):
-    assert len(TABLE) == 11
-    for call, parameters, dense, live in TABLE:
-        with torch.device("meta"):
-            model = eval(call, vars(atrousx.models)).eval()
-            extent = 513 if call.startswith("deeplab_v3") else 321
-            image = torch.empty(1, 3, extent, extent)
-        assert f"{sum(p.numel() for p in model.parameters()):,}" == parameters, call
-        # One scale, without the auxiliary classifier.
-        model.scales, model.aux_classifier = (), None
-        found = [f"{count * 1e-9:.1f}" for count in bench.operations(model, image)]
-        assert found == [dense, live], call
 
 
 def test_an_unknown_model_is_named(bench, capsys):
