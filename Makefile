@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # A DeepLab's weights for the demo; without them it runs v3 on random ones.
 WEIGHTS ?=
 
-.PHONY: help install demo test quick emulated coverage sanitize-cpu long lint format bench wheel gpu clean
+.PHONY: help install demo test quick emulated coverage sanitize-cpu long lint format bench wheel \
+	docs gpu clean
 
 help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
@@ -17,6 +18,7 @@ help:
 	@echo "make emulated  all tests of the CUDA operators, on a device in host memory"
 	@echo "make coverage  the same, and which lines of the .cu files they run"
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
+	@echo "make docs    the documentation, into docs/_build/html; a warning is an error"
 	@echo "make bench   every layer of benchmarks/bench_atrous.py"
 	@echo "make wheel   an sdist and, of it, a wheel in dist/, tried outside the tree"
 	@echo "make gpu     doctor, tests, compute-sanitizer and benchmarks on this machine's GPU, in"
@@ -77,6 +79,11 @@ format: install
 	$(BIN)/ruff format .
 	$(CPP_FILES) | xargs -0 $(BIN)/clang-format -i
 
+docs: $(VENV)/ready
+	$(PIP) install --no-build-isolation -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 bench: install
 	$(BIN)/python benchmarks/bench_atrous.py
 
@@ -104,3 +111,4 @@ gpu:
 
 clean:
 	rm -rf build dist *.egg-info atrousx/*.so $(VENV)
+	rm -rf docs/_build docs/_generated docs/performance/machines docs/performance/limits.md

@@ -33,13 +33,15 @@ def shared_copy(model: Module) -> Module:
 def to_torch(model: Module) -> Module:
     r"""Returns a copy of a model that uses only PyTorch's layers and shares the model's weights.
 
-    Every :class:`AtrousConv2d` becomes a ``torch.nn.Conv2d``. Every bilinear resampling becomes
-    ``torch.nn.functional.interpolate``. ``torch.onnx.export`` and other tools can translate these.
+    Every :class:`atrousx.AtrousConv2d` becomes a ``torch.nn.Conv2d``. Every bilinear resampling
+    becomes ``torch.nn.functional.interpolate``. ``torch.onnx.export`` and other tools can translate
+    these.
 
     .. math:: \mathrm{to\_torch}(f)(x) = f(x) \text{ up to rounding}
 
     Args:
-        model: any module: a model of this package, or one that :func:`replace_convs` changed.
+        model: any module: a model of this package, or one that :func:`atrousx.replace_convs`
+            changed.
 
     Returns:
         The copy. Its parameters and buffers are the same objects, and its keys are the same.
