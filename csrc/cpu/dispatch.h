@@ -9,6 +9,9 @@
 #include <initializer_list>
 
 #define ATROUSX_ALWAYS_INLINE inline __attribute__((always_inline))
+// Behind the parameters of a lambda that handles vectors: as a function of its own it would not be
+// compiled for its caller's instructions.
+#define ATROUSX_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace atrousx {
 

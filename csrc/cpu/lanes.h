@@ -171,39 +171,6 @@ ATROUSX_ALWAYS_INLINE Lanes<A, kLanes> permute_lanes(Lanes<A, kLanes> a, Lanes<A
 #endif
 }
 
-// Element lane of the result is element lane of a where `step` is no bit of lane, else element
-// lane - step of b; kHigh takes the elements that this leaves.
-template <int kStep, bool kHigh, typename Index, typename Vector, size_t... kLane>
-ATROUSX_ALWAYS_INLINE Vector interleave_lanes(Vector a, Vector b, std::index_sequence<kLane...>) {
-  constexpr int kLanes = sizeof...(kLane);
-  constexpr auto from = [](int lane) {
-    const bool second = lane & kStep;
-    return kHigh ? (second ? kLanes + lane : lane + kStep)
-                 : (second ? kLanes + lane - kStep : lane);
-  };
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, from(kLane)...);
-#else
-  return __builtin_shuffle(a, b, Lanes<Index, kLanes>{static_cast<Index>(from(kLane))...});
-#endif
-}
-
-// rows[i][j] becomes rows[j][i]: pairs of rows exchange their halves, quarters, eighths.
-template <int kStep = 1, int kLanes, typename Vector>
-ATROUSX_ALWAYS_INLINE void transpose_lanes(Vector (&rows)[kLanes]) {
-  using Index = std::conditional_t<sizeof(rows[0][0]) == 8, int64_t, int32_t>;
-  if constexpr (kStep < kLanes) {
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & kStep) continue;
-      const Vector a = rows[i], b = rows[i + kStep];
-      rows[i] = interleave_lanes<kStep, false, Index>(a, b, std::make_index_sequence<kLanes>{});
-      rows[i + kStep] =
-          interleave_lanes<kStep, true, Index>(a, b, std::make_index_sequence<kLanes>{});
-    }
-    transpose_lanes<2 * kStep>(rows);
-  }
-}
-
 // Bytes of a vector register of the instruction set in use.
 inline int vector_bytes() {
   return cpu_isa() == CpuIsa::kAvx512 ? 64 : cpu_isa() == CpuIsa::kAvx2 ? 32 : 16;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "cpu/transpose.h"
 #include "cpu/vector_math.h"
 #include "permutohedral_filter/cpu/splat_blur_slice.h"
 
@@ -59,16 +60,16 @@ ATROUSX_ALWAYS_INLINE void softmax(typename RowVector<T>::type* v, int64_t vecto
   for (int64_t i = 0; i < vectors; ++i) v[i] *= scale;
 }
 
-// Between labels [L, P] of an image and rows of labels: squares of kLanes points and labels turn
-// over in registers. A label's part of a tile is some cache lines long, which memory likes better
-// than single ones far apart.
+// Between labels [L, P] of an image and rows of labels, by squares of kLanes points and labels. A
+// label's part of a tile is some cache lines long, which memory likes better than single ones far
+// apart.
 template <typename T>
-struct Turned {
+struct LabelSquares {
   using Vector = typename RowVector<T>::type;
   static constexpr int64_t kLanes = RowVector<T>::kLanes, kTile = 128;
 
-  // How many of the points [p, end) are turned at once: whole squares within an image, or 0 where
-  // there are too few.
+  // How many of the points [p, end) are transposed at once: whole squares within an image, or 0
+  // where there are too few.
   static ATROUSX_ALWAYS_INLINE int64_t tile(int64_t p, int64_t end, int64_t points) {
     return std::min({kTile, end - p, points - p % points}) / kLanes * kLanes;
   }
@@ -86,15 +87,15 @@ struct Turned {
     }
     for (int64_t i = 0; i < vectors; ++i)
       for (int64_t at = 0; at < taken; at += kLanes) {
-        Vector square[kLanes];
-        for (int64_t j = 0; j < kLanes; ++j) {
-          const int64_t label = i * kLanes + j;
-          square[j] =
-              label < count ? load_raw<Vector>(source + label * points + at) : Vector{} + padding;
-        }
-        transpose_lanes(square);
-        for (int64_t j = 0; j < kLanes; ++j)
-          reinterpret_cast<Vector*>(rows)[(at + j) * vectors + i] = square[j];
+        transpose_square<kLanes>(
+            [&](int64_t j) ATROUSX_INLINE_LAMBDA {
+              const int64_t label = i * kLanes + j;
+              return label < count ? load_raw<Vector>(source + label * points + at)
+                                   : Vector{} + padding;
+            },
+            [&](int64_t j, auto v) ATROUSX_INLINE_LAMBDA {
+              reinterpret_cast<Vector*>(rows)[(at + j) * vectors + i] = v;
+            });
       }
     return taken;
   }
@@ -111,12 +112,14 @@ struct Turned {
     }
     for (int64_t i = 0; i < vectors; ++i)
       for (int64_t at = 0; at < taken; at += kLanes) {
-        Vector square[kLanes];
-        for (int64_t j = 0; j < kLanes; ++j)
-          square[j] = reinterpret_cast<const Vector*>(rows)[(at + j) * vectors + i];
-        transpose_lanes(square);
-        for (int64_t j = 0; j < std::min(kLanes, count - i * kLanes); ++j)
-          *reinterpret_cast<Vector*>(target + (i * kLanes + j) * points + at) = square[j];
+        transpose_square<kLanes>(
+            [&](int64_t j) ATROUSX_INLINE_LAMBDA {
+              return reinterpret_cast<const Vector*>(rows)[(at + j) * vectors + i];
+            },
+            [&](int64_t j, auto v) ATROUSX_INLINE_LAMBDA {
+              const int64_t label = i * kLanes + j;
+              if (label < count) *reinterpret_cast<Vector*>(target + label * points + at) = v;
+            });
       }
     return taken;
   }
@@ -133,7 +136,7 @@ struct StartRows {
     constexpr T kNever = -std::numeric_limits<T>::infinity();
     for (int64_t p = begin, count; p < end; p += count) {
       T* rows = log_p + p * stride;
-      count = Turned<T>::to_rows(logits, p, end, points, labels, vectors, kNever, rows);
+      count = LabelSquares<T>::to_rows(logits, p, end, points, labels, vectors, kNever, rows);
       for (int64_t i = 0; i < count; ++i) {
         Vector* row = reinterpret_cast<Vector*>(rows + i * stride);
         Vector* own = reinterpret_cast<Vector*>(q + (p + i) * stride);
@@ -152,7 +155,7 @@ struct FinishRows {
                                         int64_t points, int64_t begin, int64_t end) {
     const int64_t stride = vectors * RowVector<T>::kLanes;
     for (int64_t p = begin; p < end;)
-      p += Turned<T>::to_labels(rows + p * stride, p, end, points, labels, vectors, output);
+      p += LabelSquares<T>::to_labels(rows + p * stride, p, end, points, labels, vectors, output);
   }
 };
 
@@ -183,7 +186,8 @@ struct StartSlopeRows {
     const int64_t stride = vectors * RowVector<T>::kLanes;
     std::fill(total + begin * stride, total + end * stride, T(0));
     for (int64_t p = begin, count; p < end; p += count) {
-      count = Turned<T>::to_rows(grad, p, end, points, labels, vectors, T(0), slopes + p * stride);
+      count = LabelSquares<T>::to_rows(grad, p, end, points, labels, vectors, T(0),
+                                       slopes + p * stride);
       for (int64_t i = p * stride; i < (p + count) * stride; i += stride)
         slope<T>(reinterpret_cast<Vector*>(slopes + i), reinterpret_cast<const Vector*>(q + i),
                  reinterpret_cast<Vector*>(total + i), vectors);

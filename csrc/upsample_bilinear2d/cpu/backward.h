@@ -4,6 +4,7 @@
 // begins, so bits do not depend on the number of threads.
 #pragma once
 
+#include "cpu/transpose.h"
 #include "upsample_bilinear2d/cpu/axis.h"
 #include "upsample_bilinear2d/cpu/blend.h"
 
@@ -195,7 +196,8 @@ struct BackwardNarrow {
                                         int64_t end) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     const int64_t pitch = plan->out_row() + kRowRoom;
-    A *sums = room + 2 * pitch, *turned = sums + kLanes * pitch, *result = turned + kLanes * pitch;
+    A *sums = room + 2 * pitch, *by_pixel = sums + kLanes * pitch;
+    A* result = by_pixel + kLanes * pitch;
     for (int64_t j = 0; j < kLanes * pitch; ++j) sums[j] = A(0);
     DownRows<kBytes, T> rows(plan, room, room + pitch);
     T* to[kLanes];  // the rows whose sums wait
@@ -210,41 +212,13 @@ struct BackwardNarrow {
         std::fill_n(to[count], plan->in_row(), T(0));
       }
       if (count < kLanes && (r + 1 < end || count == 0)) continue;
-      turn(static_cast<const A*>(sums), pitch, plan->out_row(), turned);
-      AlongRow<kBytes>::run(&plan->columns, static_cast<const A*>(turned), plan->pixel * kLanes,
+      RowsAsLanes<kLanes>::read(static_cast<const A*>(sums), pitch, plan->out_row(), by_pixel);
+      AlongRow<kBytes>::run(&plan->columns, static_cast<const A*>(by_pixel), plan->pixel * kLanes,
                             result);
-      turn_back(static_cast<const A*>(result), plan->in_row(), count, to);
+      RowsAsLanes<kLanes>::write(static_cast<const A*>(result), plan->in_row(), count,
+                                 static_cast<T* const*>(to));
       count = 0;
     }
-  }
-
-  // to[j][row] = rows[row][j]
-  template <typename A>
-  static ATROUSX_ALWAYS_INLINE void turn(const A* rows, int64_t pitch, int64_t size, A* to) {
-    constexpr int kLanes = kLanesIn<kBytes, A>;
-    for (int64_t j = 0; j < size; j += kLanes) {
-      Lanes<A, kLanes> block[kLanes];
-      for (int i = 0; i < kLanes; ++i) block[i] = load_lanes<kLanes>(rows + i * pitch + j);
-      transpose_lanes(block);
-      for (int i = 0; i < kLanes; ++i) store_lanes<kLanes>(to + (j + i) * kLanes, block[i]);
-    }
-  }
-
-  // to[row][j] = from[j][row]
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void turn_back(const A* from, int64_t size, int64_t count,
-                                              T* const* to) {
-    constexpr int kLanes = kLanesIn<kBytes, A>;
-    for (int64_t j = 0; j < size && size >= kLanes; j += kLanes) {
-      const int64_t at = min_of(j, size - kLanes);
-      Lanes<A, kLanes> block[kLanes];
-      for (int i = 0; i < kLanes; ++i) block[i] = load_lanes<kLanes>(from + (at + i) * kLanes);
-      transpose_lanes(block);
-      for (int i = 0; i < kLanes; ++i)
-        if (i < count) store_lanes<kLanes>(to[i] + at, block[i]);
-    }
-    for (int64_t i = 0; i < count && size < kLanes; ++i)
-      for (int64_t j = 0; j < size; ++j) to[i][j] = static_cast<T>(from[j * kLanes + i]);
   }
 };
 

@@ -1,6 +1,7 @@
 // Rows of logits on the CPU, of any floating dtype and layout, read into channels side by side.
 #pragma once
 
+#include "cpu/transpose.h"
 #include "tensor.h"
 #include "upsample_bilinear2d/cpu/axis.h"
 #include "upsample_bilinear2d/cpu/blend.h"
@@ -29,26 +30,12 @@ struct ReadLogits {
         Rows<kBytes>::convert(from + c * channel_stride, to + c * pitch, width);
       }
     } else if (channel_stride == 1 && channels >= kLanes && width >= kLanes) {
-      for (int64_t c = 0; c < channels; c += kLanes)
-        for (int64_t w = 0; w < width; w += kLanes)
-          turn(from, min_of(c, channels - kLanes), min_of(w, width - kLanes), column_stride, to,
-               pitch);
+      transpose_block<kLanes>(from, column_stride, width, channels, to, pitch);
     } else {
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t w = 0; w < width; ++w)
           to[c * pitch + w] = static_cast<A>(from[c * channel_stride + w * column_stride]);
     }
-  }
-
-  template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void turn(const T* from, int64_t c, int64_t w, int64_t column_stride,
-                                         A* to, int64_t pitch) {
-    constexpr int kLanes = kLanesIn<kBytes, A>;
-    Lanes<A, kLanes> block[kLanes];
-    for (int i = 0; i < kLanes; ++i)
-      block[i] = load_lanes<kLanes>(from + (w + i) * column_stride + c);
-    transpose_lanes(block);
-    for (int i = 0; i < kLanes; ++i) store_lanes<kLanes>(to + (c + i) * pitch + w, block[i]);
   }
 };
 
@@ -65,8 +52,8 @@ struct ShrinkLogits {
     if (channel_stride == 1 && channels >= kLanes && out >= kLanes) {
       for (int64_t o = 0; o < out; o += kLanes)
         for (int64_t c = 0; c < channels; c += kLanes)
-          turn(from, lower, weight, min_of(c, channels - kLanes), min_of(o, out - kLanes),
-               column_stride, to, pitch);
+          blend_square(from + min_of(c, channels - kLanes), columns, min_of(o, out - kLanes),
+                       column_stride, to + min_of(c, channels - kLanes) * pitch, pitch);
       return;
     }
     for (int64_t c = 0; c < channels; ++c) {
@@ -81,20 +68,22 @@ struct ShrinkLogits {
     }
   }
 
+  // kLanes columns from output o on, of as many channels.
   template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void turn(const T* from, const int64_t* lower, const A* weight,
-                                         int64_t c, int64_t o, int64_t column_stride, A* to,
-                                         int64_t pitch) {
+  static ATROUSX_ALWAYS_INLINE void blend_square(const T* from, const CpuAxis<A>* columns,
+                                                 int64_t o, int64_t column_stride, A* to,
+                                                 int64_t pitch) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
-    Lanes<A, kLanes> block[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      const A w = weight[o + i];
-      const T* left = from + lower[o + i] * column_stride + c;
-      const T* right = left + (w > A(0) ? column_stride : 0);
-      block[i] = (A(1) - w) * load_lanes<kLanes>(left) + w * load_lanes<kLanes>(right);
-    }
-    transpose_lanes(block);
-    for (int i = 0; i < kLanes; ++i) store_lanes<kLanes>(to + (c + i) * pitch + o, block[i]);
+    const int64_t* lower = columns->lower.data();
+    const A* weight = columns->weight.data();
+    transpose_square<kLanes>(
+        [&](int i) ATROUSX_INLINE_LAMBDA {
+          const A w = weight[o + i];
+          const T* left = from + lower[o + i] * column_stride;
+          const T* right = left + (w > A(0) ? column_stride : 0);
+          return (A(1) - w) * load_lanes<kLanes>(left) + w * load_lanes<kLanes>(right);
+        },
+        [&](int i, auto v) ATROUSX_INLINE_LAMBDA { store_lanes<kLanes>(to + i * pitch + o, v); });
   }
 };
 

@@ -18,7 +18,7 @@ struct StoreGradient {
     if (column_stride == 1) {
       T* rows[kLanes];
       for (int i = 0; i < kLanes; ++i) rows[i] = to + i * channel_stride;
-      BackwardNarrow<kBytes>::turn_back(from, width, count, static_cast<T* const*>(rows));
+      RowsAsLanes<kLanes>::write(from, width, count, static_cast<T* const*>(rows));
     } else if (count == kLanes) {
       for (int64_t w = 0; w < width; ++w)
         store_lanes<kLanes>(to + w * column_stride, load_lanes<kLanes>(from + w * kLanes));
@@ -111,7 +111,7 @@ struct LossBackward {
     const LinesPlan<A>& at = plan->lines;
     const int64_t height = at.r.height, size = plan->kept() * at.pitch();
     Lines<kBytes, A> lines(&at, room);
-    A *here = room + at.room(), *next = here + size, *turned = next + size;
+    A *here = room + at.room(), *next = here + size, *by_pixel = next + size;
     std::fill_n(here, 2 * size, A(0));
     bool first = true;
     for (int64_t r = begin; r < end; ++r) {
@@ -125,7 +125,7 @@ struct LossBackward {
       std::fill_n(next, plan->lines.r.channels * at.pitch(), A(0));
       band(plan, &lines, r, here, next);
       if (carried || start[0] < start[1])
-        along(plan, static_cast<const A*>(here), turned, r / height, h);
+        along(plan, static_cast<const A*>(here), by_pixel, r / height, h);
       else
         plan->out.clear(r / height, h, at.r.channels, at.r.width);
     }
@@ -232,16 +232,16 @@ struct LossBackward {
   // The sums along the lines of a row of logits, a vector of channels at a time.
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void along(const LossBackwardPlan<A>* plan, const A* lines,
-                                          A* turned, int64_t n, int64_t h) {
+                                          A* by_pixel, int64_t n, int64_t h) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     const int64_t pitch = plan->lines.pitch(), channels = plan->lines.r.channels;
     const CpuAxis<A>& columns = plan->lines.columns;
-    A* result = turned + kLanes * pitch;
+    A* result = by_pixel + kLanes * pitch;
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t from = max_of<int64_t>(0, min_of(c, channels - kLanes));
       plan->out.fetch(n, c, h, columns.in, min_of<int64_t>(kLanes, channels - c));
-      BackwardNarrow<kBytes>::turn(lines + from * pitch, pitch, columns.out, turned);
-      AlongRow<kBytes>::run(&columns, static_cast<const A*>(turned), int64_t{kLanes}, result);
+      RowsAsLanes<kLanes>::read(lines + from * pitch, pitch, columns.out, by_pixel);
+      AlongRow<kBytes>::run(&columns, static_cast<const A*>(by_pixel), int64_t{kLanes}, result);
       plan->out.store(static_cast<const A*>(result), n, from, h, columns.in,
                       min_of<int64_t>(kLanes, channels));
     }

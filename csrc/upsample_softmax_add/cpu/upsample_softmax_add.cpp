@@ -2,6 +2,7 @@
 //
 // A task is a run of pixel rows. It walks them block by block (logit_blocks.h): a block's values
 // become exponentials in place, and their shares are added to the sum.
+#include "cpu/transpose.h"
 #include "upsample_bilinear2d/cpu/logit_blocks.h"
 #include "upsample_softmax_add/arguments.h"
 
@@ -39,7 +40,7 @@ class SoftmaxAddBlocks {
         for (int64_t j = 0; j < count; ++j)
           to[c * strides.c + j] += scale[j] * values_[c * kLineBlock + j];
     } else if (strides.c == 1 && r.channels >= kLanes && count >= kLanes) {
-      add_turned(scale, count, to);
+      add_transposed(scale, count, to);
     } else {
       for (int64_t j = 0; j < count; ++j)
         for (int64_t c = 0; c < r.channels; ++c)
@@ -50,23 +51,23 @@ class SoftmaxAddBlocks {
  private:
   // To pixels whose channels lie side by side. A square that overlaps the one before must not add
   // twice: what is new in it lies in its last rows and lanes.
-  ATROUSX_ALWAYS_INLINE void add_turned(const A* scale, int64_t count, A* to) {
+  ATROUSX_ALWAYS_INLINE void add_transposed(const A* scale, int64_t count, A* to) {
     const int64_t channels = plan_->lines.r.channels;
     for (int64_t j = 0; j < count; j += kLanes) {
       const int64_t column = min_of(j, count - kLanes);
       const auto shares = load_lanes<kLanes>(scale + column);
       for (int64_t c = 0; c < channels; c += kLanes) {
         const int64_t channel = min_of(c, channels - kLanes);
-        Lanes<A, kLanes> block[kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-          block[i] = load_lanes<kLanes>(values_ + (channel + i) * kLineBlock + column) * shares;
-          if (channel + i < c) block[i] = Lanes<A, kLanes>{};
-        }
-        transpose_lanes(block);
-        for (int i = 0; i < kLanes; ++i) {
-          A* at = to + (column + i) * plan_->strides.w + channel;
-          if (column + i >= j) store_lanes<kLanes>(at, load_lanes<kLanes>(at) + block[i]);
-        }
+        transpose_square<kLanes>(
+            [&](int i) ATROUSX_INLINE_LAMBDA {
+              const A* from = values_ + (channel + i) * kLineBlock + column;
+              const auto row = load_lanes<kLanes>(from) * shares;
+              return channel + i < c ? Lanes<A, kLanes>{} : row;
+            },
+            [&](int i, auto v) ATROUSX_INLINE_LAMBDA {
+              A* at = to + (column + i) * plan_->strides.w + channel;
+              if (column + i >= j) store_lanes<kLanes>(at, load_lanes<kLanes>(at) + v);
+            });
       }
     }
   }

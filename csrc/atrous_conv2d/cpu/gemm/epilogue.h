@@ -3,7 +3,7 @@
 #pragma once
 
 #include "atrous_conv2d/plan.h"
-#include "cpu/lanes.h"
+#include "cpu/transpose.h"
 
 namespace atrousx {
 
@@ -87,10 +87,10 @@ struct FinishPlanes {
                                         int64_t count, int64_t channels, PixelTail<T> tail, T* to,
                                         int64_t plane) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
-    A turned[kLanes * kPixels];
+    A by_channel[kLanes * kPixels];
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t first = std::min(c, step - kLanes);  // the last square overlaps the one before
-      turn<kLanes>(sums + first, step, pixels, turned);
+      transpose<kLanes>(sums + first, step, pixels, by_channel);
       for (int64_t k = c; k < std::min(c + kLanes, channels); ++k) {
         const A bias = tail.bias == nullptr ? -A(0) : static_cast<A>(tail.bias[k]);
         const T* residual =
@@ -99,7 +99,7 @@ struct FinishPlanes {
         for (int64_t r = 0; r < count; ++r)
           __builtin_prefetch(to + (k + kAhead) * plane + runs[r].to, 1);
         for (int64_t r = 0; r < count; ++r)
-          finish<kLanes>(turned + (k - first) * kPixels + runs[r].first, runs[r].count, bias,
+          finish<kLanes>(by_channel + (k - first) * kPixels + runs[r].first, runs[r].count, bias,
                          residual == nullptr ? nullptr : residual + runs[r].residual, tail.relu,
                          to + k * plane + runs[r].to);
       }
@@ -108,16 +108,15 @@ struct FinishPlanes {
 
  private:
   template <int kLanes, typename A>
-  static ATROUSX_ALWAYS_INLINE void turn(const A* sums, int64_t step, int64_t pixels,
-                                         A* turned) {  // [kLanes, kPixels]
-    using Vector = Lanes<A, kLanes>;
-    for (int64_t p = 0; p < pixels; p += kLanes) {
-      Vector rows[kLanes];
-      for (int i = 0; i < kLanes; ++i)
-        rows[i] = p + i < pixels ? load_lanes<kLanes>(sums + (p + i) * step) : Vector{};
-      transpose_lanes(rows);
-      for (int k = 0; k < kLanes; ++k) store_lanes<kLanes>(turned + k * kPixels + p, rows[k]);
-    }
+  static ATROUSX_ALWAYS_INLINE void transpose(const A* sums, int64_t step, int64_t pixels,
+                                              A* by_channel) {  // [kLanes, kPixels]
+    for (int64_t p = 0; p < pixels; p += kLanes)
+      transpose_square<kLanes>(
+          [&](int i) ATROUSX_INLINE_LAMBDA {
+            return p + i < pixels ? load_lanes<kLanes>(sums + (p + i) * step) : Lanes<A, kLanes>{};
+          },
+          [&](int k, auto v)
+              ATROUSX_INLINE_LAMBDA { store_lanes<kLanes>(by_channel + k * kPixels + p, v); });
   }
 
   // By ever shorter vectors.
@@ -140,10 +139,10 @@ struct FinishedPixels {
   Epilogue<T> epilogue;
   T* destination;  // [N, channels, rows, columns]
   Strides4 strides;
-  static constexpr int64_t kTurned = FinishPlanes<64>::kPixels;
+  static constexpr int64_t kRunPixels = FinishPlanes<64>::kPixels;
 
   // How many pixels should be stored at a time: planes want long runs.
-  int64_t pixels_at_once(int64_t least) const { return strides.c == 1 ? least : kTurned; }
+  int64_t pixels_at_once(int64_t least) const { return strides.c == 1 ? least : kRunPixels; }
 
   template <typename A>
   void store(const PixelPlaces& pixels, const ChannelRange& channels, const A* sums) const {
@@ -157,9 +156,9 @@ struct FinishedPixels {
     if (strides.c == 1)
       return run_with_lanes<atrousx::FinishPixels>(sums, pixels, channels, tail,
                                                    destination + first);
-    for (int64_t p = 0; p < pixels.count; p += kTurned) {
-      PixelRun runs[kTurned];
-      const int64_t some = std::min(kTurned, pixels.count - p);
+    for (int64_t p = 0; p < pixels.count; p += kRunPixels) {
+      PixelRun runs[kRunPixels];
+      const int64_t some = std::min(kRunPixels, pixels.count - p);
       const int64_t count = find_runs(pixels, p, some, runs);
       run_with_lanes<FinishPlanes>(sums + p * channels.step, channels.step, some,
                                    static_cast<const PixelRun*>(runs), count, channels.count, tail,

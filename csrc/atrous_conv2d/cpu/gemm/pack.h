@@ -127,6 +127,7 @@ ATROUSX_AVX512 inline __m512 high(__m512 a, __m512 b) {
   return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
 }
 
+// Not transpose_lanes (cpu/transpose.h): in the loops below GCC would spill its registers.
 ATROUSX_AVX512 inline void transpose(__m512 (&r)[16]) {
   __m512 t[16];
   for (int i = 0; i < 16; i += 2) {

@@ -320,9 +320,9 @@ class CpuGradWeight {
       T* to = result.data +
               result.strides.offset(r.group * g_.group_outputs() + output, r.slab * kSlab, 0, 0);
       for (int64_t first = 0; first < weights; first += run)
-        turn(sums + b * block_size(), from.data() + first, run, outputs,
-             to + (channel_fastest ? tap_offset(first / run, result.strides) : 0),
-             result.strides.n);
+        transpose_gathered(sums + b * block_size(), from.data() + first, run, outputs,
+                           to + (channel_fastest ? tap_offset(first / run, result.strides) : 0),
+                           result.strides.n);
     }
   }
   int64_t tap_offset(int64_t tap, const Strides4& strides) const {
