@@ -28,7 +28,8 @@ Sizes atrous_conv2d_algorithm_cpu(const Tensor& like, int64_t pass_number, Sizes
   if (pass.of_weight && dtype != ScalarType::Float) return number_of(ConvAlgorithm::kProduct);
   const auto points = winograd_points(shape, dtype, pass.of_weight || (frozen && pass_number == 0));
   if (!points.has_value()) return number_of(ConvAlgorithm::kProduct);
-  return {static_cast<int64_t>(ConvAlgorithm::kMinimalFiltering), (*points)[0], (*points)[1]};
+  return {static_cast<int64_t>(ConvAlgorithm::kMinimalFiltering), form_number((*points)[0]),
+          form_number((*points)[1])};
 }
 
 }  // namespace

@@ -54,20 +54,16 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
                         weight.scalar_type() != ScalarType::Double,
                     "only 3x3 filters in float32 or a half type without groups are transformed");
     const bool half = weight.scalar_type() != ScalarType::Float;
-    const auto mixes = [](int64_t p) { return p == kTilePoints || p == kPairPoints; };
-    const auto twice = [&](int64_t p) { return points[0] == p && points[1] == p; };
+    const auto both = points.size() == 2 ? points_by_numbers(points[0], points[1], half)
+                                         : std::optional<WinogradPoints>{};
     STD_TORCH_CHECK(
-        points.size() == 2 && (half ? twice(kHalfPoints)
-                                    : (mixes(points[0]) && mixes(points[1])) ||
-                                          twice(kTriplePoints) || twice(kQuadPoints)),
-        "points must be two, ",
+        both.has_value(), "points must be two, ",
         half ? "6 and 6 in a half type" : "each 3 or 4, or both 5, or both 7, in float32");
-    const WinogradPoints both{static_cast<int>(points[0]), static_cast<int>(points[1])};
     dispatch_floating(weight.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       if constexpr (!std::is_same_v<T, double>)
         with_register_tile<float>(shape.outer, [&](auto tile) {
-          packed = packed_as<T>(WinogradWeight<decltype(tile)>(shape, both), weight, seen, points);
+          packed = packed_as<T>(WinogradWeight<decltype(tile)>(shape, *both), weight, seen, points);
         });
     });
     return *packed;

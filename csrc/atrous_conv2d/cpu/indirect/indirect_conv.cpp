@@ -44,13 +44,11 @@ std::optional<WinogradPoints> points_of(const GatherCall& call) {
   const ScalarType dtype = call.weight.scalar_type();
   if (!call.packed.has_value()) return winograd_points(call.shape, dtype, false);
   if (call.packed->dim() != 3) return std::nullopt;
-  const WinogradPoints points{static_cast<int>(call.packed->size(0)),
-                              static_cast<int>(call.packed->size(1))};
-  STD_TORCH_CHECK(winograd_serves(call.shape, points),
+  const auto points =
+      points_by_numbers(call.packed->size(0), call.packed->size(1), dtype != ScalarType::Float);
+  STD_TORCH_CHECK(points.has_value(), "packed is not this weight, packed for its dtype");
+  STD_TORCH_CHECK(winograd_serves(call.shape, *points),
                   "packed is not this weight, packed for a map of this size");
-  STD_TORCH_CHECK((points[0] == kHalfPoints) == (dtype != ScalarType::Float) &&
-                      (points[0] == kHalfPoints) == (points[1] == kHalfPoints),
-                  "packed is not this weight, packed for its dtype");
   return points;
 }
 

@@ -8,42 +8,44 @@
 
 namespace atrousx {
 
-// Calls f with the forms of both axes as integral constants: of a half type's, or of float32's.
+template <WinogradForm kForm>
+using FormConstant = std::integral_constant<WinogradForm, kForm>;
+
+// Calls f with the forms of both axes as FormConstants: of a half type's, or of float32's.
 template <bool kHalf, typename F>
 void with_forms(const WinogradPoints& points, F&& f) {
-  const auto constant = [&]<int kRows, int kColumns>(std::integer_sequence<int, kRows, kColumns>) {
-    f(std::integral_constant<int, kRows>{}, std::integral_constant<int, kColumns>{});
-  };
+  using enum WinogradForm;
+  const auto twice = [&](auto form) { f(form, form); };
   const auto with_columns = [&](auto rows) {
-    if (points[1] == kTilePoints) return constant(std::integer_sequence<int, rows, kTilePoints>{});
-    constant(std::integer_sequence<int, rows, kPairPoints>{});
+    if (points[1] == kF2) return f(rows, FormConstant<kF2>{});
+    f(rows, FormConstant<kPairs>{});
   };
   if constexpr (kHalf)
-    constant(std::integer_sequence<int, kHalfPoints, kHalfPoints>{});
-  else if (points[0] == kTriplePoints)  // along both axes, and so are quads
-    constant(std::integer_sequence<int, kTriplePoints, kTriplePoints>{});
-  else if (points[0] == kQuadPoints)
-    constant(std::integer_sequence<int, kQuadPoints, kQuadPoints>{});
-  else if (points[0] == kTilePoints)
-    with_columns(std::integral_constant<int, kTilePoints>{});
+    twice(FormConstant<kF4>{});
+  else if (points[0] == kTriples)
+    twice(FormConstant<kTriples>{});
+  else if (points[0] == kQuads)
+    twice(FormConstant<kQuads>{});
+  else if (points[0] == kF2)
+    with_columns(FormConstant<kF2>{});
   else
-    with_columns(std::integral_constant<int, kPairPoints>{});
+    with_columns(FormConstant<kPairs>{});
 }
 
-template <int kForm, typename F>
+template <WinogradForm kForm, typename F>
 void with_pixels(int pixels, F&& f) {
-  constexpr int kLeast = winograd_least_pixels(kForm);
+  constexpr int kLeast = traits(kForm).least_pixels, kMost = traits(kForm).most_pixels;
   [&]<int... kMore>(std::integer_sequence<int, kMore...>) {
     (void)((pixels == kLeast + kMore && (f(TileOf<kForm, kLeast + kMore>{}), true)) || ...);
-  }(std::make_integer_sequence<int, winograd_most_pixels(kForm) - kLeast + 1>{});
+  }(std::make_integer_sequence<int, kMost - kLeast + 1>{});
 }
 
 // Calls f with the tiles of both axes as TileOfs.
 template <bool kHalf, typename F>
 void with_tiles(const WinogradTile& rows, const WinogradTile& columns, F&& f) {
   with_forms<kHalf>({rows.form, columns.form}, [&](auto row_form, auto column_form) {
-    with_pixels<row_form>(rows.pixels, [&](auto r) {
-      with_pixels<column_form>(columns.pixels, [&](auto c) { f(r, c); });
+    with_pixels<row_form.value>(rows.pixels, [&](auto r) {
+      with_pixels<column_form.value>(columns.pixels, [&](auto c) { f(r, c); });
     });
   });
 }
@@ -119,7 +121,7 @@ struct SourceAxes {
   static constexpr int kPixels = Tile::kSources;
   template <typename Tile, typename V>
   static ATROUSX_ALWAYS_INLINE void run(const V* x, V* points) {
-    transform_axis<Tile>(x, points);
+    AxisTransforms<Tile::kForm>::template sources<Tile::kPixels>(x, points);
   }
 };
 template <typename Rows, typename Columns>
@@ -130,7 +132,7 @@ struct GradientAxes {
   static constexpr int kPixels = Tile::kPixels;
   template <typename Tile, typename V>
   static ATROUSX_ALWAYS_INLINE void run(const V* y, V* points) {
-    transform_gradient_axis<Tile>(y, points);
+    AxisTransforms<Tile::kForm>::template gradients<Tile::kPixels>(y, points);
   }
 };
 template <typename Rows, typename Columns>
@@ -166,12 +168,12 @@ struct TransformSums {
       for (int j = 0; j < kColumns; ++j) {
         Vector m[kRows];
         for (int i = 0; i < kRows; ++i) m[i] = load_lanes<kLanes>(sums + planes.offset(i, j));
-        transform_axis_back<RowTile>(m, columns[j]);
+        AxisTransforms<RowTile::kForm>::template destinations<kHigh>(m, columns[j]);
       }
       for (int i = 0; i < kHigh; ++i) {
         Vector m[kColumns], y[kWide];
         for (int j = 0; j < kColumns; ++j) m[j] = columns[j][i];
-        transform_axis_back<ColumnTile>(m, y);
+        AxisTransforms<ColumnTile::kForm>::template destinations<kWide>(m, y);
         for (int j = 0; j < kWide; ++j)
           store_lanes<kLanes>(to + rows[i * kWide + j] * channels, y[j]);
       }
@@ -180,10 +182,10 @@ struct TransformSums {
 };
 
 // Filters [9 taps, channels, columns] become [points, channels, columns]; columns as above.
-template <int kRowForm, int kColumnForm>
+template <WinogradForm kRowForm, WinogradForm kColumnForm>
 struct TransformFilters {
-  static constexpr int kRows = winograd_filters(kRowForm);
-  static constexpr int kColumns = winograd_filters(kColumnForm);
+  static constexpr int kRows = traits(kRowForm).filters;
+  static constexpr int kColumns = traits(kColumnForm).filters;
 
   template <int kBytes>
   struct Loop {
@@ -208,12 +210,12 @@ struct TransformFilters {
         for (int i = 0; i < 3; ++i)
           g[i] = load_lanes<kLanes>(
               taps + ((mirror_rows ? 2 - i : i) * 3 + (mirror_columns ? 2 - j : j)) * step);
-        transform_filter_axis<kRowForm>(g, columns[j]);
+        AxisTransforms<kRowForm>::filter(g, columns[j]);
       }
       for (int i = 0; i < kRows; ++i) {
         Vector g[3], points[kColumns];
         for (int j = 0; j < 3; ++j) g[j] = columns[j][i];
-        transform_filter_axis<kColumnForm>(g, points);
+        AxisTransforms<kColumnForm>::filter(g, points);
         for (int j = 0; j < kColumns; ++j)
           store_lanes<kLanes>(to + (i * kColumns + j) * step, points[j]);
       }
@@ -222,10 +224,10 @@ struct TransformFilters {
 };
 
 // In place, planes of points' gradients become those of the nine taps, the first nine.
-template <int kRowForm, int kColumnForm>
+template <WinogradForm kRowForm, WinogradForm kColumnForm>
 struct TransformFilterGradients {
-  static constexpr int kRows = winograd_filters(kRowForm);
-  static constexpr int kColumns = winograd_filters(kColumnForm);
+  static constexpr int kRows = traits(kRowForm).filters;
+  static constexpr int kColumns = traits(kColumnForm).filters;
 
   template <int kBytes>
   struct Loop {
@@ -246,12 +248,12 @@ struct TransformFilterGradients {
         Vector points[kRows];
         for (int i = 0; i < kRows; ++i)
           points[i] = load_lanes<kLanes>(sums + (i * kColumns + j) * plane);
-        transform_filter_gradient_axis<kRowForm>(points, columns[j]);
+        AxisTransforms<kRowForm>::filter_gradients(points, columns[j]);
       }
       for (int i = 0; i < 3; ++i) {
         Vector points[kColumns], g[3];
         for (int j = 0; j < kColumns; ++j) points[j] = columns[j][i];
-        transform_filter_gradient_axis<kColumnForm>(points, g);
+        AxisTransforms<kColumnForm>::filter_gradients(points, g);
         for (int j = 0; j < 3; ++j) store_lanes<kLanes>(sums + (i * 3 + j) * plane, g[j]);
       }
     }

@@ -39,6 +39,8 @@ class CpuWinograd {
         packed_weight_(std::move(packed_weight)),
         rows_(without_mirror(shape.rows)),
         columns_(without_mirror(shape.columns)),
+        row_points_(winograd_most_points(points[0])),
+        column_points_(winograd_most_points(points[1])),
         row_tiles_(winograd_tiles(rows_, points[0])),
         column_tiles_(winograd_tiles(columns_, points[1])),
         finished_{epilogue, destination, destination_strides},
@@ -81,13 +83,13 @@ class CpuWinograd {
     return {rows_, columns_, *run.rows, *run.columns, run.first, run.tiles};
   }
 
-  int64_t points() const { return int64_t{weight_.points[0]} * weight_.points[1]; }
+  int64_t points() const { return row_points_ * column_points_; }
   // Of a point's sums. A cache line more than is needed: planes a power of two apart would share
   // few cache sets.
   int64_t plane(const Task& task) const {
     return task.blocks * task.tiles * R::kColumns + kLine<A>;
   }
-  TilePlanes planes(int64_t plane) const { return {weight_.points[1] * plane, plane}; }
+  TilePlanes planes(int64_t plane) const { return {column_points_ * plane, plane}; }
 
   // Divides the work on a step's images among tasks, and makes room for what they sum and
   // transform: a task's sums are kept from step to step, a worker's where there is but one.
@@ -171,9 +173,10 @@ class CpuWinograd {
   // Products of transformed numbers are larger than plain ones: longer sums in registers would
   // round more than PyTorch's. More so where few sums are added, of pairs most.
   int64_t running() const {
-    const bool pairs = points() == kPairPoints * kPairPoints, few = shape_.inner < kFewChannels;
+    const bool pairs = weight_.points == WinogradPoints{WinogradForm::kPairs, WinogradForm::kPairs};
+    const bool few = shape_.inner < kFewChannels;
     if (pairs) return few ? 16 : 32;
-    return (is_whole_phase(weight_.points[0]) && few) || shape_.inner <= kFewest ? 32 : 64;
+    return (traits(weight_.points[0]).whole_phase && few) || shape_.inner <= kFewest ? 32 : 64;
   }
 
   // sums += the products of the step's channels; scratch: [points, tiles, width].
@@ -218,8 +221,8 @@ class CpuWinograd {
     const int64_t number = winograd_filter(row_of(point), column_of(point), weight_.points);
     return (slab * kSlab * weight_.count() + number * channels_of(slab)) * R::kColumns;
   }
-  int row_of(int64_t point) const { return static_cast<int>(point / weight_.points[1]); }
-  int column_of(int64_t point) const { return static_cast<int>(point % weight_.points[1]); }
+  int row_of(int64_t point) const { return static_cast<int>(point / column_points_); }
+  int column_of(int64_t point) const { return static_cast<int>(point % column_points_); }
 
   int64_t channels_of(int64_t slab) const {
     return std::min<int64_t>(kSlab, shape_.inner - slab * kSlab);
@@ -312,6 +315,7 @@ class CpuWinograd {
   const WinogradWeight<R> weight_;
   const std::shared_ptr<const A> packed_weight_;
   const TapAxis rows_, columns_;
+  const int64_t row_points_, column_points_;  // of a largest tile
   const std::vector<WinogradTiles> row_tiles_, column_tiles_;
   const FinishedPixels<T> finished_;
   std::vector<int64_t> order_;  // of the points: those that share a filter come together

@@ -63,7 +63,8 @@ class WinogradGradWeight {
   // Sums of filters become those of taps: the first nine of them, `plane` numbers each.
   void transform_back(A* sums, int64_t plane) const {
     with_forms<false>(points_, [&](auto rows, auto columns) {
-      run_with_lanes<TransformFilterGradients<rows, columns>::template Loop>(sums, plane);
+      run_with_lanes<TransformFilterGradients<rows.value, columns.value>::template Loop>(sums,
+                                                                                         plane);
     });
   }
 

@@ -42,30 +42,62 @@
 
 namespace atrousx {
 
-// The forms, by their points: F(2, 3) and, of half types, F(4, 3); pairs, triples and quads.
-constexpr int kTilePoints = 4, kHalfPoints = 6, kPairPoints = 3, kTriplePoints = 5, kQuadPoints = 7;
-// Whether a tile is a whole phase.
-constexpr bool is_whole_phase(int form) { return form % 2 == 1; }
-constexpr int winograd_most_pixels(int form) {
-  return is_whole_phase(form) ? (form + 1) / 2 : form - 2;
+// The forms of tiles along an axis. A form's number, which operators and packed weights have, is
+// that of its largest tile's points.
+enum class WinogradForm : int { kPairs = 3, kF2 = 4, kTriples = 5, kF4 = 6, kQuads = 7 };
+
+// What tells forms apart.
+struct WinogradTraits {
+  WinogradForm form;
+  bool half;                      // of half types, or of float32
+  bool whole_phase;               // a tile is a whole phase
+  bool mixes;                     // with another such form along the other axis
+  int least_pixels, most_pixels;  // of a tile
+  std::array<int, 5> points;      // of a tile of so many pixels
+  int filters;                    // a filter's numbers; the last points may share one
+  int64_t least_channels;         // fewer are summed in too few pieces: whole phases would round
+                                  // almost twice as much as PyTorch
+  double filter_cost;             // of a filter's number, transformed or not, in products
+};
+
+// A tile of F(2, 3) has four points if it has one pixel, too: three would round more. Filters cost
+// more in half types, of which there are more numbers, and fewer products.
+constexpr std::array<WinogradTraits, 5> kWinogradForms{{
+    {WinogradForm::kPairs, false, true, true, 1, 2, {0, 1, 3}, 3, 64, 40},
+    {WinogradForm::kF2, false, false, true, 1, 2, {0, 4, 4}, 4, 32, 40},
+    {WinogradForm::kTriples, false, true, false, 1, 3, {0, 1, 4, 5}, 4, 256, 40},
+    {WinogradForm::kF4, true, false, false, 1, 4, {0, 3, 4, 5, 6}, 6, 32, 60},
+    {WinogradForm::kQuads, false, true, false, 3, 4, {0, 0, 0, 6, 7}, 5, 256, 40},
+}};
+
+constexpr const WinogradTraits& traits(WinogradForm form) {
+  switch (form) {
+    case WinogradForm::kPairs:
+      return kWinogradForms[0];
+    case WinogradForm::kF2:
+      return kWinogradForms[1];
+    case WinogradForm::kTriples:
+      return kWinogradForms[2];
+    case WinogradForm::kF4:
+      return kWinogradForms[3];
+    default:
+      return kWinogradForms[4];
+  }
 }
-constexpr int winograd_least_pixels(int form) { return form == kQuadPoints ? 3 : 1; }
-// A filter's numbers: the last points of triples and quads share one.
-constexpr int winograd_filters(int form) {
-  return form == kTriplePoints ? 4 : form == kQuadPoints ? 5 : form;
-}
+static_assert([] {
+  for (const WinogradTraits& own : kWinogradForms)
+    if (traits(own.form).form != own.form) return false;
+  return true;
+}());
+constexpr int64_t form_number(WinogradForm form) { return static_cast<int64_t>(form); }
 
 // A tile along an axis: its form and its pixels.
 struct WinogradTile {
-  int form, pixels;
+  WinogradForm form;
+  int pixels;
 
-  constexpr int points() const {
-    if (form == kTilePoints) return form;  // of one pixel, too: three would round more
-    if (form == kPairPoints) return 2 * pixels - 1;
-    if (form == kQuadPoints) return pixels + 3;
-    return form == kTriplePoints && pixels == 1 ? 1 : pixels + 2;
-  }
-  constexpr int sources() const { return is_whole_phase(form) ? pixels : pixels + 2; }
+  constexpr int points() const { return traits(form).points[pixels]; }
+  constexpr int sources() const { return traits(form).whole_phase ? pixels : pixels + 2; }
 };
 
 // Equal tiles along an axis, each by its first destination; the others lie a step apart, and
@@ -85,26 +117,43 @@ inline TapAxis without_mirror(TapAxis axis) {
 }
 
 // Whether a form serves the axis.
-inline bool winograd_serves(const TapAxis& any, int form) {
+inline bool winograd_serves(const TapAxis& any, WinogradForm form) {
   const TapAxis axis = without_mirror(any);
+  const WinogradTraits& own = traits(form);
   const bool plain = axis.taps == 3 && axis.scale == 1 && axis.divisor == 1 && axis.step > 0;
-  const bool whole =
-      axis.destinations == axis.sources && axis.offset == -axis.step &&
-      axis.destinations <= winograd_most_pixels(form) * axis.step &&
-      (form != kQuadPoints || axis.destinations >= winograd_least_pixels(form) * axis.step);
-  const bool known = form >= kPairPoints && form <= kQuadPoints;
-  return known && plain && (whole || !is_whole_phase(form));
+  if (!plain || !own.whole_phase) return plain;
+  // Every phase must be one tile.
+  return axis.destinations == axis.sources && axis.offset == -axis.step &&
+         axis.destinations <= own.most_pixels * axis.step &&
+         (own.least_pixels == 1 || axis.destinations >= own.least_pixels * axis.step);
 }
 
 // The forms of both axes, rows first.
-using WinogradPoints = std::array<int, 2>;
+using WinogradPoints = std::array<WinogradForm, 2>;
+
+// Forms by their numbers, or none where no tiles of a half type or of float32 have these.
+inline std::optional<WinogradPoints> points_by_numbers(int64_t rows, int64_t columns, bool half) {
+  const WinogradTraits* found[2] = {};
+  for (const WinogradTraits& own : kWinogradForms) {
+    if (own.half == half && form_number(own.form) == rows) found[0] = &own;
+    if (own.half == half && form_number(own.form) == columns) found[1] = &own;
+  }
+  if (found[0] == nullptr || found[1] == nullptr) return std::nullopt;
+  if (found[0] != found[1] && !(found[0]->mixes && found[1]->mixes)) return std::nullopt;
+  return WinogradPoints{found[0]->form, found[1]->form};
+}
+
+// Of a largest tile along an axis.
+constexpr int winograd_most_points(WinogradForm form) {
+  return traits(form).points[traits(form).most_pixels];
+}
 
 inline int64_t winograd_filters(const WinogradPoints& points) {
-  return int64_t{winograd_filters(points[0])} * winograd_filters(points[1]);
+  return int64_t{traits(points[0]).filters} * traits(points[1]).filters;
 }
 // Which of them a tile's point takes.
 inline int64_t winograd_filter(int64_t row, int64_t column, const WinogradPoints& points) {
-  const int64_t rows = winograd_filters(points[0]), columns = winograd_filters(points[1]);
+  const int64_t rows = traits(points[0]).filters, columns = traits(points[1]).filters;
   return std::min(row, rows - 1) * columns + std::min(column, columns - 1);
 }
 
@@ -115,8 +164,8 @@ inline bool winograd_serves(const GatherShape& shape, const WinogradPoints& poin
 
 // The tiles of an axis without mirror, the largest first: a phase has as many of those as fit, and
 // one for the rest.
-inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, int form) {
-  const int64_t size = axis.destinations, step = axis.step, most = winograd_most_pixels(form);
+inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, WinogradForm form) {
+  const int64_t size = axis.destinations, step = axis.step, most = traits(form).most_pixels;
   std::vector<WinogradTiles> all;
   for (int64_t pixels = most; pixels > 0; --pixels) {
     WinogradTiles tiles{{form, static_cast<int>(pixels)}, {}};
@@ -143,7 +192,7 @@ class WinogradOffsets {
   std::vector<int64_t> sources(const Strides4& strides) const {
     return offsets(strides, rows_.tiles.tile.sources(), columns_.tiles.tile.sources(),
                    [](const Axis& axis, int64_t first) {
-                     if (!is_whole_phase(axis.tiles.tile.form)) first += axis.axis.offset;
+                     first += axis.before;
                      return [&axis, first](int i) {
                        const int64_t at = first + i * axis.axis.step;
                        return at < axis.axis.sources ? at : -1;
@@ -162,6 +211,8 @@ class WinogradOffsets {
   struct Axis {
     const TapAxis& axis;
     const WinogradTiles& tiles;
+    // From a tile's first destination to its first source.
+    int64_t before = traits(tiles.tile.form).whole_phase ? 0 : axis.offset;
     int64_t count() const { return static_cast<int64_t>(tiles.firsts.size()); }
   };
 
@@ -189,8 +240,8 @@ class WinogradOffsets {
 
 // The points of all tiles along an axis: as winograd_tiles has them, without a list of them. Phases
 // have a pixel more up to the remainder of the axis by the step.
-inline int64_t winograd_products(const TapAxis& axis, int form) {
-  const int64_t most = winograd_most_pixels(form);
+inline int64_t winograd_products(const TapAxis& axis, WinogradForm form) {
+  const int64_t most = traits(form).most_pixels;
   const auto of_phase = [&](int64_t pixels) {
     const WinogradTile whole{form, static_cast<int>(most)};
     const WinogradTile rest{form, static_cast<int>(pixels % most)};
@@ -214,41 +265,43 @@ struct WinogradCosts {
   bool frozen;  // filters are transformed beforehand, not at every call
 };
 
+// Whether tiles of both forms may be had for a pass, and round as little as they should.
+inline bool winograd_fits(const GatherShape& shape, const WinogradPoints& points, bool half) {
+  for (const WinogradForm form : points)
+    if (traits(form).half != half || shape.inner < traits(form).least_channels) return false;
+  return winograd_serves(shape, points);
+}
+
 // The points by which a pass should go, or none where its live taps are the faster.
 inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
                                                    const WinogradCosts& costs) {
+  using enum WinogradForm;
   // Fewer channels, or outputs, do not outweigh the transforms of sources and sums.
   constexpr int64_t kLeastWidth = 32, kLeastFilters = 32 * 64;
-  // Fewer are summed in too few pieces: whole phases would round almost twice as much as PyTorch.
-  constexpr int64_t kLeastPairs = 64, kLeastTriples = 256;
   constexpr double kMostShare = 0.75;  // of the live products' cost
-  // Of a number of a filter, transformed or not, in products: there are more in half types, where
-  // products are fewer, too.
-  const double pack_cost = costs.half ? 60 : 40;
-  const int plain = costs.half ? kHalfPoints : kTilePoints;
+  const WinogradForm plain = costs.half ? kF4 : kF2;
   if (std::min(shape.outer, shape.inner) < kLeastWidth ||
       shape.outer * shape.inner < kLeastFilters || !winograd_serves(shape, {plain, plain}))
     return std::nullopt;
   const TapAxis rows = without_mirror(shape.rows), columns = without_mirror(shape.columns);
-  const auto best = [&](const TapAxis& axis) {
-    const bool pairs = shape.inner >= kLeastPairs && winograd_serves(axis, kPairPoints);
-    return pairs && !costs.half ? kPairPoints : plain;
-  };
   const auto cost = [&](const WinogradPoints& points) {
     const int64_t products =
         winograd_products(rows, points[0]) * winograd_products(columns, points[1]);
-    const double packing =
-        costs.frozen ? 0 : pack_cost * static_cast<double>(winograd_filters(points));
+    const double packing = traits(points[0]).filter_cost *
+                           static_cast<double>(costs.frozen ? 0 : winograd_filters(points));
     return static_cast<double>(shape.batch * products) + packing;
   };
-  WinogradPoints points{best(rows), best(columns)};
-  for (int form : {kTriplePoints, kQuadPoints})
-    if (!costs.half && shape.inner >= kLeastTriples && winograd_serves(shape, {form, form}) &&
-        cost({form, form}) < cost(points))
+  // Pairs where they serve one axis, too; triples and quads where they serve both and cost less.
+  WinogradPoints points{plain, plain};
+  if (winograd_fits(shape, {kPairs, plain}, costs.half)) points[0] = kPairs;
+  if (winograd_fits(shape, {plain, kPairs}, costs.half)) points[1] = kPairs;
+  for (const WinogradForm form : {kTriples, kQuads})
+    if (winograd_fits(shape, {form, form}, costs.half) && cost({form, form}) < cost(points))
       points = {form, form};
   const int64_t live = live_products(rows) * live_products(columns);
-  const double otherwise = costs.live * static_cast<double>(shape.batch * live) +
-                           (costs.frozen ? 0 : pack_cost * static_cast<double>(shape.taps()));
+  const double otherwise =
+      costs.live * static_cast<double>(shape.batch * live) +
+      traits(plain).filter_cost * static_cast<double>(costs.frozen ? 0 : shape.taps());
   if (cost(points) > kMostShare * otherwise) return std::nullopt;
   return points;
 }

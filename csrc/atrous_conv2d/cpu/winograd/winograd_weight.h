@@ -34,9 +34,9 @@ struct WinogradWeight {
   int64_t count() const { return winograd_filters(points); }
   int64_t blocks() const { return filters.blocks(); }
   int64_t block_size() const { return count() * filters.inner * R::kColumns; }
-  int64_t size() const {  // up to a multiple of the points
-    const int64_t points_of = int64_t{points[0]} * points[1];
-    return ceil_div(blocks() * block_size(), points_of) * points_of;
+  int64_t size() const {  // up to a multiple of the forms' numbers
+    const int64_t numbers = form_number(points[0]) * form_number(points[1]);
+    return ceil_div(blocks() * block_size(), numbers) * numbers;
   }
 
   // to: size() of them, [points of rows, of columns, numbers]. Any strides.
@@ -71,7 +71,7 @@ struct WinogradWeight {
       look(task, taps.data(), depth * R::kColumns);
       A* panel = to + block * block_size() + slab * kSlab * count() * R::kColumns;
       with_forms<!std::is_same_v<T, A>>(points, [&](auto rows, auto columns) {
-        run_with_lanes<TransformFilters<rows, columns>::template Loop>(
+        run_with_lanes<TransformFilters<rows.value, columns.value>::template Loop>(
             static_cast<const A*>(taps.data()), mirror_rows, mirror_columns, depth * R::kColumns,
             panel);
       });
