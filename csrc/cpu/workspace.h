@@ -1,9 +1,12 @@
-// Memory for the time of a call on the CPU. What is large is kept for later calls: glibc would map
-// it anew, and clearing its pages can cost more than writing what is packed or summed there.
+// The one allocator of memory for the time of a call, or of a task, on the CPU. What is large is
+// kept for later calls: glibc would map it anew, and clearing its pages can cost more than writing
+// what is packed or summed there. What must begin as zeros, or grows, is a std::vector.
 #pragma once
 
+#include <memory>
 #include <mutex>
-#include <optional>
+#include <new>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
@@ -15,12 +18,14 @@ namespace atrousx {
 
 // What no call uses at the moment, the oldest first.
 class WorkspacePool {
-  static constexpr int64_t kMostKept = 64 << 20, kLeastKept = 1 << 20;  // bytes
+  static constexpr int64_t kMostKept = 64 << 20;  // bytes
 
  public:
+  static constexpr int64_t kLeastKept = 1 << 20;
+
   // Bytes: at least so many.
   Tensor take(int64_t bytes) {
-    if (bytes >= kLeastKept) {
+    {
       const std::lock_guard lock(mutex_);
       auto best = free_.end();
       for (auto it = free_.begin(); it != free_.end(); ++it)
@@ -38,7 +43,7 @@ class WorkspacePool {
   }
 
   void give(const Tensor& memory) {
-    if (memory.numel() < kLeastKept || memory.numel() > kMostKept) return;
+    if (memory.numel() > kMostKept) return;
     const std::lock_guard lock(mutex_);
     free_.push_back(memory);
     kept_ += memory.numel();
@@ -60,19 +65,49 @@ class WorkspacePool {
   int64_t kept_ = 0;
 };
 
-template <typename A>
-class Workspace {
- public:
-  explicit Workspace(int64_t count)
-      : memory_(WorkspacePool::instance().take(count * static_cast<int64_t>(sizeof(A)))) {}
-  ~Workspace() { WorkspacePool::instance().give(memory_); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
+// Bytes, the first at the beginning of a cache line. Not inlined: a use would be hundreds of
+// instructions long.
+class WorkspaceMemory {
+  static constexpr std::align_val_t kAlignment{64};
 
-  A* data() const { return static_cast<A*>(memory_.mutable_data_ptr()); }
+ protected:
+  WorkspaceMemory() = default;
+  [[gnu::noinline]] explicit WorkspaceMemory(int64_t bytes) {
+    if (bytes >= WorkspacePool::kLeastKept) {
+      kept_ = std::make_unique<Tensor>(WorkspacePool::instance().take(bytes));
+      data_ = kept_->mutable_data_ptr();
+    } else {  // PyTorch's allocator would cost a small map as much as computing it
+      data_ = ::operator new(static_cast<size_t>(bytes), kAlignment);
+    }
+  }
+  [[gnu::noinline]] ~WorkspaceMemory() {
+    if (kept_ != nullptr)
+      WorkspacePool::instance().give(*kept_);
+    else
+      ::operator delete(data_, kAlignment);
+  }
+  WorkspaceMemory(WorkspaceMemory&& other) noexcept { *this = std::move(other); }
+  WorkspaceMemory& operator=(WorkspaceMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(kept_, other.kept_);
+    return *this;
+  }
+
+  void* data_ = nullptr;
 
  private:
-  const Tensor memory_;
+  std::unique_ptr<Tensor> kept_;  // whose memory it is where that goes back to the pool
+};
+
+// `count` numbers, not initialised.
+template <typename A>
+class Workspace : private WorkspaceMemory {
+ public:
+  Workspace() = default;
+  explicit Workspace(int64_t count) : WorkspaceMemory(count * static_cast<int64_t>(sizeof(A))) {}
+
+  A* data() const { return static_cast<A*>(data_); }
+  A& operator[](int64_t i) const { return data()[i]; }
 };
 
 }  // namespace atrousx

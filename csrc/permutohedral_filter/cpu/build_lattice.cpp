@@ -53,7 +53,7 @@ struct Assembly {
   Simplices<T> simplices;
   std::vector<ClassKeys> keys;              // [N]
   std::vector<VertexClass<Index>> classes;  // [N, D + 1]
-  std::unique_ptr<uint64_t[]> entries;      // [N, D + 1, P] of the classes
+  Workspace<uint64_t> entries;              // [N, D + 1, P] of the classes
 
   int width() const { return dims + 1; }
   int64_t corners() const { return images * points * width(); }
@@ -80,15 +80,15 @@ struct Assembly {
       words = std::max(words, keys[n].words);
     }
     classes.resize(images * width());
-    entries = scratch<uint64_t>(corners());
+    entries = Workspace<uint64_t>(corners());
     parallel_for(0, images * width(), 1, [&](int64_t begin, int64_t end) {
-      const auto memory = scratch<uint64_t>((words + 1) * points);
+      const Workspace<uint64_t> memory((words + 1) * points);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = first_point(task);
-        classes[task].entries = entries.get() + task * points;
+        classes[task].entries = entries.data() + task * points;
         classes[task].sort(layout(task), static_cast<int>(task % width()),
                            simplices.multiple + first, simplices.rank + first, simplices.rows,
-                           points, memory.get());
+                           points, memory.data());
       }
     });
   }
@@ -101,7 +101,7 @@ struct Assembly {
 
   // corner_vertices [N P, D + 1]: the vertex's number in the first corner that meets it
   void number(Index* corner_vertices) {
-    const auto marked = scratch<uint8_t>(corners());
+    const Workspace<uint8_t> marked(corners());
     const int64_t blocks = ceil_div(corners(), kCornersPerTask);
     std::vector<int64_t> before(blocks + 1, 0);
     const auto each_block = [&](const auto& f) {
@@ -110,7 +110,7 @@ struct Assembly {
           f(b, b * kCornersPerTask, std::min(corners(), (b + 1) * kCornersPerTask));
       });
     };
-    std::memset(marked.get(), 0, corners());
+    std::memset(marked.data(), 0, corners());
     each_class([&](auto& c, int64_t task) {
       for (int64_t m = 0; m < c.vertices; ++m) marked[first_corner(c, task, m)] = 1;
     });
@@ -138,7 +138,7 @@ struct Assembly {
       int64_t first;  // point of the image
       int64_t k;
     };
-    const auto places = scratch<Place>(vertices);
+    const Workspace<Place> places(vertices);
     starts[0] = 0;
     each_class([&](auto& c, int64_t task) {
       for (int64_t m = 0; m < c.vertices; ++m) {
@@ -234,13 +234,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> assemble_cpu(const Te
   dispatch_lattice(type, index, [&](auto zero, auto i) {
     using T = decltype(zero);
     using Index = decltype(i);
-    const auto multiple = scratch<int32_t>(corners);
-    const auto rank = scratch<uint8_t>(corners);
+    const Workspace<int32_t> multiple(corners);
+    const Workspace<uint8_t> rank(corners);
     Assembly<T, Index> assembly;
     assembly.images = images;
     assembly.points = points;
     assembly.dims = static_cast<int>(dims);
-    assembly.simplices = {multiple.get(), rank.get(), mutable_data<T>(weights), rows};
+    assembly.simplices = {multiple.data(), rank.data(), mutable_data<T>(weights), rows};
     embed<T>(source, assembly.simplices);
     assembly.sort();
     assembly.number(mutable_data<Index>(corner_vertices));

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/huge_pages.h"
 #include "cpu/lanes.h"
+#include "cpu/workspace.h"
 #include "permutohedral_filter/lattice.h"
 
 namespace atrousx {
@@ -127,8 +127,8 @@ template <typename Index>
 struct Chains {
   static constexpr int64_t kAhead = 12;  // vertex 0 so often behind an axis' last chain
 
-  std::vector<int64_t> counts;                  // [D + 1]
-  std::vector<std::unique_ptr<Index[]>> lists;  // [D + 1], counts + kAhead each
+  std::vector<int64_t> counts;          // [D + 1]
+  std::vector<Workspace<Index>> lists;  // [D + 1], counts + kAhead each
 
   // Of checked indices (index_check.h).
   static Chains make(const Lattice& l) {
@@ -149,9 +149,9 @@ struct Chains {
  private:
   static constexpr int64_t kBroken = -1;
 
-  static int64_t list(const Index* ahead, int64_t vertices, std::unique_ptr<Index[]>& out) {
+  static int64_t list(const Index* ahead, int64_t vertices, Workspace<Index>& out) {
     const Index* behind = ahead + vertices;
-    out = std::make_unique_for_overwrite<Index[]>(vertices + kAhead);
+    out = Workspace<Index>(vertices + kAhead);
     // The chains' first vertices are gathered without branches, at the end of the list.
     int64_t first = vertices, count = 0;
     for (int64_t m = vertices - 1; m >= 0; --m) {
@@ -305,7 +305,7 @@ void lift(const Lattice& l, const Chains<Index>& chains, const T* values, int64_
   });
   for (int axis = 0; axis <= l.dims(); ++axis) {
     const int64_t line = transpose ? l.dims() - axis : axis;
-    const Index* chain = chains.lists[line].get();
+    const Index* chain = chains.lists[line].data();
     parallel_for(0, chains.counts[line], grain, [&](int64_t begin, int64_t end) {
       run_best<BlurChains>(chain, lattice, vectors, begin, end);
     });

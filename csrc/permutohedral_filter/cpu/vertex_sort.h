@@ -7,22 +7,13 @@
 #pragma once
 
 #include <bit>
-#include <memory>
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/huge_pages.h"
+#include "cpu/workspace.h"
 #include "permutohedral_filter/plan.h"
 
 namespace atrousx {
-
-// Uninitialised memory.
-template <typename T>
-std::unique_ptr<T[]> scratch(int64_t count) {
-  auto memory = std::make_unique_for_overwrite<T[]>(static_cast<size_t>(count));
-  prefer_huge_pages(memory.get(), count * static_cast<int64_t>(sizeof(T)));
-  return memory;
-}
 
 // How quotients become digits of one or more words. Digits have room for a neighbour's step.
 struct ClassKeys {
@@ -116,11 +107,11 @@ inline uint64_t* radix_sort(uint64_t* from, uint64_t* to, int64_t count, int low
 // The corners of one class of an image, sorted, and the vertices that they are.
 template <typename Index>
 struct VertexClass {
-  uint64_t* entries;                 // [P] by key, then point: a word of the key over the point
-  int64_t vertices = 0;              // M'
-  std::unique_ptr<Index[]> begins;   // [M' + 1] entries of a vertex
-  std::unique_ptr<Index[]> number;   // [M'] the vertex's number in the lattice
-  std::unique_ptr<uint64_t[]> keys;  // [words, M' + 1], an end of all ones
+  uint64_t* entries;         // [P] by key, then point: a word of the key over the point
+  int64_t vertices = 0;      // M'
+  Workspace<Index> begins;   // [M' + 1] entries of a vertex
+  Workspace<Index> number;   // [M'] the vertex's number in the lattice
+  Workspace<uint64_t> keys;  // [words, M' + 1], an end of all ones
 
   // `memory` [words + 1, P] is overwritten.
   void sort(const ClassKeys& layout, int k, const int32_t* multiple, const uint8_t* rank,
@@ -156,9 +147,9 @@ struct VertexClass {
       return differs;
     };
     for (int64_t i = 0; i < points; ++i) vertices += begins_vertex(i);
-    begins = scratch<Index>(vertices + 1);
-    number = scratch<Index>(vertices);
-    keys = scratch<uint64_t>(layout.words * (vertices + 1));
+    begins = Workspace<Index>(vertices + 1);
+    number = Workspace<Index>(vertices);
+    keys = Workspace<uint64_t>(layout.words * (vertices + 1));
     int64_t m = 0;
     for (int64_t i = 0; i < points; ++i) {
       if (!begins_vertex(i)) continue;

@@ -6,9 +6,9 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 
 #include "cpu/vector_math.h"
+#include "cpu/workspace.h"
 #include "upsample_bilinear2d/arguments.h"
 #include "upsample_bilinear2d/cpu/forward.h"
 #include "upsample_bilinear2d/cpu/logit_rows.h"
@@ -193,8 +193,8 @@ void over_pixel_rows(const Plan& plan) {
   const Resampling& r = plan.lines.r;
   torch::stable::parallel_for(
       0, r.batch * r.out_height, plan.lines.grain(), [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<A[]> room(new A[plan.lines.room() + r.channels * kLineBlock]);
-        run_with_lanes<BlockRows<Consumer>::template Loop>(&plan, room.get(), begin, end);
+        const Workspace<A> room(plan.lines.room() + r.channels * kLineBlock);
+        run_with_lanes<BlockRows<Consumer>::template Loop>(&plan, room.data(), begin, end);
       });
 }
 

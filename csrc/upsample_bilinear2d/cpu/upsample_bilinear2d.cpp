@@ -3,9 +3,9 @@
 // A task is a run of destination rows: of one channel where the maps are contiguous, of whole
 // pixels where they are channels_last.
 #include <cstring>
-#include <memory>
 
 #include "cpu/huge_pages.h"
+#include "cpu/workspace.h"
 #include "upsample_bilinear2d/arguments.h"
 #include "upsample_bilinear2d/cpu/backward.h"
 #include "upsample_bilinear2d/cpu/forward.h"
@@ -35,8 +35,8 @@ void over_rows(int64_t count, int64_t row, int64_t room, Args... args) {
   constexpr int64_t kElementsPerTask = 16384;  // enough to pay for waking a thread
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row));
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<A[]> numbers(new A[room]);
-    run_with_lanes<Loop, Args..., A*>(args..., numbers.get(), begin, end);
+    const Workspace<A> numbers(room);
+    run_with_lanes<Loop, Args..., A*>(args..., numbers.data(), begin, end);
   });
 }
 

@@ -1,8 +1,8 @@
 // CPU tasks and registration of upsample_cross_entropy and its backward. A task is a run of pixel
 // rows (cpu/forward.h), or of rows of logits (cpu/backward.h).
-#include <memory>
 #include <numeric>
 
+#include "cpu/workspace.h"
 #include "upsample_cross_entropy/arguments.h"
 #include "upsample_cross_entropy/cpu/backward.h"
 #include "upsample_cross_entropy/cpu/forward.h"
@@ -56,8 +56,8 @@ void backward_as(const LossArguments& arguments, const LossGradient& gradient,
   const int64_t pixel_rows = std::max<int64_t>(1, r.out_height / r.height);
   const int64_t grain = std::max<int64_t>(1, plan.lines.grain() / pixel_rows);
   torch::stable::parallel_for(0, r.batch * r.height, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<A[]> room(new A[plan.room()]);
-    run_with_lanes<LossBackward>(&plan, room.get(), begin, end);
+    const Workspace<A> room(plan.room());
+    run_with_lanes<LossBackward>(&plan, room.data(), begin, end);
   });
 }
 
