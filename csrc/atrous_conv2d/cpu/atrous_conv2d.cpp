@@ -91,16 +91,18 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
   const Tensor destination = in_huge_pages(empty4(source, size, by_pixel));
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const DirectEnd<T> ending{data<T>(tail.bias), tail.relu && !tail.residual.has_value()};
+    Epilogue<T> epilogue;  // its residual is added by finish_directly
+    epilogue.bias = data<T>(tail.bias);
+    epilogue.relu = tail.relu && !tail.residual.has_value();
     T* to = static_cast<T*>(destination.mutable_data_ptr());
     if (by_pixel && PixelWalks<T>::fit(shape))
-      PixelWalks<T>(shape, data<T>(from), data<T>(weight), weight_strides, ending, to).run();
+      PixelWalks<T>(shape, data<T>(from), data<T>(weight), weight_strides, epilogue, to).run();
     else if (by_pixel)
-      gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, ending, to, source);
+      gather_pixels(shape, data<T>(from), data<T>(weight), weight_strides, epilogue, to);
     else if (depthwise)
-      gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, ending, to);
+      gather_depthwise_planes(shape, data<T>(from), data<T>(weight), weight_strides, epilogue, to);
     else
-      gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, ending, to);
+      gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, epilogue, to);
   });
   return torch::stable::contiguous(destination, memory_format(channels_last));
 }
@@ -191,8 +193,7 @@ Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor
       const Tensor grad = torch::stable::contiguous(grad_output, memory_format(by_pixel));
       const Tensor from = torch::stable::contiguous(input, memory_format(by_pixel));
       if (by_pixel)
-        return grad_weight_pixels(g, data<T>(grad), data<T>(from), to, strides4(grad_weight),
-                                  input);
+        return grad_weight_pixels(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
       return grad_weight_planes(g, data<T>(grad), data<T>(from), to, strides4(grad_weight));
     }
     with_pack<T>([&](auto pack) {

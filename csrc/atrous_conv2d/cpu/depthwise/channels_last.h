@@ -8,6 +8,7 @@
 #include "atrous_conv2d/arguments.h"
 #include "atrous_conv2d/plan.h"
 #include "cpu/lanes.h"
+#include "cpu/workspace.h"
 #include "tensor.h"
 
 namespace atrousx {
@@ -37,19 +38,17 @@ struct NextLine {
   int64_t pixels;
 };
 
-// What direct sums begin with, and what they are raised to at their end.
+// What direct sums begin with, and what they are raised to at their end. The residual of an
+// epilogue, and the ReLU behind that, they leave to a pass of their own (atrous_conv2d.cpp).
 template <typename T>
-struct DirectEnd {
-  const T* bias;  // [groups * outer] or null
-  bool relu;
-
-  Accumulate<T> first(int64_t channel) const {
-    return bias == nullptr ? Accumulate<T>(0) : static_cast<Accumulate<T>>(bias[channel]);
-  }
-  Accumulate<T> least() const {
-    return relu ? Accumulate<T>(0) : -std::numeric_limits<Accumulate<T>>::infinity();
-  }
-};
+ATROUSX_ALWAYS_INLINE Accumulate<T> first_sum(const Epilogue<T>& epilogue, int64_t channel) {
+  return epilogue.bias == nullptr ? Accumulate<T>(0)
+                                  : static_cast<Accumulate<T>>(epilogue.bias[channel]);
+}
+template <typename T>
+ATROUSX_ALWAYS_INLINE Accumulate<T> least_sum(const Epilogue<T>& epilogue) {
+  return epilogue.relu ? Accumulate<T>(0) : -std::numeric_limits<Accumulate<T>>::infinity();
+}
 
 // NaN stays NaN.
 template <typename Vector>
@@ -57,7 +56,7 @@ ATROUSX_ALWAYS_INLINE Vector at_least(Vector v, Vector least) {
   return v < least ? least : v;
 }
 
-// out[p][c] = max(ending.least(), bias[c] + sum over taps of weights[c] * source[p][c]). The sums
+// out[p][c] = max(least_sum, bias[c] + sum over taps of weights[c] * source[p][c]). The sums
 // of four pixels' vectors stay in registers over all taps: a pixel is written once, and a weight is
 // loaded once for four. A kilobyte of channels at a time, so that pixels find in L1 what their
 // neighbours read.
@@ -65,12 +64,12 @@ template <int kBytes>
 struct SumPixelTaps {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const PixelTap<T, A>* taps, int64_t count,
-                                        DirectEnd<T> ending, int64_t channels, SpacedPixels pixels,
+                                        Epilogue<T> epilogue, int64_t channels, SpacedPixels pixels,
                                         NextLine<T> next, T* out) {
     constexpr int64_t kChunk = 1024 / sizeof(A);
     for (int64_t c = 0; c < channels; c += kChunk) {
-      const Channels<T, A> chunk{taps,     count,  ending, c,  std::min(kChunk, channels - c),
-                                 channels, pixels, next,   out};
+      const Channels<T, A> chunk{taps,     count,  epilogue, c,  std::min(kChunk, channels - c),
+                                 channels, pixels, next,     out};
       int64_t p = 0;
       for (; p + 4 <= pixels.count; p += 4) sum<4, kLanesIn<kBytes, A>>(chunk, p);
       if (pixels.count - p == 3) sum<3, kLanesIn<kBytes, A>>(chunk, p);
@@ -84,7 +83,7 @@ struct SumPixelTaps {
   struct Channels {
     const PixelTap<T, A>* taps;
     int64_t tap_count;
-    DirectEnd<T> ending;
+    Epilogue<T> epilogue;
     int64_t first, count, all;
     SpacedPixels pixels;
     NextLine<T> next;
@@ -108,9 +107,9 @@ struct SumPixelTaps {
     using Vector = Lanes<A, kLanes>;
     const int64_t step = all.pixels.source_step;
     Vector sums[kPixels][kVectors] = {};
-    if (all.ending.bias != nullptr)
+    if (all.epilogue.bias != nullptr)
       for (int v = 0; v < kVectors; ++v) {
-        sums[0][v] = load_lanes<kLanes>(all.ending.bias + c + v * kLanes);
+        sums[0][v] = load_lanes<kLanes>(all.epilogue.bias + c + v * kLanes);
         for (int q = 1; q < kPixels; ++q) sums[q][v] = sums[0][v];
       }
     for (const PixelTap<T, A>* tap = all.taps; tap < all.taps + all.tap_count; ++tap) {
@@ -126,7 +125,7 @@ struct SumPixelTaps {
     for (int64_t k = 0; k < kPixels * all.next.pixels; ++k)
       for (int v = 0; v < kVectors; v += 64 / sizeof(T) / kLanes)
         __builtin_prefetch(next + k * all.all + v * kLanes, 0, 2);
-    const Vector least = Vector{} + all.ending.least();
+    const Vector least = Vector{} + least_sum(all.epilogue);
     for (int q = 0; q < kPixels; ++q)
       for (int v = 0; v < kVectors; ++v)
         store_lanes<kLanes>(all.out + (p + q) * all.pixels.step + c + v * kLanes,
@@ -138,14 +137,14 @@ struct SumPixelTaps {
 template <typename T>
 void gather_pixels(const GatherShape& shape,
                    const T* source,  // [N, source rows, source columns, groups]
-                   const T* weight, const WeightStrides& ws, DirectEnd<T> ending,
-                   T* destination,  // [N, rows, columns, groups]
-                   const Tensor& like) {
+                   const T* weight, const WeightStrides& ws, Epilogue<T> epilogue,
+                   T* destination)  // [N, rows, columns, groups]
+{
   using A = Accumulate<T>;
   const int64_t height = shape.rows.destinations, channels = shape.groups;
   const int64_t width = shape.columns.destinations, taps = shape.columns.taps;
-  const Tensor by_tap = scratch(like, shape.rows.taps * taps * channels);
-  A* weights = static_cast<A*>(by_tap.mutable_data_ptr());  // [KH, KW, groups]
+  const Workspace<A> by_tap(shape.rows.taps * taps * channels);
+  A* const weights = by_tap.data();  // [KH, KW, groups]
   for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
     for (int64_t kw = 0; kw < taps; ++kw)
       for (int64_t c = 0; c < channels; ++c)
@@ -169,7 +168,7 @@ void gather_pixels(const GatherShape& shape,
                              weights + (kh * taps + c.taps.at(i)) * channels};
         }
         run_with_lanes<SumPixelTaps>(
-            static_cast<const PixelTap<T, A>*>(live.data()), count, ending, channels,
+            static_cast<const PixelTap<T, A>*>(live.data()), count, epilogue, channels,
             SpacedPixels{c.destinations.count, c.source_per_destination * channels,
                          c.destinations.step * channels},
             NextLine<T>{source + (r / height * shape.rows.sources + last + 1) *

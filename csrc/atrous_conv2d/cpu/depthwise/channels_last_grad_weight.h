@@ -102,7 +102,7 @@ void grad_weight_pixels(const ConvGeometry& g,
                         const T* grad_output,  // [N, OH, OW, C]
                         const T* input,        // [N, H, W, C]
                         T* grad_weight,        // [C, 1, KH, KW], any strides
-                        const Strides4& strides, const Tensor& like) {
+                        const Strides4& strides) {
   using A = Accumulate<T>;
   constexpr int64_t kChunk = 256;  // channels of a task
   const GatherShape shape = g.forward();
@@ -110,8 +110,8 @@ void grad_weight_pixels(const ConvGeometry& g,
   const int64_t rows = g.batch * g.out_h, taps = g.kernel_h * g.kernel_w;
   const int64_t chunks = ceil_div(g.channels, kChunk);
   const int64_t parts = grad_weight_splits(chunks, rows * g.out_w, 64);
-  const Tensor memory = scratch(like, parts * taps * g.channels);
-  A* sums = static_cast<A*>(memory.mutable_data_ptr());  // [parts, KH, KW, C]
+  const Workspace<A> memory(parts * taps * g.channels);
+  A* const sums = memory.data();  // [parts, KH, KW, C]
   for_each_task(parts * chunks, [&](int64_t task, int64_t) {
     const int64_t part = task / chunks, first = task % chunks * kChunk;
     const int64_t channels = std::min(kChunk, g.channels - first);

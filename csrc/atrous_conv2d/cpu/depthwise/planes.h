@@ -262,7 +262,7 @@ struct PlaneWorker {
 template <typename T>
 void gather_depthwise_planes(const GatherShape& shape,
                              const T* source,  // [N, groups, source rows, source columns]
-                             const T* weight, const WeightStrides& ws, DirectEnd<T> ending,
+                             const T* weight, const WeightStrides& ws, Epilogue<T> epilogue,
                              T* destination)  // [N, groups, rows, columns]
 {
   using A = Accumulate<T>;
@@ -279,8 +279,8 @@ void gather_depthwise_planes(const GatherShape& shape,
     const int64_t first = task % strips * strip;
     const PlaneStrip<T, A> own{source + plane * shape.rows.sources * shape.columns.sources,
                                worker.weight.data(),
-                               ending.first(channel),
-                               ending.least(),
+                               first_sum(epilogue, channel),
+                               least_sum(epilogue),
                                first,
                                std::min(first + strip, height),
                                destination + plane * height * width};

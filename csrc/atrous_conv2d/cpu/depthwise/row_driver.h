@@ -30,12 +30,12 @@ class PixelWalks {
 
  public:
   PixelWalks(const GatherShape& shape, const T* source, const T* weight, const WeightStrides& ws,
-             DirectEnd<T> ending, T* destination)
+             Epilogue<T> epilogue, T* destination)
       : shape_(shape),
         source_(source),
         weight_(weight),
         ws_(ws),
-        ending_(ending),
+        epilogue_(epilogue),
         destination_(destination),
         phases_(phases_of(shape.columns)),
         row_step_(min_of(std::abs(shape.rows.step), shape.rows.destinations)) {
@@ -105,7 +105,7 @@ class PixelWalks {
           const T* from = weight_ + c * ws_.group + kh * ws_.h + (mirrored ? 2 - kw : kw) * ws_.w;
           each([&](int64_t i) { return static_cast<A>(from[i * ws_.group]); });
         }
-      each([&](int64_t i) { return ending_.first(c + i); });
+      each([&](int64_t i) { return first_sum(epilogue_, c + i); });
     }
   }
 
@@ -137,7 +137,7 @@ class PixelWalks {
           WalkRow<T>{source_ + (n * rows.sources + line) * line_size + c,
                      destination_ + (n * rows.destinations + row) * row_size + c, shape_.groups,
                      std::abs(columns.step), live, rows.step * line_size,
-                     (last_line(next_row) - line) * line_size, next_out, ending_.relu},
+                     (last_line(next_row) - line) * line_size, next_out, epilogue_.relu},
           WalkWeights<A>{packed + kh * 3 * channels_, packed + shape_.taps() * channels_},
           phases_.data(), static_cast<int64_t>(phases_.size()));
     }
@@ -148,7 +148,7 @@ class PixelWalks {
   const GatherShape& shape_;
   const T *source_, *weight_;
   const WeightStrides& ws_;
-  const DirectEnd<T> ending_;
+  const Epilogue<T> epilogue_;
   T* const destination_;
   const std::vector<Phase> phases_;
   const int64_t row_step_;

@@ -69,7 +69,7 @@ void add_taps(const GatherShape& shape, int64_t row, const std::vector<TapSpan>&
 template <typename T>
 void gather_planes(const GatherShape& shape,
                    const T* source,  // [N, groups * inner, source rows, source columns]
-                   const T* weight, const WeightStrides& ws, DirectEnd<T> ending,
+                   const T* weight, const WeightStrides& ws, Epilogue<T> epilogue,
                    T* destination)  // [N, groups * outer, rows, columns]
 {
   using A = Accumulate<T>;
@@ -84,11 +84,11 @@ void gather_planes(const GatherShape& shape,
         constexpr int64_t kRunning = 144;
         const int64_t block = max_of<int64_t>(1, kRunning / (shape.rows.taps * shape.columns.taps));
         std::vector<A> sums(width), part(width);
-        const A least = ending.least();
+        const A least = least_sum(epilogue);
         for (int64_t r = begin; r < end; ++r) {
           const int64_t row = r % height, channel = r / height % channels;
           const int64_t n = r / height / channels, group = channel / shape.outer;
-          std::fill(sums.begin(), sums.end(), ending.first(channel));
+          std::fill(sums.begin(), sums.end(), first_sum(epilogue, channel));
           const T* planes = source + (n * shape.groups + group) * shape.inner * source_plane;
           const T* filter = weight + group * ws.group + channel % shape.outer * ws.outer;
           for (int64_t first = 0; first < shape.inner; first += block) {

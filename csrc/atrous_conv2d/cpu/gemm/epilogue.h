@@ -7,14 +7,13 @@
 
 namespace atrousx {
 
-// What is added to a pixel's channels, or to a few pixels'; a residual's channels lie
-// `residual_step` apart.
+// The same from a channel on, as if it were channel 0.
 template <typename T>
-struct PixelTail {
-  const T *bias, *residual;  // [channels] or null
-  int64_t residual_step;
-  bool relu;
-};
+Epilogue<T> from_channel(Epilogue<T> epilogue, int64_t channel) {
+  if (epilogue.bias != nullptr) epilogue.bias += channel;
+  if (epilogue.residual != nullptr) epilogue.residual += channel * epilogue.residual_strides.c;
+  return epilogue;
+}
 
 // to[l] = max(0, sums[l] + bias[l] + residual[l]), as Epilogue::finish has it.
 template <int kLanes, typename T, typename A>
@@ -43,29 +42,30 @@ template <int kBytes>
 struct FinishPixels {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const A* sums, PixelPlaces pixels, ChannelRange channels,
-                                        PixelTail<T> tail, T* to) {
+                                        Epilogue<T> epilogue, T* to) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
-    const bool by_vectors = tail.residual == nullptr || tail.residual_step == 1;
+    const bool by_vectors = epilogue.residual == nullptr || epilogue.residual_strides.c == 1;
     for (int64_t p = 0; p < pixels.count; ++p, sums += channels.step) {
-      const T* residual = tail.residual == nullptr ? nullptr : tail.residual + pixels.residual[p];
+      const T* residual =
+          epilogue.residual == nullptr ? nullptr : epilogue.residual + pixels.residual[p];
       int64_t c = 0;
       if (by_vectors)
         for (; c + kLanes <= channels.count; c += kLanes)
-          finish<kLanes>(sums, c, residual, c, tail, to + pixels.to[p]);
+          finish<kLanes>(sums, c, residual, c, epilogue, to + pixels.to[p]);
       for (; c < channels.count; ++c)
-        finish<1>(sums, c, residual, c * tail.residual_step, tail, to + pixels.to[p]);
+        finish<1>(sums, c, residual, c * epilogue.residual_strides.c, epilogue, to + pixels.to[p]);
     }
   }
 
  private:
   template <int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void finish(const A* sums, int64_t c, const T* residual,
-                                           int64_t residual_offset, const PixelTail<T>& tail,
+                                           int64_t residual_offset, const Epilogue<T>& epilogue,
                                            T* to) {
     Lanes<A, kLanes> bias = -Lanes<A, kLanes>{};  // added, -0 changes nothing
-    if (tail.bias != nullptr) bias = load_lanes<kLanes>(tail.bias + c);
+    if (epilogue.bias != nullptr) bias = load_lanes<kLanes>(epilogue.bias + c);
     finish_lanes<kLanes>(sums + c, bias, residual == nullptr ? nullptr : residual + residual_offset,
-                         tail.relu, to + c);
+                         epilogue.relu, to + c);
   }
 };
 
@@ -84,23 +84,24 @@ struct FinishPlanes {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const A* sums,  // [pixels, step]
                                         int64_t step, int64_t pixels, const PixelRun* runs,
-                                        int64_t count, int64_t channels, PixelTail<T> tail, T* to,
-                                        int64_t plane) {
+                                        int64_t count, int64_t channels, Epilogue<T> epilogue,
+                                        T* to, int64_t plane) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
     A by_channel[kLanes * kPixels];
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t first = std::min(c, step - kLanes);  // the last square overlaps the one before
       transpose<kLanes>(sums + first, step, pixels, by_channel);
       for (int64_t k = c; k < std::min(c + kLanes, channels); ++k) {
-        const A bias = tail.bias == nullptr ? -A(0) : static_cast<A>(tail.bias[k]);
-        const T* residual =
-            tail.residual == nullptr ? nullptr : tail.residual + k * tail.residual_step;
+        const A bias = epilogue.bias == nullptr ? -A(0) : static_cast<A>(epilogue.bias[k]);
+        const T* residual = epilogue.residual == nullptr
+                                ? nullptr
+                                : epilogue.residual + k * epilogue.residual_strides.c;
         // Rows of planes are far apart: stores would wait for their lines one by one.
         for (int64_t r = 0; r < count; ++r)
           __builtin_prefetch(to + (k + kAhead) * plane + runs[r].to, 1);
         for (int64_t r = 0; r < count; ++r)
           finish<kLanes>(by_channel + (k - first) * kPixels + runs[r].first, runs[r].count, bias,
-                         residual == nullptr ? nullptr : residual + runs[r].residual, tail.relu,
+                         residual == nullptr ? nullptr : residual + runs[r].residual, epilogue.relu,
                          to + k * plane + runs[r].to);
       }
     }
@@ -146,22 +147,17 @@ struct FinishedPixels {
 
   template <typename A>
   void store(const PixelPlaces& pixels, const ChannelRange& channels, const A* sums) const {
-    const int64_t first = channels.first, residual_step = epilogue.residual_strides.c;
-    const auto from = [](const T* data, int64_t offset) {
-      return data == nullptr ? nullptr : data + offset;
-    };
-    const PixelTail<T> tail{from(epilogue.bias, first),
-                            from(epilogue.residual, first * residual_step), residual_step,
-                            epilogue.relu};
+    const int64_t first = channels.first;
+    const Epilogue<T> own = from_channel(epilogue, first);
     if (strides.c == 1)
-      return run_with_lanes<atrousx::FinishPixels>(sums, pixels, channels, tail,
+      return run_with_lanes<atrousx::FinishPixels>(sums, pixels, channels, own,
                                                    destination + first);
     for (int64_t p = 0; p < pixels.count; p += kRunPixels) {
       PixelRun runs[kRunPixels];
       const int64_t some = std::min(kRunPixels, pixels.count - p);
       const int64_t count = find_runs(pixels, p, some, runs);
       run_with_lanes<FinishPlanes>(sums + p * channels.step, channels.step, some,
-                                   static_cast<const PixelRun*>(runs), count, channels.count, tail,
+                                   static_cast<const PixelRun*>(runs), count, channels.count, own,
                                    destination + first * strides.c, strides.c);
     }
   }

@@ -136,6 +136,8 @@ struct Prefetch {
 template <typename R, int kLanesUsed, int64_t kDepthStep>
 struct MultiplyLanes {
   using A = typename R::A;
+  // The kernel's own vector type: with that of cpu/lanes.h GCC allots the registers of this loop
+  // otherwise, and it is slower.
   typedef A Vector __attribute__((vector_size(R::kVectorBytes), aligned(sizeof(A)), may_alias));
   // A pair is broadcast as bits: it is no number.
   typedef int32_t Bits __attribute__((vector_size(R::kVectorBytes)));
