@@ -36,6 +36,30 @@ Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& st
   return packed;
 }
 
+// Transformed for minimal filtering by `points`, the numbers of two forms.
+Tensor transformed_weight(const GatherShape& shape, const Tensor& weight,
+                          const WeightStrides& strides, const Sizes& points) {
+  STD_TORCH_CHECK(shape.rows.taps == 3 && shape.columns.taps == 3 && shape.groups == 1 &&
+                      weight.scalar_type() != ScalarType::Double,
+                  "only 3x3 filters in float32 or a half type without groups are transformed");
+  const bool half = weight.scalar_type() != ScalarType::Float;
+  const auto both = points.size() == 2 ? points_by_numbers(points[0], points[1], half)
+                                       : std::optional<WinogradPoints>{};
+  STD_TORCH_CHECK(
+      both.has_value(), "points must be two, ",
+      half ? "6 and 6 in a half type" : "each 3 or 4, or both 5, or both 7, in float32");
+  std::optional<Tensor> packed;
+  dispatch_floating(weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (!std::is_same_v<T, double>)
+      with_register_tile<float>(shape.outer, [&](auto tile) {
+        packed =
+            packed_as<T>(WinogradWeight<decltype(tile)>(shape, *both), weight, strides, points);
+      });
+  });
+  return *packed;
+}
+
 Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes points) {
   const Sizes size = sizes4(weight, "weight");
   STD_TORCH_CHECK(groups > 0 && size[0] % groups == 0, "groups must divide weight's outputs");
@@ -48,27 +72,9 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
   shape.columns.taps = size[3];
   const Strides4 strides = strides4(weight);
   const WeightStrides seen{shape.outer * strides.n, strides.n, strides.c, strides.h, strides.w};
-  std::optional<Tensor> packed;
-  if (!points.empty()) {
-    STD_TORCH_CHECK(shape.rows.taps == 3 && shape.columns.taps == 3 && groups == 1 &&
-                        weight.scalar_type() != ScalarType::Double,
-                    "only 3x3 filters in float32 or a half type without groups are transformed");
-    const bool half = weight.scalar_type() != ScalarType::Float;
-    const auto both = points.size() == 2 ? points_by_numbers(points[0], points[1], half)
-                                         : std::optional<WinogradPoints>{};
-    STD_TORCH_CHECK(
-        both.has_value(), "points must be two, ",
-        half ? "6 and 6 in a half type" : "each 3 or 4, or both 5, or both 7, in float32");
-    dispatch_floating(weight.scalar_type(), [&](auto zero) {
-      using T = decltype(zero);
-      if constexpr (!std::is_same_v<T, double>)
-        with_register_tile<float>(shape.outer, [&](auto tile) {
-          packed = packed_as<T>(WinogradWeight<decltype(tile)>(shape, *both), weight, seen, points);
-        });
-    });
-    return *packed;
-  }
+  if (!points.empty()) return transformed_weight(shape, weight, seen, points);
   if (gathers_directly(shape)) return scratch(weight, 0);
+  std::optional<Tensor> packed;
   dispatch_floating(weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>([&](auto pack) {

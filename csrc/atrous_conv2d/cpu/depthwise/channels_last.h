@@ -133,6 +133,39 @@ struct SumPixelTaps {
   }
 };
 
+// The weights of a depthwise pass as [KH, KW, groups].
+template <typename T, typename A>
+void weights_by_tap(const GatherShape& shape, const T* weight, const WeightStrides& ws, A* to) {
+  for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
+    for (int64_t kw = 0; kw < shape.columns.taps; ++kw)
+      for (int64_t c = 0; c < shape.groups; ++c)
+        *to++ = static_cast<A>(weight[c * ws.group + kh * ws.h + kw * ws.w]);
+}
+
+// The taps that are live at a class of pixels of row r, counted over the batch, and the last line
+// that they read.
+template <typename T, typename A>
+struct LiveTaps {
+  std::vector<PixelTap<T, A>> taps;
+  int64_t count = 0, last_line = 0;
+
+  void find(const GatherShape& shape, const AxisClass& c, int64_t r, const T* source,
+            const A* weights) {
+    const int64_t channels = shape.groups, height = shape.rows.destinations;
+    count = last_line = 0;
+    for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
+      const int64_t line = shape.rows.source(r % height, kh);
+      if (line < 0) continue;
+      last_line = std::max(last_line, line);
+      const int64_t pixel =
+          (r / height * shape.rows.sources + line) * shape.columns.sources + c.source_first;
+      for (int64_t i = 0; i < c.taps.count; ++i)
+        taps[count++] = {source + (pixel + i * c.source_per_tap) * channels,
+                         weights + (kh * shape.columns.taps + c.taps.at(i)) * channels};
+    }
+  }
+};
+
 // Depthwise (inner = outer = 1) in channels_last.
 template <typename T>
 void gather_pixels(const GatherShape& shape,
@@ -142,40 +175,25 @@ void gather_pixels(const GatherShape& shape,
 {
   using A = Accumulate<T>;
   const int64_t height = shape.rows.destinations, channels = shape.groups;
-  const int64_t width = shape.columns.destinations, taps = shape.columns.taps;
-  const Workspace<A> by_tap(shape.rows.taps * taps * channels);
-  A* const weights = by_tap.data();  // [KH, KW, groups]
-  for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
-    for (int64_t kw = 0; kw < taps; ++kw)
-      for (int64_t c = 0; c < channels; ++c)
-        weights[(kh * taps + kw) * channels + c] =
-            static_cast<A>(weight[c * ws.group + kh * ws.h + kw * ws.w]);
+  const int64_t width = shape.columns.destinations;
+  const Workspace<A> by_tap(shape.taps() * channels);
+  weights_by_tap(shape, weight, ws, by_tap.data());
   const auto classes = axis_classes(shape.columns);
-  const int64_t grain = rows_per_task(width * channels * shape.rows.taps * taps);
+  const int64_t grain = rows_per_task(width * channels * shape.taps());
   torch::stable::parallel_for(0, shape.batch * height, grain, [&](int64_t begin, int64_t end) {
-    std::vector<PixelTap<T, A>> live(shape.rows.taps * taps);
+    LiveTaps<T, A> live{std::vector<PixelTap<T, A>>(shape.taps())};
     for (int64_t r = begin; r < end; ++r)
       for (const AxisClass& c : classes) {
-        int64_t count = 0, last = 0;
-        for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
-          const int64_t line = shape.rows.source(r % height, kh);
-          if (line < 0) continue;
-          last = std::max(last, line);
-          const int64_t pixel =
-              (r / height * shape.rows.sources + line) * shape.columns.sources + c.source_first;
-          for (int64_t i = 0; i < c.taps.count; ++i)
-            live[count++] = {source + (pixel + i * c.source_per_tap) * channels,
-                             weights + (kh * taps + c.taps.at(i)) * channels};
-        }
+        live.find(shape, c, r, source, by_tap.data());
+        const NextLine<T> next{source + (r / height * shape.rows.sources + live.last_line + 1) *
+                                            shape.columns.sources * channels,
+                               min_of(shape.rows.scale, shape.rows.sources) *
+                                   min_of(shape.columns.scale, shape.columns.sources)};
         run_with_lanes<SumPixelTaps>(
-            static_cast<const PixelTap<T, A>*>(live.data()), count, epilogue, channels,
+            static_cast<const PixelTap<T, A>*>(live.taps.data()), live.count, epilogue, channels,
             SpacedPixels{c.destinations.count, c.source_per_destination * channels,
                          c.destinations.step * channels},
-            NextLine<T>{source + (r / height * shape.rows.sources + last + 1) *
-                                     shape.columns.sources * channels,
-                        min_of(shape.rows.scale, shape.rows.sources) *
-                            min_of(shape.columns.scale, shape.columns.sources)},
-            destination + (r * width + c.destinations.first) * channels);
+            next, destination + (r * width + c.destinations.first) * channels);
       }
   });
 }
