@@ -49,6 +49,16 @@ struct SlopeStep {
 };
 
 // rows[p] = step(messages)
+template <typename T, typename Index, typename Step>
+struct RowUpdate {
+  const MessageTerm<T, Index>* terms;  // [count]
+  int64_t count;
+  Step step;
+  T* rows;     // [N P, padded L]
+  T* scratch;  // a row
+  int64_t labels, vectors;
+};
+
 struct UpdateRows {
   // sum += factor * the filtered labels of one point. D is kDims where that is not 0.
   template <int kDims, int kVectors, typename T, typename Index>
@@ -91,17 +101,17 @@ struct UpdateRows {
       over_blocks<UpdateRows>(vectors, kLanes, term, vectors * kLanes, point, factor, row);
   }
 
-  // A row is `vectors` vectors; where kVectors is not 0, it is that many and stays in registers.
+  // A row is kVectors vectors, which stay in registers, or, where that is 0, `vectors`.
   template <int kVectors, typename T, typename Index, typename Step>
-  static ATROUSX_ALWAYS_INLINE void update(const MessageTerm<T, Index>* terms, int64_t count,
-                                           const Step& step, int64_t point, int64_t labels,
-                                           int64_t vectors, T* scratch, T* row) {
+  static ATROUSX_ALWAYS_INLINE void update(const RowUpdate<T, Index, Step>& u, int64_t point,
+                                           T* row) {
     using Vector = typename RowVector<T>::type;
     constexpr int64_t kLanes = RowVector<T>::kLanes;
-    const int64_t stride = vectors * kLanes;
+    const int64_t vectors = kVectors != 0 ? kVectors : u.vectors, stride = vectors * kLanes;
+    T* const scratch = u.scratch;
     Vector* v = reinterpret_cast<Vector*>(row);
-    step.begin(point * stride, v, vectors);
-    for (const MessageTerm<T, Index>* term = terms; term != terms + count; ++term) {
+    u.step.begin(point * stride, v, vectors);
+    for (const MessageTerm<T, Index>* term = u.terms; term != u.terms + u.count; ++term) {
       // Potts: probabilities sum to one, so what unequal labels cost is a constant less what equal
       // ones do, and softmax drops the constant.
       if (term->costs == nullptr) {
@@ -110,49 +120,44 @@ struct UpdateRows {
       }
       for (int64_t i = 0; i < stride; ++i) scratch[i] = T(0);
       add_message<kVectors>(term, point, -term->weight, vectors, scratch);
-      for (int64_t l = 0; l < labels; ++l) {
+      for (int64_t l = 0; l < u.labels; ++l) {
         const Vector* cost = reinterpret_cast<const Vector*>(term->costs + l * stride);
         for (int64_t i = 0; i < vectors; ++i) v[i] += scratch[l] * cost[i];
       }
     }
-    step.finish(point * stride, v, vectors);
+    u.step.finish(point * stride, v, vectors);
   }
 
   template <int kVectors, typename T, typename Index, typename Step>
-  static ATROUSX_ALWAYS_INLINE void points(const MessageTerm<T, Index>* terms, int64_t count,
-                                           const Step& step, T* rows, T* scratch, int64_t labels,
-                                           int64_t vectors, int64_t begin, int64_t end) {
-    constexpr int64_t kLanes = RowVector<T>::kLanes;
-    if constexpr (kVectors != 0) vectors = kVectors;
-    const int64_t stride = vectors * kLanes;
+  static ATROUSX_ALWAYS_INLINE void points(const RowUpdate<T, Index, Step>& u, int64_t begin,
+                                           int64_t end) {
+    const int64_t vectors = kVectors != 0 ? kVectors : u.vectors;
+    const int64_t stride = vectors * RowVector<T>::kLanes;
     for (int64_t p = begin; p < end; ++p) {
-      for (const MessageTerm<T, Index>* term = terms; term != terms + count; ++term)
+      for (const MessageTerm<T, Index>* term = u.terms; term != u.terms + u.count; ++term)
         prefetch_corners(term->lattice, stride, term->vertices, p, end, term->dims, vectors);
-      T* row = rows + p * stride;
+      T* row = u.rows + p * stride;
       if constexpr (kVectors == 0) {
-        update<0>(terms, count, step, p, labels, vectors, scratch, row);
+        update<0>(u, p, row);
       } else {
         RowBlock<T, kVectors> own;
-        update<kVectors>(terms, count, step, p, labels, kVectors, scratch,
-                         reinterpret_cast<T*>(own.v));
+        update<kVectors>(u, p, reinterpret_cast<T*>(own.v));
         own.store(row);
       }
     }
   }
 
   template <typename T, typename Index, typename Step>
-  static ATROUSX_ALWAYS_INLINE void run(const MessageTerm<T, Index>* terms, int64_t count,
-                                        Step step, T* rows, T* scratch, int64_t labels,
-                                        int64_t vectors, int64_t begin, int64_t end) {
-    switch (vectors) {
+  static ATROUSX_ALWAYS_INLINE void run(RowUpdate<T, Index, Step> u, int64_t begin, int64_t end) {
+    switch (u.vectors) {
       case 1:
-        return points<1>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+        return points<1>(u, begin, end);
       case 2:
-        return points<2>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+        return points<2>(u, begin, end);
       case 3:
-        return points<3>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+        return points<3>(u, begin, end);
       default:
-        return points<0>(terms, count, step, rows, scratch, labels, vectors, begin, end);
+        return points<0>(u, begin, end);
     }
   }
 };

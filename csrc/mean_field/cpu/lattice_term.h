@@ -77,9 +77,9 @@ struct CpuTerm {
   // Splats and blurs rows of labels onto the lattice.
   void lift_rows(const T* rows) const {
     const int64_t stride = lattice.size(1);
-    lift<T, Index>(tensors->lattice, chains, rows, stride, stride / RowVector<T>::kLanes,
-                   data<T>(entries), static_cast<const T*>(nullptr), transpose,
-                   mutable_data<T>(lattice));
+    lift<T, Index>(tensors->lattice, chains,
+                   {rows, stride, stride / RowVector<T>::kLanes, data<T>(entries), nullptr,
+                    transpose, mutable_data<T>(lattice)});
   }
 };
 
@@ -104,9 +104,10 @@ void update_rows(const CpuTerms<T, Index>& terms, const Step& step, T* rows, int
   const int64_t vectors = row_vectors<T>(labels), stride = vectors * RowVector<T>::kLanes;
   torch::stable::parallel_for(0, count, row_grain(stride), [&](int64_t begin, int64_t end) {
     std::vector<T> scratch(stride);
-    run_best<UpdateRows>(static_cast<const MessageTerm<T, Index>*>(messages.data()),
-                         static_cast<int64_t>(messages.size()), step, rows, scratch.data(), labels,
-                         vectors, begin, end);
+    run_best<UpdateRows>(
+        RowUpdate<T, Index, Step>{messages.data(), static_cast<int64_t>(messages.size()), step,
+                                  rows, scratch.data(), labels, vectors},
+        begin, end);
   });
 }
 
@@ -115,9 +116,10 @@ template <typename T>
 Tensor finish_rows(const T* rows, const Tensor& like) {
   const int64_t images = like.size(0), labels = like.size(1), points = like.size(2);
   const Tensor output = empty_large(like, {images, labels, points}, like.scalar_type());
-  const int64_t vectors = row_vectors<T>(labels), grain = row_grain(vectors * RowVector<T>::kLanes);
+  const LabelMaps maps{labels, points, row_vectors<T>(labels)};
+  const int64_t grain = row_grain(maps.vectors * RowVector<T>::kLanes);
   torch::stable::parallel_for(0, images * points, grain, [&](int64_t begin, int64_t end) {
-    run_best<FinishRows>(rows, mutable_data<T>(output), labels, vectors, points, begin, end);
+    run_best<FinishRows>(rows, mutable_data<T>(output), maps, begin, end);
   });
   return output;
 }

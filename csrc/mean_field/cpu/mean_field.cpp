@@ -26,8 +26,8 @@ Tensor iterate(const Tensor& logits, const std::vector<MeanFieldTensors>& given,
   const auto terms = cpu_terms<T, Index>(given, weights, labels, false);
   T* q = mutable_data<T>(states);
   parallel_for(0, rows, row_grain(stride), [&](int64_t begin, int64_t end) {
-    run_best<StartRows>(data<T>(logits), mutable_data<T>(log_p), q, labels, vectors, points, begin,
-                        end);
+    run_best<StartRows>(data<T>(logits), mutable_data<T>(log_p), q,
+                        LabelMaps{labels, points, vectors}, begin, end);
   });
   for (int64_t i = 0; i < iterations; ++i) {
     for (const auto& term : terms) term.lift_rows(q);

@@ -37,8 +37,9 @@ class TermGradient {
       TermGradients<T> own = gradients;
       for (int64_t c = begin; c < end; ++c) {
         if (of_energies) own.energies = energies_.data() + c * energy_size_;
-        run_best<ParameterRows>(message, &backward_.message, q, slopes, scratch.data(), own,
-                                labels_, vectors(), c * chunk, std::min(rows_, (c + 1) * chunk));
+        run_best<ParameterRows>(ParameterPass<T, Index>{message, &backward_.message, q, slopes,
+                                                        scratch.data(), own, labels_, vectors()},
+                                c * chunk, std::min(rows_, (c + 1) * chunk));
       }
     });
   }
@@ -90,8 +91,8 @@ void differentiate(const Tensor& grad, const Tensor& states,
   std::vector<TermGradient<T, Index>> parameters;
   for (const auto& term : terms) parameters.emplace_back(term, labels);
   parallel_for(0, rows, row_grain(stride), [&](int64_t begin, int64_t end) {
-    run_best<StartSlopeRows>(data<T>(grad), state(last), s, mutable_data<T>(total), labels, vectors,
-                             points, begin, end);
+    run_best<StartSlopeRows>(data<T>(grad), state(last), SlopeRows<T>{s, mutable_data<T>(total)},
+                             LabelMaps{labels, points, vectors}, begin, end);
   });
   for (int64_t i = last - 1; i >= 0; --i) {
     const T* q = state(i);

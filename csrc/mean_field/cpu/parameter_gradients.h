@@ -30,18 +30,31 @@ struct PointGradients {
   T slice_scale, splat_scale;
 };
 
+// A term's pass over rows of labels.
+template <typename T, typename Index>
+struct ParameterPass {
+  const MessageTerm<T, Index>* forward;   // whose lattice holds Q, or null
+  const MessageTerm<T, Index>* backward;  // whose lattice holds the slopes
+  const T *q, *slopes;                    // [N P, padded L]
+  T* filtered;                            // [ParameterRows::kPoints, padded L], scratch
+  TermGradients<T> gradients;
+  int64_t labels, vectors;
+
+  int64_t stride() const { return vectors * RowVector<T>::kLanes; }
+};
+
 struct ParameterRows {
   static constexpr int64_t kPoints = 8;  // whose energies are summed at once
 
   // The message -weight mu Q and its gradient -weight mu^T s; Potts' has the opposite sign. Side by
   // side: each is a chain of dependent sums.
   template <int kVectors, typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void messages(const MessageTerm<T, Index>& forward,
-                                             const MessageTerm<T, Index>& backward,
+  static ATROUSX_ALWAYS_INLINE void messages(const ParameterPass<T, Index>& pass,
                                              const PointGradients<T>& point, int64_t lane,
-                                             int64_t labels, int64_t stride,
                                              RowBlock<T, kVectors>& paid,
                                              RowBlock<T, kVectors>& caused) {
+    const MessageTerm<T, Index>&forward = *pass.forward, &backward = *pass.backward;
+    const int64_t stride = pass.stride();
     paid.clear();
     caused.clear();
     if (forward.costs == nullptr) {
@@ -49,7 +62,7 @@ struct ParameterRows {
       caused.add(backward.weight, point.slopes + lane);
       return;
     }
-    for (int64_t l = 0; l < labels; ++l) {
+    for (int64_t l = 0; l < pass.labels; ++l) {
       paid.add(-forward.weight * point.q[l], forward.costs + l * stride + lane);
       caused.add(-backward.weight * point.slopes[l], backward.costs + l * stride + lane);
     }
@@ -64,13 +77,12 @@ struct ParameterRows {
     sums += factor * product;
   }
 
-  // Some vectors of a point's row. `forward`, whose lattice holds Q, may be null; `backward` holds
-  // the slopes.
+  // Some vectors of a point's row.
   template <int kVectors, typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const MessageTerm<T, Index>* forward,
-                                          const MessageTerm<T, Index>* backward,
-                                          PointGradients<T> point, int64_t at, int64_t labels,
-                                          int64_t stride) {
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, ParameterPass<T, Index> pass,
+                                          PointGradients<T> point, int64_t at) {
+    const MessageTerm<T, Index>*forward = pass.forward, *backward = pass.backward;
+    const int64_t stride = pass.stride();
     const int dims = backward->dims;
     const Index* vertex = backward->vertices + at * (dims + 1);
     const T* weight = backward->corner_weights + at * (dims + 1);
@@ -83,7 +95,7 @@ struct ParameterRows {
     }
     RowBlock<T, kVectors> told, paid, caused;
     told.clear();
-    messages(*forward, *backward, point, lane, labels, stride, paid, caused);
+    messages(pass, point, lane, paid, caused);
     for (int k = 0; k <= dims; ++k) {
       row.load(backward->lattice + vertex[k] * stride + lane);
       add_product(paid, row, point.splat_scale, point.products[k]);
@@ -114,64 +126,73 @@ struct ParameterRows {
 
   // energies += filtered^T q over `count` points
   struct Energies {
-    template <int kVectors, typename T>
-    static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const T* filtered, const T* q,
-                                            int64_t count, int64_t labels, int64_t stride,
-                                            T* energies) {
-      for (int64_t l = 0; l < labels; ++l) {
+    template <int kVectors, typename T, typename Index>
+    static ATROUSX_ALWAYS_INLINE void block(int64_t lane, ParameterPass<T, Index> pass, const T* q,
+                                            int64_t count) {
+      const int64_t stride = pass.stride();
+      for (int64_t l = 0; l < pass.labels; ++l) {
         RowBlock<T, kVectors> sum;
-        sum.load(energies + l * stride + lane);
+        sum.load(pass.gradients.energies + l * stride + lane);
         for (int64_t p = 0; p < count; ++p)
-          sum.add(filtered[p * stride + l], q + p * stride + lane);
-        sum.store(energies + l * stride + lane);
+          sum.add(pass.filtered[p * stride + l], q + p * stride + lane);
+        sum.store(pass.gradients.energies + l * stride + lane);
       }
     }
   };
 
-  // scratch holds kPoints rows.
+  // The energies of `count` filtered points from `first` on.
   template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(const MessageTerm<T, Index>* forward,
-                                        const MessageTerm<T, Index>* backward, const T* q,
-                                        const T* slopes, T* scratch, TermGradients<T> gradients,
-                                        int64_t labels, int64_t vectors, int64_t begin,
-                                        int64_t end) {
+  static ATROUSX_ALWAYS_INLINE void add_energies(const ParameterPass<T, Index>& pass, int64_t first,
+                                                 int64_t count) {
+    const int64_t stride = pass.stride();
+    const T* q = pass.q + first * stride;
+    if (pass.backward->costs != nullptr)
+      return over_blocks<Energies>(pass.vectors, RowVector<T>::kLanes, pass, q, count);
+    for (int64_t i = 0; i < count * stride; ++i)
+      pass.gradients.energies[i % stride] += pass.filtered[i] * q[i];
+  }
+
+  // Point p of a task that ends at `end`: what is filtered for it goes to `filtered`, a row, and
+  // its corners' and scales' gradients are added.
+  template <typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void visit(const ParameterPass<T, Index>& pass, int64_t p,
+                                          int64_t end, T* filtered) {
     using Vector = typename RowVector<T>::type;
     constexpr int64_t kLanes = RowVector<T>::kLanes;
-    const int64_t stride = vectors * kLanes;
+    const MessageTerm<T, Index>*forward = pass.forward, *backward = pass.backward;
+    const int64_t stride = pass.stride();
     const int dims = backward->dims;
     const T scale = slice_scale<T>(dims);
+    for (const MessageTerm<T, Index>* term : {forward, backward})
+      if (term != nullptr)
+        prefetch_corners(term->lattice, stride, term->vertices, p, end, dims, pass.vectors);
+    const auto point_scale = [p](const MessageTerm<T, Index>* term) {
+      return term == nullptr || term->slice_scale == nullptr ? T(1) : term->slice_scale[p];
+    };
+    const T splat = point_scale(backward), slice = point_scale(forward);
     Vector products[kMaxFeatures + 3];
+    std::fill_n(products, dims + 3, Vector{});
+    const PointGradients<T> point{
+        pass.q + p * stride, pass.slopes + p * stride, filtered, products, slice, splat};
+    over_blocks<ParameterRows>(pass.vectors, kLanes, pass, point, p);
+    for (int64_t i = 0; i < pass.vectors; ++i)
+      reinterpret_cast<Vector*>(filtered)[i] *= scale * splat;
+    if (forward == nullptr) return;
     T sums[kMaxFeatures + 3 + kLanes];
+    sum_lanes<T>(products, dims + 3, sums);
+    const TermGradients<T>& to = pass.gradients;
+    for (int k = 0; k <= dims; ++k) to.corners[p * (dims + 1) + k] += scale * sums[k];
+    to.splat[p] += scale * sums[dims + 1];
+    to.slice[p] += scale * sums[dims + 2];
+  }
+
+  template <typename T, typename Index>
+  static ATROUSX_ALWAYS_INLINE void run(ParameterPass<T, Index> pass, int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += kPoints) {
       const int64_t count = std::min(kPoints, end - first);
-      for (int64_t p = first; p < first + count; ++p) {
-        for (const MessageTerm<T, Index>* term : {forward, backward})
-          if (term != nullptr)
-            prefetch_corners(term->lattice, stride, term->vertices, p, end, dims, vectors);
-        T* filtered = scratch + (p - first) * stride;
-        const T splat = backward->slice_scale == nullptr ? T(1) : backward->slice_scale[p];
-        const T slice =
-            forward == nullptr || forward->slice_scale == nullptr ? T(1) : forward->slice_scale[p];
-        std::fill_n(products, dims + 3, Vector{});
-        const PointGradients<T> point{
-            q + p * stride, slopes + p * stride, filtered, products, slice, splat};
-        over_blocks<ParameterRows>(vectors, kLanes, forward, backward, point, p, labels, stride);
-        for (int64_t i = 0; i < vectors; ++i)
-          reinterpret_cast<Vector*>(filtered)[i] *= scale * splat;
-        if (forward == nullptr) continue;
-        sum_lanes<T>(products, dims + 3, sums);
-        for (int k = 0; k <= dims; ++k) gradients.corners[p * (dims + 1) + k] += scale * sums[k];
-        gradients.splat[p] += scale * sums[dims + 1];
-        gradients.slice[p] += scale * sums[dims + 2];
-      }
-      if (gradients.energies == nullptr) continue;
-      if (backward->costs != nullptr) {
-        over_blocks<Energies>(vectors, kLanes, static_cast<const T*>(scratch), q + first * stride,
-                              count, labels, stride, gradients.energies);
-        continue;
-      }
-      for (int64_t i = 0; i < count * stride; ++i)
-        gradients.energies[i % stride] += scratch[i] * q[first * stride + i];
+      for (int64_t i = 0; i < count; ++i)
+        visit(pass, first + i, end, pass.filtered + i * pass.stride());
+      if (pass.gradients.energies != nullptr) add_energies(pass, first, count);
     }
   }
 };

@@ -60,6 +60,11 @@ ATROUSX_ALWAYS_INLINE void softmax(typename RowVector<T>::type* v, int64_t vecto
   for (int64_t i = 0; i < vectors; ++i) v[i] *= scale;
 }
 
+// Maps [N, L, P] whose rows of labels are `vectors` vectors.
+struct LabelMaps {
+  int64_t labels, points, vectors;
+};
+
 // Between labels [L, P] of an image and rows of labels, by squares of kLanes points and labels. A
 // label's part of a tile is some cache lines long, which memory likes better than single ones far
 // apart.
@@ -76,9 +81,9 @@ struct LabelSquares {
 
   // Points from p on of labels [N, L, P] -> their rows, the padding as given: how many were read,
   // of those until `end`.
-  static ATROUSX_ALWAYS_INLINE int64_t to_rows(const T* labels, int64_t p, int64_t end,
-                                               int64_t points, int64_t count, int64_t vectors,
-                                               T padding, T* rows) {
+  static ATROUSX_ALWAYS_INLINE int64_t to_rows(const T* labels, LabelMaps maps, int64_t p,
+                                               int64_t end, T padding, T* rows) {
+    const int64_t count = maps.labels, points = maps.points, vectors = maps.vectors;
     const T* source = labels + p / points * count * points + p % points;
     const int64_t taken = tile(p, end, points), stride = vectors * kLanes;
     if (taken == 0) {
@@ -101,9 +106,9 @@ struct LabelSquares {
   }
 
   // The same back.
-  static ATROUSX_ALWAYS_INLINE int64_t to_labels(const T* rows, int64_t p, int64_t end,
-                                                 int64_t points, int64_t count, int64_t vectors,
-                                                 T* labels) {
+  static ATROUSX_ALWAYS_INLINE int64_t to_labels(const T* rows, LabelMaps maps, int64_t p,
+                                                 int64_t end, T* labels) {
+    const int64_t count = maps.labels, points = maps.points, vectors = maps.vectors;
     T* target = labels + p / points * count * points + p % points;
     const int64_t taken = tile(p, end, points);
     if (taken == 0) {
@@ -128,15 +133,14 @@ struct LabelSquares {
 // logits [N, L, P] -> log P, up to a constant per point, and Q = P: rows of labels
 struct StartRows {
   template <typename T>
-  static ATROUSX_ALWAYS_INLINE void run(const T* logits, T* log_p, T* q, int64_t labels,
-                                        int64_t vectors, int64_t points, int64_t begin,
-                                        int64_t end) {
+  static ATROUSX_ALWAYS_INLINE void run(const T* logits, T* log_p, T* q, LabelMaps maps,
+                                        int64_t begin, int64_t end) {
     using Vector = typename RowVector<T>::type;
-    const int64_t stride = vectors * RowVector<T>::kLanes;
+    const int64_t vectors = maps.vectors, stride = vectors * RowVector<T>::kLanes;
     constexpr T kNever = -std::numeric_limits<T>::infinity();
     for (int64_t p = begin, count; p < end; p += count) {
       T* rows = log_p + p * stride;
-      count = LabelSquares<T>::to_rows(logits, p, end, points, labels, vectors, kNever, rows);
+      count = LabelSquares<T>::to_rows(logits, maps, p, end, kNever, rows);
       for (int64_t i = 0; i < count; ++i) {
         Vector* row = reinterpret_cast<Vector*>(rows + i * stride);
         Vector* own = reinterpret_cast<Vector*>(q + (p + i) * stride);
@@ -151,11 +155,11 @@ struct StartRows {
 // rows -> [N, L, P]
 struct FinishRows {
   template <typename T>
-  static ATROUSX_ALWAYS_INLINE void run(const T* rows, T* output, int64_t labels, int64_t vectors,
-                                        int64_t points, int64_t begin, int64_t end) {
-    const int64_t stride = vectors * RowVector<T>::kLanes;
+  static ATROUSX_ALWAYS_INLINE void run(const T* rows, T* output, LabelMaps maps, int64_t begin,
+                                        int64_t end) {
+    const int64_t stride = maps.vectors * RowVector<T>::kLanes;
     for (int64_t p = begin; p < end;)
-      p += LabelSquares<T>::to_labels(rows + p * stride, p, end, points, labels, vectors, output);
+      p += LabelSquares<T>::to_labels(rows + p * stride, maps, p, end, output);
   }
 };
 
@@ -175,19 +179,24 @@ ATROUSX_ALWAYS_INLINE void slope(typename RowVector<T>::type* v,
   }
 }
 
-// Gradient of Q [N, L, P] -> that of its logits, in two arrays of rows: the next iteration's
-// gradients replace those of the first and add to the second.
+// Gradients of logits: those of an iteration, and their sum over all.
+template <typename T>
+struct SlopeRows {
+  T *slopes, *total;
+};
+
+// Gradient of Q [N, L, P] -> that of its logits: the next iteration's gradients replace the slopes
+// and add to the total.
 struct StartSlopeRows {
   template <typename T>
-  static ATROUSX_ALWAYS_INLINE void run(const T* grad, const T* q, T* slopes, T* total,
-                                        int64_t labels, int64_t vectors, int64_t points,
+  static ATROUSX_ALWAYS_INLINE void run(const T* grad, const T* q, SlopeRows<T> to, LabelMaps maps,
                                         int64_t begin, int64_t end) {
     using Vector = typename RowVector<T>::type;
-    const int64_t stride = vectors * RowVector<T>::kLanes;
+    const int64_t vectors = maps.vectors, stride = vectors * RowVector<T>::kLanes;
+    T *slopes = to.slopes, *total = to.total;
     std::fill(total + begin * stride, total + end * stride, T(0));
     for (int64_t p = begin, count; p < end; p += count) {
-      count = LabelSquares<T>::to_rows(grad, p, end, points, labels, vectors, T(0),
-                                       slopes + p * stride);
+      count = LabelSquares<T>::to_rows(grad, maps, p, end, T(0), slopes + p * stride);
       for (int64_t i = p * stride; i < (p + count) * stride; i += stride)
         slope<T>(reinterpret_cast<Vector*>(slopes + i), reinterpret_cast<const Vector*>(q + i),
                  reinterpret_cast<Vector*>(total + i), vectors);

@@ -140,8 +140,9 @@ Tensor lifted(const Lattice& l, const Tensor& values, const T* splat_scale, bool
   const int64_t channels = values.size(1), vectors = row_vectors<T>(channels);
   const Tensor lattice =
       empty_large(values, {l.vertices(), vectors * RowVector<T>::kLanes}, values.scalar_type());
-  lift<T, Index>(l, Chains<Index>::make(l), data<T>(values), channels, vectors,
-                 data<T>(l.entry_weights), splat_scale, transpose, mutable_data<T>(lattice));
+  lift<T, Index>(l, Chains<Index>::make(l),
+                 {data<T>(values), channels, vectors, data<T>(l.entry_weights), splat_scale,
+                  transpose, mutable_data<T>(lattice)});
   return lattice;
 }
 
@@ -161,10 +162,15 @@ Tensor apply_cpu(const Tensor& values, const Tensor& corner_weights, const Tenso
     using T = decltype(zero);
     using Index = decltype(index);
     const Tensor lattice = lifted<T, Index>(l, source, data<T>(splat_scale), transpose);
+    const Slice<T, Index> slice{data<T>(lattice),
+                                data<Index>(corner_vertices),
+                                data<T>(corner_weights),
+                                data<T>(slice_scale),
+                                mutable_data<T>(output),
+                                channels,
+                                l.dims()};
     parallel_for(0, l.points(), row_grain(channels), [&](int64_t begin, int64_t end) {
-      run_best<SliceRows>(data<T>(lattice), data<Index>(corner_vertices), data<T>(corner_weights),
-                          data<T>(slice_scale), mutable_data<T>(output), channels,
-                          row_vectors<T>(channels), l.dims(), begin, end);
+      run_best<SliceRows>(slice, row_vectors<T>(channels), begin, end);
     });
   });
   return output;

@@ -7,7 +7,6 @@
 // behind the values' rows: no lane looks at another, and nothing reads them.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -89,14 +88,23 @@ struct PointRows {
   }
 };
 
+// What splatting reads and writes.
+template <typename T, typename Index>
+struct Splat {
+  PointRows<T> values;
+  const Index *starts, *points;  // [M + 1], [E]
+  const T* weights;              // [E]
+  const T* point_scale;          // [P] or null
+  T* lattice;                    // [M, padded channels]
+};
+
 // lattice[m] = sum of the points around vertex m
 struct SplatRows {
   template <int kVectors, typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, PointRows<T> values, const Index* starts,
-                                          const Index* points, const T* weights,
-                                          const T* point_scale, T* lattice, int64_t stride,
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, Splat<T, Index> splat, int64_t stride,
                                           int64_t begin, int64_t end) {
     constexpr int64_t kAhead = 24;
+    const auto& [values, starts, points, weights, point_scale, lattice] = splat;
     const int64_t last = static_cast<int64_t>(starts[end]) - 1;
     for (int64_t m = begin; m < end; ++m) {
       RowBlock<T, kVectors> sum;
@@ -112,12 +120,10 @@ struct SplatRows {
   }
 
   template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(PointRows<T> values, const Index* starts,
-                                        const Index* points, const T* weights, const T* point_scale,
-                                        T* lattice, int64_t vectors, int64_t begin, int64_t end) {
+  static ATROUSX_ALWAYS_INLINE void run(Splat<T, Index> splat, int64_t vectors, int64_t begin,
+                                        int64_t end) {
     constexpr int64_t kLanes = RowVector<T>::kLanes;
-    over_blocks<SplatRows>(vectors, kLanes, values, starts, points, weights, point_scale, lattice,
-                           vectors * kLanes, begin, end);
+    over_blocks<SplatRows>(vectors, kLanes, splat, vectors * kLanes, begin, end);
   }
 };
 
@@ -234,13 +240,24 @@ ATROUSX_ALWAYS_INLINE void slice_block(const T* lattice, int64_t stride, const I
   for (int k = 0; k <= dims; ++k) sum.add(scale * weight[k], lattice + vertex[k] * stride);
 }
 
+// What slicing reads and writes.
+template <typename T, typename Index>
+struct Slice {
+  const T* lattice;       // [M, padded channels]
+  const Index* vertices;  // [P, D + 1]
+  const T* weights;       // [P, D + 1]
+  const T* point_scale;   // [P] or null
+  T* output;              // [P, channels]
+  int64_t channels;
+  int dims;
+};
+
 // output[p] = the vertices around point p, weighted
 struct SliceRows {
   template <int kVectors, typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const T* lattice, int64_t stride,
-                                          const Index* vertices, const T* weights,
-                                          const T* point_scale, T* output, int64_t channels,
-                                          int dims, int64_t begin, int64_t end) {
+  static ATROUSX_ALWAYS_INLINE void block(int64_t lane, Slice<T, Index> slice, int64_t stride,
+                                          int64_t begin, int64_t end) {
+    const auto& [lattice, vertices, weights, point_scale, output, channels, dims] = slice;
     const T scale = slice_scale<T>(dims);
     constexpr int64_t kLanes = kVectors * RowVector<T>::kLanes;
     const int64_t count = std::min<int64_t>(kLanes, channels - lane);
@@ -262,12 +279,10 @@ struct SliceRows {
   }
 
   template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(const T* lattice, const Index* vertices, const T* weights,
-                                        const T* point_scale, T* output, int64_t channels,
-                                        int64_t vectors, int dims, int64_t begin, int64_t end) {
+  static ATROUSX_ALWAYS_INLINE void run(Slice<T, Index> slice, int64_t vectors, int64_t begin,
+                                        int64_t end) {
     constexpr int64_t kLanes = RowVector<T>::kLanes;
-    over_blocks<SliceRows>(vectors, kLanes, lattice, vectors * kLanes, vertices, weights,
-                           point_scale, output, channels, dims, begin, end);
+    over_blocks<SliceRows>(vectors, kLanes, slice, vectors * kLanes, begin, end);
   }
 
  private:
@@ -286,28 +301,41 @@ inline int64_t row_grain(int64_t row_elements) {
   return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row_elements));
 }
 
-// Splat, then blur axis by axis, in reverse when transposed, into `lattice` [M, padded channels].
-// entry_weights [E] and point_scale [P] or null are what splatting multiplies by.
+// Values on their way to a lattice.
+template <typename T>
+struct Lift {
+  const T* values;  // [P, stride]
+  int64_t stride, vectors;
+  const T* entry_weights;  // [E], what splatting multiplies by
+  const T* point_scale;    // [P], as well, or null
+  bool transpose;          // blurs along the axes in reverse
+  T* lattice;              // [M, padded channels]
+};
+
+// Splat, then blur axis by axis.
 template <typename T, typename Index>
-void lift(const Lattice& l, const Chains<Index>& chains, const T* values, int64_t stride,
-          int64_t vectors, const T* entry_weights, const T* point_scale, bool transpose,
-          T* lattice) {
+void lift(const Lattice& l, const Chains<Index>& chains, const Lift<T>& given) {
+  const auto& [values, stride, vectors, entry_weights, point_scale, transpose, lattice] = given;
   using torch::stable::parallel_for;
   const int64_t grain = row_grain(stride);
   const int64_t total = l.points() * stride, padded = vectors * RowVector<T>::kLanes;
   const int64_t first_final = total < padded ? 0 : (total - padded) / stride + 1;
   std::vector<T> final(total - first_final * stride + padded, T(0));
   std::copy(values + first_final * stride, values + total, final.begin());
-  const PointRows<T> rows{values, final.data(), first_final, stride};
+  const Splat<T, Index> splat{{values, final.data(), first_final, stride},
+                              data<Index>(l.starts),
+                              data<Index>(l.entry_points),
+                              entry_weights,
+                              point_scale,
+                              lattice};
   parallel_for(0, l.vertices(), grain, [&](int64_t begin, int64_t end) {
-    run_best<SplatRows>(rows, data<Index>(l.starts), data<Index>(l.entry_points), entry_weights,
-                        point_scale, lattice, vectors, begin, end);
+    run_best<SplatRows>(splat, given.vectors, begin, end);
   });
   for (int axis = 0; axis <= l.dims(); ++axis) {
     const int64_t line = transpose ? l.dims() - axis : axis;
     const Index* chain = chains.lists[line].data();
     parallel_for(0, chains.counts[line], grain, [&](int64_t begin, int64_t end) {
-      run_best<BlurChains>(chain, lattice, vectors, begin, end);
+      run_best<BlurChains>(chain, given.lattice, given.vectors, begin, end);
     });
   }
 }
