@@ -6,15 +6,16 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # A DeepLab's weights for the demo; without them it runs v3 on random ones.
 WEIGHTS ?=
 
-.PHONY: help install demo test quick emulated coverage sanitize-cpu long lint format bench wheel \
-	docs gpu clean
+.PHONY: help install demo test quick emulated coverage sanitize-cpu odr long lint format bench \
+	wheel docs gpu clean
 
 help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
 	@echo "make test    the whole test-suite"
 	@echo "make quick   the CPU's tests without those that take more than 10 seconds each"
-	@echo "make long    checks that take hours: 'make wheel', 'make emulated', then the operators'"
-	@echo "             tests on a CPU library with UBSan, for each instruction set"
+	@echo "make long    checks that take hours: 'make wheel', 'make emulated', 'make odr', then the"
+	@echo "             operators' tests on a CPU library with UBSan, for each instruction set"
+	@echo "make odr     whether types and functions of one name are the same in all CPU sources"
 	@echo "make emulated  all tests of the CUDA operators, on a device in host memory"
 	@echo "make coverage  the same, and which lines of the .cu files they run"
 	@echo "make lint    ruff, mypy and clang-format, as CI runs them; 'make format' mends"
@@ -54,9 +55,22 @@ SEED ?= 0
 sanitize-cpu: install
 	$(BIN)/python -m tests.sanitize_cpu --sample 0.1 --seed $(SEED)
 
+# The CPU library once more, in build/odr, linked with its sources' types beside its code: GCC then
+# finds types and functions that have one name and differ from file to file (the one definition
+# rule). The loops of all instruction sets are in these files. -O0 compiles quickly; the library is
+# not used.
+ODR = -O0 -flto=auto -Wodr -Werror=odr -Wlto-type-mismatch -Werror=lto-type-mismatch
+odr: install
+	rm -rf build/odr
+	mkdir -p build/odr
+	git ls-files -z | xargs -0 cp --parents -t build/odr
+	cd build/odr && ATROUSX_CUDA=0 CXX=g++ CXXFLAGS="$(ODR)" LDFLAGS="$(ODR)" \
+		../../$(BIN)/python setup.py --quiet build_ext --inplace
+
 # What takes too long for each change: the wheel from the sdist, all tests on the emulated device,
-# and the operators' tests on a CPU library with UBSan, for each instruction set.
-long: wheel emulated
+# the one definition rule, and the operators' tests on a CPU library with UBSan, for each
+# instruction set.
+long: wheel emulated odr
 	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python -m tests.sanitize_cpu || exit 1; done
 
 # Every operator's tests on the device that runs CUDA's launchers and kernels in host memory.
