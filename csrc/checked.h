@@ -1,5 +1,6 @@
-// Arithmetic on sizes that callers give: what would leave 64 bits raises. Used once, where
-// arguments become a geometry; kernels and plans compute from checked sizes and check nothing.
+// Arithmetic on the sizes that a caller passes. It raises an error where a result does not fit 64
+// bits. Operators check their arguments with it once. Kernels and plans then compute with checked
+// sizes and do not check again.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,8 @@
 
 namespace atrousx {
 
-// Strides, paddings, dilations and taps, at most: sums and products of two of them, and of one and
-// a map's extent, then stay within 64 bits. The Python side has the same limit.
+// The largest stride, padding, dilation or number of taps. A product of two of them then fits 64
+// bits, also after the extent of a map is added. The Python side has the same limit.
 constexpr int64_t kLargestStep = INT32_MAX;
 
 inline int64_t checked_add(int64_t a, int64_t b) {
@@ -24,8 +25,8 @@ inline int64_t checked_mul(int64_t a, int64_t b) {
   return product;
 }
 
-// The number of elements of a tensor, which must fit the memory that 64 bits address whatever the
-// dtype. As its strides have them, empty dimensions count as one: offsets are products of strides.
+// Returns the number of elements of a tensor. Its bytes must fit 64 bits in the largest dtype. An
+// empty dimension counts as 1 in this check, as in strides, because strides must fit 64 bits too.
 template <typename SizeList>
 int64_t checked_numel(const SizeList& sizes) {
   constexpr int64_t kLargestElement = 8;

@@ -1,5 +1,5 @@
-// What host and device code share: function qualifiers, accumulation types, 64-bit index
-// arithmetic. No libtorch here: the header-only scalar types are all that kernels may take from
+// Shared by host and device code: function qualifiers, accumulation types, 64-bit index arithmetic.
+// This file does not use libtorch, because kernels may use only the header-only scalar types of
 // PyTorch.
 #pragma once
 
@@ -20,11 +20,11 @@ namespace atrousx {
 using Half = c10::Half;
 using BFloat16 = c10::BFloat16;
 
-// Half types are multiplied and summed in float32; float32 and float64 in themselves.
+// Half types are multiplied and summed in float32, float32 and float64 in their own type.
 template <typename T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// a / b rounded up, b > 0; no intermediate is larger than a.
+// a / b rounded up, for b > 0. No intermediate result is larger than a, so nothing overflows.
 template <typename Int>
 ATROUSX_HOST_DEVICE constexpr Int ceil_div(Int a, Int b) {
   return a > 0 ? (a - 1) / b + 1 : a / b;
@@ -40,8 +40,8 @@ ATROUSX_HOST_DEVICE constexpr T max_of(T a, T b) {
   return a < b ? b : a;
 }
 
-// Element strides of a 4-D tensor. Every offset is computed in 64 bits: a batch of logits passes
-// 2^31 elements long before it passes the memory of a GPU.
+// Element strides of a 4-D tensor. Every offset is computed in 64 bits, because a batch of logits
+// with more than 2^31 elements still fits the memory of a GPU.
 struct Strides4 {
   using HoldsNoAddress = void;
   int64_t n, c, h, w;

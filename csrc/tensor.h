@@ -1,5 +1,5 @@
-// The torch-facing side of an operator: dtype dispatch, memory format, allocation. Only the stable
-// ABI is used, so one binary serves torch 2.11 and later under every Python.
+// The part of an operator that uses torch: dtype dispatch, memory format, allocation. It uses only
+// the stable ABI, so one binary works with torch 2.11 and later and with every Python version.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Calls f with a value of the C++ type behind a floating dtype:
+// Calls f with a value of the C++ type of a floating dtype:
 //   dispatch_floating(t.scalar_type(), [&](auto zero) { using T = decltype(zero); ... });
 template <typename F>
 void dispatch_floating(ScalarType dtype, F&& f) {
@@ -48,7 +48,7 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-// Null for no tensor.
+// Returns null if there is no tensor.
 template <typename T>
 const T* data(const std::optional<Tensor>& t) {
   return t.has_value() ? data<T>(*t) : nullptr;
@@ -63,11 +63,10 @@ inline Strides4 strides4(const Tensor& t) {
   return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-// The memory format PyTorch itself would read from the strides of a 4-D tensor
-// (c10::is_channels_last_strides_2d): C fastest, then W, H, N; ambiguous shapes count as
-// contiguous.
+// Whether PyTorch takes a 4-D tensor for channels_last by its strides: C is fastest, then W, H, N.
+// Ambiguous shapes count as contiguous. Source: c10::is_channels_last_strides_2d.
 inline bool is_channels_last(const Tensor& t) {
-  int64_t smallest = 0;  // the least stride that the next dimension may have
+  int64_t smallest = 0;  // the smallest stride that the next dimension may have
   if (t.dim() != 4 || t.stride(1) == 0) return false;
   for (int dim : {1, 3, 2, 0}) {
     const int64_t size = t.size(dim), stride = t.stride(dim);
@@ -83,15 +82,15 @@ inline MemoryFormat memory_format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// A new, uninitialised 4-D tensor of the dtype and device of `like`. The C shim is called, not the
-// dispatcher, which would cost a microsecond, as much as a small map takes to resample.
+// Returns a new, uninitialised 4-D tensor with the dtype and device of `like`. It calls the C shim,
+// because the dispatcher costs a microsecond. Resampling a small map takes no longer than that.
 inline Tensor empty4(const Tensor& like, const std::array<int64_t, 4>& size, bool channels_last) {
   std::array<int64_t, 4> strides{};
   checked_numel(size);
   int64_t next = 1;
   for (const int dim : channels_last ? std::array{1, 3, 2, 0} : std::array{3, 2, 1, 0}) {
     strides[dim] = next;
-    next *= channels_last ? size[dim] : std::max<int64_t>(1, size[dim]);  // as PyTorch has them
+    next *= channels_last ? size[dim] : std::max<int64_t>(1, size[dim]);  // as PyTorch does
   }
   int32_t dtype, device, index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
@@ -103,7 +102,7 @@ inline Tensor empty4(const Tensor& like, const std::array<int64_t, 4>& size, boo
   return Tensor(result);
 }
 
-// The tensor with its elements side by side in that order: itself where they lie so.
+// Returns the tensor with dense elements in NCHW or channels_last order. Copies only if needed.
 inline Tensor dense4(const Tensor& t, bool channels_last) {
   int64_t expected = 1;
   bool dense = true;
@@ -114,15 +113,15 @@ inline Tensor dense4(const Tensor& t, bool channels_last) {
   return dense ? t : torch::stable::contiguous(t, memory_format(channels_last));
 }
 
-// An operator's kernels trust the Python wrapper for messages; these checks only keep a direct call
-// of torch.ops.atrousx.* from reading out of bounds.
+// The Python wrapper checks arguments first and has the helpful messages. The checks in C++ only
+// keep a direct call of torch.ops.atrousx.* from reading out of bounds.
 inline void check_rank4(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, " must have 4 dimensions [N, C, H, W], got ", t.dim());
 }
 
-// Sees the arguments of a call one after the other, tensors in lists and optional ones included,
-// and throws at the first tensor that is not on the device of those before it: its kernel would
-// take another device's address for one of its own.
+// Checks the arguments of a call one after the other, with optional tensors and lists of tensors.
+// It throws at the first tensor that is on another device than the tensors before it. A kernel
+// would otherwise use an address of another device.
 class OneDevice {
  public:
   template <typename T>
@@ -170,6 +169,6 @@ struct OnOneDevice<kKernel> {
 
 }  // namespace atrousx
 
-// TORCH_BOX for every kernel of an operator: devices are checked before it runs, by the types of
-// its arguments, so that no operator can forget one.
+// TORCH_BOX for every kernel of an operator. It checks the devices of all tensors before the kernel
+// runs. It finds the tensors by the types of the arguments, so no operator can forget one.
 #define ATROUSX_BOX(kernel) TORCH_BOX((&atrousx::OnOneDevice<&kernel>::call))

@@ -1,7 +1,7 @@
-// CPU instruction sets chosen at run time. A loop is written once, as a struct with an
-// always-inline `run`, and compiled three times by GCC's or Clang's target attribute; nothing else
-// in the library is built with wider instructions, so one binary runs on every x86-64 (and,
-// portable only, elsewhere).
+// Chooses the CPU instruction set at run time. A loop is written once, as a struct with an
+// always-inline `run`. The target attribute of GCC and Clang compiles it three times. Only these
+// loops use wider instructions, so one binary runs on every x86-64 CPU. On other CPUs only the
+// portable version is compiled.
 #pragma once
 
 #include <cstdlib>
@@ -9,8 +9,8 @@
 #include <initializer_list>
 
 #define ATROUSX_ALWAYS_INLINE inline __attribute__((always_inline))
-// Behind the parameters of a lambda that handles vectors: as a function of its own it would not be
-// compiled for its caller's instructions.
+// Write this after the parameters of a lambda that handles vectors. If the lambda is not inlined,
+// the compiler does not use the instruction set of the caller for it.
 #define ATROUSX_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace atrousx {
@@ -21,7 +21,8 @@ inline const char* cpu_isa_name(CpuIsa isa) {
   return isa == CpuIsa::kAvx512 ? "avx512" : isa == CpuIsa::kAvx2 ? "avx2" : "portable";
 }
 
-// The best set this CPU has, or the lesser one that ATROUSX_CPU=portable|avx2|avx512 asks for.
+// Returns the best instruction set of this CPU. ATROUSX_CPU=portable|avx2|avx512 can ask for a
+// lesser one.
 inline CpuIsa cpu_isa() {
   static const CpuIsa isa = [] {
     CpuIsa best = CpuIsa::kPortable;
@@ -40,7 +41,7 @@ inline CpuIsa cpu_isa() {
   return isa;
 }
 
-// Whether the CPU multiplies pairs of bfloat16 (AVX512-BF16). ATROUSX_CPU=avx512 hides that.
+// Whether the CPU multiplies pairs of bfloat16 (AVX512-BF16). False with ATROUSX_CPU=avx512.
 inline bool cpu_has_bf16_pairs() {
   static const bool has = [] {
 #if defined(__x86_64__)
@@ -76,7 +77,7 @@ run_avx512(Args... args) {
 
 }  // namespace detail
 
-// Loop::run(args...) compiled for one instruction set, which the CPU must have.
+// Loop::run(args...) compiled for one instruction set. The CPU must have this set.
 template <CpuIsa kIsa, typename Loop, typename... Args>
 constexpr auto run_on = &detail::run_portable<Loop, Args...>;
 #if defined(__x86_64__)
@@ -86,7 +87,7 @@ template <typename Loop, typename... Args>
 constexpr auto run_on<CpuIsa::kAvx512, Loop, Args...> = &detail::run_avx512<Loop, Args...>;
 #endif
 
-// Runs Loop::run(args...) compiled for the instruction set in use. Arguments are passed by value.
+// Runs Loop::run(args...), compiled for the instruction set in use. Arguments are passed by value.
 template <typename Loop, typename... Args>
 void run_best(Args... args) {
 #if defined(__x86_64__)

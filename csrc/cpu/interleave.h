@@ -1,11 +1,12 @@
-// Two vectors' lanes taken by turns, and put back: what a stride of two does to neighbours.
+// Interleaves the lanes of two vectors, and separates them again. A stride of two needs this.
 #pragma once
 
 #include "cpu/lanes.h"
 
 namespace atrousx {
 
-// Which of the lanes of two vectors, counted through, lane `lane` of a result is.
+// Lane `lane` of a result is lane of(lane) of two vectors. Lanes of the second one count from
+// kLanes.
 template <int kLanes, bool kSecond>
 struct ZipLane {
   static constexpr int of(int lane) {
@@ -28,13 +29,13 @@ ATROUSX_ALWAYS_INLINE Vector pick_lanes(Vector a, Vector b, std::index_sequence<
 #endif
 }
 
-// a[0] b[0] a[1] b[1] ..., the first half of that, or the second.
+// Returns the first or the second half of a[0] b[0] a[1] b[1] ...
 template <int kLanes, bool kSecond, typename Vector>
 ATROUSX_ALWAYS_INLINE Vector zip_lanes(Vector a, Vector b) {
   return pick_lanes<ZipLane<kLanes, kSecond>>(a, b, std::make_index_sequence<kLanes>{});
 }
 
-// Of the lanes of a and then b every second one, from the first on or from the second.
+// Returns every second lane of a and b, a first. It begins with the first or with the second lane.
 template <int kLanes, bool kSecond, typename Vector>
 ATROUSX_ALWAYS_INLINE Vector unzip_lanes(Vector a, Vector b) {
   return pick_lanes<UnzipLane<kLanes, kSecond>>(a, b, std::make_index_sequence<kLanes>{});

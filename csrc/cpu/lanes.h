@@ -1,6 +1,6 @@
-// Vectors of a number of lanes fixed at compile time, in the compiler's own vector types: one text
-// for every instruction set. Elements of any dtype are widened to the accumulation type as they are
-// loaded and rounded, to nearest even, as they are stored.
+// Vectors with a number of lanes that is fixed at compile time. They are the compiler's own vector
+// types, so one source works for every instruction set. Loads widen elements of any dtype to the
+// accumulation type. Stores round them to the nearest value, ties to even.
 #pragma once
 
 #include <cstddef>
@@ -11,15 +11,16 @@
 #include "portable.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
-// How such a vector would be returned depends on the instruction set; these functions never return
-// it, they are inlined.
+// GCC warns that the ABI of a returned vector depends on the instruction set. These functions are
+// always inlined, so no vector is returned by a call.
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
 namespace atrousx {
 
-// Aligned as single elements are, or to kAlign bytes where they are parts of other types' elements;
-// free to look at elements of a plain array. One lane is a plain number.
+// A vector is aligned like a single element, or to kAlign bytes if it reads memory of another type.
+// may_alias lets it read and write the elements of a plain array. A vector of one lane is a plain
+// number.
 template <typename T, int kLanes, size_t kAlign = alignof(T)>
 struct LanesOf {
   typedef T type __attribute__((vector_size(kLanes * sizeof(T)), aligned(kAlign), may_alias));
@@ -33,7 +34,7 @@ using Lanes = typename LanesOf<T, kLanes>::type;
 template <typename T, int kLanes, size_t kAlign>
 using LanesAt = typename LanesOf<T, kLanes, kAlign>::type;
 
-// Lanes of a register of so many bytes.
+// The number of lanes in a register of kBytes bytes.
 template <int kBytes, typename T>
 constexpr int kLanesIn = kBytes / static_cast<int>(sizeof(T));
 
@@ -42,9 +43,9 @@ ATROUSX_ALWAYS_INLINE Vector load_raw(const void* from) {
   return *static_cast<const Vector*>(from);
 }
 
-// The compiler does not see through this. A product stays one, rounded by itself, and is not fused
-// with a sum; a vector that serves several products is loaded once, not once for each as an operand
-// in memory, which costs two loads where it spans two cache lines.
+// Keeps a value in a register and hides its origin from the compiler. A product is then rounded on
+// its own and not fused with a sum. A vector that several products use is then loaded only once.
+// Otherwise each product may load it from memory, with two loads where it spans two cache lines.
 template <typename Vector>
 ATROUSX_ALWAYS_INLINE Vector in_register(Vector v) {
 #if defined(__x86_64__)
@@ -55,7 +56,7 @@ ATROUSX_ALWAYS_INLINE Vector in_register(Vector v) {
   return v;
 }
 
-// The bits where `mask` is all ones, else those of `otherwise`.
+// Takes an element of `bits` where `mask` is all ones, else the element of `otherwise`.
 template <typename Bits, typename Mask>
 ATROUSX_ALWAYS_INLINE Bits select_bits(const Mask& mask, const Bits& bits, const Bits& otherwise) {
   return ((Bits)mask & bits) | (~(Bits)mask & otherwise);
@@ -72,7 +73,7 @@ struct HalfBits {
   }
   static ATROUSX_ALWAYS_INLINE Wide widen(Narrow bits) {
 #if defined(__x86_64__)
-    // GCC 12 would do this by halves.
+    // GCC 12 would convert the two halves one after the other.
     if constexpr (kLanes == 16) {
       Wide wide;
       asm("vpmovzxwd %1, %0" : "=v"(wide) : "v"(bits));
@@ -87,8 +88,9 @@ struct HalfBits {
     return select_bits(v != v, Wide{} + 0x7fc0, rounded);
   }
 
-  // A half's exponent and fraction, moved to a float's place, are 2^112 too small; subnormal halves
-  // are then subnormal floats, which the multiplication puts right, too.
+  // The exponent and fraction of a half are shifted to their place in a float. The result is 2^112
+  // too small, so it is multiplied by 2^112. This also makes subnormal halves correct: after the
+  // shift they are subnormal floats.
   static ATROUSX_ALWAYS_INLINE Float widen(const Half* from) {
     return widen(widen(load_raw<Narrow>(from)), Half{});
   }
@@ -99,7 +101,7 @@ struct HalfBits {
   }
   static ATROUSX_ALWAYS_INLINE Wide round(Float v, Half) {
     const Wide magnitude = (Wide)v & 0x7fffffff;
-    // Below 2^-14 halves are multiples of 2^-24, the last bit of floats around 1/2.
+    // Below 2^-14 halves are multiples of 2^-24. A float from 1/2 to 1 has its last bit there.
     const Wide subnormal = (Wide)((Float)magnitude + 0.5f) - 0x3f000000;
     const Wide normal = (magnitude + 0xfff - 0x38000000 + ((magnitude >> 13) & 1)) >> 13;
     Wide rounded = select_bits(magnitude < 0x38800000, subnormal, normal);
@@ -108,7 +110,7 @@ struct HalfBits {
     return rounded | ((Wide)v >> 16 & 0x8000);
   }
 
-  // A lane holds two neighbours, the even one in its low half: no element has to move.
+  // A lane holds two neighbours, the even one in its low half. No element moves to another lane.
   static ATROUSX_ALWAYS_INLINE Float widen_even(Wide pairs, BFloat16) {
     return (Float)(pairs << 16);
   }
@@ -121,8 +123,7 @@ struct HalfBits {
   static ATROUSX_ALWAYS_INLINE Float widen_odd(Wide pairs, Half) {
     return widen(pairs >> 16, Half{});
   }
-  // Of sums of bfloat16: a NaN among them has its low half empty, and rounding cannot carry it
-  // away.
+  // Only for sums of bfloat16. A NaN among them has zeros in its low half, so rounding keeps it.
   static ATROUSX_ALWAYS_INLINE Wide round_pairs(Float even, Float odd, BFloat16) {
     return half_up((Wide)even) >> 16 | (half_up((Wide)odd) & 0xffff0000);
   }
@@ -157,7 +158,7 @@ ATROUSX_ALWAYS_INLINE void store_lanes(T* to, Lanes<Accumulate<T>, kLanes> v) {
   }
 }
 
-// Element lane of the result is element index[lane] of the 2 kLanes elements of a and b.
+// result[lane] is element index[lane] of the 2 kLanes elements of a and b.
 template <int kLanes, typename A, typename Index>
 ATROUSX_ALWAYS_INLINE Lanes<A, kLanes> permute_lanes(Lanes<A, kLanes> a, Lanes<A, kLanes> b,
                                                      Lanes<Index, kLanes> index) {
@@ -171,12 +172,12 @@ ATROUSX_ALWAYS_INLINE Lanes<A, kLanes> permute_lanes(Lanes<A, kLanes> a, Lanes<A
 #endif
 }
 
-// Bytes of a vector register of the instruction set in use.
+// Returns the bytes of a vector register in the instruction set in use.
 inline int vector_bytes() {
   return cpu_isa() == CpuIsa::kAvx512 ? 64 : cpu_isa() == CpuIsa::kAvx2 ? 32 : 16;
 }
 
-// Runs Loop<vector_bytes()>::run(args...) compiled for the instruction set in use.
+// Runs Loop<vector_bytes()>::run(args...), compiled for the instruction set in use.
 template <template <int> class Loop, typename... Args>
 void run_with_lanes(Args... args) {
 #if defined(__x86_64__)

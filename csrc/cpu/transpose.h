@@ -1,5 +1,6 @@
-// The one transposition on the CPU: squares of numbers, a vector wide, turn over in registers.
-// Larger blocks go square by square, the last of which overlap the ones before.
+// All CPU code transposes with this file, except gemm/pack.h. Squares of numbers, one vector wide,
+// are transposed in registers. Larger blocks are cut into such squares. The last square of a row or
+// column overlaps the one before.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +9,8 @@
 
 namespace atrousx {
 
-// Element lane of the result is element lane of a where `step` is no bit of lane, else element
-// lane - step of b; kHigh takes the elements that this leaves.
+// result[lane] is a[lane] where bit kStep of `lane` is 0, else b[lane - kStep]. kHigh returns the
+// other elements: a[lane + kStep], else b[lane].
 template <int kStep, bool kHigh, typename Index, typename Vector, size_t... kLane>
 ATROUSX_ALWAYS_INLINE Vector interleave_lanes(Vector a, Vector b, std::index_sequence<kLane...>) {
   constexpr int kLanes = sizeof...(kLane);
@@ -25,7 +26,7 @@ ATROUSX_ALWAYS_INLINE Vector interleave_lanes(Vector a, Vector b, std::index_seq
 #endif
 }
 
-// rows[i][j] becomes rows[j][i]: pairs of rows exchange their halves, quarters, eighths.
+// Transposes rows[i][j] to rows[j][i]. Pairs of rows exchange blocks of 1, 2, 4, ... lanes.
 template <int kStep = 1, int kLanes, typename Vector>
 ATROUSX_ALWAYS_INLINE void transpose_lanes(Vector (&rows)[kLanes]) {
   using Index = std::conditional_t<sizeof(rows[0][0]) == 8, int64_t, int32_t>;
@@ -41,7 +42,7 @@ ATROUSX_ALWAYS_INLINE void transpose_lanes(Vector (&rows)[kLanes]) {
   }
 }
 
-// row(i) gives row i of a square, put(k, column) takes its column k.
+// row(i) returns row i of a square. put(k, column) receives its column k.
 template <int kLanes, typename Row, typename Put>
 ATROUSX_ALWAYS_INLINE void transpose_square(const Row& row, const Put& put) {
   std::decay_t<decltype(row(0))> rows[kLanes];
@@ -50,7 +51,7 @@ ATROUSX_ALWAYS_INLINE void transpose_square(const Row& row, const Put& put) {
   for (int k = 0; k < kLanes; ++k) put(k, rows[k]);
 }
 
-// to[k * to_step + i] = from[i * from_step + k] for a square of i and k.
+// to[k * to_step + i] = from[i * from_step + k] for i and k < kLanes.
 template <int kLanes, typename T, typename U>
 ATROUSX_ALWAYS_INLINE void transpose_square(const T* from, int64_t from_step, U* to,
                                             int64_t to_step) {
@@ -59,7 +60,7 @@ ATROUSX_ALWAYS_INLINE void transpose_square(const T* from, int64_t from_step, U*
       [&](int k, auto v) ATROUSX_INLINE_LAMBDA { store_lanes<kLanes>(to + k * to_step, v); });
 }
 
-// The same of i < rows and k < columns, neither less than kLanes.
+// The same for i < rows and k < columns. Neither may be less than kLanes.
 template <int kLanes, typename T, typename U>
 ATROUSX_ALWAYS_INLINE void transpose_block(const T* from, int64_t from_step, int64_t rows,
                                            int64_t columns, U* to, int64_t to_step) {
@@ -71,10 +72,10 @@ ATROUSX_ALWAYS_INLINE void transpose_block(const T* from, int64_t from_step, int
     }
 }
 
-// Rows of numbers and what a loop over vectors walks through: kLanes rows, one a lane.
+// Transposes between rows of numbers and vectors in which each of kLanes rows is one lane.
 template <int kLanes>
 struct RowsAsLanes {
-  // to[j][lane] = rows[lane][j] for j < size; rows and `to` have room for whole squares.
+  // to[j][lane] = rows[lane][j] for j < size. The rows and `to` must have room for whole squares.
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void read(const A* rows, int64_t pitch, int64_t size, A* to) {
     for (int64_t j = 0; j < size; j += kLanes)
@@ -98,7 +99,7 @@ struct RowsAsLanes {
   }
 };
 
-// to[k * to_step + i] = rows[from[i] + k] for a square of i and k.
+// to[k * to_step + i] = rows[from[i] + k] for i and k < kSide.
 template <int kBytes>
 struct TransposeGatheredSquare {
   template <typename T, typename A>
@@ -111,7 +112,7 @@ struct TransposeGatheredSquare {
   }
 };
 
-// to[k * to_step + i] = rows[from[i] + k] for i < count, k < width: rows that lie anywhere.
+// to[k * to_step + i] = rows[from[i] + k] for i < count and k < width. The rows may lie anywhere.
 template <typename T, typename A>
 void transpose_gathered(const A* rows, const int64_t* from, int64_t count, int64_t width, T* to,
                         int64_t to_step) {

@@ -1,4 +1,4 @@
-// Elementary functions on vectors of lanes and on plain numbers, one text for float and double.
+// Elementary functions of vectors and of plain numbers. One source works for float and double.
 #pragma once
 
 #include <array>
@@ -9,7 +9,8 @@
 
 namespace atrousx {
 
-// What exp and log must know of a type. Polynomial degrees leave less than a rounding.
+// The constants of exp and log for a type. The degrees of the polynomials make the error of the
+// series less than one rounding.
 template <typename A>
 struct MathConstants;
 
@@ -18,8 +19,8 @@ struct MathConstants<float> {
   using Bits = uint32_t;
   static constexpr int kFraction = 23, kBias = 127, kExpDegree = 7, kLogTerms = 4;
   static constexpr float kLowest = -87.0f;      // e^kLowest is above the smallest normal number
-  static constexpr float kRounder = 0x1.8p23f;  // adding it rounds to an integer, in the low bits
-  // ln 2 in two parts: the first has few enough bits that n times it is exact.
+  static constexpr float kRounder = 0x1.8p23f;  // x + kRounder has x as an integer in its low bits
+  // ln 2 in two parts. The first part has so few bits that n times this part is exact.
   static constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 };
 
@@ -61,8 +62,8 @@ struct LaneMath {
     return values;
   }();
 
-  // x = n ln 2 + r with |r| <= ln 2 / 2: e^r by its Taylor series, 2^n through the exponent bits.
-  // These are n plus the bias, which is added together with what rounds.
+  // x = n ln 2 + r with |r| <= ln 2 / 2. e^r is computed by its Taylor series. 2^n is made of its
+  // exponent bits, n + kBias. The bias is added together with kRounder.
   static ATROUSX_ALWAYS_INLINE V exp_nonpositive(V x) {
     constexpr A kBiasedRounder = Constants::kRounder + Constants::kBias;  // exact
     const V shifted = x * Constants::kLog2e + kBiasedRounder;
@@ -71,17 +72,18 @@ struct LaneMath {
     V p = V{} + kInverseFactorials[Constants::kExpDegree];
     for (int k = Constants::kExpDegree - 1; k >= 0; --k) p = p * r + kInverseFactorials[k];
     const V power = p * from_bits(bits(shifted) << Constants::kFraction);
-    // NaN compares false and passes through.
+    // The comparison is false for NaN, so NaN stays NaN.
     return x < Constants::kLowest ? V{} : power;
   }
 
-  // x = 2^e m with m around 1: log m = 2 artanh(s), s = (m - 1) / (m + 1), by its series.
+  // log x for x >= sqrt(1/2). x = 2^e m with m near 1, and log m = 2 artanh(s), s = (m - 1) /
+  // (m + 1), is computed by its series.
   static ATROUSX_ALWAYS_INLINE V log_normal(V x) {
     constexpr Element kSqrtHalf = std::bit_cast<Element>(static_cast<A>(0.70710678118654752));
     const Bits above = bits(x) - kSqrtHalf;
     const Bits exponent = above >> Constants::kFraction;
     const V m = from_bits(bits(x) - (exponent << Constants::kFraction));
-    // The exponent of x >= 1/2 is small and not negative: exact as the low bits of a number.
+    // The exponent is small and not negative, so the low bits of kRounder hold it exactly.
     const V e =
         from_bits(exponent | std::bit_cast<Element>(Constants::kRounder)) - Constants::kRounder;
     const V s = (m - A(1)) / (m + A(1)), z = s * s;
@@ -93,7 +95,7 @@ struct LaneMath {
   }
 };
 
-// e^x for x <= 0, to about one unit in the last place; below the smallest normal number it is 0.
+// Returns e^x for x <= 0, to about one unit in the last place. Returns 0 for x < kLowest.
 template <typename A>
 ATROUSX_ALWAYS_INLINE A exp_nonpositive(A x) {
   return LaneMath<A, 1>::exp_nonpositive(x);

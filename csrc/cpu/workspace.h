@@ -1,6 +1,7 @@
-// The one allocator of memory for the time of a call, or of a task, on the CPU. What is large is
-// kept for later calls: glibc would map it anew, and clearing its pages can cost more than writing
-// what is packed or summed there. What must begin as zeros, or grows, is a std::vector.
+// All CPU code allocates here the memory that it needs during a call or a task. Large memory is
+// kept for later calls. Otherwise glibc would map it again for each call. Clearing new pages can
+// cost more time than the call's own writes. Memory that must begin as zeros, or that grows, is a
+// std::vector.
 #pragma once
 
 #include <memory>
@@ -16,14 +17,14 @@
 
 namespace atrousx {
 
-// What no call uses at the moment, the oldest first.
+// The memory that no call uses at the moment, the oldest first.
 class WorkspacePool {
   static constexpr int64_t kMostKept = 64 << 20;  // bytes
 
  public:
   static constexpr int64_t kLeastKept = 1 << 20;
 
-  // Bytes: at least so many.
+  // Returns memory of at least `bytes` bytes.
   Tensor take(int64_t bytes) {
     {
       const std::lock_guard lock(mutex_);
@@ -54,7 +55,7 @@ class WorkspacePool {
   }
 
   static WorkspacePool& instance() {
-    // Never destroyed: threads may still compute while the process ends.
+    // Never destroyed, because threads may still compute while the process ends.
     static WorkspacePool* const pool = new WorkspacePool;
     return *pool;
   }
@@ -65,8 +66,8 @@ class WorkspacePool {
   int64_t kept_ = 0;
 };
 
-// Bytes, the first at the beginning of a cache line. Not inlined: a use would be hundreds of
-// instructions long.
+// Memory that begins at a cache line. The constructor and destructor are not inlined, because each
+// use would be hundreds of instructions long.
 class WorkspaceMemory {
   static constexpr std::align_val_t kAlignment{64};
 
@@ -76,7 +77,7 @@ class WorkspaceMemory {
     if (bytes >= WorkspacePool::kLeastKept) {
       kept_ = std::make_unique<Tensor>(WorkspacePool::instance().take(bytes));
       data_ = kept_->mutable_data_ptr();
-    } else {  // PyTorch's allocator would cost a small map as much as computing it
+    } else {  // for a small map PyTorch's allocator would take as long as the computation
       data_ = ::operator new(static_cast<size_t>(bytes), kAlignment);
     }
   }
@@ -96,10 +97,10 @@ class WorkspaceMemory {
   void* data_ = nullptr;
 
  private:
-  std::unique_ptr<Tensor> kept_;  // whose memory it is where that goes back to the pool
+  std::unique_ptr<Tensor> kept_;  // owns the memory if it goes back to the pool, else null
 };
 
-// `count` numbers, not initialised.
+// `count` uninitialised numbers.
 template <typename A>
 class Workspace : private WorkspaceMemory {
  public:
