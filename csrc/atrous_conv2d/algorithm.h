@@ -1,24 +1,25 @@
-// How a pass of atrous_conv2d is computed, for those who only ask: _atrous_conv2d_algorithm.
+// The algorithm of a pass of atrous_conv2d. The operator _atrous_conv2d_algorithm returns it
+// without computing the pass.
 #pragma once
 
 #include "atrous_conv2d/arguments.h"
 
 namespace atrousx {
 
-// By their numbers in atrousx/backend/algorithm.py, which has the words.
+// The numbers are those of atrousx/backend/algorithm.py, which has a description of each algorithm.
 enum class ConvAlgorithm : int64_t {
   kProduct,
   kMinimalFiltering,
   kDepthwise,
   kDirect,
   kTensorCores,
-  kDepthwiseRows  // by whole rows of channels_last
+  kDepthwiseRows  // depthwise, whole rows at a time, channels_last
 };
 
 struct ConvPass {
   ConvGeometry g;
   bool of_weight;
-  GatherShape shape;  // of a grad-weight the forward's
+  GatherShape shape;  // for grad-weight the shape of the forward pass
 
   // number: 0 forward, 1 grad-input, 2 grad-weight.
   ConvPass(const ConvGeometry& geometry, int64_t number)

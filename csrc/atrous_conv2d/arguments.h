@@ -1,5 +1,5 @@
-// Torch-facing checks shared by the CPU and CUDA sides: they only keep a direct call of
-// torch.ops.atrousx.* from reading out of bounds; the Python wrapper has the messages.
+// Checks of tensor arguments, shared by CPU and CUDA. They only keep a direct call of
+// torch.ops.atrousx.* from reading out of bounds. The Python wrapper has the helpful messages.
 #pragma once
 
 #include "atrous_conv2d/plan.h"
@@ -10,7 +10,7 @@ namespace atrousx {
 
 using Sizes = std::vector<int64_t>;
 
-// padding: of both sides together.
+// Returns the size of the output along one axis. `padding` is the sum of both sides.
 inline int64_t conv_extent(int64_t in, int64_t taps, int64_t stride, int64_t padding,
                            int64_t dilation) {
   const int64_t span = checked_mul(dilation, taps - 1);
@@ -18,7 +18,7 @@ inline int64_t conv_extent(int64_t in, int64_t taps, int64_t stride, int64_t pad
   return room < 0 ? 0 : room / stride + 1;
 }
 
-// What a geometry's numbers must satisfy, for all that is computed from them to fit 64 bits.
+// Checks the limits of a geometry. Within them every later result fits 64 bits.
 inline void check_steps(const Sizes& weight, const Sizes& stride, const Sizes& padding,
                         const Sizes& dilation, int64_t groups) {
   STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1], groups}) > 0,
@@ -75,7 +75,7 @@ inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input,
   check_same_kind(*bias, input, "bias");
 }
 
-// An uninitialised scratch tensor of `count` elements of the accumulation type of `like`.
+// Returns an uninitialised tensor of `count` elements of the accumulation type of `like`.
 inline Tensor scratch(const Tensor& like, int64_t count) {
   const bool wide = like.scalar_type() == ScalarType::Double;
   return torch::stable::empty({&count, 1}, wide ? ScalarType::Double : ScalarType::Float,

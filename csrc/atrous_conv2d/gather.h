@@ -1,12 +1,13 @@
-// One gathering pass between tensors: what operators made of several convolutions share with
-// atrous_conv2d.
+// A gathering pass between tensors. atrous_conv2d and the operators that consist of several
+// convolutions use it.
 #pragma once
 
 #include "atrous_conv2d/arguments.h"
 
 namespace atrousx {
 
-// An Epilogue whose operands are tensors; `residual` has the destination's sizes and any strides.
+// An Epilogue whose operands are tensors. `residual` has the sizes of the destination and any
+// strides.
 struct Tail {
   std::optional<Tensor> bias, residual;
   bool relu = false;
@@ -26,7 +27,7 @@ inline void check_residual(const std::optional<Tensor>& residual, const Tensor& 
   check_same_kind(*residual, input, "residual");
 }
 
-// A checked call of one of the three passes: its convolution, and the size and format of its
+// A checked call of one of the three passes: the geometry, and the size and memory format of the
 // result.
 struct ConvCall {
   ConvGeometry g;
@@ -34,7 +35,7 @@ struct ConvCall {
   bool channels_last;
 };
 
-// Makes the bias contiguous, too.
+// Checks the arguments of a forward pass. Also makes the bias in `tail` contiguous.
 inline ConvCall forward_call(const Tensor& input, const Tensor& weight, Tail& tail,
                              const Sizes& stride, const Sizes& padding, const Sizes& dilation,
                              int64_t groups) {
@@ -73,8 +74,9 @@ inline ConvCall grad_weight_call(const Tensor& grad_output, const Tensor& input,
           is_channels_last(grad_output) || is_channels_last(input)};
 }
 
-// A pass into `destination`, which may be a slice of a larger tensor. Only the weight's address is
-// taken from `weight`; `weight_strides` say how the pass sees it. On the CPU it may come packed.
+// A pass that writes `destination`, which may be a slice of a larger tensor. `weight` gives only
+// the address and dtype of the weight. Its strides in this pass are `weight_strides`. On the CPU
+// `packed` may hold the packed weight.
 struct GatherCall {
   GatherShape shape;
   Tensor weight;
@@ -84,7 +86,8 @@ struct GatherCall {
   std::optional<Tensor> packed = std::nullopt;
 };
 
-// Calls that read the same source, in order. Destinations may be the residuals of later calls.
+// Runs calls that read the same source, in order. A destination may be the residual of a later
+// call.
 void gather_cpu(const Tensor& source, const std::vector<GatherCall>& calls);
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32);
 

@@ -1,14 +1,17 @@
-// The tap plan: which filter taps touch data at which pixels, shared by host and device, without
-// torch. A tap whose sample lies in the padding is dead; nothing in this operator multiplies it.
+// The tap plan: which filter taps read data at which pixels. Host and device code share it, and it
+// does not use torch. A tap that would read padding is dead, and most kernels skip it. README.md
+// names the exceptions.
 //
-// Every pass gathers into a destination map from a source map. Along one axis
+// A gathering pass (forward or grad-input) sums values of a source map into a destination map.
+// Along one axis
 //   source = (destination * scale + offset + tap * step) / divisor
-// and a tap is live where the division is exact and the source lies on its map:
+// A tap is live where the division is exact and the source lies on its map:
 //   forward     oh -> ih   scale = stride, offset = -padding, step =  dilation, divisor = 1
 //   grad-input  ih -> oh   scale = 1,      offset =  padding, step = -dilation, divisor = stride
-// Liveness is separable in rows and columns. Along an axis, destinations with the same live taps
-// form few classes, each an arithmetic progression of destinations with one of taps; pairs of a row
-// class and a column class share one list of live taps, drawn across the whole batch.
+// Rows and columns are live independently of each other. Along an axis, destinations with the same
+// live taps form a class. There are few classes. The destinations of a class are an arithmetic
+// progression, and so are its taps. All pixels of one row class and one column class have the same
+// list of live taps, in every image of the batch.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +29,7 @@ struct Progression {
   ATROUSX_HOST_DEVICE constexpr int64_t at(int64_t i) const { return first + i * step; }
 };
 
-// The destinations at which one tap is live, and the sources it reads there:
+// The destinations at which one tap is live, and the sources that it reads there.
 // destinations.at(j) reads source_first + j * source_step.
 struct TapSpan {
   Progression destinations;
@@ -52,7 +55,7 @@ struct TapAxis {
     return destination * scale + offset + tap * step;
   }
 
-  // The source that a tap reads, or -1 where it is dead.
+  // Returns the source that a tap reads, or -1 where the tap is dead.
   ATROUSX_HOST_DEVICE constexpr int64_t source(int64_t destination, int64_t tap) const {
     const int64_t n = numerator(destination, tap);
     if (n < 0 || n % divisor != 0) return -1;
@@ -60,7 +63,7 @@ struct TapAxis {
   }
 
   ATROUSX_HOST_DEVICE constexpr TapSpan span(int64_t tap) const {
-    // The first destination whose division is exact (scale is 1 wherever divisor is not).
+    // The first destination with an exact division. If divisor is not 1, scale is 1.
     const int64_t remainder = (offset + tap * step) % divisor;
     const int64_t phase = remainder > 0 ? divisor - remainder : -remainder;
     const int64_t source_first = numerator(phase, tap) / divisor;
@@ -77,18 +80,18 @@ struct TapAxis {
   }
 };
 
-// Destinations that share their live taps: destinations.at(j) reads, through taps.at(i),
+// Destinations with the same live taps. For taps.at(i), destinations.at(j) reads
 // source_first + j * source_per_destination + i * source_per_tap.
 struct AxisClass {
   Progression destinations, taps;
   int64_t source_first, source_per_destination, source_per_tap;
 };
 
-// All classes of an axis, empty ones (no live tap) included: together their destinations are the
-// whole axis, each exactly once. The cost depends on the number of taps, not on the map.
+// Returns all classes of an axis, also those without a live tap. Each destination of the axis is in
+// exactly one class. The cost depends on the number of taps, not on the size of the map.
 inline std::vector<AxisClass> axis_classes(const TapAxis& axis) {
   std::vector<AxisClass> classes;
-  // Taps whose division is exact at the same destinations are this far apart.
+  // The distance between taps whose division is exact at the same destinations.
   const int64_t tap_step = axis.divisor / std::gcd(axis.divisor, axis.step);
   for (int64_t phase = 0; phase < std::min(axis.divisor, axis.destinations); ++phase) {
     std::vector<int64_t> borders = {phase};  // where the set of live taps changes
@@ -118,14 +121,14 @@ inline std::vector<AxisClass> axis_classes(const TapAxis& axis) {
   return classes;
 }
 
-// Up to `pixels` destinations of one pair of classes. Its pixels are numbered across the batch,
-// columns fastest; this tile holds [first, first + pixels).
+// A part of the destinations of a row class and a column class. The pixels of such a pair are
+// numbered through the whole batch, columns fastest. This tile holds [first, first + pixels).
 struct Tile {
   AxisClass rows, columns;
   int64_t first, pixels;
 
   struct Pixel {
-    int64_t n, row, column;  // row and column number within the classes
+    int64_t n, row, column;  // row and column are numbers within the classes
   };
   ATROUSX_HOST_DEVICE constexpr Pixel pixel(int64_t i) const {
     const int64_t line = (first + i) / columns.destinations.count;
@@ -136,7 +139,8 @@ struct Tile {
                                                            const Strides4& strides) const {
     return strides.offset(p.n, 0, rows.destinations.at(p.row), columns.destinations.at(p.column));
   }
-  // Where the first live tap of a pixel reads; tap (i, j) reads tap_offset(i, j) further on.
+  // Returns the offset that the first live tap of a pixel reads. Live tap (i, j) reads this offset
+  // plus tap_offset(i, j).
   ATROUSX_HOST_DEVICE constexpr int64_t source_offset(const Pixel& p,
                                                       const Strides4& strides) const {
     return strides.offset(p.n, 0, rows.source_first + p.row * rows.source_per_destination,
@@ -151,8 +155,9 @@ struct Tile {
   }
 };
 
-// A list of tiles small enough to be a kernel's argument: no copy to the device, so a launch can be
-// captured in a CUDA graph. Axes with more classes are served by several plans (tap_plans).
+// A list of tiles that is small enough to be the argument of a kernel. It needs no copy to the
+// device, so a CUDA graph can capture the launch. An axis with more than kMaxClasses classes needs
+// several plans (tap_plans).
 struct TapPlan {
   using HoldsNoAddress = void;
   static constexpr int kMaxClasses = 12;
@@ -170,7 +175,8 @@ struct TapPlan {
     int pair = 0;
     while (first_tile[pair + 1] <= index) ++pair;
     const AxisClass &r = rows[pair / column_count], &c = columns[pair % column_count];
-    // As even as can be: a tile of a few pixels would cost as much weight as a full one.
+    // The tiles are of about equal size, because a tile of a few pixels would read as much of the
+    // weight as a full one.
     const int64_t total = batch * r.destinations.count * c.destinations.count;
     const int64_t i = index - first_tile[pair], count = first_tile[pair + 1] - first_tile[pair];
     const int64_t first = i * total / count;
@@ -202,8 +208,9 @@ inline std::vector<TapPlan> tap_plans(const TapAxis& row_axis, const TapAxis& co
   return plans;
 }
 
-// Sizes of a gathering pass. Within a group, destination channel `outer` sums over source channels
-// `inner`: forward, outer counts outputs and inner input channels; grad-input, the reverse.
+// The sizes of a gathering pass. Within a group, each of `outer` destination channels is a sum over
+// `inner` source channels. In the forward pass `outer` counts output channels and `inner` input
+// channels. In grad-input it is the reverse.
 struct GatherShape {
   using HoldsNoAddress = void;
   TapAxis rows, columns;
@@ -212,15 +219,15 @@ struct GatherShape {
   ATROUSX_HOST_DEVICE int64_t taps() const { return rows.taps * columns.taps; }
 };
 
-// Element strides of a weight seen from a pass.
+// Element strides of a weight, with the names of the pass that reads it.
 struct WeightStrides {
   using HoldsNoAddress = void;
   int64_t group, outer, inner, h, w;
 };
 
-// What happens to a finished sum on its way to memory: max(0, sum + bias + residual), each part
-// where it is asked for, in the accumulation type and rounded once. The residual may be the
-// destination itself: then several gathers add up in place.
+// The epilogue of a sum: max(0, sum + bias + residual), where each part is optional. It is computed
+// in the accumulation type and rounded once. The residual may be the destination itself. Several
+// passes then add to it in place.
 template <typename T>
 struct Epilogue {
   const T* bias = nullptr;      // [groups * outer] or null
@@ -228,7 +235,7 @@ struct Epilogue {
   Strides4 residual_strides{};
   bool relu = false;
 
-  // `residual_offset` is where the element's residual lies; NaN stays NaN.
+  // `residual_offset` is the offset of the element's residual. NaN stays NaN.
   ATROUSX_HOST_DEVICE T finish(Accumulate<T> sum, int64_t channel, int64_t residual_offset) const {
     using A = Accumulate<T>;
     if (bias != nullptr) sum += static_cast<A>(bias[channel]);
@@ -238,7 +245,7 @@ struct Epilogue {
 };
 
 // The sizes of a convolution: input [N, C, H, W], weight [K, C/groups, KH, KW],
-// output [N, K, OH, OW]. `padding` is what lies above and left of the map.
+// output [N, K, OH, OW]. The padding is that above and left of the map.
 struct ConvGeometry {
   int64_t batch, channels, height, width;
   int64_t outputs, kernel_h, kernel_w, groups;
@@ -272,14 +279,15 @@ struct ConvGeometry {
   }
 };
 
-// Groups too narrow to fill a tile of a matrix product are summed directly.
+// Groups that are too narrow for a tile of a matrix product go to the direct kernels.
 inline bool gathers_directly(const GatherShape& shape) { return shape.outer < 8; }
 inline bool grad_weight_directly(const ConvGeometry& g) {
   return g.group_channels() * g.group_outputs() < 64;
 }
 
-// Into how many parts the pixels of a grad-weight are split so that about `wanted` tasks exist. The
-// parts are summed in order, so the number may depend on sizes alone, never on threads.
+// Returns into how many parts grad-weight splits its pixels, for about `wanted` tasks in all. The
+// parts are summed in order. So the number may depend only on sizes and not on the number of
+// threads.
 inline int64_t grad_weight_splits(int64_t tasks, int64_t pixels, int64_t wanted) {
   constexpr int64_t kLeastPixels = 512;
   const int64_t useful = max_of(pixels / kLeastPixels, int64_t{1});

@@ -1,6 +1,6 @@
-// The tap plans of the geometries that were used last. A plan is cheap - under a microsecond for
-// DeepLab's layers - but a GPU's smallest layers take little more than ten, and a network asks for
-// the same few again and again.
+// Keeps the tap plans of the geometries that were used last. Making a plan takes under a
+// microsecond for DeepLab's layers. But the smallest layers take little more than ten on a GPU, and
+// a network uses the same few plans again and again.
 #pragma once
 
 #include <list>
@@ -11,11 +11,11 @@
 
 namespace atrousx {
 
-// Any thread may ask; what it was given lives as long as it is held.
+// Any thread may call get(). A value lives as long as somebody holds its pointer.
 template <typename Key, typename Value, size_t kMost>
 class LruCache {
  public:
-  // What make() returned for this key, called anew unless the key is among the kMost used last.
+  // Returns the value of a key. Calls make() unless the key is among the kMost keys used last.
   template <typename F>
   std::shared_ptr<const Value> get(const Key& key, F&& make) {
     const std::lock_guard lock(mutex_);
@@ -38,7 +38,7 @@ class LruCache {
 
  private:
   mutable std::mutex mutex_;
-  std::list<std::pair<Key, std::shared_ptr<const Value>>> entries_;  // the last used first
+  std::list<std::pair<Key, std::shared_ptr<const Value>>> entries_;  // the last one used is first
 };
 
 struct TapPlanKey {
@@ -48,21 +48,22 @@ struct TapPlanKey {
   bool operator==(const TapPlanKey&) const = default;
 };
 
-constexpr size_t kMostPlans = 64;  // geometries: more than a network has
+constexpr size_t kMostPlans = 64;  // a network has fewer geometries
 
 using TapPlans = std::vector<TapPlan>;
 using TapPlanCache = LruCache<TapPlanKey, TapPlans, kMostPlans>;
 
-// Never destroyed: threads may convolve while a process ends.
+// Never destroyed, because threads may still compute while the process ends.
 inline TapPlanCache& tap_plan_cache() {
   static auto* const cache = new TapPlanCache;
   return *cache;
 }
 
-// tap_plans(...), kept unless an extraordinary filter or stride makes them large.
+// Returns tap_plans(...) from the cache. Very large filters or strides make large plans, which are
+// not kept.
 inline std::shared_ptr<const TapPlans> cached_tap_plans(const TapAxis& rows, const TapAxis& columns,
                                                         int64_t batch, int64_t tile_pixels) {
-  constexpr int64_t kMostPairs = 4096;  // of classes: about 100 KB
+  constexpr int64_t kMostPairs = 4096;  // pairs of classes, about 100 KB
   const auto make = [&] { return tap_plans(rows, columns, batch, tile_pixels); };
   const auto classes = [](const TapAxis& axis) { return 2 * axis.taps + axis.divisor; };
   if (classes(rows) > kMostPairs / classes(columns))

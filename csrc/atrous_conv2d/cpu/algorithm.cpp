@@ -1,5 +1,5 @@
-// Which algorithm computes a pass on the CPU: what atrous_conv2d.cpp, indirect_conv.cpp and
-// indirect_grad_weight.h decide, by the same predicates.
+// Returns which algorithm computes a pass on the CPU. It calls the same predicates as
+// atrous_conv2d.cpp, indirect_conv.cpp and indirect_grad_weight.h.
 #include "atrous_conv2d/algorithm.h"
 #include "atrous_conv2d/cpu/depthwise/row_driver.h"
 #include "atrous_conv2d/cpu/winograd/winograd_weight.h"
@@ -24,7 +24,9 @@ Sizes atrous_conv2d_algorithm_cpu(const Tensor& like, int64_t pass_number, Sizes
   const GatherShape& shape = pass.shape;
   const ScalarType dtype = like.scalar_type();
   if (pass.directly()) return number_of(direct_algorithm(pass, dtype, channels_last));
-  // Grad-weight transforms maps alone, and in float32 only; packed weights are the forward's.
+  // Grad-weight uses minimal filtering only in float32. It transforms no weight, so `frozen` is
+  // true for it. In the other passes only a forward pass can have weights that were packed
+  // beforehand.
   if (pass.of_weight && dtype != ScalarType::Float) return number_of(ConvAlgorithm::kProduct);
   const auto points = winograd_points(shape, dtype, pass.of_weight || (frozen && pass_number == 0));
   if (!points.has_value()) return number_of(ConvAlgorithm::kProduct);

@@ -1,6 +1,6 @@
-// CPU checks, allocation and registration of atrous_conv2d and its two backward operators. Wide
-// groups are matrix products (indirect_conv.cpp, indirect_grad_weight.h), narrow ones direct
-// (direct_conv.h).
+// Checks, allocation and registration of atrous_conv2d and its two backward operators on the CPU.
+// Wide groups are computed as matrix products (indirect_conv.cpp, indirect_grad_weight.h). Narrow
+// groups go to the direct and depthwise kernels (direct_conv.h, depthwise/).
 #include "atrous_conv2d/arguments.h"
 #include "atrous_conv2d/cpu/depthwise/channels_last_grad_weight.h"
 #include "atrous_conv2d/cpu/depthwise/planes.h"
@@ -14,13 +14,14 @@
 namespace atrousx {
 namespace {
 
-// A result that was just allocated: clearing its pages is a part of the call's time.
+// Call this for a new result: the time of a call includes the page faults of its result.
 Tensor in_huge_pages(const Tensor& result) {
   prefer_huge_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
   return result;
 }
 
-// The weight as `form` has it, [points of rows, of columns, numbers] or flat.
+// Returns the weight packed by `form`. The size is [points of rows, points of columns, numbers], or
+// [numbers] if `points` is empty.
 template <typename T, typename Form>
 Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& strides,
                  Sizes points) {
@@ -36,7 +37,7 @@ Tensor packed_as(const Form& form, const Tensor& weight, const WeightStrides& st
   return packed;
 }
 
-// Transformed for minimal filtering by `points`, the numbers of two forms.
+// Returns the weight transformed for minimal filtering. `points` holds two form numbers.
 Tensor transformed_weight(const GatherShape& shape, const Tensor& weight,
                           const WeightStrides& strides, const Sizes& points) {
   STD_TORCH_CHECK(shape.rows.taps == 3 && shape.columns.taps == 3 && shape.groups == 1 &&
@@ -86,18 +87,18 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
   return *packed;
 }
 
-// Narrow groups. Returns the destination, in the memory format asked for.
+// Computes narrow groups. Returns the destination in the memory format asked for.
 Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
                        const WeightStrides& weight_strides, const Tail& tail,
                        const std::array<int64_t, 4>& size, bool channels_last) {
-  // Pixels hold many channels side by side only when every group is one channel wide.
+  // The channels_last kernels need groups that are one channel wide.
   const bool depthwise = shape.outer == 1 && shape.inner == 1,
              by_pixel = channels_last && depthwise;
   const Tensor from = torch::stable::contiguous(source, memory_format(by_pixel));
   const Tensor destination = in_huge_pages(empty4(source, size, by_pixel));
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    Epilogue<T> epilogue;  // its residual is added by finish_directly
+    Epilogue<T> epilogue;  // finish_directly adds the residual
     epilogue.bias = data<T>(tail.bias);
     epilogue.relu = tail.relu && !tail.residual.has_value();
     T* to = static_cast<T*>(destination.mutable_data_ptr());
@@ -113,7 +114,7 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
   return torch::stable::contiguous(destination, memory_format(channels_last));
 }
 
-// Direct sums leave a residual, and the ReLU behind it, to a pass of their own.
+// The direct kernels do not add a residual. This separate pass adds it and applies the ReLU.
 void finish_directly(const Tail& tail, const Tensor& destination) {
   if (!tail.residual.has_value()) return;
   dispatch_floating(destination.scalar_type(), [&](auto zero) {
