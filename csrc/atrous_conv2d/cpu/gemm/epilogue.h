@@ -1,5 +1,5 @@
-// Finished sums on their way to memory on the CPU: an Epilogue applied to pixels' channels, by
-// vectors of channels where these are neighbours there, else by vectors of pixels.
+// Applies an Epilogue to finished sums and stores them, on the CPU. Vectors hold channels if the
+// channels of a pixel are neighbours in the destination. Otherwise vectors hold pixels.
 #pragma once
 
 #include "atrous_conv2d/plan.h"
@@ -7,7 +7,7 @@
 
 namespace atrousx {
 
-// The same from a channel on, as if it were channel 0.
+// Returns the epilogue whose channel 0 is the given channel.
 template <typename T>
 Epilogue<T> from_channel(Epilogue<T> epilogue, int64_t channel) {
   if (epilogue.bias != nullptr) epilogue.bias += channel;
@@ -15,7 +15,7 @@ Epilogue<T> from_channel(Epilogue<T> epilogue, int64_t channel) {
   return epilogue;
 }
 
-// to[l] = max(0, sums[l] + bias[l] + residual[l]), as Epilogue::finish has it.
+// to[l] = max(0, sums[l] + bias[l] + residual[l]), like Epilogue::finish.
 template <int kLanes, typename T, typename A>
 ATROUSX_ALWAYS_INLINE void finish_lanes(const A* sums, Lanes<A, kLanes> bias, const T* residual,
                                         bool relu, T* to) {
@@ -26,18 +26,18 @@ ATROUSX_ALWAYS_INLINE void finish_lanes(const A* sums, Lanes<A, kLanes> bias, co
   store_lanes<kLanes>(to, v);
 }
 
-// Where pixels go, as offsets of their channel 0, and where their residuals are.
+// The offsets of channel 0 of each pixel, in the destination and in the residual.
 struct PixelPlaces {
   const int64_t *to, *residual;
   int64_t count;
 };
-// Channels [first, first + count), whose sums of one pixel lie `step` before the next one's.
+// Channels [first, first + count). The sums of the next pixel lie `step` further on.
 struct ChannelRange {
   int64_t first, count, step;
 };
 
-// Pixels whose channels are neighbours. The loop over them is inside: a pixel takes less time than
-// a call.
+// For pixels whose channels are neighbours. The loop over pixels is inside, because a pixel takes
+// less time than a call.
 template <int kBytes>
 struct FinishPixels {
   template <typename T, typename A>
@@ -62,20 +62,21 @@ struct FinishPixels {
   static ATROUSX_ALWAYS_INLINE void finish(const A* sums, int64_t c, const T* residual,
                                            int64_t residual_offset, const Epilogue<T>& epilogue,
                                            T* to) {
-    Lanes<A, kLanes> bias = -Lanes<A, kLanes>{};  // added, -0 changes nothing
+    Lanes<A, kLanes> bias = -Lanes<A, kLanes>{};  // adding -0 changes no sum, not even -0
     if (epilogue.bias != nullptr) bias = load_lanes<kLanes>(epilogue.bias + c);
     finish_lanes<kLanes>(sums + c, bias, residual == nullptr ? nullptr : residual + residual_offset,
                          epilogue.relu, to + c);
   }
 };
 
-// Pixels that are neighbours in a row of the destination, and of the residual: which ones, and
-// where the first one's channel 0 lies there.
+// Pixels [first, first + count), which are neighbours in the destination and in the residual. `to`
+// and `residual` are the offsets of channel 0 of the first pixel.
 struct PixelRun {
   int64_t first, count, to, residual;
 };
 
-// A few pixels of planes of channels, run by run: their sums are transposed first.
+// For a few pixels of a destination in which each channel is a plane. The sums are transposed, then
+// stored run by run.
 template <int kBytes>
 struct FinishPlanes {
   static constexpr int64_t kPixels = 64;  // at most
@@ -96,7 +97,7 @@ struct FinishPlanes {
         const T* residual = epilogue.residual == nullptr
                                 ? nullptr
                                 : epilogue.residual + k * epilogue.residual_strides.c;
-        // Rows of planes are far apart: stores would wait for their lines one by one.
+        // The planes are far apart. Without this, stores would wait for each cache line in turn.
         for (int64_t r = 0; r < count; ++r)
           __builtin_prefetch(to + (k + kAhead) * plane + runs[r].to, 1);
         for (int64_t r = 0; r < count; ++r)
@@ -120,7 +121,7 @@ struct FinishPlanes {
               ATROUSX_INLINE_LAMBDA { store_lanes<kLanes>(by_channel + k * kPixels + p, v); });
   }
 
-  // By ever shorter vectors.
+  // The rest goes to shorter and shorter vectors.
   template <int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void finish(const A* sums, int64_t count, A bias, const T* residual,
                                            bool relu, T* to) {
@@ -142,7 +143,7 @@ struct FinishedPixels {
   Strides4 strides;
   static constexpr int64_t kRunPixels = FinishPlanes<64>::kPixels;
 
-  // How many pixels should be stored at a time: planes want long runs.
+  // Returns how many pixels should be stored at a time. Planes need long runs.
   int64_t pixels_at_once(int64_t least) const { return strides.c == 1 ? least : kRunPixels; }
 
   template <typename A>
@@ -162,7 +163,7 @@ struct FinishedPixels {
     }
   }
 
-  // Asks for the lines that will be stored to, and for the residual's.
+  // Prefetches the cache lines of the destination and of the residual.
   void prefetch(const PixelPlaces& pixels, const ChannelRange& channels) const {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
     if (strides.c != 1) return;
@@ -175,7 +176,7 @@ struct FinishedPixels {
   }
 
  private:
-  // The runs among `count` pixels from p on.
+  // Finds the runs among pixels [p, p + count) and returns their number.
   int64_t find_runs(const PixelPlaces& pixels, int64_t p, int64_t count, PixelRun* runs) const {
     const int64_t step = epilogue.residual == nullptr ? 0 : 1;
     int64_t found = 0;

@@ -1,8 +1,10 @@
-// The CPU's indirect matrix product. Forward, grad-input and grad-weight are all
-//   sums[lane][column] = sum over depth of source[lane's address + depth] * columns[depth][column]
-// Lanes are read where they lie in a packed map (packed_map.h), by address: no panel is copied per
-// tap. Columns come from panels of their own. Both are of the tile's element type, so any strides
-// and any dtype feed the same register tile.
+// The micro-kernel of indirect matrix products on the CPU. Forward, grad-input and grad-weight all
+// compute
+//   sums[lane][column] = sum over depth of source[lanes[lane] + depth] * columns[depth][column]
+// A lane is a row of the product here: a pixel or, in grad-weight, an input channel. The kernel
+// reads lanes by address from a packed map (packed_map.h), so no panel is copied for each tap.
+// Columns come from a packed panel. Packing converts both to the element type of the register tile,
+// so one tile works for all strides and dtypes.
 #pragma once
 
 #include <array>
@@ -20,10 +22,10 @@
 
 namespace atrousx {
 
-// The register tile: up to kLanes x kColumns sums, a column vector of kVectorBytes at a time. Each
-// instruction set's tile leaves registers for the column vectors and a broadcast lane. A packed
-// element holds kPack numbers: one of type A, or, where the CPU multiplies these, two neighbours in
-// depth as bfloat16.
+// The register tile: up to kLanes x kColumns sums in vectors of kVectorBytes. Most tiles leave
+// registers for the column vectors and for a broadcast lane. A packed element holds kPack numbers:
+// one number of type A or, if the CPU multiplies such pairs, two bfloat16 that are neighbours in
+// depth.
 template <typename Sum, CpuIsa kSet, int kLaneCount, int kVectorCount, int kVectorSize,
           int kPackedNumbers = 1>
 struct RegisterTile {
@@ -34,8 +36,8 @@ struct RegisterTile {
   static constexpr int kColumns = kVectors * (kVectorBytes / static_cast<int>(sizeof(A)));
 };
 
-// Calls f with the register tile for products `columns` wide, of the instruction set in use: the
-// one that pads them least, the widest of these.
+// Calls f with a register tile of the instruction set in use, for products that are `columns` wide.
+// It takes the tile with the least padding, and the widest of several such tiles.
 template <typename A, int kPack = 1, typename F>
 void with_register_tile(int64_t columns, F&& f) {
   const auto padded = [&](int64_t width) { return ceil_div(columns, width) * width; };
@@ -43,8 +45,8 @@ void with_register_tile(int64_t columns, F&& f) {
 #if defined(__x86_64__)
     case CpuIsa::kAvx512:
       if constexpr (sizeof(A) == 4) {
-        // 4 vectors of pairs leave no register for a lane: only a multiply-add takes it from
-        // memory.
+        // 4 vectors leave no register for a lane. A multiply-add can read the lane from memory, but
+        // MultiplyLanes multiplies pairs from registers only.
         if (kPack == 1 && padded(64) <= padded(32) && padded(64) <= padded(24))
           return f(RegisterTile<A, CpuIsa::kAvx512, 7, 4, 64, kPack>{});
         if (padded(24) < padded(32)) return f(RegisterTile<A, CpuIsa::kAvx512, 9, 3, 32, kPack>{});
@@ -61,7 +63,7 @@ void with_register_tile(int64_t columns, F&& f) {
   }
 }
 
-// Calls f with how many numbers of depth a packed element holds, in a product of T by T.
+// Calls f with kPack, the numbers in a packed element, for a product of elements of type T.
 template <typename T, typename F>
 void with_pack(F&& f) {
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -70,19 +72,19 @@ void with_pack(F&& f) {
   f(std::integral_constant<int, 1>{});
 }
 
-// A stretch of depth: where it begins in the lanes and in the columns.
+// A stretch of depth. `source` and `columns` are the offsets at which it begins.
 struct Segment {
   int64_t source, columns, depth;
 };
 
-// What rounding allows of plain products.
+// How many rows a plain product sums in registers. More rows would round more.
 template <typename A>
 constexpr int64_t kRunning = 512 / sizeof(A);
 
-// Segments of one product; neighbours in both factors become one. After `running` rows or so sums
-// go from registers to memory: sums by blocks round less than one running sum. `step`: from a row
-// of the lanes to the next, where the loop does not know it. `begins`: there are no sums in memory
-// yet to add to.
+// The segments of one product. Segments that are neighbours in both factors are joined. After about
+// `running` rows the sums in registers are added to memory, because sums of blocks round less than
+// one running sum. `step` is the distance from one row of the lanes to the next, if kDepthStep is
+// kPlanes. `begins` means that memory has no sums yet.
 struct SegmentList {
   int64_t running, step = 1;
   bool begins = false;
@@ -107,48 +109,50 @@ struct SegmentList {
   }
 };
 
-// Elements of a cache line.
+// The number of elements in a cache line.
 template <typename A>
 constexpr int kLine = 64 / static_cast<int>(sizeof(A));
 
-constexpr int kSlab = 64;  // elements of a pixel or of a column: of one channel or, packed, of two
-constexpr int64_t kPlanes = 0;  // a depth step known only when it runs
+constexpr int kSlab = 64;       // elements of a slab, each of one channel or, as a pair, of two
+constexpr int64_t kPlanes = 0;  // a kDepthStep: the step is known only at run time
 
-// How many addresses a product prefetches from: whole lines of rows.
+// How many addresses a product prefetches from: kLanes, rounded up to a multiple of kLine.
 template <typename R>
 constexpr int kNextLanes =
     (R::kLanes + kLine<typename R::A> - 1) / kLine<typename R::A> * kLine<typename R::A>;
 
-// What a product asks for meanwhile, a line or so a row: all at once would fill the CPU's buffers
-// of pending loads, and the product would wait.
+// What a product prefetches while it computes, one or a few cache lines for each row. All lines at
+// once would fill the CPU's buffers of pending loads, and the product would wait.
 template <typename A>
 struct Prefetch {
-  const A* from;           // null: from each segment's source
-  const int64_t* offsets;  // [kNextLanes], each of a line for every kLine rows
+  const A* from;           // null: prefetch from the source of each segment
+  const int64_t* offsets;  // [kNextLanes]; kLine rows prefetch one line at each offset
 };
 
-// sums[lane][column] += the product over the segments, or = where that `begins` them, for lanes <
-// kLanesUsed.
-// Lane l of row d is at lanes[l] + d * kDepthStep from a segment's source. Where that step is one
-// element, what `next` says is prefetched meanwhile. Where it is more, depth are pixels: of pairs,
-// every second element is one that begins there (packed_map.h). Where it is kPlanes, depth are
-// channels that lie `step` apart, and the same rows of the next slab are prefetched.
+// sums[lane][column] += the product over the segments, for lanes < kLanesUsed. If `begins` is true,
+// the first sums overwrite memory. Row d of lane l is at lanes[l] + d * kDepthStep from the source
+// of a segment.
+//   kDepthStep 1        Depth counts channels. The kernel prefetches what `next` says.
+//   kDepthStep > 1      Depth counts pixels or tiles. Of packed pairs of pixels, the kernel takes
+//                       every second element (packed_map.h).
+//   kDepthStep kPlanes  Depth counts channels that lie `step` apart. The kernel prefetches the same
+//                       rows of the next slab.
 template <typename R, int kLanesUsed, int64_t kDepthStep>
 struct MultiplyLanes {
   using A = typename R::A;
-  // The kernel's own vector type: with that of cpu/lanes.h GCC allots the registers of this loop
-  // otherwise, and it is slower.
+  // With the vector type of cpu/lanes.h GCC allocates registers differently, and this loop is
+  // slower.
   typedef A Vector __attribute__((vector_size(R::kVectorBytes), aligned(sizeof(A)), may_alias));
-  // A pair is broadcast as bits: it is no number.
+  // A pair is broadcast as bits, because it is not a number.
   typedef int32_t Bits __attribute__((vector_size(R::kVectorBytes)));
 
   static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* lanes,
-                                        const A* columns,  // [.., kColumns], at segments' offsets
+                                        const A* columns,  // [.., kColumns]
                                         const Segment* segments, int64_t count, int64_t running,
                                         int64_t step, bool begins, Prefetch<A> next,
                                         A* sums) {  // [kLanesUsed, kColumns]
     constexpr int kStep = R::kVectorBytes / sizeof(A);
-    constexpr int kAhead = 8;  // rows: columns stream from the outer caches
+    constexpr int kAhead = 8;  // rows to prefetch ahead: columns come from the outer caches
     constexpr bool kChannels = kDepthStep == 1 || kDepthStep == kPlanes;
     constexpr int64_t kNextColumns = kChannels ? R::kColumns : R::kPack * R::kColumns;
     const int64_t depth_step = kDepthStep == kPlanes ? step : kDepthStep;
@@ -173,7 +177,7 @@ struct MultiplyLanes {
                                  2);
           for (int v = 0; v < R::kVectors; ++v)
             w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
-          // Addresses are loaded at every step: there are no registers to keep them in.
+          // The addresses are loaded again for each row, because no registers are left for them.
           const int64_t* at = lanes;
           asm("" : "+r"(at));
           for (int l = 0; l < kLanesUsed; ++l) {
@@ -181,7 +185,8 @@ struct MultiplyLanes {
             if constexpr (R::kPack == 1) {
               for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lane * w[v];
             } else {
-              // Written out: run_on's target names what every AVX-512 CPU has, not this.
+              // Inline assembly, because the target of run_on does not include AVX512-BF16. It
+              // includes only what every AVX-512 CPU of CpuIsa::kAvx512 has.
               const Bits pair = Bits{} + std::bit_cast<int32_t>(lane);
               for (int v = 0; v < R::kVectors; ++v) {
                 Vector sum = acc[l][v];
@@ -194,8 +199,8 @@ struct MultiplyLanes {
           b += kNextColumns;
         }
       }
-      // The compiler would keep these sums on the stack until the last segment, which costs a copy
-      // there, at addresses that span cache lines, for every sum and stretch of rows.
+      // Without this the compiler keeps these sums on the stack until the last segment. It then
+      // copies each sum once more for each stretch of rows, and these copies span cache lines.
       asm("" : "+r"(sums));
       for (int l = 0; l < kLanesUsed; ++l)
         for (int v = 0; v < R::kVectors; ++v) {
@@ -207,8 +212,8 @@ struct MultiplyLanes {
   }
 };
 
-// MultiplyLanes for any number of lanes: each number has its own loop, so that a tile's last
-// pixels do not multiply zeros.
+// MultiplyLanes for any number of lanes. Each number has its own loop, so the last piece of a tile
+// does not multiply zeros.
 template <typename R, int64_t kDepthStep>
 void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64_t* lanes,
                     const typename R::A* columns, const SegmentList& segments,
@@ -227,7 +232,7 @@ void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64
                         segments.step, segments.begins, next, sums);
 }
 
-// 0, step, 2 step, ...: lanes, or what is prefetched, that lie at equal distances.
+// 0, kStep, 2 kStep, ...: the offsets of lanes, or of prefetches, at equal distances.
 template <int kCount, int64_t kStep>
 constexpr auto kEquallySpaced = [] {
   std::array<int64_t, kCount> offsets{};
@@ -235,7 +240,7 @@ constexpr auto kEquallySpaced = [] {
   return offsets;
 }();
 
-// A row of `lanes` cut into as few pieces as fit a register tile, as even as can be.
+// Cuts `lanes` into pieces of at most `most` lanes, as few and as equal as possible.
 struct LanePieces {
   int64_t lanes, count;
 
@@ -244,12 +249,13 @@ struct LanePieces {
   int64_t size(int64_t piece) const { return first(piece + 1) - first(piece); }
 };
 
-// Threads take tasks one by one: tasks differ in cost (their live taps), and no result depends on
-// which thread does which. body(task, worker), worker < cpu_workers(tasks).
 inline int64_t cpu_workers(int64_t tasks) {
   return std::min<int64_t>(tasks, torch::stable::get_num_threads());
 }
 
+// Calls body(task, worker) for each task, with worker < cpu_workers(tasks). Threads take tasks one
+// by one, because tasks differ in cost: they have different live taps. No result depends on which
+// thread runs a task.
 template <typename F>
 void for_each_task(int64_t tasks, F&& body) {
   std::atomic<int64_t> next{0};

@@ -1,9 +1,9 @@
-// Packing for the CPU's matrix products: gathered elements of any dtype and strides become dense
-// panels of the accumulation type,
-//   panel[d * kWidth + lane] = source[depth_offsets[d] + lane_offsets[lane]]
-// With AVX-512, lanes that are neighbours in memory are copied, lanes that lie in a few runs are
-// loaded together, and depth that lies in runs is transposed in registers, 16 x 16; a portable loop
-// serves the rest.
+// Packing for the matrix products on the CPU. It gathers elements of any dtype and strides into
+// dense panels of the accumulation type:
+//   panel[d * kWidth + lane] = source[rows.from[d] + lane_offsets[lane]]
+// There are three AVX-512 versions. Lanes that are neighbours in memory are copied. Lanes that lie
+// in a few runs are loaded together. Rows that are neighbours in memory are transposed in
+// registers, 16 x 16. Without AVX-512, and for double, a portable loop packs everything.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@
 
 namespace atrousx {
 
-// Rows of a panel lie kWidth apart, or where `to` says.
+// The rows of a panel. They lie kWidth apart, or at the offsets `to`.
 struct PanelRows {
   const int64_t* from;  // [depth] source offsets
   int64_t depth;
@@ -31,8 +31,9 @@ struct PanelRows {
   }
 };
 
-// A source whose elements are pairs of bfloat16, the bits of a float (see RegisterTile): the number
-// at an offset and the one `distance` behind it, or zero where it has no partner.
+// A source whose elements are pairs of bfloat16, as the bits of a float (see RegisterTile). A pair
+// is the number at an offset and the number `distance` behind it. If has_partner is false, the
+// second number is 0.
 struct PairsApart {
   const BFloat16* data;
   int64_t distance;
@@ -44,7 +45,7 @@ struct PairsApart {
     return std::bit_cast<float>(data[offset].x | high << 16);
   }
 };
-// The same where pairs are neighbours: offsets count pairs.
+// The same for pairs whose numbers are neighbours. Offsets count pairs.
 struct PairsTogether {
   const BFloat16* data;
 
@@ -52,7 +53,7 @@ struct PairsTogether {
   float operator[](int64_t offset) const { return PairsApart{data, 1}[2 * offset]; }
 };
 
-// Lanes past `count` become zero. Source: a `const T*` or pairs.
+// Lanes from `count` on become zero. Source is `const T*`, PairsApart or PairsTogether.
 template <int kWidth>
 struct PackPanel {
   template <typename Source, typename A>
@@ -70,14 +71,14 @@ struct PackPanel {
 #if defined(__x86_64__)
 #pragma GCC diagnostic push
 #if !defined(__clang__)
-// GCC 12 warns of the undefined operands in its own <immintrin.h>.
+// GCC 12 warns about undefined operands in its own <immintrin.h>.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 namespace avx512 {
 
 #define ATROUSX_AVX512 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]]
 
-// The elements of `mask` widened to float32, zero elsewhere; only those are touched in memory.
+// Loads the elements of `mask` as float32. The others are zero, and their memory is not read.
 ATROUSX_AVX512 inline __m512 load(const float* from, __mmask16 mask) {
   return _mm512_maskz_loadu_ps(mask, from);
 }
@@ -103,7 +104,7 @@ ATROUSX_AVX512 inline __m512 load(PairsTogether from, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_maskz_loadu_epi32(mask, from.data));
 }
 
-// Asks for the line of an element.
+// Prefetches the cache line of an element.
 template <typename T>
 ATROUSX_AVX512 inline void prefetch(const T* at) {
   _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
@@ -114,12 +115,12 @@ ATROUSX_AVX512 inline void prefetch(PairsApart at) {
   if (at.has_partner) prefetch(at.data + at.distance);
 }
 
-// The first `count` of 16 lanes, for any count.
+// Returns the mask of the first `count` of 16 lanes. `count` may be negative or above 16.
 ATROUSX_AVX512 inline __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }
 
-// Pairs of the lower and of the upper halves of every quarter.
+// Joins the lower or the upper halves of each quarter of a and b.
 ATROUSX_AVX512 inline __m512 low(__m512 a, __m512 b) {
   return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
 }
@@ -127,14 +128,15 @@ ATROUSX_AVX512 inline __m512 high(__m512 a, __m512 b) {
   return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
 }
 
-// Not transpose_lanes (cpu/transpose.h): in the loops below GCC would spill its registers.
+// Replaces transpose_lanes (cpu/transpose.h), for which GCC would spill registers in the loops
+// below.
 ATROUSX_AVX512 inline void transpose(__m512 (&r)[16]) {
   __m512 t[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
   }
-  // Now quarter q of r[4 i + j] gets column 4 q + j of rows 4 i .. 4 i + 3.
+  // After this loop quarter q of r[4 i + j] holds column 4 q + j of rows 4 i to 4 i + 3.
   for (int i = 0; i < 16; i += 4) {
     r[i] = low(t[i], t[i + 2]);
     r[i + 1] = high(t[i], t[i + 2]);
@@ -154,7 +156,7 @@ ATROUSX_AVX512 inline void transpose(__m512 (&r)[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
-// Up to 16 lanes, as runs of neighbours in memory: lane l of run r is at offsets[r] + l.
+// Up to 16 lanes as runs of neighbours in memory. Lane l of run r is at offsets[r] + l.
 struct LaneRuns {
   int count = 0;
   __mmask16 masks[16] = {};
@@ -171,7 +173,7 @@ struct LaneRuns {
   }
 };
 
-// How many rows from d on, at most 16, are neighbours in the source.
+// Returns how many rows from d on are neighbours in the source, at most 16.
 inline int64_t depth_run(const PanelRows& rows, int64_t d) {
   const int64_t most = std::min<int64_t>(16, rows.depth - d);
   int64_t run = 1;
@@ -179,7 +181,7 @@ inline int64_t depth_run(const PanelRows& rows, int64_t d) {
   return run;
 }
 
-// Lanes that are neighbours in memory; those past `count` become zero.
+// Packs lanes that are neighbours in memory. Lanes from `count` on become zero.
 template <int kWidth, typename Source>
 ATROUSX_AVX512 void pack_neighbours(Source source, PanelRows rows, int64_t first_lane,
                                     int64_t count, float* panel) {
@@ -192,14 +194,15 @@ ATROUSX_AVX512 void pack_neighbours(Source source, PanelRows rows, int64_t first
   }
 }
 
-// At most 16 lanes of a panel kWidth wide; `stored` of them are written.
+// Packs at most 16 lanes of a panel that is kWidth wide. Writes `stored` lanes, of which those from
+// `count` on become zero.
 template <int kWidth, typename Source>
 ATROUSX_AVX512 void pack_lanes(Source source, PanelRows rows, const int64_t* lane_offsets,
                                int64_t count, int64_t stored, float* panel) {
   const __mmask16 written = first_lanes(stored);
-  constexpr int kFewRuns = 4;       // cheaper to load one by one than to transpose
-  constexpr int64_t kLeastRun = 4;  // rows that make a transposition worth it
-  constexpr int64_t kAhead = 12;    // rows
+  constexpr int kFewRuns = 4;       // loading so few runs costs less than a transposition
+  constexpr int64_t kLeastRun = 4;  // with fewer rows a transposition does not pay
+  constexpr int64_t kAhead = 12;    // rows to prefetch ahead
   const LaneRuns runs(lane_offsets, count);
   for (int64_t d = 0; d < rows.depth;) {
     const int64_t depth = runs.count <= kFewRuns ? 1 : depth_run(rows, d);
@@ -215,7 +218,7 @@ ATROUSX_AVX512 void pack_lanes(Source source, PanelRows rows, const int64_t* lan
       d += depth;
     } else {
       const Source from = source + rows.from[d];
-      // Rows far apart are nothing a hardware prefetcher foresees.
+      // A hardware prefetcher does not predict rows that are far apart.
       const Source ahead = source + rows.from[std::min(d + kAhead, rows.depth - 1)];
       prefetch(ahead + runs.offsets[0]);
       if (runs.count > 1) prefetch(ahead + (runs.offsets[runs.count - 1] + count));
@@ -227,7 +230,7 @@ ATROUSX_AVX512 void pack_lanes(Source source, PanelRows rows, const int64_t* lan
   }
 }
 
-// `count` lanes, kWidth of them written.
+// Packs `count` lanes. Writes kWidth lanes, of which those from `count` on become zero.
 template <int kWidth, typename Source>
 void pack_panel(Source source, PanelRows rows, const int64_t* lane_offsets, int64_t count,
                 float* panel) {

@@ -1,6 +1,7 @@
-// A map packed by slabs of channels, [N, groups, slabs, H, W, kWidth]: whatever its strides and
-// dtype were, a pixel's channels of one slab are neighbours, and so are the pixels of a row. Every
-// tap reads the same slabs, only further on: a map is packed once for all taps of a pass.
+// A map packed by slabs of channels: [N, groups, slabs, H, W, kWidth]. The map may have any strides
+// and dtype. In the packed map the channels of a pixel in a slab are neighbours, and so are the
+// pixels of a row. All taps read the same slabs at different offsets, so a map is packed once for
+// all taps of a pass.
 #pragma once
 
 #include <array>
@@ -11,31 +12,31 @@
 
 namespace atrousx {
 
-// `channels` of each group are packed, of `group_channels` that it has.
+// The part of a map to pack: `channels` of the `group_channels` channels of each group.
 struct MapSize {
   int64_t batch, groups, channels, height, width, group_channels;
 };
 
-// Where a product reads its lanes: a pixel's channels of a slab are neighbours, or lie `step`
-// apart.
+// Where a product reads its lanes. The channels of a pixel in a slab lie `step` apart.
 template <typename A>
 struct SourceView {
   const A* data;
-  Strides4 strides;  // of a pixel; `c` is meaningless
+  Strides4 strides;  // of pixels; `c` is not used
   int64_t slab_size, group_size, step = 1;
 };
 
-// kWidth elements of type A a pixel, each of kPack numbers (see RegisterTile). A pair are two
-// neighbouring channels or, where a product's depth are pixels, one channel of a pixel and of the
-// one `distance` behind it in its row, or of zero past the row's end: there are as many such
-// elements as pixels, so a product may begin at any pixel and take every second one.
+// A slab holds kWidth elements of type A for each pixel, each of kPack numbers (see RegisterTile).
+// A pair usually holds two neighbouring channels of a pixel. With kPairsPixels, for products whose
+// depth counts pixels, it holds one channel of two pixels: this one and the one `distance` behind
+// it in its row. Past the end of the row the second number is 0. Each pixel has such an element. So
+// a product may begin at any pixel, and then it takes every second element.
 template <typename A, int kWidth, int kPack = 1, bool kPairsPixels = false>
 class Slabs {
   static constexpr int kChannels = kPairsPixels ? kWidth : kWidth * kPack;
-  static constexpr int64_t kPixels = 128;  // of a panel
+  static constexpr int64_t kPixels = 128;  // pixels of a panel
 
  public:
-  // map: its first channel that is packed; memory: elements(size) of them.
+  // `map` points to the first channel to pack. `memory` has room for elements(size) elements.
   template <typename T>
   Slabs(const MapSize& size, const T* map, const Strides4& strides, A* memory, int64_t distance = 1)
       : size_(size), slabs_(slabs(size)), data_(memory) {
@@ -98,7 +99,8 @@ class Slabs {
     for (int64_t d = 0; d < rows.depth; ++d) to[d * kWidth + channels / 2] = last[rows.from[d]];
   }
 
-  // The rows of the panel are pixels from `first` on; those at a row's end have no partner.
+  // The rows of the panel are the pixels from `first` on. The last `distance` pixels of a row of
+  // the map have no partner.
   void pair_pixels(const BFloat16* map, PanelRows rows, int64_t first, int64_t distance,
                    const Strides4& strides, int64_t channels, A* to) const {
     int64_t from[2][kPixels], places[2][kPixels], depth[2] = {0, 0};

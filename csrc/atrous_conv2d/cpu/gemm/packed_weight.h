@@ -1,6 +1,6 @@
-// The weight as a gathering pass multiplies it: [groups, blocks of kColumns outputs, slabs of kSlab
+// The packed weight of a gathering pass: [groups, blocks of kColumns outputs, slabs of kSlab
 // elements, taps, elements of the slab, kColumns]. All taps of a slab of source channels lie
-// together, since they are multiplied together.
+// together, because they are multiplied together.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,7 @@ namespace atrousx {
 template <typename R>
 struct PackedWeight {
   using A = typename R::A;
-  static constexpr int64_t kChannels = kSlab * R::kPack;  // of a slab
+  static constexpr int64_t kChannels = kSlab * R::kPack;  // source channels of a slab
 
   int64_t groups, outer, inner, kernel_h, kernel_w;
 
@@ -32,7 +32,7 @@ struct PackedWeight {
   int64_t block_size() const { return taps() * elements() * R::kColumns; }
   int64_t size() const { return groups * blocks() * block_size(); }
 
-  // to: size() of them. Any strides.
+  // Packs a weight of any strides. `to` has room for size() elements.
   template <typename T>
   void pack(const T* weight, const WeightStrides& strides, A* to) const {
     const int64_t slabs = ceil_div<int64_t>(inner, kChannels);
@@ -45,8 +45,8 @@ struct PackedWeight {
     });
   }
 
-  // Outputs from `column` on, at most so many source channels from `first` on: [taps, elements,
-  // kColumns].
+  // Packs up to kColumns outputs from `column` on and up to `channels` source channels from `first`
+  // on. `panel` is [taps, elements, kColumns].
   template <typename T>
   void pack_slab(const T* weight, const WeightStrides& strides, int64_t column, int64_t first,
                  int64_t channels, A* panel) const {
@@ -73,7 +73,7 @@ struct PackedWeight {
   }
 
  private:
-  // Elements [first, first + count) of a slab that has `all`.
+  // Elements [first, first + count) of a slab that has `all` elements.
   struct Elements {
     int64_t first, count, all;
   };
@@ -81,7 +81,7 @@ struct PackedWeight {
   template <typename Source>
   void pack_elements(Source source, const WeightStrides& strides, int64_t columns,
                      const Elements& elements, A* panel) const {
-    // In the order of memory, so that rows of the panel come from runs of the weight.
+    // The rows follow the order of the weight in memory. So neighbouring rows can be read as runs.
     const bool channel_fastest = strides.inner < strides.w;
     const int64_t rows = elements.count * taps();
     std::vector<int64_t> from(rows), to(rows);
@@ -98,19 +98,19 @@ struct PackedWeight {
   }
 };
 
-constexpr int64_t kPackingColumns = 64;  // channels of a task that packs its weights, at most
+constexpr int64_t kPackingColumns = 64;  // most channels of a task that packs its own weights
 
-// Where a product finds the weights of some source elements: a slab's lie together or, packed by
-// themselves, only those from `first_packed` on.
+// Where a product finds the weights of some source elements. If the task packed them itself, `data`
+// begins with element `first_packed`. Otherwise `data` is the whole packed weight.
 template <typename A>
 struct WeightChunk {
-  const A* data;       // of the first block
-  int64_t block_size;  // from one block to the next
+  const A* data;       // the first block
+  int64_t block_size;  // distance from one block to the next
   std::optional<int64_t> first_packed = std::nullopt;
 };
 
-// The weight of a pass: packed as a whole or, where that would go to memory and back, a chunk at a
-// time by the task that multiplies it.
+// The weight of a pass. It is packed as a whole before the pass, or chunk by chunk in the task that
+// multiplies it. The second way keeps a large weight from going to memory and back.
 template <typename T, typename R>
 class GatherWeight {
   using A = typename R::A;
@@ -122,13 +122,13 @@ class GatherWeight {
 
   const PackedWeight<R>& form() const { return form_; }
   bool packs_chunks() const { return packed_ == nullptr; }
-  // Elements that a task needs for a chunk of some blocks.
+  // Returns the elements of memory that a task needs for a chunk.
   int64_t chunk_size(int64_t elements, int64_t blocks) const {
     return packs_chunks() ? blocks * elements * form_.taps() * R::kColumns : 0;
   }
 
-  // The weights of source elements [first, end) and some blocks of a group's outputs. memory:
-  // chunk_size() of them.
+  // Returns the weights of source elements [first, end) for `blocks` blocks of outputs of a group.
+  // `memory` has room for chunk_size(end - first, blocks) elements.
   WeightChunk<A> chunk(int64_t group, int64_t first_block, int64_t blocks, int64_t first,
                        int64_t end, A* memory) const {
     if (!packs_chunks())
