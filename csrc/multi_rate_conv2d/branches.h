@@ -1,5 +1,5 @@
-// The operator as gathering passes of one input, on either device: checks, allocation, the passes
-// in their order.
+// multi_rate_conv2d as gathering passes over one input, for CPU and CUDA: checks, allocation, and
+// the list of passes in order.
 #pragma once
 
 #include "atrous_conv2d/gather.h"
@@ -7,7 +7,8 @@
 
 namespace atrousx {
 
-// A view of `count` indices along one dimension. (torch's own narrow takes a variable.)
+// Returns a view of `count` indices along one dimension. torch::stable::narrow alone does not
+// accept a temporary.
 inline Tensor slice(Tensor t, int64_t dim, int64_t first, int64_t count) {
   return torch::stable::narrow(t, dim, first, count);
 }
@@ -31,7 +32,8 @@ inline std::vector<ConvGeometry> branch_geometries(const Tensor& input,
   return geometries;
 }
 
-// The sum of the branches' centre taps, [K, C, 1, 1]: at every pixel they read the same element.
+// Returns the sum of the centre taps of all branches, [K, C, 1, 1]. They can be summed because they
+// read the same element at every pixel.
 inline Tensor centre_sum(const std::vector<Tensor>& weights) {
   const auto count = static_cast<int64_t>(weights.size());
   const int64_t outputs = weights[0].size(0), channels = weights[0].size(1);
@@ -45,7 +47,7 @@ inline Tensor centre_sum(const std::vector<Tensor>& weights) {
   return torch::stable::sum(all, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));
 }
 
-// A checked call and its output, not yet written.
+// A checked call and its output, which is not yet written.
 struct MultiRate {
   std::vector<ConvGeometry> geometries;
   Tensor output;
@@ -72,7 +74,8 @@ inline MultiRate multi_rate_call(const Tensor& input, const std::vector<Tensor>&
   return {std::move(geometries), output, {bias, std::nullopt, relu}};
 }
 
-// The branches side by side. packed: none, or of each weight.
+// Returns the passes that write the branches side by side. `packed` is empty or has a packed tensor
+// for each weight.
 inline std::vector<GatherCall> join_branches(const MultiRate& call,
                                              const std::vector<Tensor>& weights,
                                              const std::vector<Tensor>& packed) {
@@ -90,7 +93,8 @@ inline std::vector<GatherCall> join_branches(const MultiRate& call,
   return calls;
 }
 
-// Centre taps first, bias with them; every other pass adds to what the output holds, ReLU last.
+// Returns the passes that sum the branches. The first pass has all centre taps and the bias. Every
+// other pass adds to the output, and the last one applies the ReLU.
 inline std::vector<GatherCall> add_branches(const MultiRate& call,
                                             const std::vector<Tensor>& weights) {
   std::vector<GatherCall> calls;

@@ -1,5 +1,5 @@
-// Several dilations of one input as gathering passes into one output, shared by CPU and CUDA,
-// without torch.
+// Plans convolutions of one input at several dilations as gathering passes into one output. CPU and
+// CUDA share this file, and it does not use torch.
 #pragma once
 
 #include <vector>
@@ -8,14 +8,15 @@
 
 namespace atrousx {
 
-// A pass over some of a filter's taps, and where in the filter these start.
+// A pass over some taps of a filter, and the row and column of the first of them in the filter.
 struct RatePass {
   GatherShape shape;
   WeightStrides weight_strides;
   int64_t first_row, first_column;
 };
 
-// The pass over the taps rows x columns of one branch, a stride-1 convolution that keeps the size.
+// Returns the pass over the taps rows x columns of a branch. A branch has stride 1 and keeps the
+// size of the map.
 inline RatePass rate_pass(const ConvGeometry& g, const Strides4& weight_strides,
                           const Progression& rows, const Progression& columns) {
   const auto axis = [](int64_t extent, int64_t padding, int64_t dilation, const Progression& taps) {
@@ -30,8 +31,8 @@ inline RatePass rate_pass(const ConvGeometry& g, const Strides4& weight_strides,
   return pass;
 }
 
-// An odd number of taps without the middle one, as progressions: one of three's two ends, else
-// those before and those behind.
+// Returns an odd number of taps without the middle one, as progressions. Of three taps, both ends
+// are one progression. Of more, the taps before and the taps behind the middle are one each.
 inline std::vector<Progression> off_centre(int64_t taps) {
   const int64_t centre = taps / 2;
   if (centre == 0) return {};
@@ -39,15 +40,15 @@ inline std::vector<Progression> off_centre(int64_t taps) {
   return {{0, 1, centre}, {centre + 1, 1, centre}};
 }
 
-// The branches' centre taps as a convolution.
+// Returns the 1x1 convolution that the centre taps of the branches form.
 inline ConvGeometry pointwise(ConvGeometry g) {
   g.kernel_h = g.kernel_w = 1;
   g.padding_top = g.padding_left = 0;
   return g;
 }
 
-// The passes that together cover every tap of a branch but its centre, each tap once: whole rows
-// above and below, then the centre's row to its left and right.
+// Returns the passes that cover every tap of a branch once, except the centre tap. First come the
+// whole rows above and below it, then its own row to the left and right.
 inline std::vector<RatePass> off_centre_passes(const ConvGeometry& g,
                                                const Strides4& weight_strides) {
   std::vector<RatePass> passes;

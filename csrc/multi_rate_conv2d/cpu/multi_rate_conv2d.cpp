@@ -1,10 +1,10 @@
-// CPU registration of multi_rate_conv2d.
+// Computes multi_rate_conv2d on the CPU and registers it.
 #include "multi_rate_conv2d/branches.h"
 
 namespace atrousx {
 namespace {
 
-// The input is packed once for all passes.
+// Runs all passes in one call, so that the input is packed once for all of them.
 Tensor run(const MultiRate& call, const Tensor& input, const std::vector<Tensor>& weights, bool sum,
            const std::vector<Tensor>& packed) {
   if (call.output.numel() > 0) gather_cpu(input, branch_calls(call, weights, sum, packed));

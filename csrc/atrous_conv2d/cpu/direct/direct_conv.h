@@ -1,5 +1,6 @@
-// Narrow groups on the CPU: rows added to rows, no matrix product. Only the stretch of a row on
-// which a tap is live is touched. Slow, and right for whatever faster kernels leave out.
+// Narrow groups on the CPU. This code adds rows to rows and uses no matrix product. It reads and
+// writes only the stretch of a row where a tap is live. It is slow, but it is correct for all cases
+// that the faster kernels do not handle.
 #pragma once
 
 #include <vector>
@@ -12,7 +13,7 @@
 
 namespace atrousx {
 
-// sums[destination] += weight * source, along the stretch of one row where a tap is live.
+// sums[destination] += weight * source, along the stretch of a row where a tap is live.
 struct AddTapRow {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const T* source, A weight, TapSpan span, A* sums) {
@@ -27,7 +28,8 @@ struct AddTapRow {
   }
 };
 
-// *sum += a[j] * b[j * step], in 16 running sums so that the loop vectorises as written.
+// *sum += the sum of a[j] * b[j * step]. It has 16 running sums, so that the compiler can vectorise
+// the loop without changing the order of additions.
 struct DotRow {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const T* a, const T* b, int64_t step, int64_t count,
@@ -52,7 +54,8 @@ inline std::vector<TapSpan> all_spans(const TapAxis& axis) {
   return spans;
 }
 
-// sums += one source plane through the live taps of one filter, for one destination row.
+// Adds to the sums of a destination row the products of one source plane and the live taps of one
+// filter.
 template <typename T, typename W, typename A>
 void add_taps(const GatherShape& shape, int64_t row, const std::vector<TapSpan>& spans,
               const T* plane, const W* filter, const WeightStrides& ws, A* sums) {
@@ -65,7 +68,7 @@ void add_taps(const GatherShape& shape, int64_t row, const std::vector<TapSpan>&
   }
 }
 
-// Any groups, one channel plane at a time.
+// Forward and grad-input for any groups, one channel plane at a time.
 template <typename T>
 void gather_planes(const GatherShape& shape,
                    const T* source,  // [N, groups * inner, source rows, source columns]
@@ -80,7 +83,8 @@ void gather_planes(const GatherShape& shape,
   const int64_t grain = rows_per_task(width * shape.inner * shape.rows.taps * shape.columns.taps);
   torch::stable::parallel_for(
       0, shape.batch * channels * height, grain, [&](int64_t begin, int64_t end) {
-        // Wide sums are summed by blocks of channels: less rounding than one running sum.
+        // A sum over many channels is made of the sums of blocks of channels. This rounds less than
+        // one running sum.
         constexpr int64_t kRunning = 144;
         const int64_t block = max_of<int64_t>(1, kRunning / (shape.rows.taps * shape.columns.taps));
         std::vector<A> sums(width), part(width);
@@ -108,8 +112,8 @@ void gather_planes(const GatherShape& shape,
 // one input channel of its group.
 template <typename T, typename A>
 void sum_products(const ConvGeometry& g, const std::vector<TapSpan>& spans,
-                  const T* grad_output,  // [N, K, OH, OW], of that K
-                  const T* input,        // [N, C, H, W], of that C
+                  const T* grad_output,  // [N, K, OH, OW], from that output channel on
+                  const T* input,        // [N, C, H, W], from that input channel on
                   A* sums)               // [KH, KW]
 {
   const TapAxis rows = g.forward().rows;

@@ -1,5 +1,6 @@
-// Gathering passes over wide groups on the CPU: packed weights, the source's steps, and for each
-// call its live taps (indirect_conv.h) or fewer products (winograd_conv.h).
+// Gathering passes of wide groups on the CPU. This file packs the weights and goes through the
+// steps of the source. Each call is computed by its live taps (indirect_conv.h) or by minimal
+// filtering (winograd_conv.h).
 #include <functional>
 #include <memory>
 
@@ -10,13 +11,13 @@
 namespace atrousx {
 namespace {
 
-// A call, and how it is computed: decided once, by settle().
+// A call, and how it is computed. settle() decides this once.
 struct SettledCall : GatherCall {
-  std::optional<WinogradPoints> points;     // of minimal filtering; none: by its live taps
-  std::shared_ptr<const void> transformed;  // its filters, where they were for this call
+  std::optional<WinogradPoints> points;     // of minimal filtering; none: by live taps
+  std::shared_ptr<const void> transformed;  // the filters, if this call transformed them, else null
 };
 
-// The weight of a pass as `weight`, of tile type R, has it: as the caller packed it, or packed now.
+// Returns the weight of a pass in the layout of `weight`: as the caller packed it, or packed now.
 template <typename T, typename Weight>
 std::shared_ptr<const typename Weight::A> packed_weight(const SettledCall& call,
                                                         const Weight& weight) {
@@ -35,11 +36,12 @@ std::shared_ptr<const typename Weight::A> packed_weight(const SettledCall& call,
   return {given, static_cast<const A*>(given->const_data_ptr())};
 }
 
-// What a call does at each step of the source.
+// The work of a call at one step of the source.
 template <typename A>
 using StepWork = std::function<void(const GatherStep&, const SourceView<A>&)>;
 
-// Those that a call's weight was transformed to or, where that did not come packed, those that pay.
+// Returns the points of minimal filtering for a call, or none. If its weight came packed, they are
+// the points of that weight. Otherwise they are the points that pay for this shape.
 std::optional<WinogradPoints> points_of(const GatherCall& call) {
   const ScalarType dtype = call.weight.scalar_type();
   if (!call.packed.has_value()) return winograd_points(call.shape, dtype, false);
@@ -52,7 +54,7 @@ std::optional<WinogradPoints> points_of(const GatherCall& call) {
   return points;
 }
 
-// Transforms a call's filters, or finds that they do not suit.
+// Transforms the filters of a call. Returns whether their numbers suit minimal filtering.
 bool transform_suited(SettledCall& call) {
   bool suits = false;
   dispatch_floating(call.weight.scalar_type(), [&](auto zero) {
@@ -69,8 +71,9 @@ bool transform_suited(SettledCall& call) {
   return suits;
 }
 
-// Decides by live taps, too, where a call's numbers do not suit minimal filtering. Filters that
-// were transformed beforehand were looked at then. source_suits: as far as known.
+// Decides how a call is computed. If the numbers of the source or of the filters do not suit
+// minimal filtering, it decides for live taps. Filters that were transformed beforehand were
+// checked then. `source_suits` keeps the result of the check of the source for the next call.
 SettledCall settle(const Tensor& source, const GatherCall& given,
                    std::optional<bool>& source_suits) {
   SettledCall call{given, points_of(given), nullptr};
@@ -84,15 +87,17 @@ SettledCall settle(const Tensor& source, const GatherCall& given,
   return call;
 }
 
-// Whether tasks pack their weights themselves: packed at once, a large weight would go to memory
-// and back, and one that is large beside its pixels would be waited for. The sums are the same.
+// Whether each task packs its own weights. If a large weight were packed as a whole, it would go to
+// memory and back. If there are many weights for few pixels, the tasks would wait for the packing.
+// The sums are the same in both ways.
 bool packs_chunks(const SettledCall& call) {
-  constexpr int64_t kLarge = 8 << 20, kLargeBeside = 1024;  // elements, and those of a pixel
+  constexpr int64_t kLarge = 8 << 20, kLargeBeside = 1024;  // elements, elements per pixel
   const GatherShape& shape = call.shape;
   const int64_t weights = shape.groups * shape.outer * shape.inner * shape.taps();
   const int64_t pixels = shape.batch * shape.rows.destinations * shape.columns.destinations;
   const int64_t tasks = shape.groups * ceil_div(shape.outer, kPackingColumns);
-  // Where these are too few, several tasks would pack the same weights.
+  // With too few such tasks, the pixels would be divided and several tasks would pack the same
+  // weights.
   const bool divides = tasks >= 2 * torch::stable::get_num_threads();
   const bool packed = call.packed.has_value() && call.packed->numel() > 0;
   return !packed && (weights >= kLarge || (divides && weights >= kLargeBeside * pixels));
@@ -126,7 +131,8 @@ StepWork<A> step_work(const SettledCall& call) {
   return work;
 }
 
-// A map of a half type by minimal filtering: read as it is, its channels made neighbours.
+// Computes a call in a half type by minimal filtering. It reads the source in its own dtype. The
+// channels of a pixel must be neighbours, so a source in another layout is copied.
 void gather_half(const Tensor& source, const SettledCall& call) {
   const Tensor from =
       source.stride(1) == 1 ? source : torch::stable::contiguous(source, memory_format(true));
@@ -147,7 +153,7 @@ void gather_half(const Tensor& source, const SettledCall& call) {
   });
 }
 
-// How many sums a call has of an image.
+// Returns how many sums a call keeps for an image.
 int64_t sums_of_image(const SettledCall& call) {
   const GatherShape& shape = call.shape;
   const auto& points = call.points;
@@ -158,15 +164,16 @@ int64_t sums_of_image(const SettledCall& call) {
   return of_channel * shape.groups * shape.outer;
 }
 
-// Whether a call reads each element of the source for one purpose only: there is nothing to gain
-// from a packed source then, unless that brings channels together.
+// Whether a call reads the source in place. A call with one tap, or with minimal filtering, reads
+// each element for one purpose. Then packing gains nothing if channels already are neighbours.
 bool reads_in_place(const Tensor& source, const SettledCall& call) {
   return source.stride(1) == 1 && source.scalar_type() == ScalarType::Float &&
          (call.shape.taps() == 1 || call.points.has_value());
 }
 
-// Whether the only call on a source of planes has too few outputs for packing it to pay. Where a
-// plane is a multiple of half a page, a pixel's channels would share few sets of the caches.
+// Whether planes of a source are read in place, because it has only one call and that call has too
+// few outputs for packing to pay. If the size of a plane is a multiple of half a page, the source
+// is packed. The channels of a pixel would otherwise share few sets of the caches.
 bool reads_planes(const Tensor& source, const std::vector<SettledCall>& calls) {
   constexpr int64_t kFewOutputs = 32, kHalfPage = 2048 / sizeof(float);
   const auto& call = calls[0];
@@ -175,7 +182,7 @@ bool reads_planes(const Tensor& source, const std::vector<SettledCall>& calls) {
          call.shape.outer <= kFewOutputs && !call.points.has_value();
 }
 
-// Passes over one source, all in place or all over what is packed of it.
+// Runs calls that all read one source in place, or that all read its packed copy.
 void gather_together(const Tensor& source, const std::vector<SettledCall>& calls, bool in_place) {
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -196,7 +203,7 @@ void gather_together(const Tensor& source, const std::vector<SettledCall>& calls
 
 }  // namespace
 
-// Matrix products whatever the width of the groups.
+// Uses matrix products for groups of any width.
 void gather_cpu(const Tensor& source, const std::vector<GatherCall>& all) {
   if (source.size(0) == 0) return;
   std::vector<SettledCall> calls;

@@ -1,10 +1,10 @@
 // Forward and grad-input on the CPU: tiles of the tap plan as indirect matrix products.
 //
-// The source is packed by slabs of channels, a step at a time: a few images, or some slabs of one.
-// Within a step, one task owns the pixels of a few tiles and a few blocks of destination channels.
-// It walks through the source channels: a chunk of them, its weights of all taps and the task's
-// sums stay in the L2 cache while every tile is multiplied. Lanes are pixels, read where they lie
-// in the slabs.
+// The source is packed by slabs of channels in steps. A step is a few images, or some slabs of one
+// image. Within a step, one task computes the pixels of a few tiles for a few blocks of destination
+// channels. It goes through the source channels in chunks. A chunk of the source, its weights of
+// all taps and the sums of the task stay in the L2 cache while the tiles are multiplied. Lanes are
+// pixels, read by address from the slabs.
 #pragma once
 
 #include <bit>
@@ -23,11 +23,11 @@ namespace atrousx {
 template <typename T, typename R>
 class CpuGather {
   using A = typename R::A;
-  static constexpr int kDepth = 9 * kSlab;  // of one product: all taps of a 3x3 kernel
+  static constexpr int kDepth = 9 * kSlab;  // depth of one product: all taps of a 3x3 kernel
   static constexpr int64_t kTilePixels = 256;
   static constexpr int64_t kTaskPixels = 576;
-  static constexpr int64_t kTaskColumns = 128;     // channels of a task, at most
-  static constexpr int64_t kPackingPixels = 4608;  // of a task that packs its weights, at most
+  static constexpr int64_t kTaskColumns = 128;     // most channels of a task
+  static constexpr int64_t kPackingPixels = 4608;  // most pixels of a task that packs its weights
 
  public:
   CpuGather(const GatherShape& shape, GatherWeight<T, R> weight, const Epilogue<T>& epilogue,
@@ -37,7 +37,7 @@ class CpuGather {
         weight_(weights_.form()),
         finished_{epilogue, destination, destination_strides} {}
 
-  // The steps of some images come in order, first to last.
+  // Call this for all steps of some images in order, from first to last.
   void multiply(const GatherStep& step, const SourceView<A>& source) {
     if (step.first) plan(step);
     const int64_t tasks = static_cast<int64_t>(groups_.size()) * shape_.groups * parts_;
@@ -52,7 +52,7 @@ class CpuGather {
   }
 
  private:
-  // Tiles that share a task, and where each one's sums begin among the task's pixels.
+  // The tiles of a task. The sums of tiles[t] begin at pixel first[t] of the task.
   struct Group {
     std::vector<Tile> tiles;
     std::vector<int64_t> first;
@@ -62,11 +62,12 @@ class CpuGather {
       tiles.push_back(tile);
       first.push_back(pixels);
       pixels += tile.pixels;
-      cost += tile.pixels * (tile.live_taps() + 1);  // dead pixels are stored, too
+      cost += tile.pixels * (tile.live_taps() + 1);  // pixels without a live tap are stored too
     }
   };
 
-  // `wanted` groups, where there are as many tiles, of about equal cost: threads then end together.
+  // Divides the tiles into `wanted` groups, or fewer if there are fewer tiles. The groups have
+  // about equal cost, so that all threads end at about the same time.
   std::vector<Group> group_tiles(int64_t images, int64_t wanted) const {
     std::vector<Tile> tiles;
     const auto plans = cached_tap_plans(shape_.rows, shape_.columns, images, kTilePixels);
@@ -82,10 +83,11 @@ class CpuGather {
     return groups;
   }
 
-  // Divides the work on a step's images among tasks, and makes room for their sums: a task's are
-  // kept from step to step, a worker's where there is but one.
+  // Divides the work on the images of a step into tasks, and allocates their sums. With several
+  // steps, each task keeps its sums from step to step. With one step, sums for each worker suffice.
   void plan(const GatherStep& step) {
-    // Few pixels are divided by channels and by tile, so that every thread has work.
+    // If there are few pixels, their channels and tiles are divided too, so that every thread has
+    // work.
     const int64_t wanted = ceil_div<int64_t>(2 * torch::stable::get_num_threads(), shape_.groups);
     const int64_t pixels = step.images * shape_.rows.destinations * shape_.columns.destinations;
     const bool packs = weights_.packs_chunks();
@@ -107,7 +109,7 @@ class CpuGather {
   struct Task {
     const Group& tiles;
     int64_t group, first_block, blocks;
-    A* chunk;  // memory for weights, if it packs them
+    A* chunk;  // memory for weights, if the task packs them
   };
 
   void run_task(const Task& task, const GatherStep& step, const SourceView<A>& packed,
@@ -119,7 +121,7 @@ class CpuGather {
       for (int64_t i = 0; i < tile.pixels; ++i)
         lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides);
     }
-    const int64_t tile_step = task.blocks * R::kColumns;  // sums of a pixel
+    const int64_t tile_step = task.blocks * R::kColumns;  // number of sums of a pixel
     const A* source = packed.data + task.group * packed.group_size;
     const int64_t chunk = chunk_elements();
     const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
@@ -156,8 +158,9 @@ class CpuGather {
       store(task, step.first_image, group.tiles[t], sums + group.first[t] * tile_step);
   }
 
-  // How much of the source's depth is multiplied at a time: part of a slab or whole slabs. Filters
-  // of many taps take a whole cache line all the same while the weight fits the L2 cache.
+  // Returns how many source elements are multiplied at a time: a part of a slab, or whole slabs.
+  // Filters with many taps also take a whole cache line, if the depth is then at most 2 kDepth. The
+  // weight still fits the L2 cache.
   int64_t chunk_elements() const {
     const int64_t taps = weight_.taps();
     const int64_t fit =
@@ -165,8 +168,8 @@ class CpuGather {
     return fit >= kSlab ? fit / kSlab * kSlab : std::bit_floor(static_cast<uint64_t>(fit));
   }
 
-  // The live taps of source elements [first, end), as segments of the weight and of slabs that
-  // begin with the first one packed.
+  // Returns the segments of the live taps of a tile, for source elements [first, end). Offsets into
+  // the source begin at slab first_slab.
   SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, int64_t first_slab,
                       int64_t first, int64_t end, const WeightChunk<A>& weight) const {
     SegmentList segments{kRunning<A>, packed.step};
@@ -191,7 +194,7 @@ class CpuGather {
     return segments;
   }
 
-  // The lanes of a piece, and which the next ones are.
+  // The lanes of a piece, and the addresses of the next piece's lanes for the prefetch.
   struct Piece {
     int64_t first, pixels, next[kNextLanes<R>];
 
@@ -209,13 +212,14 @@ class CpuGather {
     if (segments.step == 1)
       return multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first, weight, segments, next,
                                   sums);
-    // Only maps in float32 are read in place.
+    // Only maps in float32 are read in place as planes.
     if constexpr (std::is_same_v<A, float> && R::kPack == 1)
       multiply_lanes<R, kPlanes>(piece.pixels, source, lanes + piece.first, weight, segments, next,
                                  sums);
   }
 
-  // The lanes of a piece stay in the L1 cache while the weight streams by.
+  // Multiplies the pixels of a tile. The lanes of a piece stay in the L1 cache while all blocks of
+  // the weight are read.
   void multiply(const SegmentList& segments, const A* source, const int64_t* lanes, int64_t pixels,
                 const WeightChunk<A>& weight, int64_t blocks,
                 A* sums) const {  // [blocks, pixels, kColumns]
@@ -228,8 +232,8 @@ class CpuGather {
     }
   }
 
-  // The same where one product holds the whole depth: sums are stored, some pieces' at a time,
-  // while the inner caches have them.
+  // The same if one product has the whole depth. The sums of a few pieces at a time are stored
+  // while they are still in the inner caches.
   void multiply_and_store(const Task& task, int64_t first_image, const Tile& tile,
                           const SegmentList& segments, const A* source, const int64_t* lanes,
                           const WeightChunk<A>& weight,
@@ -254,7 +258,7 @@ class CpuGather {
     }
   }
 
-  // Where a tile's pixels go, and where their residuals are.
+  // The offsets of the pixels of a tile in the destination and in the residual.
   struct Places {
     int64_t to[kTilePixels], residual[kTilePixels];
   };
@@ -277,14 +281,14 @@ class CpuGather {
       store(task, places, b, 0, tile.pixels, sums + b * tile.pixels * R::kColumns);
   }
 
-  // The lines that a piece will be stored to come while it is multiplied.
+  // Prefetches the destination of a piece, which loads while the piece is multiplied.
   void prefetch(const Task& task, const Places& places, int64_t b, const Piece& piece) const {
     finished_.prefetch(
         {places.to + piece.first, places.residual + piece.first, piece.pixels},
         {task.group * shape_.outer + (task.first_block + b) * R::kColumns, R::kColumns, 0});
   }
 
-  // Some pixels of a block of channels.
+  // Stores `pixels` pixels of a block of channels.
   void store(const Task& task, const Places& places, int64_t b, int64_t first, int64_t pixels,
              const A* sums) const {  // [pixels, kColumns]
     const int64_t outer = (task.first_block + b) * R::kColumns;
@@ -298,7 +302,7 @@ class CpuGather {
   const GatherWeight<T, R> weights_;
   const PackedWeight<R> weight_;
   const FinishedPixels<T> finished_;
-  // Of the images at hand.
+  // For the images of the current steps.
   std::vector<Group> groups_;
   int64_t parts_ = 0, task_sums_ = 0, task_chunk_ = 0;
   std::optional<Workspace<A>> sums_, chunks_;

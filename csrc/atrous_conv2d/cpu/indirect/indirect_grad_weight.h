@@ -1,12 +1,13 @@
-// Grad-weight on the CPU: per tap, an indirect matrix product over that tap's live pixels.
+// Grad-weight on the CPU. For each tap it is an indirect matrix product over the live pixels of the
+// tap.
 //
-// Input and gradient are packed a chunk at a time: some images, some of their channels. Within a
-// chunk, one task owns a slab of input channels times a few blocks of outputs, for all taps and a
-// part of the rows: its sums are kept while tap after tap passes over these, and leave for the
-// result at once where they are whole. Where they are not - the rows are divided among tasks, or
-// more images follow - they are kept and added up in order. Where all outputs are one task's, it
-// packs its slab itself, so that the input is never whole in memory a second time. Chunks and parts
-// depend on sizes alone: the same bits come out under any number of threads.
+// Input and gradient are packed in chunks: some images, and some of their channels. Within a chunk,
+// one task computes a slab of input channels times a few blocks of outputs, for all taps and a part
+// of the rows. If this is all that the sums need, the task writes them to the result. Otherwise the
+// rows are divided among tasks, or more images follow. Then the sums are kept and added in order.
+// If one task computes all outputs of its slab, it packs this slab itself, so there is no packed
+// copy of the whole input. Chunks and parts depend only on sizes, so the bits are the same for any
+// number of threads.
 #pragma once
 
 #include <optional>
@@ -35,11 +36,11 @@ template <typename T, typename R>
 class CpuGradWeight {
   using A = typename R::A;
   static constexpr int kSlab = kGradWeightSlab<R>;   // input channels of a task
-  static constexpr int64_t kStripe = 128;            // outputs of a task, at most
-  static constexpr int64_t kDepth = 256 * R::kPack;  // pixels of one product
+  static constexpr int64_t kStripe = 128;            // most outputs of a task
+  static constexpr int64_t kDepth = 256 * R::kPack;  // most pixels of one product
   static constexpr int64_t kWantedTasks = 64, kFewTasks = 16;
-  static constexpr int64_t kMost = 4 << 20;     // elements of a map packed at a time
-  static constexpr int64_t kMostOwn = 1 << 19;  // of those that a task packs itself
+  static constexpr int64_t kMost = 4 << 20;     // most elements of a map that are packed at a time
+  static constexpr int64_t kMostOwn = 1 << 19;  // most elements that a task packs itself
   using Lanes = Slabs<A, kSlab, R::kPack, true>;
   using Columns = Slabs<A, R::kColumns, R::kPack, true>;
 
@@ -100,16 +101,16 @@ class CpuGradWeight {
     T* data;
     Strides4 strides;
   };
-  // What is packed at a time: images, slabs and stripes from these on.
+  // What is packed at a time. It begins with these numbers.
   struct Chunk {
     int64_t first_image, images, first_slab, first_stripe;
   };
-  // Input channels and outputs of one task.
+  // The input channels and outputs of one task.
   struct Rectangle {
     int64_t group, slab, stripe;
   };
 
-  // How many of `count` slabs or stripes are packed at a time; of one group, all.
+  // Returns how many of `count` slabs or stripes are packed at a time. With several groups all are.
   int64_t chunk(int64_t count, int64_t elements) const {
     if (g_.groups > 1) return count;
     const int64_t most = std::clamp<int64_t>(kMost / elements, 1, count);
@@ -135,7 +136,7 @@ class CpuGradWeight {
 
   int64_t rectangles() const { return g_.groups * slabs_ * stripes_; }
   int64_t block_size() const { return int64_t{kSlab} * R::kColumns; }
-  int64_t plane() const { return stripe_blocks_ * block_size(); }  // of a tap or a point
+  int64_t plane() const { return stripe_blocks_ * block_size(); }  // sums of a tap or a point
   int64_t rectangle_size() const {
     return (winograd_.has_value() ? std::max(winograd_->filters(), taps_) : taps_) * plane();
   }
@@ -181,7 +182,7 @@ class CpuGradWeight {
     return std::nullopt;
   }
 
-  // The products of all points over a part of the tiles.
+  // Adds the products of all points over a part of the tiles.
   void add_points(const Chunk& chunk, const Rectangle& r, int64_t split, const Lanes& lanes,
                   const Columns& columns, A* sums) const {
     SourceView<A> from = lanes.view(), grad = columns.view();
@@ -193,11 +194,11 @@ class CpuGradWeight {
                    first, std::min(tiles, first + part), sums);
   }
 
-  // What a task multiplies: its slab of packed input, and the outputs' gradients.
+  // What a task multiplies: its slab of the packed input, and the packed gradient of its outputs.
   struct Operands {
     const A *from, *grad;
     Strides4 from_strides, grad_strides;
-    int64_t grad_block;  // from one block to the next
+    int64_t grad_block;  // distance from one block to the next
   };
 
   Operands operands(const Chunk& chunk, const Rectangle& r, const Lanes& lanes,
@@ -209,7 +210,8 @@ class CpuGradWeight {
             lanes.strides(), columns.strides(), columns.slab_size()};
   }
 
-  // All outputs at once, image after image, of which a task packs its slab itself.
+  // Packs the gradient of all outputs first. Then each task packs its slab of the input, image
+  // after image, and multiplies it by all outputs.
   void run_by_slabs(const Result& result) const {
     const Workspace<A> column_memory(Columns::elements(all_outputs()));
     const Columns columns(all_outputs(), at(grad_output_, 0, 0), strides4(grad_output_),
@@ -239,7 +241,7 @@ class CpuGradWeight {
     int64_t number, count;
   };
 
-  // The products of one tap over a part of the rows at which it is live.
+  // Adds the products of one tap over a part of the rows at which it is live.
   void add_tap(const Operands& in, const Rectangle& r, int64_t tap, int64_t images,
                const Split& split,
                A* sums) const {  // [blocks, channels, kColumns]
@@ -271,7 +273,7 @@ class CpuGradWeight {
     if (!segments.items.empty()) multiply();
   }
 
-  // A slab's channels times the blocks of a stripe.
+  // Multiplies the channels of a slab by the blocks of a stripe.
   void multiply_blocks(const Rectangle& r, const SegmentList& segments, const Operands& in,
                        A* sums) const {
     const LanePieces pieces(channels(r), R::kLanes);
@@ -302,8 +304,8 @@ class CpuGradWeight {
     });
   }
 
-  // Weights of one output are written in the order of memory: by channel and tap, or, where
-  // channels are neighbours, by tap and channel; in runs of neighbours.
+  // Writes the weights of an output in the order of memory and in runs of neighbours. The order is
+  // by channel, then tap. If channels are neighbours, it is by tap, then channel.
   void write(const Rectangle& r, const A* sums, const Result& result) const {
     const bool channel_fastest = result.strides.c < result.strides.w;
     const int64_t weights = channels(r) * taps_;
@@ -337,9 +339,9 @@ class CpuGradWeight {
   const std::optional<WinogradGradWeight<R>> winograd_;
   const int64_t slabs_;
   int64_t stripes_, stripe_blocks_, splits_ = 1;
-  bool by_slabs_;  // a task packs its own
+  bool by_slabs_;  // each task packs its own slab of the input
   int64_t chunk_slabs_ = 0, chunk_stripes_ = 0, chunk_images_ = 0;
-  bool ends_at_once_ = true;  // a task's sums are whole
+  bool ends_at_once_ = true;  // the sums of a task are complete
 };
 
 }  // namespace atrousx

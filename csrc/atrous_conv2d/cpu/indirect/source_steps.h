@@ -1,5 +1,5 @@
-// A source of gathering passes on the CPU, a step at a time: packed by slabs of channels, some
-// images or some slabs of one, or read as it is.
+// Goes through the source of gathering passes on the CPU in steps. A step is some images, or some
+// slabs of channels of one image. It is packed, or read in place.
 #pragma once
 
 #include "atrous_conv2d/cpu/gemm/packed_map.h"
@@ -8,20 +8,20 @@
 
 namespace atrousx {
 
-// A part of the work on a source: some of its images, some slabs of their channels.
+// A part of a source: some of its images, and some slabs of their channels.
 struct GatherStep {
   int64_t first_image, images, first_slab, slabs;
-  bool first, last;  // of these images
+  bool first, last;  // whether this is the first step, or the last step, of these images
 };
 
-// All of it.
+// Returns the step that is the whole source.
 inline GatherStep whole_step(const GatherShape& shape) {
   return {0, shape.batch, 0, ceil_div<int64_t>(shape.inner, kSlab), true, true};
 }
 
-// Calls f(step, view) for every step of a source, [N, groups * inner, rows, columns]. in_place: it
-// is read as it is, its channels being neighbours or planes. sums: how many are kept of an image
-// from step to step.
+// Calls f(step, view) for every step of a source, [N, groups * inner, rows, columns]. If `in_place`
+// is true, the source is not packed; its channels must be neighbours or planes. `sums` is how many
+// sums of an image are kept from step to step.
 template <typename A, int kPack, typename T, typename F>
 void for_each_gather_step(const GatherShape& shape, const T* source, const Strides4& strides,
                           bool in_place, int64_t sums, F&& f) {
@@ -32,8 +32,8 @@ void for_each_gather_step(const GatherShape& shape, const T* source, const Strid
   }
   using Packed = Slabs<A, kSlab, kPack>;
   constexpr int64_t kChannels = kSlab * kPack;
-  // Elements packed at a time: what is packed should still be cached when it is read. But to keep
-  // sums must not cost more than that gains.
+  // The most elements that are packed at a time, so that they are still in a cache when they are
+  // read. More steps also keep sums for longer, which must not cost more than the cache gains.
   constexpr int64_t kMost = 1 << 20;
   MapSize size{1,          shape.groups, shape.inner, shape.rows.sources, shape.columns.sources,
                shape.inner};
