@@ -38,7 +38,7 @@ struct TapSpan {
 
 struct TapAxis {
   int64_t destinations, sources, taps;
-  int64_t scale, offset, step, divisor;  // either scale or divisor is 1
+  int64_t scale, offset, step, divisor;  // scale or divisor is 1, or both
 
   bool operator==(const TapAxis&) const = default;
 

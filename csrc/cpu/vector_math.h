@@ -65,7 +65,7 @@ struct LaneMath {
   // x = n ln 2 + r with |r| <= ln 2 / 2. e^r is computed by its Taylor series. 2^n is made of its
   // exponent bits, n + kBias. The bias is added together with kRounder.
   static ATROUSX_ALWAYS_INLINE V exp_nonpositive(V x) {
-    constexpr A kBiasedRounder = Constants::kRounder + Constants::kBias;  // exact
+    constexpr A kBiasedRounder = Constants::kRounder + Constants::kBias;  // this sum is exact
     const V shifted = x * Constants::kLog2e + kBiasedRounder;
     const V n = shifted - kBiasedRounder;
     const V r = (x - n * Constants::kLn2High) - n * Constants::kLn2Low;

@@ -24,9 +24,8 @@ Sizes atrous_conv2d_algorithm_cpu(const Tensor& like, int64_t pass_number, Sizes
   const GatherShape& shape = pass.shape;
   const ScalarType dtype = like.scalar_type();
   if (pass.directly()) return number_of(direct_algorithm(pass, dtype, channels_last));
-  // Grad-weight uses minimal filtering only in float32. It transforms no weight, so `frozen` is
-  // true for it. In the other passes only a forward pass can have weights that were packed
-  // beforehand.
+  // Grad-weight uses minimal filtering only in float32. It transforms no weight, so it passes true
+  // for `frozen`. Of the other passes only the forward pass can have weights packed beforehand.
   if (pass.of_weight && dtype != ScalarType::Float) return number_of(ConvAlgorithm::kProduct);
   const auto points = winograd_points(shape, dtype, pass.of_weight || (frozen && pass_number == 0));
   if (!points.has_value()) return number_of(ConvAlgorithm::kProduct);

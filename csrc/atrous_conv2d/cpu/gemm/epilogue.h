@@ -22,7 +22,7 @@ ATROUSX_ALWAYS_INLINE void finish_lanes(const A* sums, Lanes<A, kLanes> bias, co
   using Vector = Lanes<A, kLanes>;
   Vector v = load_lanes<kLanes>(sums) + bias;
   if (residual != nullptr) v += load_lanes<kLanes>(residual);
-  if (relu) v = v < Vector{} ? Vector{} : v;  // NaN stays
+  if (relu) v = v < Vector{} ? Vector{} : v;  // NaN stays NaN
   store_lanes<kLanes>(to, v);
 }
 
@@ -79,8 +79,8 @@ struct PixelRun {
 // stored run by run.
 template <int kBytes>
 struct FinishPlanes {
-  static constexpr int64_t kPixels = 64;  // at most
-  static constexpr int64_t kAhead = 12;   // channels
+  static constexpr int64_t kPixels = 64;  // most pixels of a call
+  static constexpr int64_t kAhead = 12;   // channels to prefetch ahead
 
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const A* sums,  // [pixels, step]

@@ -56,7 +56,7 @@ void with_register_tile(int64_t columns, F&& f) {
       }
     case CpuIsa::kAvx2:
       if constexpr (kPack == 1) return f(RegisterTile<A, CpuIsa::kAvx2, 6, 2, 32>{});
-      break;  // no AVX2 multiplies pairs
+      break;  // AVX2 has no product of pairs
 #endif
     default:
       if constexpr (kPack == 1) return f(RegisterTile<A, CpuIsa::kPortable, 6, 2, 16>{});
