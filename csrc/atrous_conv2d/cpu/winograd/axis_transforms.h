@@ -1,4 +1,4 @@
-// The transforms of minimal filtering along one axis, of numbers or vectors; see winograd_plan.h.
+// The transforms of minimal filtering along one axis (winograd_plan.h). V is a number or a vector.
 #pragma once
 
 #include "atrous_conv2d/cpu/winograd/winograd_plan.h"
@@ -15,12 +15,12 @@ struct TileOf {
   static constexpr int kPoints = kTile.points(), kSources = kTile.sources();
 };
 
-// What a form makes
-//   sources:          of a tile's sources x, its points
-//   destinations:     of the products m of a tile's points, its destinations y
-//   gradients:        the transpose of that, of destinations' gradients y
-//   filter:           of a filter g, its points
-//   filter_gradients: the transpose of that
+// The transforms of a form:
+//   sources:          from the sources x of a tile to its points
+//   destinations:     from the products m of a tile's points to its destinations y
+//   gradients:        the transpose of destinations, from gradients y
+//   filter:           from a filter g to its points
+//   filter_gradients: the transpose of filter
 template <WinogradForm kForm>
 struct AxisTransforms;
 
@@ -130,11 +130,11 @@ struct AxisTransforms<WinogradForm::kTriples> {
 template <>
 struct AxisTransforms<WinogradForm::kQuads> {
   static constexpr float kGolden = 1.61803399f;
-  // What by_eigenvectors multiplies by where it is applied twice, inverted.
+  // by_eigenvectors, applied twice, multiplies by 1 / kScale.
   static constexpr float kScale = 0.138196601f;
 
-  // Four numbers by the eigenvectors, unnormalised; it is its own transpose and, but for a factor,
-  // its own inverse.
+  // Multiplies four numbers by the matrix of eigenvectors, which are not normalised. The matrix is
+  // symmetric and, except for a factor, its own inverse.
   template <typename V>
   static ATROUSX_ALWAYS_INLINE void by_eigenvectors(const V& x0, const V& x1, const V& x2,
                                                     const V& x3, V* to) {
@@ -237,7 +237,8 @@ struct AxisTransforms<WinogradForm::kF2> {
   }
 };
 
-// What filters are divided by, sources are multiplied by.
+// Filters are divided by constants, and sources are multiplied by them. So tiles of all sizes use
+// the same points of a filter.
 template <>
 struct AxisTransforms<WinogradForm::kF4> {
   template <int kPixels, typename V>

@@ -1,5 +1,5 @@
-// The operands of minimal filtering looked at before they are transformed (operand_check.h),
-// the precision that is asked for, and the fingerprint of a weight that was packed.
+// Checks the operands of minimal filtering before they are transformed (operand_check.h). Also
+// keeps the precision that the user asked for, and computes the fingerprint of a weight.
 #include "atrous_conv2d/cpu/winograd/operand_check.h"
 
 #include <atomic>
@@ -15,7 +15,7 @@ namespace atrousx {
 namespace {
 
 constexpr int kTaps = 9;
-constexpr int64_t kPiece = 9 * 4096;  // elements of a task; a multiple of a filter's taps
+constexpr int64_t kPiece = 9 * 4096;  // elements of a task; a multiple of the nine taps of a filter
 
 std::atomic<bool> highest_precision{false};
 
@@ -32,7 +32,7 @@ struct MeasureMap {
     for (; i + kChains * kLanes <= count; i += kChains * kLanes)
       for (int c = 0; c < kChains; ++c) {
         const Vector v = load_lanes<kLanes>(from + i + c * kLanes);
-        // Bits of numbers without a sign are in the numbers' order.
+        // Without the sign, the bits as integers have the same order as the numbers.
         const Bits bits = (Bits)v & 0x7fffffff;
         largest[c] = select_bits(bits > largest[c], bits, largest[c]);
         sums[c] += (Vector)bits;
@@ -52,7 +52,7 @@ struct MeasureMap {
   }
 };
 
-// Squares of filters whose taps are neighbours in memory, by tap.
+// Sums the squares of each tap. The nine taps of a filter are neighbours in memory.
 template <int kBytes>
 struct MeasureTaps {
   template <typename T>
@@ -74,13 +74,15 @@ struct MeasureTaps {
   }
 };
 
-// A hash of words, a step for each, in lanes of their own. No two words give a lane the same state,
-// and a high bit that changes reaches the low ones: to change two of them does not undo itself.
+// Hashes 32-bit words, one step for each word, with a separate state in each lane. Two different
+// words never lead from one state to the same next state. A change of a high bit reaches the low
+// bits, so a second change of it does not undo the first.
 template <int kBytes>
 struct HashWords {
-  // Halves may lie at any even address.
+  // `from` has the alignment of a half type.
   static ATROUSX_ALWAYS_INLINE void run(const char* from, int64_t count, uint64_t* hash) {
-    constexpr int kLanes = 16, kChains = 4;  // whatever the vectors
+    constexpr int kLanes = 16,
+                  kChains = 4;  // not the CPU's vector width, so that all CPUs give the same hash
     using Words = LanesAt<uint32_t, kLanes, 1>;
     Words states[kChains];
     for (int c = 0; c < kChains; ++c) states[c] = Words{} + (0x9e3779b9u + 0x85ebca6bu * c);
@@ -107,7 +109,7 @@ struct HashWords {
   }
 };
 
-// The tensor itself where its elements fill a stretch of memory, in whatever order.
+// The tensor itself if its elements fill a block of memory, in any order; else a contiguous copy.
 Tensor filling(const Tensor& t) {
   std::array<int, 4> dims{0, 1, 2, 3};
   std::sort(dims.begin(), dims.end(), [&](int a, int b) { return t.stride(a) < t.stride(b); });
@@ -138,7 +140,7 @@ Magnitudes measure(const Tensor& map) {
   return all;
 }
 
-// Of all filters, the sum of squares by tap.
+// Sums of squares by tap, over all filters.
 std::array<double, kTaps> measure_taps(const Tensor& weight) {
   const Tensor dense = torch::stable::contiguous(weight);
   const int64_t count = dense.numel(), pieces = ceil_div(count, kPiece);
@@ -161,13 +163,13 @@ std::array<double, kTaps> measure_taps(const Tensor& weight) {
 
 bool is_half(const Tensor& t) { return t.scalar_type() != ScalarType::Float; }
 
-// Neither near overflow, on the way or in a sum, nor near the numbers that have fewer bits.
+// Whether no number or sum is near overflow or near the subnormal numbers, which have fewer bits.
 bool in_range(const Magnitudes& m) {
   return std::isfinite(m.sum) && std::isfinite(m.squares) && m.largest <= 0x1p50 &&
          m.largest >= 0x1p-50;
 }
 
-// Whether filters may be transformed. taps(): their sums of squares by tap.
+// Whether filters may be transformed. taps() returns their sums of squares by tap.
 template <typename Taps>
 bool suit(const Magnitudes& m, bool half, const Taps& taps) {
   constexpr double kLeastShare = 1 / 8.0, kLeastTaps = 0.5;
@@ -190,7 +192,7 @@ bool winograd_suits_map(const Tensor& map, int64_t terms) {
   const Magnitudes m = measure(map);
   if (m.largest == 0 && m.sum == 0) return true;  // zeros are exact either way
   if (!in_range(m)) return false;
-  // Results of a half type are rounded to so few bits that nothing else is seen of this.
+  // Results of a half type are rounded so coarsely that the errors below do not show.
   if (is_half(map)) return true;
   const double peak = m.largest * m.largest * m.count / m.squares;
   return m.share() >= kLeastShare && peak <= kMostPeak * static_cast<double>(terms);
@@ -220,13 +222,14 @@ bool winograd_suits_taps(const TapMagnitudes& taps, int64_t filters, bool half) 
 
 namespace {
 
-// These operators have one kernel, for no device, and return no tensor.
+// These operators have one kernel, which is bound to no device, and return no tensor.
 void check_on_cpu(const Tensor& weight) {
   STD_TORCH_CHECK(weight.device().type() == torch::headeronly::DeviceType::CPU,
                   "weight must be on the CPU");
 }
 
-// No two weights are likely to have the same. It reads at the speed of memory.
+// A hash of the weight. Different weights are very unlikely to have the same. It reads at the speed
+// of memory.
 int64_t fingerprint_cpu(const Tensor& weight) {
   check_on_cpu(weight);
   const Tensor dense = weight.dim() == 4 ? filling(weight) : torch::stable::contiguous(weight);
@@ -238,7 +241,7 @@ int64_t fingerprint_cpu(const Tensor& weight) {
     const int64_t first = piece * kPiece;
     run_with_lanes<HashWords>(from + 4 * first, std::min(kPiece, words - first), &parts[piece]);
   });
-  uint32_t last = 0;  // of an odd number of halves
+  uint32_t last = 0;  // the last half, if their number is odd
   std::memcpy(&last, from + 4 * words, bytes % 4);
   parts[pieces] ^= last;
   uint64_t all = 0;

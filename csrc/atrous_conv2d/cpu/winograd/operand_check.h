@@ -1,7 +1,7 @@
-// What minimal filtering (winograd_plan.h) asks of the numbers it transforms. Its rounding errors
-// are relative to the largest source of a tile and the largest tap of a filter; those of a plain
-// sum are relative to each product. Where few products make a result, or where numbers are near the
-// ends of their range, a pass goes by its live taps.
+// The conditions that numbers must meet before minimal filtering (winograd_plan.h) transforms them.
+// Its rounding errors are relative to the largest source of a tile and the largest tap of a filter.
+// The errors of a plain sum are relative to each product. So a pass computes its live taps directly
+// if few products make a result, or if numbers are near the ends of their range.
 #pragma once
 
 #include <algorithm>
@@ -11,15 +11,16 @@
 
 namespace atrousx {
 
-// Whether minimal filtering may be chosen at all: not at precision "highest".
+// Whether minimal filtering may be chosen at all. Precision "highest" forbids it.
 bool winograd_allowed();
 
-// Whether a map may be transformed. terms: the products that make one result.
+// Whether a map may be transformed. terms: the number of products in one result.
 bool winograd_suits_map(const Tensor& map, int64_t terms);
-// Whether 3x3 filters, [K, C, 3, 3], may be.
+// Whether 3x3 filters, [K, C, 3, 3], may be transformed.
 bool winograd_suits_filters(const Tensor& weight);
 
-// Of |x|: the largest, the sum, and the sum of squares. A NaN or infinity makes the sum one, too.
+// The largest |x|, the sum of |x| and the sum of squares. If a number is NaN or infinite, so is the
+// sum.
 struct Magnitudes {
   double largest = 0, sum = 0, squares = 0, count = 0;
 
@@ -29,16 +30,17 @@ struct Magnitudes {
     squares += other.squares;
     count += other.count;
   }
-  // Which share of the numbers would make the same sums if they were equal and all others zero.
+  // The share of the numbers that would give the same sums if they were equal and all others zero.
   double share() const { return sum * sum / (count * squares); }
 };
 
-// The same of each tap of 3x3 filters.
+// The magnitudes of each tap of 3x3 filters.
 using TapMagnitudes = std::array<Magnitudes, 9>;
 
-// Of packed filters, [9, count] in float32: what their transform is about to read.
+// Measures packed filters, [9, count] in float32, just before they are transformed.
 TapMagnitudes measure_packed_taps(const float* taps, int64_t count);
-// Whether filters that measure so, of which zeros may be padding, may be transformed.
+// Whether filters with these magnitudes may be transformed. The packed taps may include zeros as
+// padding, so `filters` says how many filters there are.
 bool winograd_suits_taps(const TapMagnitudes& taps, int64_t filters, bool half);
 
 }  // namespace atrousx

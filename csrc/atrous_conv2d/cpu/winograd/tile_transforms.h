@@ -1,4 +1,4 @@
-// What minimal filtering makes of a tile's sources, of filters and of sums; see winograd_plan.h.
+// Transforms of a tile's sources, of filters and of sums, in two dimensions (winograd_plan.h).
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,8 @@ namespace atrousx {
 template <WinogradForm kForm>
 using FormConstant = std::integral_constant<WinogradForm, kForm>;
 
-// Calls f with the forms of both axes as FormConstants: of a half type's, or of float32's.
+// Calls f with the forms of both axes as FormConstants. kHalf chooses the forms of half types, else
+// those of float32.
 template <bool kHalf, typename F>
 void with_forms(const WinogradPoints& points, F&& f) {
   using enum WinogradForm;
@@ -50,16 +51,17 @@ void with_tiles(const WinogradTile& rows, const WinogradTile& columns, F&& f) {
   });
 }
 
-// Where a form's points lie, rows first; a tile has the first of either axis.
+// Where the points of a form lie, rows first. A tile with fewer points has the first ones of each
+// axis.
 struct TilePlanes {
-  int64_t row, column;  // from one point to the next
+  int64_t row, column;  // the distance from one point to the next
 
   constexpr int64_t offset(int i, int j) const { return i * row + j * column; }
 };
 
-// Some channels of tiles' pixels become [points, tiles, width]. offsets: of
-// each tile's pixels, rows first; negative where there is none, and zeros are read.
-// Axes says which pixels those are, and transforms along either axis.
+// Transforms some channels of the tiles' pixels to [points, tiles, width]. offsets: where the
+// pixels of each tile lie, rows first. A negative offset means padding, which is read as zero. Axes
+// defines the pixels of a tile along an axis and their transform.
 template <typename RowTile, typename ColumnTile, typename Axes>
 struct TransformTiles {
   static constexpr int kRows = RowTile::kPoints, kHigh = Axes::template kPixels<RowTile>;
@@ -72,8 +74,8 @@ struct TransformTiles {
                                           int64_t channels, int64_t width, TilePlanes planes,
                                           A* to) {
       constexpr int kLanes = kLanesIn<kBytes, A>;
-      constexpr int kAhead = 2;  // tiles: their pixels lie too far apart for the CPU to foresee
-      // Vectors of a cache line; each asks for its share of a later tile's.
+      constexpr int kAhead = 2;  // tiles; the CPU does not foresee pixels that lie so far apart
+      // Vectors of a cache line. Each vector prefetches its share of the pixels of a later tile.
       constexpr int kShares = 64 / (kLanes * static_cast<int>(sizeof(T)));
       constexpr int kPixels = kHigh * kWide;
       for (int64_t t = 0; t < tiles; ++t, offsets += kPixels, to += width) {
@@ -138,8 +140,8 @@ struct GradientAxes {
 template <typename Rows, typename Columns>
 using TransformGradients = TransformTiles<Rows, Columns, GradientAxes>;
 
-// Sums of tiles become rows of channels: the tile's destinations, rows
-// first, go to those that `rows` names.
+// Transforms the sums of tiles to rows of channels. The destinations of a tile, rows first, go to
+// the rows of `to` that `rows` names.
 template <typename RowTile, typename ColumnTile>
 struct TransformSums {
   static constexpr int kRows = RowTile::kPoints, kHigh = RowTile::kPixels;
@@ -181,7 +183,8 @@ struct TransformSums {
   };
 };
 
-// Filters [9 taps, channels, columns] become [points, channels, columns]; columns as above.
+// Transforms filters [9 taps, channels, columns] to [points, channels, columns]. count: channels
+// times columns.
 template <WinogradForm kRowForm, WinogradForm kColumnForm>
 struct TransformFilters {
   static constexpr int kRows = traits(kRowForm).filters;
@@ -223,7 +226,8 @@ struct TransformFilters {
   };
 };
 
-// In place, planes of points' gradients become those of the nine taps, the first nine.
+// Transforms the gradients of a filter's points in place, a plane for each point. The first nine
+// planes become the gradients of the nine taps.
 template <WinogradForm kRowForm, WinogradForm kColumnForm>
 struct TransformFilterGradients {
   static constexpr int kRows = traits(kRowForm).filters;

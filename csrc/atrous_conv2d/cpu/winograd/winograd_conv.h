@@ -1,10 +1,10 @@
 // Forward and grad-input of 3x3 filters without stride on the CPU by minimal filtering
 // (winograd_plan.h).
 //
-// One task owns some tiles and a few blocks of destination channels. It walks through the source
-// channels: it transforms a slab of them, multiplies these point by point, an indirect matrix
-// product each (microkernel.h), and transforms the sums back at the end. Transformed sources and
-// sums are about as large as the L2 cache; neither is ever whole in memory.
+// One task owns some tiles and a few blocks of destination channels. It goes through the source
+// channels slab by slab. It transforms a slab, multiplies point by point (each point is an indirect
+// matrix product, microkernel.h), and at the end transforms the sums back. Its transformed sources
+// and sums are about as large as the L2 cache. The transformed maps never exist as a whole.
 #pragma once
 
 #include <memory>
@@ -19,18 +19,18 @@
 
 namespace atrousx {
 
-// T: of the maps. What is transformed, multiplied and summed is of R's type.
+// T is the type of the maps. Transforms, products and sums use R's type.
 template <typename T, typename R>
 class CpuWinograd {
   using A = typename R::A;
   static constexpr bool kHalf = !std::is_same_v<T, A>;
-  static constexpr int64_t kTaskLanes = 150;    // register tiles of a task, over all points
-  static constexpr int64_t kLeastLanes = 14;    // the same where tasks are few
-  static constexpr int64_t kTaskColumns = 256;  // channels of a task, at most
+  static constexpr int64_t kTaskLanes = 150;    // register tiles per task, over all points
+  static constexpr int64_t kLeastLanes = 14;    // the same if there are few tasks
+  static constexpr int64_t kTaskColumns = 256;  // most channels per task
   static constexpr int64_t kFewChannels = 512, kFewest = 128;
 
  public:
-  // packed_weight: by WinogradWeight<R>(shape, points).
+  // packed_weight: packed by WinogradWeight<R>(shape, points).
   CpuWinograd(const GatherShape& shape, WinogradPoints points,
               std::shared_ptr<const A> packed_weight, const Epilogue<T>& epilogue, T* destination,
               const Strides4& destination_strides)
@@ -50,7 +50,7 @@ class CpuWinograd {
                      [&](int64_t a, int64_t b) { return filters_at(0, a) < filters_at(0, b); });
   }
 
-  // The steps of some images come in order, first to last.
+  // The caller passes the steps of a set of images in order, from first to last.
   void multiply(const GatherStep& step, const SourceView<T>& source) {
     if (step.first) plan(step);
     A* const sums = sums_->data();
@@ -66,8 +66,8 @@ class CpuWinograd {
   }
 
  private:
-  // Equal tiles of a task: [first, first + tiles) of these rows and columns, across the batch. They
-  // are the task's own from `begin` on.
+  // Equal tiles of a task: tiles [first, first + tiles) of these rows and columns, across the
+  // batch. Within the task they are numbered from `begin` on.
   struct Run {
     const WinogradTiles *rows, *columns;
     int64_t first, tiles, begin;
@@ -84,15 +84,16 @@ class CpuWinograd {
   }
 
   int64_t points() const { return row_points_ * column_points_; }
-  // Of a point's sums. A cache line more than is needed: planes a power of two apart would share
-  // few cache sets.
+  // Size of the sums of one point. It includes an extra cache line, because planes a power of two
+  // apart would share few cache sets.
   int64_t plane(const Task& task) const {
     return task.blocks * task.tiles * R::kColumns + kLine<A>;
   }
   TilePlanes planes(int64_t plane) const { return {column_points_ * plane, plane}; }
 
-  // Divides the work on a step's images among tasks, and makes room for what they sum and
-  // transform: a task's sums are kept from step to step, a worker's where there is but one.
+  // Divides the work on a step's images among tasks, and allocates memory for their sums and
+  // transforms. With several steps each task keeps its sums from step to step. With one step the
+  // sums belong to the worker.
   void plan(const GatherStep& step) {
     const int64_t wanted = 2 * torch::stable::get_num_threads();
     int64_t columns = kTaskColumns, lanes = kTaskLanes;
@@ -115,8 +116,8 @@ class CpuWinograd {
     scratch_.emplace(workers * scratch_size_);
   }
 
-  // Tasks of at most so many destination channels and register tiles; those that share filters come
-  // together.
+  // Makes tasks of at most `columns` destination channels and `lanes` register tiles. Tasks that
+  // share filters follow one another.
   void make_tasks(int64_t images, int64_t columns, int64_t lanes) {
     tasks_.clear();
     const std::vector<Run> runs = all_runs(images);
@@ -140,7 +141,8 @@ class CpuWinograd {
       }
   }
 
-  // All tiles. Columns to and fro: runs that have a point's filter then mostly are neighbours.
+  // All tiles. The order of the columns alternates, so that runs with a common point are mostly
+  // neighbours.
   std::vector<Run> all_runs(int64_t images) const {
     std::vector<Run> runs;
     int64_t begin = 0;
@@ -157,7 +159,7 @@ class CpuWinograd {
     return runs;
   }
 
-  // The task's tiles that have a point, as ranges of neighbours.
+  // The tiles of a task that have a point, as ranges of neighbours.
   static std::vector<std::array<int64_t, 2>> tiles_with(const Task& task, int row, int column) {
     std::vector<std::array<int64_t, 2>> ranges;
     for (const Run& run : task.runs) {
@@ -170,8 +172,9 @@ class CpuWinograd {
     return ranges;
   }
 
-  // Products of transformed numbers are larger than plain ones: longer sums in registers would
-  // round more than PyTorch's. More so where few sums are added, of pairs most.
+  // How many products are summed in registers. Products of transformed numbers are larger than
+  // plain ones, so longer sums would round more than PyTorch's. With few channels the sums must be
+  // shorter, with pairs the shortest.
   int64_t running() const {
     const bool pairs = weight_.points == WinogradPoints{WinogradForm::kPairs, WinogradForm::kPairs};
     const bool few = shape_.inner < kFewChannels;
@@ -179,7 +182,7 @@ class CpuWinograd {
     return (traits(weight_.points[0]).whole_phase && few) || shape_.inner <= kFewest ? 32 : 64;
   }
 
-  // sums += the products of the step's channels; scratch: [points, tiles, width].
+  // Adds the products of the step's channels to sums. scratch: [points, tiles, width].
   void add(const Task& task, const GatherStep& step, const SourceView<T>& source, A* scratch,
            A* sums) const {
     std::vector<std::vector<int64_t>> from;
@@ -216,7 +219,7 @@ class CpuWinograd {
     });
   }
 
-  // Where a block's filters of a slab begin, of a point.
+  // Where the filters of a slab and a point begin, within a block.
   int64_t filters_at(int64_t slab, int64_t point) const {
     const int64_t number = winograd_filter(row_of(point), column_of(point), weight_.points);
     return (slab * kSlab * weight_.count() + number * channels_of(slab)) * R::kColumns;
@@ -232,12 +235,12 @@ class CpuWinograd {
     int64_t first, count;
   };
 
-  // Lanes are tiles. Meanwhile the filters that follow are prefetched: the next block's, or those
-  // `after` them of the first.
+  // The lanes of the product are tiles. Meanwhile it prefetches the filters that follow: those of
+  // the next block or, after the last block, those at `after` in the first block.
   void multiply(const Task& task, const SegmentList& segments, const A* sources, int64_t width,
                 const TileRange& tiles, int64_t after,
                 A* sums) const {  // [blocks, task.tiles, kColumns]
-    // Lines as far apart as a slab's rows prefetch of each.
+    // A slab's product prefetches kSlab elements from each address, so addresses lie kSlab apart.
     constexpr auto& kLines = kEquallySpaced<kNextLanes<R>, kSlab>;
     const LanePieces pieces(tiles.count, R::kLanes);
     const A* const all = packed_weight_.get() + task.first_block * weight_.block_size();
@@ -257,11 +260,11 @@ class CpuWinograd {
     }
   }
 
-  // Where a task's destinations go, in the order of memory: neighbours in a row come together where
-  // channels are planes.
+  // Where the destinations of a task go, in memory order. In NCHW the neighbours in a row thus come
+  // together.
   struct Outputs {
     std::vector<int64_t> to, residual;
-    std::vector<int64_t> rows;  // of each tile's destinations, run after run, among these
+    std::vector<int64_t> rows;  // the index of each destination among these, tile after tile
   };
   Outputs outputs(const Task& task, int64_t first_image) const {
     const Strides4& added = finished_.epilogue.residual_strides;
@@ -315,11 +318,11 @@ class CpuWinograd {
   const WinogradWeight<R> weight_;
   const std::shared_ptr<const A> packed_weight_;
   const TapAxis rows_, columns_;
-  const int64_t row_points_, column_points_;  // of a largest tile
+  const int64_t row_points_, column_points_;  // of the largest tile
   const std::vector<WinogradTiles> row_tiles_, column_tiles_;
   const FinishedPixels<T> finished_;
-  std::vector<int64_t> order_;  // of the points: those that share a filter come together
-  // Of the images at hand.
+  std::vector<int64_t> order_;  // of points; those that share a filter follow one another
+  // For the current images.
   std::vector<Task> tasks_;
   int64_t task_sums_ = 0, scratch_size_ = 0;
   std::optional<Workspace<A>> sums_, scratch_;

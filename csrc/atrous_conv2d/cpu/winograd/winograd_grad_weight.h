@@ -1,8 +1,8 @@
-// Grad-weight of 3x3 filters without stride on the CPU by minimal filtering (winograd_plan.h): the
-// transpose of forward's product,
+// Grad-weight of 3x3 filters without stride on the CPU by minimal filtering (winograd_plan.h). It
+// is the transpose of the forward product:
 //   grad of a filter's point = sum over tiles of (transformed sources) x (transformed gradient)
-// Tiles are transformed anew for every task that reads them, some at a time, so that they stay in
-// the L2 cache: they would be several times as large as the maps.
+// Transformed maps would be several times as large as the maps. So every task transforms the tiles
+// that it reads itself, a few at a time, and these stay in the L2 cache.
 #pragma once
 
 #include <vector>
@@ -13,14 +13,14 @@
 
 namespace atrousx {
 
-// Input channels of a task of grad-weight.
+// Input channels of a grad-weight task.
 template <typename R>
 constexpr int kGradWeightSlab = 8 * R::kLanes;
 
 template <typename R>
 class WinogradGradWeight {
   using A = typename R::A;
-  static constexpr int64_t kTaskPoints = 768;  // tiles transformed at a time times their points
+  static constexpr int64_t kTaskPoints = 768;  // most points transformed at a time
 
  public:
   WinogradGradWeight(const GatherShape& forward, WinogradPoints points)
@@ -32,22 +32,22 @@ class WinogradGradWeight {
   }
 
   int64_t filters() const { return winograd_filters(points_); }
-  int64_t tiles() const {  // of an image
+  int64_t tiles() const {  // per image
     int64_t count = 0;
     for (const Group& group : groups_) count += group.tiles();
     return count;
   }
 
-  // What a task sums: some channels of a slab times some blocks of outputs.
+  // A task's share of the sums: some channels of a slab times some blocks of outputs.
   struct Part {
-    SourceView<A> lanes, columns;  // from its first channel and its first output on
-    int64_t width;                 // of a pixel of the slab
+    SourceView<A> lanes, columns;  // from the first channel and the first output on
+    int64_t width;                 // channels of a pixel in the slab
     int64_t channels, blocks;
-    int64_t filter_sums, block_sums;  // from one to the next
+    int64_t filter_sums, block_sums;  // the distance from one to the next
   };
 
-  // sums += the products of every point over tiles [first, last) of the images, which are numbered
-  // group by group.
+  // Adds to sums the products of every point over tiles [first, last) of the images. Tiles are
+  // numbered group by group.
   void add(const Part& part, int64_t images, int64_t first, int64_t last, A* sums) const {
     std::vector<A> sources, gradients;
     int64_t begin = 0;
@@ -60,7 +60,7 @@ class WinogradGradWeight {
     }
   }
 
-  // Sums of filters become those of taps: the first nine of them, `plane` numbers each.
+  // Transforms sums of filter points to sums of taps: the first nine, `plane` numbers each.
   void transform_back(A* sums, int64_t plane) const {
     with_forms<false>(points_, [&](auto rows, auto columns) {
       run_with_lanes<TransformFilterGradients<rows.value, columns.value>::template Loop>(sums,
@@ -80,7 +80,7 @@ class WinogradGradWeight {
 
   void add(const Part& part, const Group& group, int64_t first, int64_t tiles,
            std::vector<A>& sources, std::vector<A>& gradients, A* sums) const {
-    // A cache line more than is needed: planes a power of two apart would share few cache sets.
+    // An extra cache line, because planes a power of two apart would share few cache sets.
     const int64_t points = group.points(), source_plane = tiles * part.width + kLine<A>;
     const int64_t plane = tiles * R::kColumns + kLine<A>;
     sources.resize(points * source_plane);
@@ -109,7 +109,7 @@ class WinogradGradWeight {
     }
   }
 
-  // Lanes are channels, depth are tiles.
+  // The lanes are channels, the depth is tiles.
   static void multiply(const Part& part, const A* sources, const A* gradients, int64_t tiles,
                        A* sums) {  // [channels, kColumns]
     SegmentList segments{kRunning<A>};

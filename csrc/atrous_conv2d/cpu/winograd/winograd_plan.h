@@ -1,35 +1,36 @@
-// Minimal filtering (Winograd 1980; Lavin and Gray 2016, arXiv:1509.09308): 3x3 filters without
-// stride by fewer multiplications than they have live taps. How a map is divided for it, and when
-// that pays; without torch.
+// Minimal filtering (Winograd 1980; Lavin and Gray 2016, arXiv:1509.09308) computes 3x3 filters
+// without stride with fewer multiplications than they have live taps. This file says how a map is
+// divided for it, and when it pays. It does not need torch.
 //
-// Along an axis pixels that share taps lie the dilation apart: a dilated filter is a plain one on
-// every phase of the map. A phase is cut into tiles, whose sources x and filter g0 g1 g2 are
-// transformed to a few numbers each, its points, multiplied, and transformed to the destinations y:
+// Along an axis, pixels that share taps lie the dilation apart. So a dilated filter is a plain
+// filter on every phase of the map. A phase is cut into tiles. The sources x of a tile and the
+// filter g0 g1 g2 are each transformed to a few numbers, the points. The points are multiplied, and
+// the products m are transformed to the destinations y:
 //
-//   F(m, 3), m + 2 points   a tile of m pixels reads m + 2: the product of a polynomial of degree 2
-//     and one of degree m - 1, transposed, by the values at 0, infinity, 1, -1, 2, -2, in this
-//     order: the fewer pixels a tile has, the fewer of the filter's points it takes. m = 2:
+//   F(m, 3), m + 2 points   A tile of m pixels reads m + 2. This transposes the product of two
+//     polynomials, of degrees 2 and m - 1, by their values at 0, infinity, 1, -1, 2, -2, in this
+//     order. A tile with fewer pixels uses fewer of the filter's points. For m = 2:
 //     (x0 - x2) g0,  (x3 - x1) g2,  (x1 + x2) (g0 + g1 + g2) / 2,  (x2 - x1) (g0 - g1 + g2) / 2
 //     y0 = m0 + m2 + m3,  y1 = m2 - m3 + m1                            4 products for 6
-//   pairs, 3 points         phases of two pixels x0 x1, all else is padding
+//   pairs, 3 points         Phases of two pixels x0 x1; all else is padding.
 //     (x0 - x1) g1,  x1 (g1 + g2),  x0 (g0 + g1)
 //     y0 = m1 + m0,  y1 = m2 - m0                                      3 products for 4
-//     (x0 + x1, g2 - g1 and g0 - g1 would do, too, and round more where no x is negative)
-//   triples, 5 points       phases of three: y = (g1 + g2 S + (g0 - g2) L) x, where L x = (0, x0,
-//   x1)
-//     and S = L + its transpose has the eigenvalues 0, q, -q with q^2 = 2
+//     (x0 + x1, g2 - g1 and g0 - g1 would also work, but round more if no x is negative.)
+//   triples, 5 points       Phases of three: y = (g1 + g2 S + (g0 - g2) L) x, where
+//     L x = (0, x0, x1), and S = L + its transpose has the eigenvalues 0, q, -q with q^2 = 2.
 //     (x0 - x2) g1 / 2,  (x0 + q x1 + x2) (g1 + q g2) / 4,  (x0 - q x1 + x2) (g1 - q g2) / 4,
 //     x0 (g0 - g2),  x1 (g0 - g2)
 //     y0 = m0 + m1 + m2,  y1 = q (m1 - m2) + m3,  y2 = m1 + m2 - m0 + m4       5 products for 7
-//   quads, 7 points         phases of four, or of three and a zero, likewise: S has the eigenvalues
-//     f, f - 1, 1 - f, -f with f^2 = f + 1, and three points take g0 - g2     7 products for 10
+//   quads, 7 points         Phases of four, or of three and a zero, in the same way. S has the
+//     eigenvalues f, f - 1, 1 - f, -f with f^2 = f + 1. Three points use g0 - g2.
+//                                                                             7 products for 10
 //
-// A phase of fewer pixels has the first points of pairs and triples alone. In two dimensions
-// points multiply: a tile is a pair of tiles of the axes.
+// In pairs and triples, a phase with fewer pixels has only the first points. In two dimensions a
+// tile is a pair of tiles of the axes, and the numbers of points multiply.
 //
-// In float32 tiles of F(m, 3) have up to two pixels: more, with larger coefficients, would lose
-// accuracy. Maps of a half type lose nothing by them where numbers are
-// transformed and multiplied in float32: tiles have up to four.
+// In float32, tiles of F(m, 3) have at most two pixels. Larger tiles have larger coefficients and
+// would lose accuracy. For half types, transforms and products are in float32, so larger tiles lose
+// nothing. These have up to four pixels.
 #pragma once
 
 #include <algorithm>
@@ -42,26 +43,26 @@
 
 namespace atrousx {
 
-// The forms of tiles along an axis. A form's number, which operators and packed weights have, is
-// that of its largest tile's points.
+// The forms of tiles along an axis. A form's number is the number of points of its largest tile.
+// Operators and packed weights use it.
 enum class WinogradForm : int { kPairs = 3, kF2 = 4, kTriples = 5, kF4 = 6, kQuads = 7 };
 
-// What tells forms apart.
+// The properties of a form.
 struct WinogradTraits {
   WinogradForm form;
-  bool half;                      // of half types, or of float32
+  bool half;                      // for half types, else for float32
   bool whole_phase;               // a tile is a whole phase
-  bool mixes;                     // with another such form along the other axis
-  int least_pixels, most_pixels;  // of a tile
-  std::array<int, 5> points;      // of a tile of so many pixels
-  int filters;                    // a filter's numbers; the last points may share one
+  bool mixes;                     // may differ from the form along the other axis
+  int least_pixels, most_pixels;  // per tile
+  std::array<int, 5> points;      // by the number of a tile's pixels
+  int filters;                    // numbers of a transformed filter; the last points may share one
   int64_t least_channels;         // fewer are summed in too few pieces: whole phases would round
                                   // almost twice as much as PyTorch
   double filter_cost;             // of a filter's number, transformed or not, in products
 };
 
-// A tile of F(2, 3) has four points if it has one pixel, too: three would round more. Filters cost
-// more in half types, of which there are more numbers, and fewer products.
+// A tile of F(2, 3) with one pixel has four points, too, because three would round more. Filters
+// cost more for half types, which have more filter numbers and fewer products.
 constexpr std::array<WinogradTraits, 5> kWinogradForms{{
     {WinogradForm::kPairs, false, true, true, 1, 2, {0, 1, 3}, 3, 64, 40},
     {WinogradForm::kF2, false, false, true, 1, 2, {0, 4, 4}, 4, 32, 40},
@@ -100,14 +101,15 @@ struct WinogradTile {
   constexpr int sources() const { return traits(form).whole_phase ? pixels : pixels + 2; }
 };
 
-// Equal tiles along an axis, each by its first destination; the others lie a step apart, and
-// sources begin `offset` before it or, of whole phases, at it.
+// Equal tiles along an axis. `firsts` holds each tile's first destination; its other destinations
+// lie a step apart. Its first source is at the first destination plus `offset`. For a whole phase
+// both are the same.
 struct WinogradTiles {
   WinogradTile tile;
   std::vector<int64_t> firsts;
 };
 
-// The axis with its taps in the order of positive steps.
+// The axis with its taps in the order in which the step is positive.
 inline TapAxis without_mirror(TapAxis axis) {
   if (axis.step < 0) {
     axis.offset += 2 * axis.step;
@@ -116,7 +118,7 @@ inline TapAxis without_mirror(TapAxis axis) {
   return axis;
 }
 
-// Whether a form serves the axis.
+// Whether a form can be used on the axis.
 inline bool winograd_serves(const TapAxis& any, WinogradForm form) {
   const TapAxis axis = without_mirror(any);
   const WinogradTraits& own = traits(form);
@@ -131,7 +133,8 @@ inline bool winograd_serves(const TapAxis& any, WinogradForm form) {
 // The forms of both axes, rows first.
 using WinogradPoints = std::array<WinogradForm, 2>;
 
-// Forms by their numbers, or none where no tiles of a half type or of float32 have these.
+// The forms with these numbers, for half types or for float32. None if there are no such forms, or
+// if they cannot be combined.
 inline std::optional<WinogradPoints> points_by_numbers(int64_t rows, int64_t columns, bool half) {
   const WinogradTraits* found[2] = {};
   for (const WinogradTraits& own : kWinogradForms) {
@@ -143,7 +146,7 @@ inline std::optional<WinogradPoints> points_by_numbers(int64_t rows, int64_t col
   return WinogradPoints{found[0]->form, found[1]->form};
 }
 
-// Of a largest tile along an axis.
+// Points of the largest tile along an axis.
 constexpr int winograd_most_points(WinogradForm form) {
   return traits(form).points[traits(form).most_pixels];
 }
@@ -151,7 +154,7 @@ constexpr int winograd_most_points(WinogradForm form) {
 inline int64_t winograd_filters(const WinogradPoints& points) {
   return int64_t{traits(points[0]).filters} * traits(points[1]).filters;
 }
-// Which of them a tile's point takes.
+// Which number of a transformed filter a point of a tile is multiplied by.
 inline int64_t winograd_filter(int64_t row, int64_t column, const WinogradPoints& points) {
   const int64_t rows = traits(points[0]).filters, columns = traits(points[1]).filters;
   return std::min(row, rows - 1) * columns + std::min(column, columns - 1);
@@ -162,8 +165,8 @@ inline bool winograd_serves(const GatherShape& shape, const WinogradPoints& poin
          winograd_serves(shape.columns, points[1]);
 }
 
-// The tiles of an axis without mirror, the largest first: a phase has as many of those as fit, and
-// one for the rest.
+// The tiles of an axis without mirror, the largest first. A phase has as many largest tiles as fit,
+// and one smaller tile for the rest.
 inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, WinogradForm form) {
   const int64_t size = axis.destinations, step = axis.step, most = traits(form).most_pixels;
   std::vector<WinogradTiles> all;
@@ -180,15 +183,15 @@ inline std::vector<WinogradTiles> winograd_tiles(const TapAxis& axis, WinogradFo
   return all;
 }
 
-// Where some tiles of a batch read and write: tiles [first, first + count) of these rows and
-// columns, columns fastest.
+// Where some tiles of a batch read and write. They are tiles [first, first + count) of these rows
+// and columns; the column changes fastest.
 class WinogradOffsets {
  public:
   WinogradOffsets(const TapAxis& rows, const TapAxis& columns, const WinogradTiles& row_tiles,
                   const WinogradTiles& column_tiles, int64_t first, int64_t count)
       : rows_{rows, row_tiles}, columns_{columns, column_tiles}, first_(first), count_(count) {}
 
-  // Of each tile's sources, rows first; -1 in padding.
+  // Where the sources of each tile lie, rows first; -1 in padding.
   std::vector<int64_t> sources(const Strides4& strides) const {
     return offsets(strides, rows_.tiles.tile.sources(), columns_.tiles.tile.sources(),
                    [](const Axis& axis, int64_t first) {
@@ -199,7 +202,7 @@ class WinogradOffsets {
                      };
                    });
   }
-  // Of each tile's destinations, rows first.
+  // Where the destinations of each tile lie, rows first.
   std::vector<int64_t> destinations(const Strides4& strides) const {
     return offsets(strides, rows_.tiles.tile.pixels, columns_.tiles.tile.pixels,
                    [](const Axis& axis, int64_t first) {
@@ -216,8 +219,8 @@ class WinogradOffsets {
     int64_t count() const { return static_cast<int64_t>(tiles.firsts.size()); }
   };
 
-  // Of high x wide pixels of each tile; from(axis, first)(i): the i-th of them along an axis,
-  // negative if there is none.
+  // Offsets of high x wide pixels of each tile. from(axis, first)(i): the place of pixel i along an
+  // axis, or a negative number if there is no such pixel.
   template <typename F>
   std::vector<int64_t> offsets(const Strides4& strides, int high, int wide, F&& from) const {
     std::vector<int64_t> result;
@@ -238,8 +241,8 @@ class WinogradOffsets {
   const int64_t first_, count_;
 };
 
-// The points of all tiles along an axis: as winograd_tiles has them, without a list of them. Phases
-// have a pixel more up to the remainder of the axis by the step.
+// The number of points of all tiles along an axis, without making a list of the tiles. If the step
+// does not divide the axis, the first phases have one pixel more: as many phases as the remainder.
 inline int64_t winograd_products(const TapAxis& axis, WinogradForm form) {
   const int64_t most = traits(form).most_pixels;
   const auto of_phase = [&](int64_t pixels) {
@@ -258,27 +261,27 @@ inline int64_t live_products(const TapAxis& axis) {
   return products;
 }
 
-// What the rule weighs apart from sizes.
+// What the decision depends on besides sizes.
 struct WinogradCosts {
   bool half;    // maps are of a half type
-  double live;  // of a live product, in those of float32
+  double live;  // cost of a live product, relative to one in float32
   bool frozen;  // filters are transformed beforehand, not at every call
 };
 
-// Whether tiles of both forms may be had for a pass, and round as little as they should.
+// Whether a pass can use both forms, and has enough channels for them to round little.
 inline bool winograd_fits(const GatherShape& shape, const WinogradPoints& points, bool half) {
   for (const WinogradForm form : points)
     if (traits(form).half != half || shape.inner < traits(form).least_channels) return false;
   return winograd_serves(shape, points);
 }
 
-// The points by which a pass should go, or none where its live taps are the faster.
+// The forms that a pass should use, or none if its live taps are faster.
 inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
                                                    const WinogradCosts& costs) {
   using enum WinogradForm;
-  // Fewer channels, or outputs, do not outweigh the transforms of sources and sums.
+  // With fewer channels or outputs the transforms of sources and sums would cost too much.
   constexpr int64_t kLeastWidth = 32, kLeastFilters = 32 * 64;
-  constexpr double kMostShare = 0.75;  // of the live products' cost
+  constexpr double kMostShare = 0.75;  // of the cost of the live products
   const WinogradForm plain = costs.half ? kF4 : kF2;
   if (std::min(shape.outer, shape.inner) < kLeastWidth ||
       shape.outer * shape.inner < kLeastFilters || !winograd_serves(shape, {plain, plain}))
@@ -291,7 +294,7 @@ inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
                            static_cast<double>(costs.frozen ? 0 : winograd_filters(points));
     return static_cast<double>(shape.batch * products) + packing;
   };
-  // Pairs where they serve one axis, too; triples and quads where they serve both and cost less.
+  // Use pairs even if they fit only one axis. Use triples and quads if they fit both and cost less.
   WinogradPoints points{plain, plain};
   if (winograd_fits(shape, {kPairs, plain}, costs.half)) points[0] = kPairs;
   if (winograd_fits(shape, {plain, kPairs}, costs.half)) points[1] = kPairs;

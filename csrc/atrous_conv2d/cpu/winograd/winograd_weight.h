@@ -1,4 +1,5 @@
-// Filters transformed for minimal filtering (winograd_plan.h), packed for the CPU's products.
+// Filters transformed for minimal filtering (winograd_plan.h), packed for matrix products on the
+// CPU.
 #pragma once
 
 #include "atrous_conv2d/cpu/gemm/packed_weight.h"
@@ -7,7 +8,7 @@
 
 namespace atrousx {
 
-// The points by which a pass over maps of a dtype should go (winograd_plan.h), or none.
+// The forms that a pass over maps of a dtype should use (winograd_plan.h), or none.
 inline std::optional<WinogradPoints> winograd_points(const GatherShape& shape, ScalarType dtype,
                                                      bool frozen) {
   const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
@@ -16,8 +17,8 @@ inline std::optional<WinogradPoints> winograd_points(const GatherShape& shape, S
   return winograd_pays(shape, {half, pairs ? 0.5 : 1, frozen});
 }
 
-// The transformed filters as a gathering pass multiplies them: as PackedWeight, with points in the
-// place of taps.
+// The transformed filters in the layout that a gathering pass multiplies. It is that of
+// PackedWeight, with points in place of taps.
 template <typename R>
 struct WinogradWeight {
   using A = typename R::A;
@@ -34,18 +35,20 @@ struct WinogradWeight {
   int64_t count() const { return winograd_filters(points); }
   int64_t blocks() const { return filters.blocks(); }
   int64_t block_size() const { return count() * filters.inner * R::kColumns; }
-  int64_t size() const {  // up to a multiple of the forms' numbers
+  int64_t size() const {  // rounded up to a multiple of the product of the forms' numbers
     const int64_t numbers = form_number(points[0]) * form_number(points[1]);
     return ceil_div(blocks() * block_size(), numbers) * numbers;
   }
 
-  // to: size() of them, [points of rows, of columns, numbers]. Any strides.
+  // to: [points of rows, points of columns, numbers], size() elements. The weight may have any
+  // strides.
   template <typename T>
   void pack(const T* weight, const WeightStrides& strides, A* to) const {
     pack_each(weight, strides, to, [](int64_t, const A*, int64_t) {});
   }
 
-  // The same, and whether the filters suit: they are looked at where they are read anyway.
+  // Packs, and returns whether the filters may be transformed. The check reads them while they are
+  // packed.
   template <typename T>
   bool pack_suited(const T* weight, const WeightStrides& strides, A* to) const {
     std::vector<TapMagnitudes> parts(blocks() * ceil_div<int64_t>(filters.inner, kSlab));
@@ -59,7 +62,7 @@ struct WinogradWeight {
   }
 
  private:
-  // look(task, taps, count): the taps of a task, [9, count], before they are transformed.
+  // look(task, taps, count) sees the taps of a task, [9, count], before they are transformed.
   template <typename T, typename F>
   void pack_each(const T* weight, const WeightStrides& strides, A* to, const F& look) const {
     const int64_t slabs = ceil_div<int64_t>(filters.inner, kSlab);
