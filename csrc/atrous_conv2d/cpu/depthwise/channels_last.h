@@ -1,5 +1,5 @@
-// Depthwise forward and grad-input on the CPU in channels_last: the sums of a few vectors of
-// channels stay in registers over all live taps, so an element is written once.
+// Depthwise forward and grad-input on the CPU in channels_last. The sums of a few vectors of
+// channels stay in registers over all live taps, so each element is written once.
 #pragma once
 
 #include <limits>
@@ -18,28 +18,31 @@ inline int64_t rows_per_task(int64_t multiply_adds) {
   return max_of<int64_t>(1, kPerTask / max_of<int64_t>(1, multiply_adds));
 }
 
-// A live tap of a stretch of depthwise pixels: channels are neighbours, each with its own weight.
+// A live tap for some pixels of a row. Channels are neighbours in memory, and each has its own
+// weight.
 template <typename T, typename A>
 struct PixelTap {
   const T* source;   // [channels] of the first pixel
   const A* weights;  // [channels]
 };
 
-// Pixels that share their live taps, and how far apart they lie.
+// Pixels with the same live taps: their number, and the distance between their sources and between
+// the pixels.
 struct SpacedPixels {
   int64_t count, source_step, step;
 };
 
-// The line that the next row of destinations reads and none before it did, so many pixels of it for
-// each pixel of a run. Prefetched meanwhile, into L2: L1 is for what taps share.
+// The line that the next row of destinations reads for the first time, and how many of its pixels
+// to prefetch for each pixel of a run. They are prefetched into L2, because L1 is for data that
+// taps share.
 template <typename T>
 struct NextLine {
   const T* from;
   int64_t pixels;
 };
 
-// What direct sums begin with, and what they are raised to at their end. The residual of an
-// epilogue, and the ReLU behind that, they leave to a pass of their own (atrous_conv2d.cpp).
+// The first value of a direct sum, and the least value of the finished sum. A later pass adds an
+// epilogue's residual and applies the ReLU after it (atrous_conv2d.cpp).
 template <typename T>
 ATROUSX_ALWAYS_INLINE Accumulate<T> first_sum(const Epilogue<T>& epilogue, int64_t channel) {
   return epilogue.bias == nullptr ? Accumulate<T>(0)
@@ -56,10 +59,10 @@ ATROUSX_ALWAYS_INLINE Vector at_least(Vector v, Vector least) {
   return v < least ? least : v;
 }
 
-// out[p][c] = max(least_sum, bias[c] + sum over taps of weights[c] * source[p][c]). The sums
-// of four pixels' vectors stay in registers over all taps: a pixel is written once, and a weight is
-// loaded once for four. A kilobyte of channels at a time, so that pixels find in L1 what their
-// neighbours read.
+// out[p][c] = max(least_sum, bias[c] + sum over taps of weights[c] * source[p][c]). The sums of
+// four pixels stay in registers over all taps. So a pixel is written once, and a weight is loaded
+// once for four pixels. The loop takes a kilobyte of channels at a time, so that a pixel finds in
+// L1 what its neighbours have read.
 template <int kBytes>
 struct SumPixelTaps {
   template <typename T, typename A>
@@ -90,7 +93,8 @@ struct SumPixelTaps {
     T* out;
   };
 
-  // The last vector overlaps the one before it; fewer channels than one has make a shorter one.
+  // The last vector overlaps the one before it. If there are fewer channels than lanes, vectors are
+  // shorter.
   template <int kPixels, int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void sum(const Channels<T, A>& c, int64_t p) {
     if constexpr (kLanes > 1)
@@ -133,7 +137,7 @@ struct SumPixelTaps {
   }
 };
 
-// The weights of a depthwise pass as [KH, KW, groups].
+// Copies the weights of a depthwise pass to [KH, KW, groups].
 template <typename T, typename A>
 void weights_by_tap(const GatherShape& shape, const T* weight, const WeightStrides& ws, A* to) {
   for (int64_t kh = 0; kh < shape.rows.taps; ++kh)
@@ -142,8 +146,8 @@ void weights_by_tap(const GatherShape& shape, const T* weight, const WeightStrid
         *to++ = static_cast<A>(weight[c * ws.group + kh * ws.h + kw * ws.w]);
 }
 
-// The taps that are live at a class of pixels of row r, counted over the batch, and the last line
-// that they read.
+// The live taps for a class of pixels of row r, and the last line that they read. Rows are counted
+// over the batch.
 template <typename T, typename A>
 struct LiveTaps {
   std::vector<PixelTap<T, A>> taps;

@@ -1,8 +1,9 @@
-// Depthwise grad-weight on the CPU in channels_last: products of a row's pixels are summed in
-// registers, a few taps and vectors of channels at a time, then added to the sums of the task.
+// Depthwise grad-weight on the CPU in channels_last. The products of a row's pixels are summed in
+// registers, for a few taps and vectors of channels at a time. Then they are added to the sums of
+// the task.
 //
 // One task owns a chunk of channels and a part of the rows. Parts are added in order, and their
-// number depends on sizes alone: the same bits come out under any number of threads.
+// number depends on sizes alone. So the result has the same bits with any number of threads.
 #pragma once
 
 #include "atrous_conv2d/cpu/depthwise/channels_last.h"
@@ -31,7 +32,7 @@ struct SumTapProducts {
   }
 
  private:
-  // Channels from c on, by vectors of ever fewer lanes.
+  // Takes the channels from c on, with vectors of fewer and fewer lanes.
   template <int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void rest(const T* grad, const TapProduct<T, A>* taps, int64_t count,
                                          int64_t c, int64_t channels, SpacedPixels pixels) {
@@ -104,7 +105,7 @@ void grad_weight_pixels(const ConvGeometry& g,
                         T* grad_weight,        // [C, 1, KH, KW], any strides
                         const Strides4& strides) {
   using A = Accumulate<T>;
-  constexpr int64_t kChunk = 256;  // channels of a task
+  constexpr int64_t kChunk = 256;  // channels per task
   const GatherShape shape = g.forward();
   const auto classes = axis_classes(shape.columns);
   const int64_t rows = g.batch * g.out_h, taps = g.kernel_h * g.kernel_w;

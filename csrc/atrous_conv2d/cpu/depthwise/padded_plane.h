@@ -1,12 +1,13 @@
-// A plane packed for the depthwise passes in NCHW: a strip of its rows, widened to the accumulation
-// type, rows a pitch apart with zeros between them. A tap is then one distance for all columns of
-// all rows: beside the map it reads a zero, so rows have no borders and vectors run from one row
-// into the next. A map read with a stride is packed by phases, its pixels a stride apart, each a
-// map of its own; one that is written with a stride has such phases in the result.
+// A plane packed for the depthwise passes in NCHW. A strip of its rows is widened to the
+// accumulation type. Rows are stored a pitch apart, with zeros between them. So a tap is one
+// distance in memory for all columns of all rows. Beside the map it reads a zero, so no row needs
+// special borders, and vectors run from one row into the next. A map that is read with a stride is
+// packed by phases, whose pixels lie a stride apart. Each phase is a map of its own. A result that
+// is written with a stride is computed by phases in the same way.
 //
-// Zeros are multiplied this way. That changes no finite sum; what is not finite is summed again by
-// direct_conv.h, which reads no padding. So is, to begin with, what would hold more zeros than
-// data: the map between large paddings, few pixels of large strides.
+// Zeros are multiplied this way. This changes no finite sum. Sums that are not finite are computed
+// again by direct_conv.h, which reads no padding. It also computes planes that would hold many more
+// zeros than data: maps between large paddings, and few pixels of a large stride.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,8 @@
 
 namespace atrousx {
 
-// Any instruction set's vector: pitches are multiples of it, so that rows begin at whole vectors.
+// Pitches are multiples of the longest vector of any instruction set, so rows begin at whole
+// vectors.
 template <typename A>
 constexpr int64_t kPitchUnit = kLanesIn<64, A>;
 
@@ -31,7 +33,7 @@ constexpr int64_t whole_vectors(int64_t count) {
 struct PaddedPlane {
   int64_t rows, columns, row_stride, column_stride, pitch;
 
-  // Of these have pixels: a stride may be larger than the map.
+  // The phases that have pixels. A stride may be larger than the map.
   int64_t row_phases() const { return std::min(row_stride, rows); }
   int64_t column_phases() const { return std::min(column_stride, columns); }
   int64_t phase() const { return ceil_div(rows, row_stride) * pitch; }
@@ -40,7 +42,7 @@ struct PaddedPlane {
     return h % row_stride * column_phases() * phase() + h / row_stride * pitch;
   }
 
-  // Whether phases of a few pixels each, in vectors of their own, are not much larger than the map.
+  // Whether the phases, each padded to whole vectors, are not much larger than the map.
   template <typename A>
   bool is_dense() const {
     constexpr int64_t kMostZeros = 4;
@@ -48,8 +50,8 @@ struct PaddedPlane {
   }
 };
 
-// A tap that is live at some column: of the columns whose remainder by the divisor is `residue`,
-// number w reads column w + shift of a phase.
+// A tap that is live at some column. It belongs to the columns whose remainder by the divisor is
+// `residue`. Number w of these columns reads column w + shift of a phase.
 struct ColumnTap {
   int64_t tap, residue, phase, shift;
 };
@@ -57,10 +59,10 @@ struct ColumnTap {
 // How a pass reads the columns of padded planes.
 template <typename A>
 struct PaddedColumns {
-  std::vector<ColumnTap> taps;  // by residues
-  int64_t least = 0, most = 0;  // shifts, 0 among them
+  std::vector<ColumnTap> taps;  // in order of residues
+  int64_t least = 0, most = 0;  // range of the shifts; includes 0
   int64_t pitch;
-  bool dense;  // the columns at which taps are live are no small part of those that are multiplied
+  bool dense;  // live columns are a large enough share of those that are multiplied
 
   explicit PaddedColumns(const TapAxis& axis) {
     constexpr int64_t kMostZeros = 8;
@@ -79,7 +81,7 @@ struct PaddedColumns {
     }
     std::stable_sort(taps.begin(), taps.end(),
                      [](const ColumnTap& a, const ColumnTap& b) { return a.residue < b.residue; });
-    // A row's zeros lie between it and the next: to the right of the one, to the left of the other.
+    // The zeros between two rows are to the right of the first and to the left of the second.
     const int64_t columns = ceil_div(axis.sources, axis.scale);
     const int64_t wanted =
         std::max(columns - least, ceil_div(axis.destinations, axis.divisor) + most);
@@ -87,25 +89,26 @@ struct PaddedColumns {
     dense = pitch / kMostZeros * static_cast<int64_t>(taps.size()) <= live_columns;
   }
 
-  // Zeros in front of a plane and after it, where its first and last rows' taps and vectors end.
+  // Zeros before and after a plane, for the taps and vectors of its first and last rows.
   int64_t before() const { return whole_vectors<A>(-least); }
   int64_t after() const { return whole_vectors<A>(most) + kPitchUnit<A>; }
   int64_t space(const PaddedPlane& plane) const { return before() + plane.size() + after(); }
 };
 
-// Rows of a strip, for packed planes to stay in a core's L2 cache: the whole map if it may be, and
-// no fewer than a strip reads beyond its own. 0 where even that would be large.
+// Rows of a strip, such that packed planes stay in a core's L2 cache. This is the whole map if it
+// fits, and at least as many rows as a strip reads beyond its own. Returns 0 if even these are too
+// large.
 inline int64_t strip_rows(int64_t rows, int64_t halo, int64_t pitch) {
   constexpr int64_t kElements = 1 << 16, kMost = 1 << 20;
   if (halo > kMost / pitch) return 0;
   return std::min(rows, std::max({kElements / pitch, halo, int64_t{1}}));
 }
 
-// A worker's memory: zeros, from a cache line's beginning.
+// Memory of one worker, filled with zeros. It begins at a cache line.
 template <typename A>
 class PaddedMemory {
  public:
-  A* get(int64_t count) {  // the same count every time
+  A* get(int64_t count) {  // must be the same at every call
     constexpr int64_t kLine = 64;
     if (memory_.empty()) memory_.resize(count + kLine / sizeof(A), A(0));
     const auto begin = reinterpret_cast<uintptr_t>(memory_.data());
@@ -116,8 +119,8 @@ class PaddedMemory {
   std::vector<A> memory_;
 };
 
-// body(plane, worker) for every plane, neighbours by the same worker where there are many: what it
-// prefetches behind a plane is what it packs next.
+// Calls body(plane, worker) for every plane. If there are many planes, a worker takes neighbours,
+// because it prefetches the data after a plane and packs that next.
 template <typename F>
 void for_each_plane(int64_t planes, F&& body) {
   const int64_t run =
@@ -127,7 +130,7 @@ void for_each_plane(int64_t planes, F&& body) {
   });
 }
 
-// Into L2: L1 is the packed planes'.
+// Prefetches into L2, because L1 is for the packed planes.
 template <typename T>
 ATROUSX_ALWAYS_INLINE void prefetch_next(const T* from, int64_t count = 1) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -139,7 +142,7 @@ struct PackPlane {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const PaddedPlane& plane,
                                         const T* from,  // [rows, columns]
-                                        int64_t rows,   // of the strip, at most plane.rows
+                                        int64_t rows,   // rows of the strip, at most plane.rows
                                         A* packed) {
     for (int64_t phase = 0; phase < plane.row_phases(); ++phase) {
       A* to = packed + phase * plane.column_phases() * plane.phase();
@@ -176,7 +179,7 @@ struct PackPlane {
     }
   }
 
-  // The last vector overlaps the one before it; rows shorter than one have shorter ones.
+  // The last vector overlaps the one before it. Rows shorter than a vector use shorter vectors.
   template <int kLanes, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void widen(const T* from, int64_t count, A* to) {
     if constexpr (kLanes > 1)

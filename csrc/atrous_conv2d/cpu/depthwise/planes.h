@@ -1,9 +1,11 @@
-// Depthwise forward and grad-input on the CPU in NCHW: a strip of a plane is packed with zeros
-// beside its rows (padded_plane.h), then each row of the destination is summed in registers
-// over its live rows of taps, a few vectors at a time, and written once. In the grad-input of a
-// strided convolution columns of different remainders by the stride have different taps: each
-// remainder is summed by itself, and they are zipped as they are written. What follows a strip in
-// memory is prefetched meanwhile. One task owns a strip.
+// Depthwise forward and grad-input on the CPU in NCHW. One task owns a strip of a plane. It packs
+// the strip with zeros beside its rows (padded_plane.h). Then it sums each row of the destination
+// in registers over the live rows of taps, a few vectors at a time, and writes it once. Meanwhile
+// it prefetches the data after the strip in memory.
+//
+// In the grad-input of a strided convolution, columns with different remainders by the stride have
+// different taps. Each remainder is summed separately, and the results are interleaved when
+// written.
 #pragma once
 
 #include <array>
@@ -15,17 +17,17 @@
 
 namespace atrousx {
 
-// A live tap of some rows of a destination.
+// A live tap for some rows of a destination.
 template <typename A>
 struct RowTap {
   int64_t offset;  // in the packed plane, from the first line that a row reads
   A weight;
 };
 
-// What all strips have in common.
+// What all strips share.
 template <typename A>
 struct PlaneSums {
-  // Which class of rows a row belongs to, and the first line of the source that it reads.
+  // The class of a row, and the first line of the source that the row reads.
   struct Row {
     int64_t of, line;
   };
@@ -34,8 +36,8 @@ struct PlaneSums {
   PaddedColumns<A> columns;
   std::vector<AxisClass> classes;
   std::vector<Row> rows;
-  std::vector<int64_t> before;  // [residues + 1], the live taps of lesser residues
-  int64_t strip;                // rows of a plane that a task owns, 0: packing does not pay
+  std::vector<int64_t> before;  // [residues + 1], the number of live taps of smaller residues
+  int64_t strip;                // rows of a plane per task; 0 if packing does not pay
   PaddedPlane source;
 
   explicit PlaneSums(const GatherShape& s)
@@ -66,11 +68,11 @@ struct PlaneSums {
   }
   int64_t tap_lists() const { return static_cast<int64_t>(classes.size()) * shape.taps(); }
   int64_t residues() const { return std::min(shape.columns.divisor, shape.columns.destinations); }
-  // Elements of rows of single residues, where more than two are put together.
+  // Elements of the buffer for single residues, which is needed if there are more than two.
   int64_t apart() const { return residues() > 2 ? residues() * columns.pitch : 0; }
 };
 
-// The taps of a row for each residue, the last one's end after them.
+// Where the taps of a row begin for each residue, and where the last ones end.
 template <typename A, int kResidues>
 using RowTaps = std::array<const RowTap<A>*, kResidues + 1>;
 
@@ -146,7 +148,7 @@ struct SumPlaneTaps {
     return taps;
   }
 
-  // A row whose residues are summed one after the other, then put together.
+  // Sums the residues of a row one after another, then interleaves them.
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void sum_residues(const PlaneSums<A>& plan, const A* source,
                                                  const RowTap<A>* list, int64_t lines,
@@ -161,8 +163,8 @@ struct SumPlaneTaps {
     }
   }
 
-  // `width` columns of each residue. Vectors may run past the row: what they write there is written
-  // again by the next row's, and nothing is written from `end` on.
+  // Sums `width` columns of each residue. Vectors may write past the row; the next row overwrites
+  // this. Nothing is written from `end` on.
   template <int kResidues, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void sum_row(const A* source, const RowTaps<A, kResidues>& taps,
                                             const PlaneStrip<T, A>& strip, int64_t width, T* to,
@@ -222,7 +224,7 @@ struct SumPlaneTaps {
   }
 };
 
-// A plane's rows [first, end), without reading padding.
+// Sums a plane's rows [first, end) without reading padding.
 template <typename T, typename A>
 void sum_rows(const GatherShape& shape, const std::vector<TapSpan>& spans,
               const PlaneStrip<T, A>& strip) {
@@ -237,7 +239,7 @@ void sum_rows(const GatherShape& shape, const std::vector<TapSpan>& spans,
   }
 }
 
-// What a thread has for itself.
+// Memory of one thread.
 template <typename T, typename A>
 struct PlaneWorker {
   PaddedMemory<A> memory;
@@ -245,7 +247,7 @@ struct PlaneWorker {
   std::vector<T> apart;
   std::vector<A> weight;  // [KH, KW]
 
-  // Whether all of a filter is finite.
+  // Widens a filter. Returns whether all of its weights are finite.
   bool widen(const GatherShape& shape, const T* filter, const WeightStrides& ws) {
     weight.clear();
     A zero = 0;

@@ -1,11 +1,11 @@
-// Depthwise grad-weight on the CPU in NCHW, and that of narrow groups, for which every pair of a
-// gradient's and an input's plane is a depthwise one of its own.
+// Depthwise grad-weight on the CPU in NCHW. It also computes grad-weight of narrow groups: each
+// pair of a gradient plane and an input plane is treated as depthwise.
 //
-// Both planes are packed (padded_plane.h) with one pitch: a tap is a distance between them. The
-// rows of the input that share their live taps are one stretch of memory, on which three shifts of
-// the input times three rows of gradients are nine vectors of sums in registers: six loads serve
-// nine products. What follows the planes in memory is prefetched meanwhile. One task owns a pair,
-// so sums have a fixed order.
+// Both planes are packed with the same pitch (padded_plane.h), so a tap is a distance between them.
+// Input rows with the same live taps form one stretch of memory. On it, three shifts of the input
+// times three rows of gradients give nine vectors of sums in registers: six loads for nine
+// products. Meanwhile the data after the planes in memory is prefetched. One task owns a pair, so
+// its sums have a fixed order.
 #pragma once
 
 #include "atrous_conv2d/cpu/depthwise/padded_plane.h"
@@ -14,13 +14,13 @@
 
 namespace atrousx {
 
-// What all pairs of planes have in common.
+// What all pairs of planes share.
 template <typename A>
 struct PlaneProducts {
   ConvGeometry g;
   PaddedColumns<A> columns;
-  std::vector<AxisClass> rows;  // of the input, by the gradient's rows that touch them
-  int64_t strip;                // rows of the input packed at a time, 0: packing does not pay
+  std::vector<AxisClass> rows;  // of the input, classed by the rows of the gradient that touch them
+  int64_t strip;                // rows of the input packed at a time; 0 if packing does not pay
   PaddedPlane grad, source;
 
   explicit PlaneProducts(const ConvGeometry& geometry)
@@ -35,7 +35,7 @@ struct PlaneProducts {
     if (!source.is_dense<A>()) strip = 0;
   }
 
-  // Rows of the input from a gradient's first tap to its last.
+  // Rows of the input from the first tap of a gradient to its last.
   int64_t reach() const { return (g.kernel_h - 1) * g.dilation_h; }
 
   // The first row of gradients that touches rows [first, end), and the one after the last.
@@ -49,11 +49,11 @@ struct PlaneProducts {
   int64_t space() const { return sums() + grad.size() + columns.space(source); }
 };
 
-// Rows of an input's plane, and those of the gradient's that touch them, both packed.
+// Rows of an input plane and the rows of the gradient plane that touch them, both packed.
 template <typename T, typename A>
 struct PackedStrip {
   int64_t first, end, grad_first, grad_end;
-  const T *input, *grad_output;  // what follows them in memory, packed before long
+  const T *input, *grad_output;  // the data after them in memory, which is packed soon
   const A *source, *grads;       // packed
 };
 
@@ -61,11 +61,12 @@ template <int kBytes>
 struct SumPlaneProducts {
   // totals[kh][kw] = sum over images and pixels of grad_output * input.
   template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const PlaneProducts<A>* plan,
-                                        const T* grad_output,  // [N, K, OH, OW], of the pair's K
-                                        const T* input,        // [N, C, H, W], of the pair's C
-                                        A* memory,             // [plan->space()], zeros at first
-                                        A* totals)             // [KH, KW]
+  static ATROUSX_ALWAYS_INLINE void run(
+      const PlaneProducts<A>* plan,
+      const T* grad_output,  // [N, K, OH, OW], from the pair's output channel on
+      const T* input,        // [N, C, H, W], from the pair's input channel on
+      A* memory,             // [plan->space()], zeros at the first call
+      A* totals)             // [KH, KW]
   {
     const ConvGeometry& g = plan->g;
     A *sums = memory, *grads = sums + plan->sums();
@@ -101,7 +102,7 @@ struct SumPlaneProducts {
     }
   }
 
-  // A stretch of the input, and the gradients' rows that some taps match to it.
+  // A stretch of the input, and the rows of gradients that some taps match to it.
   template <typename T, typename A>
   struct Block {
     int64_t count;
@@ -112,8 +113,9 @@ struct SumPlaneProducts {
     const T *input, *grad_output;  // prefetched meanwhile
   };
 
-  // The products of a class's rows in a strip, a piece at a time: registers go to memory often
-  // enough for long sums to round little, and a piece's rows stay in L1 for all blocks of taps.
+  // Adds the products of a class's rows in a strip, a piece at a time. After each piece the
+  // registers are added to memory, so that long sums round little. A piece's rows stay in L1 for
+  // all blocks of taps.
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void add_rows(const PlaneProducts<A>& plan,
                                              const PackedStrip<T, A>& strip, const AxisClass& rows,
@@ -198,7 +200,7 @@ void grad_weight_planes(const ConvGeometry& g,
     const T* grad = grad_output + k * g.out_h * g.out_w;
     const T* from = input + (k / g.group_outputs() * channels + c) * g.height * g.width;
     std::vector<A> sums(g.kernel_h * g.kernel_w, A(0));
-    A zero = 0;  // NaN once a sum is not finite
+    A zero = 0;  // becomes NaN if a sum is not finite
     if (plan.strip > 0) {
       run_with_lanes<SumPlaneProducts>(&plan, grad, from, memory[worker].get(plan.space()),
                                        sums.data());

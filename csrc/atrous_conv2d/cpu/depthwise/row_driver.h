@@ -1,9 +1,8 @@
-// Which walks (row_kernel.h) a depthwise call in channels_last is made of, and in what
-// order.
+// Which walks (row_kernel.h) a depthwise call in channels_last consists of, and their order.
 //
-// A task's rows lie the dilation apart, too, and it goes through them with a part of the channels:
-// two of a row's three lines are then still in L2, whatever the dilation. The third is prefetched
-// while the row before is summed.
+// The rows of a task also lie the dilation apart. The task goes through them with a part of the
+// channels. So two of the three lines of a row are still in L2, whatever the dilation. The third is
+// prefetched while the row before is summed.
 #pragma once
 
 #include <vector>
@@ -13,19 +12,20 @@
 
 namespace atrousx {
 
-// The rows of an axis in an order in which those that lie `step` apart follow one another.
+// Row number i in an order in which rows that lie `step` apart follow one another.
 inline int64_t row_of_phase(int64_t i, int64_t rows, int64_t step) {
-  const int64_t least = rows / step, longer = rows % step;  // so many phases have a row more
+  const int64_t least = rows / step, longer = rows % step;  // `longer` phases have one row more
   const int64_t in_longer = longer * (least + 1);
   if (i < in_longer) return i % (least + 1) * step + i / (least + 1);
   return (i - in_longer) % least * step + longer + (i - in_longer) / least;
 }
 
-// All of a call that its tasks share.
+// What all tasks of a call share.
 template <typename T>
 class PixelWalks {
   using A = Accumulate<T>;
-  // Of a pixel. What a row of a task needs, four lines of 65 such pixels, fills a third of L2.
+  // Bytes of a pixel in a chunk. A row of a task needs four lines; with 65 pixels they fill a third
+  // of L2.
   static constexpr int64_t kChunkBytes = 1536;
 
  public:
@@ -45,16 +45,16 @@ class PixelWalks {
 
   static bool fit(const GatherShape& shape) {
     const auto unit = [](const TapAxis& axis) { return axis.scale == 1 && axis.divisor == 1; };
-    // A walk makes products at its ends that it drops, two of three where it has one destination.
-    // Conversions that it saves outweigh them.
+    // A walk also makes products at its ends that it drops: two of three if it has one destination.
+    // For half types the conversions that it saves outweigh them.
     const bool pays =
         sizeof(T) < sizeof(float) || shape.columns.destinations >= 5 * std::abs(shape.columns.step);
     return unit(shape.rows) && unit(shape.columns) && shape.columns.taps == 3 &&
            shape.rows.taps <= 3 && pays && shape.groups >= WalkWidth<T>(vector_bytes()).channels();
   }
 
-  // Images come one after the other: threads that went through one together would fault its fresh
-  // pages in together, and clear them twice.
+  // The order is image after image. If threads went through one image together, they would cause
+  // page faults on the same fresh pages and clear them twice.
   void run() const {
     const int64_t rows = shape_.rows.destinations;
     const int64_t work = shape_.columns.destinations * shape_.groups / chunks_ * shape_.taps();
@@ -82,12 +82,12 @@ class PixelWalks {
     return {first, end - first};
   }
   int64_t walks(const Chunk& chunk) const { return ceil_div(chunk.count, channels_); }
-  // The first channel of a walk; the last walk may overlap the one before it.
+  // The first channel of walk w. The last walk may overlap the one before it.
   int64_t walk(const Chunk& chunk, int64_t w) const {
     return chunk.first + min_of(w * channels_, chunk.count - channels_);
   }
 
-  // To [walks][taps and a bias][vectors][lanes].
+  // Packs weights and biases to [walks][taps and a bias][vectors][lanes].
   void pack(const Chunk& chunk, std::vector<A>& packed) const {
     packed.resize(walks(chunk) * (shape_.taps() + 1) * channels_);
     A* to = packed.data();
@@ -109,7 +109,7 @@ class PixelWalks {
     }
   }
 
-  // The row of the map that destination row `row` reads last, or -1.
+  // The last row of the map that destination row `row` reads, or -1.
   int64_t last_line(int64_t row) const {
     int64_t last = -1;
     for (int64_t kh = 0; kh < shape_.rows.taps; ++kh)
@@ -144,7 +144,7 @@ class PixelWalks {
   }
 
   const WalkWidth<T> width_{vector_bytes()};
-  const int64_t channels_ = width_.channels();  // of a walk
+  const int64_t channels_ = width_.channels();  // per walk
   const GatherShape& shape_;
   const T *source_, *weight_;
   const WeightStrides& ws_;

@@ -1,10 +1,11 @@
 // Depthwise forward and grad-input on the CPU in channels_last, for rows of three taps and unit
-// steps: what a pixel holds is loaded once a row for the three destinations that it is summed into.
+// steps. A row loads a pixel once for the three destinations that use it.
 //
-// A walk goes along the pixels of a row that lie the dilation apart, with a few channels, whose
-// weights stay in registers. At every step it adds what it finds to three sums, of the
-// destinations to which this is the first tap, the second and the third, and stores the last one: a
-// load and a third of a store for three multiply-adds where SumPixelTaps takes four loads.
+// A walk goes along the pixels of a row that lie the dilation apart, for a few channels. The
+// weights of these stay in registers. Each step adds the pixel's products to three sums: of the
+// destinations to which the pixel is the first, the second and the third tap. Then it stores the
+// sum that is complete. This takes one load and a third of a store for three multiply-adds;
+// SumPixelTaps takes four loads.
 #pragma once
 
 #include <vector>
@@ -15,14 +16,14 @@
 
 namespace atrousx {
 
-// What one load brings of T, and how it lies in vectors of the accumulation type: of a half type
-// the even elements and the odd ones, which takes no permutation.
+// The elements that one load reads, as vectors of the accumulation type. For a half type, one
+// vector has the even elements and one the odd ones, because this needs no permutation.
 template <typename T, int kLanes>
 struct Strip {
   using A = Accumulate<T>;
   using Vector = Lanes<A, kLanes>;
   static constexpr int kVectors = sizeof(A) / sizeof(T), kElements = kVectors * kLanes;
-  // Of a half type: two neighbours a lane, which begin wherever an element may.
+  // For a half type: two neighbours per lane, with the alignment of one element.
   using Pairs = LanesAt<uint32_t, kLanes, alignof(T)>;
 
   static ATROUSX_ALWAYS_INLINE void load(const T* from, Vector* to) {
@@ -42,8 +43,8 @@ struct Strip {
   }
 };
 
-// The channels of a walk: two vectors of them, or one where that fills half of the registers with
-// the weights of nine taps.
+// The channels of a walk: two vectors, or one if two and the weights of nine taps would need too
+// many registers. With one, the weights fill half of the registers.
 template <typename T>
 struct WalkWidth {
   int parts, vectors, lanes;  // strips, vectors of a strip, lanes of a vector
@@ -56,12 +57,12 @@ struct WalkWidth {
   constexpr int channels() const { return parts * vectors * lanes; }
 };
 
-// Destinations of a row that lie the dilation apart, and the steps at which there is a source: at
-// step j destination i finds the source of its tap j - i.
+// Destinations of a row that lie the dilation apart, and the steps at which there is a source. At
+// step j destination i reads the source for its tap j - i.
 struct Phase {
-  int64_t column, count;  // of destinations
-  int64_t source;         // the column of step 0, which may lie before the first
-  int64_t first, end;     // steps
+  int64_t column, count;  // of the destinations
+  int64_t source;         // column of the source at step 0; it may lie before the map
+  int64_t first, end;     // steps with a source
 };
 
 inline std::vector<Phase> phases_of(const TapAxis& axis) {
@@ -84,8 +85,8 @@ struct WalkRow {
   const T* source;  // [columns][all channels], of the first line with live taps
   T* out;           // [columns][all channels]
   int64_t channels, dilation;
-  int64_t live, line_step;  // lines with live taps, and how far apart they are
-  int64_t ahead;            // from the first of them to the line that the next row needs, too
+  int64_t live, line_step;  // number of lines with live taps, and the distance between them
+  int64_t ahead;            // from the first of these to the last line that the next row reads
   int64_t next_out;         // from the channels written to those that the next walk writes
   bool relu;
 };
@@ -126,7 +127,7 @@ struct WalkColumns {
     const WalkRow<T>& row_;
     const A* const bias_;
     Vector weights_[kLines][3][kVectors];
-    Vector sums_[3][kVectors];  // sums_[t]: of the destination to which the step's source is tap t
+    Vector sums_[3][kVectors];  // sums_[t]: the destination for which the step's source is tap t
 
    public:
     ATROUSX_ALWAYS_INLINE Sums(const WalkRow<T>& row, const WalkWeights<A>& weights)
@@ -138,7 +139,7 @@ struct WalkColumns {
                 load_raw<Vector>(weights.taps + ((r * 3 + t) * kVectors + v) * kLanes);
     }
 
-    // Sums of destinations before the first one and past the last are dropped.
+    // Goes along a phase. Sums of destinations before the first and after the last are dropped.
     ATROUSX_ALWAYS_INLINE void along(const Phase& phase) {
       const int64_t step = row_.dilation * row_.channels;
       const int64_t end = row_.live > 0 ? phase.end : 0, first = min_of(phase.first, end);
@@ -161,7 +162,7 @@ struct WalkColumns {
     }
 
    private:
-    // Steps without a source.
+    // Takes steps that have no source.
     ATROUSX_ALWAYS_INLINE void pass(T* out, int64_t j, int64_t end, int64_t step) {
       for (; j < end; ++j) {
         if (j >= 2) store(out + j * step);
