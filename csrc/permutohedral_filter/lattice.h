@@ -1,5 +1,5 @@
-// The torch-facing side that the CPU and CUDA files share: the lattice as tensors, the checks that
-// keep a direct call of the operators within bounds, and the dispatch over value and index types.
+// Code with tensors that the CPU and CUDA files share: the lattice as tensors, the checks that keep
+// a direct call of the operators within bounds, and the dispatch over value and index types.
 #pragma once
 
 #include <tuple>
@@ -59,7 +59,7 @@ inline void check_grad_weights(const Tensor& grad_weights, const Tensor& rank) {
                   "grad_weights and rank (uint8) must be [N, P, D + 1]");
 }
 
-// words, strides and minima: the image's digit first, then one per feature.
+// words, strides and minima: first the digit of the image, then one digit per feature.
 inline KeyLayout make_key_layout(int dims, const std::vector<int64_t>& words,
                                  const std::vector<int64_t>& strides,
                                  const std::vector<int64_t>& minima) {
@@ -92,10 +92,10 @@ inline void check_keys(const Tensor& keys, const Tensor& steps) {
 // The lattice as _permutohedral_build returns it; contiguous.
 struct Lattice {
   Tensor corner_weights;   // [N P, D + 1] barycentric weights of the vertices around each point
-  Tensor corner_vertices;  // [N P, D + 1] those vertices
-  Tensor starts;           // [M + 1] entries of a vertex in the next two
+  Tensor corner_vertices;  // [N P, D + 1] these vertices
+  Tensor starts;           // [M + 1] where the entries of a vertex begin in the next two
   Tensor entry_points;     // [E] the points around each vertex, in increasing order
-  Tensor entry_weights;    // [E] their weights there
+  Tensor entry_weights;    // [E] the weights of the vertex at these points
   Tensor neighbours;       // [D + 1, 2, M] the vertices a step ahead and behind, or -1
 
   int64_t points() const { return corner_vertices.size(0); }
@@ -105,7 +105,8 @@ struct Lattice {
   ScalarType index_type() const { return corner_vertices.scalar_type(); }
 };
 
-// Shapes and types; what the indices are is for a device to look at, or its kernels to bear.
+// Checks shapes and types. The values of indices are checked by index_check.h on the CPU and by the
+// kernels on CUDA.
 inline void check_lattice(const Lattice& l) {
   STD_TORCH_CHECK(l.corner_vertices.dim() == 2 && l.corner_weights.dim() == 2 &&
                       l.neighbours.dim() == 3 && l.starts.dim() == 1 && l.entry_points.dim() == 1 &&

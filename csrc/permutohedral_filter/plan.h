@@ -1,5 +1,5 @@
 // Geometry of the permutohedral lattice, shared by host and device: the simplex that encloses a
-// point, how its vertices become sorted integer keys, and how a neighbour's key is found.
+// point, the sorted integer keys of its vertices, and the keys of neighbours.
 #pragma once
 
 #include <cmath>
@@ -12,16 +12,16 @@ namespace atrousx {
 
 constexpr int kMaxFeatures = 32;
 
-// Whether an index of a lattice is one of [0, count), which Index can count: a negative one is
-// large without its sign. Kernels ask this of every index that they read, since a direct call of an
-// operator may give any, and what a bad one points to is NaN.
+// Whether an index of a lattice is in [0, count). Index can represent count. A negative index
+// becomes large when its sign is ignored. Kernels check every index that they read, because a
+// direct call of an operator may pass any. A value at a bad index becomes NaN.
 template <typename Index>
 ATROUSX_HOST_DEVICE bool is_index(Index index, int64_t count) {
   using Unsigned = std::make_unsigned_t<Index>;
   return static_cast<Unsigned>(index) < static_cast<Unsigned>(count);
 }
 
-// The entries of a vertex: a run within all of them, or none.
+// The entries of a vertex: a range of all entries, or not valid.
 struct EntryRange {
   int64_t begin, end;
 
@@ -34,8 +34,8 @@ struct EntryRange {
   ATROUSX_HOST_DEVICE bool valid() const { return begin >= 0; }
 };
 
-// a * b rounded by itself. nvcc would fuse it with a following addition, and a vertex near the edge
-// of two simplices would then differ from the CPU's.
+// a * b, rounded before anything is added. nvcc would fuse it with a following addition. Then a
+// vertex near the edge of two simplices could differ from the CPU's.
 ATROUSX_HOST_DEVICE float rounded_product(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);
@@ -52,8 +52,8 @@ ATROUSX_HOST_DEVICE double rounded_product(double a, double b) {
 #endif
 }
 
-// The map of D features to D + 1 coordinates of zero sum. Its basis is orthogonal; the factors make
-// splat, blur and slice together a Gaussian of variance 1 in the features.
+// Maps D features to D + 1 coordinates of zero sum. Its basis is orthogonal. With these factors
+// splat, blur and slice together are a Gaussian of variance 1 in the features.
 template <typename A>
 struct Elevation {
   using HoldsNoAddress = void;
@@ -98,15 +98,16 @@ struct Elevation {
 };
 
 // Vertex k of the simplex around a point has the coordinates
-//   base[i] + k                when rank[i] <= D - k,
-//   base[i] + k - (D + 1)      otherwise,
-// where base has multiples of D + 1 that sum to zero, and rank orders the residuals, largest first.
+//   base[i] + k                if rank[i] <= D - k,
+//   base[i] + k - (D + 1)      otherwise.
+// The numbers in base are multiples of D + 1 that sum to zero. rank orders the residuals, largest
+// first.
 ATROUSX_HOST_DEVICE int64_t vertex_coordinate(int64_t base, int rank, int k, int dims) {
   return base + k - (rank > dims - k ? dims + 1 : 0);
 }
 
-// Coordinates stay within int32 with room for a neighbour's step; the Python side refuses larger
-// features, and the clamp below keeps a direct call of the operator within bounds.
+// Coordinates stay within int32, with room for a step to a neighbour. The Python side refuses
+// larger features. The clamp below keeps a direct call of the operator within bounds.
 constexpr int64_t kCoordinateLimit = int64_t{1} << 30;
 
 // Finds base, rank and barycentric weights from elevated coordinates; `weight` needs D + 2 entries.
@@ -117,21 +118,21 @@ ATROUSX_HOST_DEVICE void enclosing_simplex(const A* elevated, int dims, int32_t*
   const A limit = static_cast<A>(kCoordinateLimit / (dims + 1));
   int sum = 0;
   for (int i = 0; i <= dims; ++i) {
-    // The limit comes first so that NaN becomes it.
+    // The limit is the first argument, so that NaN becomes the limit.
     const A nearest = max_of(-limit, std::rint(rounded_product(elevated[i], down)));
     const int multiple = static_cast<int>(min_of(limit, nearest));
     base[i] = multiple * (dims + 1);
     sum += multiple;
     rank[i] = 0;
   }
-  // Of equal residuals the earlier coordinate ranks first.
+  // If residuals are equal, the earlier coordinate ranks first.
   for (int i = 0; i < dims; ++i)
     for (int j = i + 1; j <= dims; ++j) {
       const bool less =
           elevated[i] - static_cast<A>(base[i]) < elevated[j] - static_cast<A>(base[j]);
       ++rank[less ? i : j];
     }
-  // The multiples may miss the hyperplane of zero sum by a few steps: the coordinates with the
+  // The multiples may miss the hyperplane of zero sum by a few steps. Then the coordinates with the
   // extreme residuals step back.
   for (int i = 0; i <= dims; ++i) {
     rank[i] += min_of(max_of(sum, -(dims + 1)), dims + 1);
@@ -153,8 +154,9 @@ ATROUSX_HOST_DEVICE void enclosing_simplex(const A* elevated, int dims, int32_t*
   weight[0] += A(1) + weight[dims + 1];
 }
 
-// Below this magnitude a point is computed in its own type: float32 there gives pydensecrf's very
-// numbers. Above it pydensecrf's 16-bit keys overflow and float32 runs out of fraction bits.
+// Below this magnitude a point is computed in its own type. In float32 this gives exactly
+// pydensecrf's numbers. Above it pydensecrf's 16-bit keys overflow, and float32 has too few
+// fraction bits.
 constexpr double kWideCoordinate = 32768.0;
 
 template <typename T>
@@ -180,7 +182,7 @@ ATROUSX_HOST_DEVICE void store_simplex(const A* elevated, int dims, int32_t* bas
   }
 }
 
-// One point: D features `stride` apart -> base [D + 1], rank [D + 1], weight [D + 1].
+// Embeds one point: D features, `stride` apart -> base [D + 1], rank [D + 1], weight [D + 1].
 template <typename T>
 ATROUSX_HOST_DEVICE void embed_point(const EmbeddingPlan<T>& plan, const T* features,
                                      int64_t stride, int32_t* base, uint8_t* rank, T* weight) {
@@ -193,8 +195,8 @@ ATROUSX_HOST_DEVICE void embed_point(const EmbeddingPlan<T>& plan, const T* feat
   store_simplex(wide, dims, base, rank, weight);
 }
 
-// The gradient of a point's features from that of its weights: within a simplex the weights are
-// linear in the features. A rank above D, which no simplex has, gives NaN.
+// Computes the gradient of a point's features from that of its weights. Within a simplex the
+// weights are linear in the features. A rank above D, which no simplex has, gives NaN.
 template <typename T>
 ATROUSX_HOST_DEVICE void embed_point_backward(const Elevation<T>& elevation, const uint8_t* rank,
                                               const T* grad_weight, T* grad_features,
@@ -211,9 +213,10 @@ ATROUSX_HOST_DEVICE void embed_point_backward(const Elevation<T>& elevation, con
   elevation.transposed(grad_elevated, grad_features, stride);
 }
 
-// A vertex's key: its image and its first D coordinates (the last follows from the zero sum) as
-// digits of one or more 64-bit words. Digits have room for every neighbour, so a neighbour's key is
-// the key plus a constant, and sorted keys stay sorted when stepped.
+// A vertex's key has as digits its image and its first D coordinates; the last coordinate follows
+// from the zero sum. The digits lie in one or more 64-bit words. Digits have room for every
+// neighbour. So a neighbour's key is the key plus a constant, and sorted keys stay sorted when this
+// is added.
 struct KeyLayout {
   using HoldsNoAddress = void;
   int dims, words;
@@ -223,8 +226,8 @@ struct KeyLayout {
   int64_t minimum[kMaxFeatures];
 };
 
-// Word `w` of the key of vertex k around a point. Without signs, as the comparison below: a layout
-// or a step that no lattice has may overflow.
+// Word `w` of the key of vertex k around a point. The arithmetic is unsigned, here and in compare,
+// because an invalid layout or step may overflow.
 ATROUSX_HOST_DEVICE int64_t key_word(const KeyLayout& layout, int w, int64_t image,
                                      const int32_t* base, const uint8_t* rank, int k) {
   uint64_t key = w == 0 ? static_cast<uint64_t>(image) * layout.image_stride : 0;
@@ -241,7 +244,8 @@ struct SortedKeys {
   int64_t count;       // M
   int words;
 
-  // Compares key `i` with key `from` plus `sign` times `step` [words]: negative when it is smaller.
+  // Compares key `i` with key `from` plus `sign` times `step` [words]. Negative if key `i` is
+  // smaller.
   ATROUSX_HOST_DEVICE int compare(int64_t i, int64_t from, const int64_t* step, int sign) const {
     for (int w = 0; w < words; ++w) {
       const int64_t left = key[w * count + i];
@@ -266,7 +270,7 @@ struct SortedKeys {
   }
 };
 
-// What slicing multiplies by, which brings a point's response to itself near 1.
+// The factor of a slice. It brings a point's response to itself near 1.
 template <typename A>
 ATROUSX_HOST_DEVICE A slice_scale(int dims) {
   A power = A(1);

@@ -1,8 +1,8 @@
 // The lattice of a batch of images on the CPU: simplices, vertices, compressed rows, neighbours.
 //
-// Tasks are classes of corners of one image (vertex_sort.h). Vertices are numbered in the order in
-// which points meet them, point after point and corner after corner, so the vertices of nearby
-// points are near in memory; nothing depends on the number of threads.
+// A task is a class of corners of one image (vertex_sort.h). Vertices are numbered in the order in
+// which points meet them: point after point, and corner after corner. So the vertices of nearby
+// points are near in memory. The result does not depend on the number of threads.
 #include <algorithm>
 #include <cstring>
 
@@ -30,7 +30,7 @@ void embed(const Tensor& features, const Simplices<T>& out) {
     });
 }
 
-// The least and largest of `points` multiples of each of D coordinates, `rows` apart.
+// The least and the largest of `points` multiples of each of D coordinates, which lie `rows` apart.
 struct Ranges {
   static ATROUSX_ALWAYS_INLINE void run(const int32_t* multiple, int64_t rows, int64_t points,
                                         int dims, int32_t* least, int32_t* most) {
@@ -60,7 +60,7 @@ struct Assembly {
   int64_t first_point(int64_t task) const { return task / width() * points; }
   const ClassKeys& layout(int64_t task) const { return keys[task / width()]; }
 
-  // f(class, task) for the classes of all images; a task's corner k is task % width()
+  // Calls f(class, task) for the classes of all images. The corner k of a task is task % width().
   template <typename F>
   void each_class(const F& f) {
     parallel_for(0, images * width(), 1, [&](int64_t begin, int64_t end) {
@@ -93,13 +93,13 @@ struct Assembly {
     });
   }
 
-  // The first corner that meets vertex m of a class.
+  // The first corner that has vertex m of a class.
   int64_t first_corner(const VertexClass<Index>& c, int64_t task, int64_t m) const {
     const auto point = static_cast<int64_t>(c.entries[c.begins[m]] & layout(task).point_mask());
     return (first_point(task) + point) * width() + task % width();
   }
 
-  // corner_vertices [N P, D + 1]: the vertex's number in the first corner that meets it
+  // corner_vertices [N P, D + 1]: only the first corner of each vertex gets the vertex's number.
   void number(Index* corner_vertices) {
     const Workspace<uint8_t> marked(corners());
     const int64_t blocks = ceil_div(corners(), kCornersPerTask);
@@ -130,8 +130,8 @@ struct Assembly {
     });
   }
 
-  // starts [M + 1], entry_points and entry_weights [E], corner_vertices [N P, D + 1] whole: vertex
-  // after vertex, whose points are near each other.
+  // Fills starts [M + 1], entry_points and entry_weights [E], and all of corner_vertices [N P, D +
+  // 1]. The order is vertex after vertex; the points of a vertex are near each other.
   void fill_rows(Index* starts, Index* entry_points, T* entry_weights, Index* corner_vertices) {
     struct Place {
       const uint64_t* entries;
@@ -182,7 +182,8 @@ struct Assembly {
     });
   }
 
-  // Both classes are sorted, and stay so when stepped: they are walked together, without branches.
+  // Both classes are sorted, and stay sorted when the step is added. So one loop without branches
+  // goes through both.
   void link_class(const ClassKeys& layout, const VertexClass<Index>& c,
                   const VertexClass<Index>& next, int k, int axis, Index* ahead) {
     const uint64_t step = layout.step(0, k, axis);

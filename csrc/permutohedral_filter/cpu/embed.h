@@ -1,5 +1,5 @@
-// The simplices around points, for the CPU: one point a lane. The arithmetic is embed_point's in
-// plan.h, operation by operation, so the same vertices and weights result.
+// Finds the simplices around points on the CPU, with one point per lane. The arithmetic is that of
+// embed_point in plan.h, operation by operation, so vertices and weights are the same.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -7,7 +7,7 @@
 
 namespace atrousx {
 
-// Where the simplices of R points go.
+// The results for R points.
 template <typename T>
 struct Simplices {
   int32_t* multiple;  // [D + 1, R] base / (D + 1)
@@ -16,8 +16,8 @@ struct Simplices {
   int64_t rows;       // R
 };
 
-// One point by itself. Never inlined: among wider instructions its products would be fused with
-// their sums, and vertices would move.
+// Embeds one point. It is never inlined: in code for wider instruction sets its products would be
+// fused with sums, and vertices would change.
 template <typename T>
 [[gnu::noinline]] void embed_one(const EmbeddingPlan<T>& plan, const T* features, int64_t stride,
                                  const Simplices<T>& out, int64_t row) {
@@ -31,7 +31,7 @@ template <typename T>
   }
 }
 
-// D is kDims where that is not 0: its loops are then unrolled and its arrays are registers.
+// kDims is D, or 0 for any D. If it is not 0, loops are unrolled and arrays are registers.
 template <typename T, int kLanes, int kDims>
 struct LaneSimplex {
   using Vector = Lanes<T, kLanes>;
@@ -43,7 +43,7 @@ struct LaneSimplex {
   Vector elevated[kCoordinates], multiple[kCoordinates];
   Ints rank[kCoordinates];
 
-  // False where a point's coordinates are too large for T, or NaN.
+  // Returns false if a point's coordinates are too large for T, or NaN.
   ATROUSX_ALWAYS_INLINE bool elevate(const Elevation<T>& e, const T* features, int64_t stride) {
     Vector sum{};
     for (int j = dims; j > 0; --j) {
@@ -66,7 +66,7 @@ struct LaneSimplex {
   }
 
   ATROUSX_ALWAYS_INLINE void enclose() {
-    // What is added to this is rounded to an integer, to even.
+    // A sum with kRound is rounded to an integer, ties to even.
     constexpr T kRound = sizeof(T) == 8 ? T(6755399441055744.0) : T(12582912.0);
     const T down = T(1) / static_cast<T>(dims + 1);
     Vector total{};
@@ -77,7 +77,7 @@ struct LaneSimplex {
     }
     for (int i = 0; i < dims; ++i)
       for (int j = i + 1; j <= dims; ++j) {
-        const Ints less = (Ints)(residual(i) < residual(j));  // -1 where it is
+        const Ints less = (Ints)(residual(i) < residual(j));  // -1 if true
         rank[i] -= less;
         rank[j] += less + 1;
       }
@@ -90,7 +90,7 @@ struct LaneSimplex {
     }
   }
 
-  // weight[k] of each lane to weights[k * kLanes + lane]
+  // Writes weight[k] of each lane to weights[k * kLanes + lane].
   ATROUSX_ALWAYS_INLINE void weigh(T* weights) const {
     const T down = T(1) / static_cast<T>(dims + 1);
     Vector sorted[kCoordinates];  // parts of the coordinates, by rank
@@ -122,8 +122,8 @@ struct LaneSimplex {
   }
 };
 
-// The simplices around points [begin, end) of an image, `features` [D, stride]; point 0's are in
-// row `first`.
+// Embeds points [begin, end) of an image, `features` [D, stride]. The results of point 0 go to row
+// `first`.
 template <int kBytes>
 struct EmbedPoints {
   template <typename T, int kDims>

@@ -1,5 +1,6 @@
-// The indices of a lattice on the CPU: looked at in every call, since whoever calls an operator may
-// give any, or change them between two calls. One pass over memory that the call reads again.
+// Checks the indices of a lattice on the CPU. This is done in every call, because a caller may pass
+// any indices, or change them between two calls. It is one pass over memory that the call reads
+// again.
 #pragma once
 
 #include <atomic>
@@ -14,7 +15,7 @@ struct IndicesWithin {
   template <typename Index>
   static ATROUSX_ALWAYS_INLINE void run(const Index* indices, int64_t count, Index least, Index end,
                                         bool* within) {
-    // Without signs: what is below the least is above all others.
+    // Unsigned: numbers below `least` become larger than all others.
     using Unsigned = std::make_unsigned_t<Index>;
     Unsigned most = 0;
     for (int64_t i = 0; i < count; ++i)
@@ -34,7 +35,7 @@ struct IndicesAscend {
   }
 };
 
-// Whether Loop finds all of `count` indices to be so, a chunk a task.
+// Whether Loop returns true for all of `count` indices. A task takes a chunk of them.
 template <typename Loop, typename Index, typename... Args>
 bool all_indices(const Index* indices, int64_t count, Args... args) {
   constexpr int64_t kIndicesPerTask = 1 << 16;
@@ -63,7 +64,7 @@ void check_indices_as(const Lattice& l) {
                   "starts must ascend from 0 to the number of entries");
 }
 
-// Chains (splat_blur_slice.h) see to it that neighbours know each other.
+// Chains (splat_blur_slice.h) check that neighbours are mutual.
 inline void check_indices(const Lattice& l) {
   l.index_type() == ScalarType::Int ? check_indices_as<int32_t>(l) : check_indices_as<int64_t>(l);
 }

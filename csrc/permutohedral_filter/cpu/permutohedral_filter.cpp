@@ -1,7 +1,7 @@
 // CPU kernels, checks and registration of the permutohedral lattice.
 //
-// Values are rows of channels, one row per point or vertex: the inner loops run along a row, tasks
-// are runs of rows. A row is written by one task only, and summed in a fixed order.
+// Values are rows of channels, one row per point or vertex. Inner loops run along a row, and a task
+// is a range of rows. Each row is written by one task only, and summed in a fixed order.
 #include "permutohedral_filter/cpu/index_check.h"
 #include "permutohedral_filter/cpu/splat_blur_slice.h"
 
@@ -21,7 +21,8 @@ std::tuple<Tensor, Tensor, Tensor> embed_cpu(const Tensor& features) {
   dispatch_lattice_value(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto plan = EmbeddingPlan<T>::make(static_cast<int>(dims));
-    // Never run_best here: wider instruction sets would fuse products and move vertices.
+    // run_best must not be used here: wider instruction sets would fuse products, and vertices
+    // would change.
     parallel_for(0, images * points, row_grain(dims * dims), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* point = data<T>(source) + i / points * dims * points + i % points;
@@ -54,8 +55,8 @@ Tensor embed_backward_cpu(const Tensor& grad_weights, const Tensor& rank) {
   return grad_features;
 }
 
-// Word `w` of the keys of a point's D + 1 vertices. From one vertex to the next every coordinate
-// goes up by 1, but for the one whose rank comes next, which goes down by D.
+// Packs word `w` of the keys of a point's D + 1 vertices. From one vertex to the next every
+// coordinate grows by 1, except the one with the next rank, which falls by D.
 void pack_point(const KeyLayout& layout, int w, int64_t image, const int32_t* base,
                 const uint8_t* rank, int64_t* keys) {
   const int dims = layout.dims;
@@ -106,7 +107,7 @@ Tensor neighbours_cpu(const Tensor& keys, const Tensor& steps) {
     const int sign = line % 2 == 0 ? 1 : -1;
     int64_t* out = mutable_data<int64_t>(neighbours) + line * sorted.count;
     parallel_for(0, sorted.count, row_grain(1), [&](int64_t begin, int64_t end) {
-      // Stepped keys are sorted too: one search, then both sequences are walked together.
+      // Stepped keys are also sorted. So after one search both sequences are walked together.
       int64_t at = sorted.lower_bound(0, sorted.count, begin, step, sign);
       for (int64_t i = begin; i < end; ++i) {
         while (at < sorted.count && sorted.compare(at, i, step, sign) < 0) ++at;
@@ -134,7 +135,7 @@ struct CornerProductRows {
   }
 };
 
-// Blur(Splat(values)) -> [M, padded channels]
+// Returns Blur(Splat(values)) as [M, padded channels].
 template <typename T, typename Index>
 Tensor lifted(const Lattice& l, const Tensor& values, const T* splat_scale, bool transpose) {
   const int64_t channels = values.size(1), vectors = row_vectors<T>(channels);

@@ -1,10 +1,11 @@
-// Loops over rows of channels, for the CPU: splat, blur and slice. What they read lies scattered
-// over megabytes: each asks for its rows some steps before it reads them.
+// Loops over rows of channels on the CPU: splat, blur and slice. The rows that they read are
+// scattered over megabytes, so each loop prefetches a row some steps before it reads it.
 //
-// Values and vertices are rows of channels. A row is cut into vectors of 32 bytes, and up to four
-// of them stay in registers while a loop visits its rows; more channels are visited four vectors at
-// a time. Rows of vertices are padded to whole vectors. The lanes of the padding hold whatever lay
-// behind the values' rows: no lane looks at another, and nothing reads them.
+// Values and vertices are rows of channels. A row is cut into vectors of 32 bytes. Up to four
+// vectors stay in registers while a loop visits its rows; with more channels it visits them four
+// vectors at a time. Rows of vertices are padded to whole vectors. The padding holds whatever
+// follows the row of values in memory. This is harmless: lanes are independent, and nothing reads
+// the padding.
 #pragma once
 
 #include <vector>
@@ -64,8 +65,8 @@ ATROUSX_ALWAYS_INLINE void over_blocks(int64_t vectors, int64_t lanes, Args... a
   }
 }
 
-// Asks the caches for `vectors` vectors, of which it takes the first 256 bytes. Rows are multiples
-// of 32 bytes apart, as their memory is: one of whole cache lines may reach into another.
+// Prefetches `vectors` vectors, but at most 256 bytes. Rows begin at multiples of 32 bytes, so a
+// row of whole cache lines may reach into one more line.
 template <typename T>
 ATROUSX_ALWAYS_INLINE void prefetch_row(const T* row, int64_t vectors) {
   constexpr int64_t kLine = 64, kMost = 4 * kLine;
@@ -75,8 +76,8 @@ ATROUSX_ALWAYS_INLINE void prefetch_row(const T* row, int64_t vectors) {
   if (size % kLine == 0) __builtin_prefetch(bytes + size - 1);
 }
 
-// Rows of values, one a point. Whole vectors are read, so that a row's last reaches into the rows
-// behind it; the final rows are read from a copy that has room.
+// Rows of values, one per point. Whole vectors are read, so the last vector of a row reaches into
+// the rows after it. The final rows are read from a padded copy.
 template <typename T>
 struct PointRows {
   const T* rows;   // [P, stride]
@@ -88,7 +89,7 @@ struct PointRows {
   }
 };
 
-// What splatting reads and writes.
+// The operands of a splat.
 template <typename T, typename Index>
 struct Splat {
   PointRows<T> values;
@@ -98,7 +99,7 @@ struct Splat {
   T* lattice;                    // [M, padded channels]
 };
 
-// lattice[m] = sum of the points around vertex m
+// lattice[m] = weighted sum of the points around vertex m
 struct SplatRows {
   template <int kVectors, typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void block(int64_t lane, Splat<T, Index> splat, int64_t stride,
@@ -127,16 +128,17 @@ struct SplatRows {
   }
 };
 
-// The vertices linked along each axis, chain after chain; one without neighbours is in none. A
-// chain's last vertex m is written as ~m.
+// The vertices linked along each axis, chain after chain. A vertex without neighbours is in no
+// chain. The last vertex m of a chain is written as ~m.
 template <typename Index>
 struct Chains {
-  static constexpr int64_t kAhead = 12;  // vertex 0 so often behind an axis' last chain
+  static constexpr int64_t kAhead =
+      12;  // vertex 0 is repeated this often after the last chain of an axis
 
   std::vector<int64_t> counts;          // [D + 1]
   std::vector<Workspace<Index>> lists;  // [D + 1], counts + kAhead each
 
-  // Of checked indices (index_check.h).
+  // Needs checked indices (index_check.h).
   static Chains make(const Lattice& l) {
     const int64_t axes = l.dims() + 1, vertices = l.vertices();
     Chains chains;
@@ -158,13 +160,13 @@ struct Chains {
   static int64_t list(const Index* ahead, int64_t vertices, Workspace<Index>& out) {
     const Index* behind = ahead + vertices;
     out = Workspace<Index>(vertices + kAhead);
-    // The chains' first vertices are gathered without branches, at the end of the list.
+    // The first vertices of the chains are gathered without branches, at the end of the list.
     int64_t first = vertices, count = 0;
     for (int64_t m = vertices - 1; m >= 0; --m) {
       out[first - 1] = static_cast<Index>(m);
-      first -= (behind[m] & ~ahead[m]) < 0;  // of two comparisons a compiler makes a branch
+      first -= (behind[m] & ~ahead[m]) < 0;  // with two comparisons the compiler makes a branch
     }
-    // Where each vertex is behind the one ahead of it, chains share no vertex and come to an end.
+    // If each vertex is behind the one ahead of it, chains share no vertex and come to an end.
     for (; first < vertices; ++first) {
       for (Index at = out[first], next; at >= 0; at = next) {
         out[count++] = at;
@@ -178,8 +180,8 @@ struct Chains {
   }
 };
 
-// One axis, in place: lattice[m] += half of each neighbour's former value. A task owns the chains
-// that begin in [begin, end) of the list.
+// Blurs along one axis in place: lattice[m] += half of each neighbour's former value. A task owns
+// the chains that begin in [begin, end) of the list.
 struct BlurChains {
   template <int kVectors, typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void block(int64_t lane, const Index* chain, T* lattice,
@@ -197,7 +199,7 @@ struct BlurChains {
     here.load(row);
     for (int64_t i = begin; i < end; ++i) {
       prefetch_row(row_of(chain[i + Chains<Index>::kAhead]), kVectors);
-      T* next = row_of(chain[i + 1]);  // of the next chain where this one ends
+      T* next = row_of(chain[i + 1]);  // if this chain ends: the first of the next chain
       if (i + 1 < end) after.load(next);
       if (chain[i] >= 0) {
         for (int v = 0; v < kVectors; ++v)
@@ -222,7 +224,7 @@ struct BlurChains {
   }
 };
 
-// The rows around a point some points behind `point`.
+// Prefetches the rows around a point a few points after `point`.
 template <typename T, typename Index>
 ATROUSX_ALWAYS_INLINE void prefetch_corners(const T* lattice, int64_t stride, const Index* vertices,
                                             int64_t point, int64_t end, int dims, int64_t vectors) {
@@ -231,7 +233,7 @@ ATROUSX_ALWAYS_INLINE void prefetch_corners(const T* lattice, int64_t stride, co
   for (int k = 0; k <= dims; ++k) prefetch_row(lattice + soon[k] * stride, vectors);
 }
 
-// The vertices around one point, weighted.
+// Sums the vertices around one point, weighted.
 template <typename T, int kVectors, typename Index>
 ATROUSX_ALWAYS_INLINE void slice_block(const T* lattice, int64_t stride, const Index* vertex,
                                        const T* weight, T scale, int dims,
@@ -240,7 +242,7 @@ ATROUSX_ALWAYS_INLINE void slice_block(const T* lattice, int64_t stride, const I
   for (int k = 0; k <= dims; ++k) sum.add(scale * weight[k], lattice + vertex[k] * stride);
 }
 
-// What slicing reads and writes.
+// The operands of a slice.
 template <typename T, typename Index>
 struct Slice {
   const T* lattice;       // [M, padded channels]
@@ -252,7 +254,7 @@ struct Slice {
   int dims;
 };
 
-// output[p] = the vertices around point p, weighted
+// output[p] = weighted sum of the vertices around point p
 struct SliceRows {
   template <int kVectors, typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void block(int64_t lane, Slice<T, Index> slice, int64_t stride,
@@ -286,8 +288,9 @@ struct SliceRows {
   }
 
  private:
-  // How many rows of a task may be stored in whole vectors. These reach into the rows behind, which
-  // are written later: not at the task's end, nor where a block before this one has written them.
+  // How many rows of a task may be stored as whole vectors. These reach into the rows after them,
+  // so those must be written later. At the end of the task, or if an earlier block has already
+  // written the next rows, this is not allowed.
   static int64_t whole_rows(int64_t rows, int64_t lane, int64_t count, int64_t lanes) {
     if (count == lanes) return rows;
     if (lane != 0 || rows * count < lanes) return 0;
@@ -301,18 +304,18 @@ inline int64_t row_grain(int64_t row_elements) {
   return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, row_elements));
 }
 
-// Values on their way to a lattice.
+// The operands of a lift from points to the lattice.
 template <typename T>
 struct Lift {
   const T* values;  // [P, stride]
   int64_t stride, vectors;
-  const T* entry_weights;  // [E], what splatting multiplies by
-  const T* point_scale;    // [P], as well, or null
-  bool transpose;          // blurs along the axes in reverse
+  const T* entry_weights;  // [E], factors of the splat
+  const T* point_scale;    // [P], more factors, or null
+  bool transpose;          // blur along the axes in reverse order
   T* lattice;              // [M, padded channels]
 };
 
-// Splat, then blur axis by axis.
+// Splats, then blurs axis by axis.
 template <typename T, typename Index>
 void lift(const Lattice& l, const Chains<Index>& chains, const Lift<T>& given) {
   const auto& [values, stride, vectors, entry_weights, point_scale, transpose, lattice] = given;
@@ -340,7 +343,7 @@ void lift(const Lattice& l, const Chains<Index>& chains, const Lift<T>& given) {
   }
 }
 
-// A new tensor in large pages where it is large.
+// A new tensor. Large ones use large pages.
 inline Tensor empty_large(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
   const Tensor t = empty_like_of(like, size, dtype);
   prefer_huge_pages(t.mutable_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));

@@ -1,9 +1,9 @@
-// The vertices of one image that share their coordinates' remainder modulo D + 1, for the CPU:
-// keys, their order, the vertices they are.
+// For the CPU: the vertices of one image whose coordinates have the same remainder modulo D + 1,
+// with their keys and order.
 //
 // Corner k of every point is a vertex of remainder k. So the corners of an image fall into D + 1
-// classes of P corners that are sorted apart, with keys of the coordinates' quotients, a few bits
-// each; and a neighbour's key lies in the next class, at a constant distance.
+// classes of P corners, and each class is sorted separately. Keys are made of the quotients of the
+// coordinates, a few bits each. A neighbour's key is in the next class, at a constant distance.
 #pragma once
 
 #include <bit>
@@ -15,22 +15,23 @@
 
 namespace atrousx {
 
-// How quotients become digits of one or more words. Digits have room for a neighbour's step.
+// How quotients become digits of one or more words. Each digit has room for a step to a neighbour.
 struct ClassKeys {
   int dims, words = 1, point_bits, word_bits[kMaxFeatures];
   int word[kMaxFeatures];
   uint64_t stride[kMaxFeatures];
   int64_t minimum[kMaxFeatures];
 
-  // From the least and largest multiple of each coordinate. False where a digit alone is wider than
-  // what a point's number leaves of 64 bits.
+  // Makes the layout from the least and the largest multiple of each coordinate. Returns false if
+  // one digit and a point's number together need more than 63 bits.
   bool make(int dimensions, int64_t points, const int32_t* least, const int32_t* most) {
     dims = dimensions;
     point_bits = std::bit_width(static_cast<uint64_t>(points));
     words = 1;
     int used = 0;
     for (int i = 0; i < dims; ++i) {
-      // A quotient is a multiple or one less, a neighbour's one less or one more.
+      // A quotient is the multiple or one less. A neighbour's is at most one less or one more than
+      // that.
       minimum[i] = int64_t{least[i]} - 2;
       const auto extent = static_cast<uint64_t>(most[i] + 2 - minimum[i]);
       const int bits = std::bit_width(extent - 1);
@@ -48,8 +49,8 @@ struct ClassKeys {
 
   uint64_t point_mask() const { return (uint64_t{1} << point_bits) - 1; }
 
-  // What leads, in word `w`, from a vertex of class k to the next along an axis: there a coordinate
-  // goes up by D and the others down by 1, into class k - 1, or from class 0 to class D.
+  // The step in word `w` from a vertex of class k to the next vertex along an axis. One coordinate
+  // grows by D and the others fall by 1. This leads into class k - 1, or from class 0 into class D.
   uint64_t step(int w, int k, int axis) const {
     uint64_t sum = 0;
     for (int i = 0; i < dims; ++i)
@@ -58,7 +59,8 @@ struct ClassKeys {
   }
 };
 
-// Word `w` of the keys of points [0, count)'s corners k, above the points' numbers.
+// Packs word `w` of the keys of corner k of points [0, count). The points' numbers are the low
+// bits.
 struct PackClass {
   static ATROUSX_ALWAYS_INLINE void run(const ClassKeys* keys, int w, int k,
                                         const int32_t* multiple, const uint8_t* rank, int64_t rows,
@@ -82,8 +84,8 @@ struct PackClass {
   }
 };
 
-// Sorts by bits [low, high), keeping the order of equals. Returns which of the two holds the
-// result.
+// Sorts by bits [low, high), and keeps the order of equal ones. Returns the array, of the two, that
+// holds the result.
 inline uint64_t* radix_sort(uint64_t* from, uint64_t* to, int64_t count, int low, int high) {
   constexpr int kDigitBits = 11;
   const int passes = max_of(1, ceil_div(high - low, kDigitBits));
@@ -104,16 +106,16 @@ inline uint64_t* radix_sort(uint64_t* from, uint64_t* to, int64_t count, int low
   return from;
 }
 
-// The corners of one class of an image, sorted, and the vertices that they are.
+// The sorted corners of one class of an image, and their vertices.
 template <typename Index>
 struct VertexClass {
-  uint64_t* entries;         // [P] by key, then point: a word of the key over the point
+  uint64_t* entries;  // [P] sorted by key, then point: a word of the key above the point's number
   int64_t vertices = 0;      // M'
-  Workspace<Index> begins;   // [M' + 1] entries of a vertex
+  Workspace<Index> begins;   // [M' + 1] where the entries of a vertex begin
   Workspace<Index> number;   // [M'] the vertex's number in the lattice
-  Workspace<uint64_t> keys;  // [words, M' + 1], an end of all ones
+  Workspace<uint64_t> keys;  // [words, M' + 1]; the last key is all ones
 
-  // `memory` [words + 1, P] is overwritten.
+  // Overwrites `memory` [words + 1, P].
   void sort(const ClassKeys& layout, int k, const int32_t* multiple, const uint8_t* rank,
             int64_t rows, int64_t points, uint64_t* memory) {
     const uint64_t mask = layout.point_mask();
@@ -133,7 +135,7 @@ struct VertexClass {
   }
 
  private:
-  // given [words, P]: words in the points' order
+  // given [words, P]: the words in the order of the points
   void find_vertices(const ClassKeys& layout, const uint64_t* given, int64_t points) {
     const uint64_t mask = layout.point_mask();
     const auto word = [&](int w, int64_t i) {
