@@ -1,4 +1,4 @@
-// A term's tensors as the operator takes them, and the checks of a direct call.
+// The tensors of a term as the operator takes them, and the checks of a direct call.
 #pragma once
 
 #include "permutohedral_filter/lattice.h"
@@ -7,8 +7,8 @@ namespace atrousx {
 
 constexpr size_t kMeanFieldTermTensors = 9;
 
-// Its lattice's six, what splatting and slicing multiply by, the compatibility ([L, L], or the
-// diagonal of one, [L]); the last three may be empty.
+// The six tensors of a lattice, the factors of splat and slice, and the compatibility ([L, L], or
+// the diagonal of one, [L]). The last three may be empty.
 struct MeanFieldTensors {
   Lattice lattice;
   std::optional<Tensor> splat_scale, slice_scale, compatibility;
@@ -44,7 +44,7 @@ inline void check_iterations(int64_t iterations) {
                   kLargestStep);
 }
 
-// The terms of an operator's arguments, with one index dtype.
+// The terms in an operator's arguments. All must have the same index dtype.
 inline std::vector<MeanFieldTensors> mean_field_tensors(const Tensor& logits,
                                                         const std::vector<Tensor>& tensors,
                                                         const std::vector<double>& weights) {

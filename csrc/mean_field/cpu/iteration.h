@@ -1,24 +1,25 @@
-// An iteration of mean-field inference, and of its gradient, over rows of labels, for the CPU.
+// One iteration of mean-field inference, or of its gradient, over rows of labels on the CPU.
 #pragma once
 
 #include "mean_field/cpu/softmax_rows.h"
 
 namespace atrousx {
 
-// One Gaussian kernel of the energy, with Blur(Splat(Q)); in the gradient, with that of the slopes
-// through the transposed filter.
+// One Gaussian kernel of the energy. Its lattice holds Blur(Splat(Q)). In the gradient it holds the
+// slopes, splatted and blurred by the transposed filter.
 template <typename T, typename Index>
 struct MessageTerm {
   const T* lattice;         // [M, padded L]
   const Index* vertices;    // [N P, D + 1]
   const T* corner_weights;  // [N P, D + 1]
   const T* slice_scale;     // [N P] or null
-  const T* costs;           // [L, padded L], row: the label that is met; null is Potts'
+  const T* costs;           // [L, padded L], a row for each label that is met; null for Potts
   T weight;
   int dims;
 };
 
-// What an iteration starts from and makes of the messages, for row p: its probabilities,
+// How an iteration treats the row at `at`, before and after messages are added to it. This step
+// computes the probabilities of a point.
 template <typename T>
 struct SoftmaxStep {
   using Vector = typename RowVector<T>::type;
@@ -32,7 +33,7 @@ struct SoftmaxStep {
   }
 };
 
-// or the gradient of the logits that its probabilities came from.
+// This step computes the gradient of the logits that the probabilities came from.
 template <typename T>
 struct SlopeStep {
   using Vector = typename RowVector<T>::type;
@@ -60,7 +61,7 @@ struct RowUpdate {
 };
 
 struct UpdateRows {
-  // sum += factor * the filtered labels of one point. D is kDims where that is not 0.
+  // Adds to sum factor times the filtered labels of one point. kDims is D, or 0 for any D.
   template <int kDims, int kVectors, typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void add_filtered(const MessageTerm<T, Index>& term, int64_t lane,
                                                  int64_t stride, int64_t point, T factor,
@@ -89,8 +90,8 @@ struct UpdateRows {
     sum.store(row + lane);
   }
 
-  // The same for a whole row. A function, not a lambda: it is compiled for its caller's
-  // instructions.
+  // The same for a whole row. It is a function, because a lambda would not be compiled for the
+  // instruction set of its caller.
   template <int kVectors, typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void add_message(const MessageTerm<T, Index>* term, int64_t point,
                                                 T factor, int64_t vectors, T* row) {
@@ -101,7 +102,7 @@ struct UpdateRows {
       over_blocks<UpdateRows>(vectors, kLanes, term, vectors * kLanes, point, factor, row);
   }
 
-  // A row is kVectors vectors, which stay in registers, or, where that is 0, `vectors`.
+  // Updates a row. It has kVectors vectors, which stay in registers, or `vectors` if kVectors is 0.
   template <int kVectors, typename T, typename Index, typename Step>
   static ATROUSX_ALWAYS_INLINE void update(const RowUpdate<T, Index, Step>& u, int64_t point,
                                            T* row) {
@@ -112,8 +113,8 @@ struct UpdateRows {
     Vector* v = reinterpret_cast<Vector*>(row);
     u.step.begin(point * stride, v, vectors);
     for (const MessageTerm<T, Index>* term = u.terms; term != u.terms + u.count; ++term) {
-      // Potts: probabilities sum to one, so what unequal labels cost is a constant less what equal
-      // ones do, and softmax drops the constant.
+      // Potts: probabilities sum to one. So the cost of unequal labels is a constant minus that of
+      // equal labels, and softmax drops the constant.
       if (term->costs == nullptr) {
         add_message<kVectors>(term, point, term->weight, vectors, row);
         continue;

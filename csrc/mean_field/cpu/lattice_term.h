@@ -1,4 +1,4 @@
-// A term of the energy as the CPU's loops take it, and memory for its lattice.
+// A term of the energy for the CPU's loops, with the memory of its lattice.
 #pragma once
 
 #include "mean_field/cpu/iteration.h"
@@ -7,7 +7,7 @@
 
 namespace atrousx {
 
-// entry_weights times the points' scale, once for all iterations
+// Multiplies entry_weights by the scale of the points, once for all iterations.
 template <typename T, typename Index>
 Tensor scaled_entries(const Lattice& lattice, const std::optional<Tensor>& point_scale) {
   const Tensor& given = lattice.entry_weights;
@@ -24,8 +24,8 @@ Tensor scaled_entries(const Lattice& lattice, const std::optional<Tensor>& point
   return result;
 }
 
-// The compatibility [L, L], or its diagonal, in padded rows: a row is the label that is met, or,
-// transposed, the one that pays.
+// Copies the compatibility [L, L], or its diagonal, to padded rows. A row belongs to the label that
+// is met or, if transposed, to the label that pays.
 template <typename T>
 std::vector<T> padded_costs(const MeanFieldTensors& term, int64_t labels, int64_t stride,
                             bool transpose) {
@@ -40,7 +40,7 @@ std::vector<T> padded_costs(const MeanFieldTensors& term, int64_t labels, int64_
   return costs;
 }
 
-// With `transpose` all of it is: filter, scales and compatibility.
+// `transpose` transposes the filter, the scales and the compatibility.
 template <typename T, typename Index>
 struct CpuTerm {
   const MeanFieldTensors* tensors;
@@ -95,7 +95,7 @@ CpuTerms<T, Index> cpu_terms(const std::vector<MeanFieldTensors>& given,
   return terms;
 }
 
-// rows [count, padded labels] = step(messages), the terms' lattices being filled.
+// rows [count, padded labels] = step(messages). The lattices of the terms must be filled.
 template <typename T, typename Index, typename Step>
 void update_rows(const CpuTerms<T, Index>& terms, const Step& step, T* rows, int64_t count,
                  int64_t labels) {
@@ -111,7 +111,7 @@ void update_rows(const CpuTerms<T, Index>& terms, const Step& step, T* rows, int
   });
 }
 
-// rows of labels -> the shape of `like`, [N, L, P]
+// rows of labels -> [N, L, P], the shape of `like`
 template <typename T>
 Tensor finish_rows(const T* rows, const Tensor& like) {
   const int64_t images = like.size(0), labels = like.size(1), points = like.size(2);
@@ -124,7 +124,7 @@ Tensor finish_rows(const T* rows, const Tensor& like) {
   return output;
 }
 
-// The terms of an operator's arguments, their lattices' indices checked.
+// The terms in an operator's arguments, after a check of their lattices' indices.
 inline std::vector<MeanFieldTensors> checked_terms(const Tensor& logits,
                                                    const std::vector<Tensor>& tensors,
                                                    const std::vector<double>& weights) {
@@ -133,7 +133,7 @@ inline std::vector<MeanFieldTensors> checked_terms(const Tensor& logits,
   return terms;
 }
 
-// States are those of _mean_field_states for logits like `grad`.
+// Checks that the states can come from _mean_field_states for logits like `grad`.
 template <typename T>
 void check_states(const Tensor& states, const Tensor& grad) {
   STD_TORCH_CHECK(states.dim() == 3 && states.size(0) >= 1 && states.is_contiguous() &&

@@ -1,10 +1,10 @@
-// Mean-field inference of the dense CRF on the CPU, all iterations in one call.
+// Mean-field inference of the dense CRF on the CPU, with all iterations in one call.
 //
-// Labels are the channels of the permutohedral loops; rows of labels are padded to whole vectors
-// with log-probabilities of minus infinity, so that their probabilities are 0. An iteration splats
-// and blurs Q on each kernel's lattice, then visits each point once: it slices, subtracts the
-// messages from log P and takes the softmax, all in a row of Q, which it replaces where no gradient
-// is asked for.
+// Labels are the channels of the permutohedral loops. Rows of labels are padded to whole vectors.
+// The padding has log-probability minus infinity, so its probability is 0. An iteration splats and
+// blurs Q on each kernel's lattice. Then it visits each point once: it slices, subtracts the
+// messages from log P and takes the softmax, all in one row of Q. If no gradient is needed, this
+// row replaces the old one.
 #include "mean_field/cpu/lattice_term.h"
 
 namespace atrousx {
@@ -13,8 +13,8 @@ namespace {
 using torch::stable::contiguous;
 using torch::stable::parallel_for;
 
-// Q before and after each iteration, [iterations + 1, N P, padded labels]; without `keep` the last
-// alone.
+// Q before and after each iteration, [iterations + 1, N P, padded labels]. Without `keep` only the
+// last Q.
 template <typename T, typename Index>
 Tensor iterate(const Tensor& logits, const std::vector<MeanFieldTensors>& given,
                const std::vector<double>& weights, int64_t iterations, bool keep) {
@@ -37,7 +37,7 @@ Tensor iterate(const Tensor& logits, const std::vector<MeanFieldTensors>& given,
   return states;
 }
 
-// The last of the states as [N, L, P], and the states.
+// The last state as [N, L, P], and the states.
 std::tuple<Tensor, Tensor> infer(const Tensor& logits, const std::vector<Tensor>& tensors,
                                  const std::vector<double>& weights, int64_t iterations,
                                  bool keep) {

@@ -1,9 +1,9 @@
-// The gradient of mean-field inference on the CPU, all iterations in one call.
+// The gradient of mean-field inference on the CPU, with all iterations in one call.
 //
-// What an iteration does with probabilities and filters, its gradient does with slopes, the
-// gradients of the logits that the probabilities came from, and transposed filters: it splats and
-// blurs them on each kernel's lattice, then visits each point once. The parameters' gradients take
-// one more visit of each kernel, and those of its features one more lift.
+// It does with slopes and transposed filters what an iteration does with probabilities and filters.
+// Slopes are the gradients of the logits that the probabilities came from. It splats and blurs them
+// on each kernel's lattice, then visits each point once. The gradients of the parameters need one
+// more visit for each kernel. The gradients of its features also need one more lift.
 #include "mean_field/cpu/lattice_term.h"
 #include "mean_field/cpu/parameter_gradients.h"
 
@@ -14,7 +14,8 @@ using torch::stable::contiguous;
 using torch::stable::new_zeros;
 using torch::stable::parallel_for;
 
-// What one term's parameters need, summed over the iterations: see parameter_gradients.h.
+// The sums that the gradients of a term's parameters need, over all iterations
+// (parameter_gradients.h).
 template <typename T, typename Index>
 class TermGradient {
  public:
@@ -24,10 +25,11 @@ class TermGradient {
         rows_(backward.tensors->lattice.points()),
         energy_size_((backward.costs.empty() ? 1 : labels) * backward.lattice.size(1)) {}
 
-  // The term's lattice holds the slopes, that of `forward` Q; without it the corners are left out.
+  // The term's lattice holds the slopes, and that of `forward` holds Q. If `forward` is null, the
+  // gradients of corners are left out.
   void add(const CpuTerm<T, Index>* forward, const T* q, const T* slopes, bool of_energies,
            TermGradients<T> gradients) {
-    // A chunk of points has sums of its own, the same with any number of threads.
+    // Each chunk of points has its own sums, so they are the same with any number of threads.
     const int64_t chunk = std::max<int64_t>(kLeastChunk, (rows_ + kChunks - 1) / kChunks);
     const int64_t chunks = (rows_ + chunk - 1) / chunk;
     if (of_energies) energies_.resize(chunks * energy_size_, T(0));
@@ -44,7 +46,7 @@ class TermGradient {
     });
   }
 
-  // The energies [L, L] of all points.
+  // Sums the energies [L, L] of all points.
   void finish(T* energies) const {
     const int64_t size = energy_size_;
     for (int64_t at = 0; at < size; ++at) {
@@ -71,7 +73,7 @@ struct Gradients {
   Tensor logits;    // [N, L, P]
   Tensor energies;  // [terms, L, L], or empty
   Tensor corners;   // [sum of N P (D + 1)]
-  Tensor scales;    // [terms, 2, N P]: of splatting, of slicing
+  Tensor scales;    // [terms, 2, N P]: of splat, of slice
 };
 
 template <typename T, typename Index>

@@ -1,40 +1,39 @@
-// What an iteration gives to the gradients of a term's parameters, over rows of labels, for the
-// CPU.
+// What an iteration adds to the gradients of a term's parameters, over rows of labels on the CPU.
 //
-// With slopes s, the gradient of the logits that an iteration's probabilities came from, of its
-// message -w mu (F Q) and of the filter F = A S B (B splats, S blurs, A slices):
-//   energies += (F^T s) Q^T, of which the gradients of w and mu are made;
-//   corner k of point p is in A, with <-w mu^T s, (S B Q)[k]>, and in B, with
-//   <-w mu Q, (S^T A^T s)[k]>.
+// The slopes s are the gradient of the logits that an iteration's probabilities came from. The
+// message is -w mu (F Q), and the filter is F = A S B (B splats, S blurs, A slices). Then
+//   energies += (F^T s) Q^T, from which the gradients of w and mu are computed;
+//   corner k of point p += <-w mu^T s, (S B Q)[k]>, because its weight is in A,
+//                        + <-w mu Q, (S^T A^T s)[k]>, because its weight is in B.
 #pragma once
 
 #include "mean_field/cpu/iteration.h"
 
 namespace atrousx {
 
-// Sums over points, added to what is there; null where they are not asked for.
+// Sums over points. New terms are added to them. A null pointer means that they are not needed.
 template <typename T>
 struct TermGradients {
-  T* energies;  // [L, padded L], row: the label that pays; with Potts' costs the diagonal, one row
+  T* energies;  // [L, padded L], a row for each label that pays; for Potts the diagonal, one row
   T* corners;   // [N P, D + 1]
-  T* splat;     // [N P], of the scales
+  T* splat;     // [N P], gradients of the scales
   T* slice;     // [N P]
 };
 
-// A point's probabilities and slopes, and what is found for it.
+// The probabilities and slopes of a point, and its results.
 template <typename T>
 struct PointGradients {
   const T *q, *slopes;                    // rows
   T* filtered;                            // a row: F^T s
-  typename RowVector<T>::type* products;  // [D + 3], whose lanes are to be summed
+  typename RowVector<T>::type* products;  // [D + 3], lanes are summed later
   T slice_scale, splat_scale;
 };
 
-// A term's pass over rows of labels.
+// One pass of a term over rows of labels.
 template <typename T, typename Index>
 struct ParameterPass {
-  const MessageTerm<T, Index>* forward;   // whose lattice holds Q, or null
-  const MessageTerm<T, Index>* backward;  // whose lattice holds the slopes
+  const MessageTerm<T, Index>* forward;   // its lattice holds Q; may be null
+  const MessageTerm<T, Index>* backward;  // its lattice holds the slopes
   const T *q, *slopes;                    // [N P, padded L]
   T* filtered;                            // [ParameterRows::kPoints, padded L], scratch
   TermGradients<T> gradients;
@@ -44,10 +43,10 @@ struct ParameterPass {
 };
 
 struct ParameterRows {
-  static constexpr int64_t kPoints = 8;  // whose energies are summed at once
+  static constexpr int64_t kPoints = 8;  // points whose energies are summed at once
 
-  // The message -weight mu Q and its gradient -weight mu^T s; Potts' has the opposite sign. Side by
-  // side: each is a chain of dependent sums.
+  // Computes the message -weight mu Q and its gradient -weight mu^T s. For Potts both have the
+  // opposite sign. Both are computed in one loop, because each is a chain of dependent sums.
   template <int kVectors, typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void messages(const ParameterPass<T, Index>& pass,
                                              const PointGradients<T>& point, int64_t lane,
@@ -77,7 +76,7 @@ struct ParameterRows {
     sums += factor * product;
   }
 
-  // Some vectors of a point's row.
+  // Handles some vectors of a point's row.
   template <int kVectors, typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void block(int64_t lane, ParameterPass<T, Index> pass,
                                           PointGradients<T> point, int64_t at) {
@@ -109,7 +108,7 @@ struct ParameterRows {
     heard.store(point.filtered + lane);
   }
 
-  // to[i] = the sum of products[i]'s lanes; `to` has room for whole squares.
+  // to[i] = the sum of the lanes of products[i]; `to` has room for whole squares.
   template <typename T>
   static ATROUSX_ALWAYS_INLINE void sum_lanes(const typename RowVector<T>::type* products,
                                               int64_t count, T* to) {
@@ -140,7 +139,7 @@ struct ParameterRows {
     }
   };
 
-  // The energies of `count` filtered points from `first` on.
+  // Adds the energies of `count` filtered points from `first` on.
   template <typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void add_energies(const ParameterPass<T, Index>& pass, int64_t first,
                                                  int64_t count) {
@@ -152,8 +151,8 @@ struct ParameterRows {
       pass.gradients.energies[i % stride] += pass.filtered[i] * q[i];
   }
 
-  // Point p of a task that ends at `end`: what is filtered for it goes to `filtered`, a row, and
-  // its corners' and scales' gradients are added.
+  // Visits point p of a task that ends at `end`. Writes the filtered row to `filtered`, and adds
+  // the gradients of the point's corners and scales.
   template <typename T, typename Index>
   static ATROUSX_ALWAYS_INLINE void visit(const ParameterPass<T, Index>& pass, int64_t p,
                                           int64_t end, T* filtered) {

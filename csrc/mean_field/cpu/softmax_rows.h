@@ -1,7 +1,8 @@
-// Rows of labels, one a point, for the CPU: their softmax, and their way from [N, L, P] and back.
+// Rows of labels on the CPU, one row per point: their softmax, and their conversion from and to [N,
+// L, P].
 //
-// Rows are padded to whole vectors. Padding has a log-probability of minus infinity, so that its
-// probability is 0; its gradients are 0.
+// Rows are padded to whole vectors. The padding has log-probability minus infinity, so its
+// probability is 0. Its gradients are 0.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +14,9 @@
 
 namespace atrousx {
 
-// f joins the second vector to the first: here halves, then quarters, ... until every lane holds
-// what all lanes give. By reference: who returns vectors warns of their ABI.
+// f(a, b) combines b into a. This combines the halves of a vector, then quarters and so on, until
+// every lane holds the result for all lanes. f takes references, because compilers warn about the
+// ABI of functions that return vectors.
 template <int kStep, typename T, typename F, size_t... kLane>
 ATROUSX_ALWAYS_INLINE typename RowVector<T>::type over_lanes(typename RowVector<T>::type v,
                                                              const F& f,
@@ -46,7 +48,7 @@ ATROUSX_ALWAYS_INLINE typename RowVector<T>::type largest(const typename RowVect
   return over_lanes<T>(most, larger);
 }
 
-// In place; minus infinity becomes 0.
+// Takes the softmax in place. Minus infinity becomes 0.
 template <typename T>
 ATROUSX_ALWAYS_INLINE void softmax(typename RowVector<T>::type* v, int64_t vectors) {
   using Vector = typename RowVector<T>::type;
@@ -60,27 +62,27 @@ ATROUSX_ALWAYS_INLINE void softmax(typename RowVector<T>::type* v, int64_t vecto
   for (int64_t i = 0; i < vectors; ++i) v[i] *= scale;
 }
 
-// Maps [N, L, P] whose rows of labels are `vectors` vectors.
+// The sizes of maps [N, L, P], and the number of vectors in a row of labels.
 struct LabelMaps {
   int64_t labels, points, vectors;
 };
 
-// Between labels [L, P] of an image and rows of labels, by squares of kLanes points and labels. A
-// label's part of a tile is some cache lines long, which memory likes better than single ones far
-// apart.
+// Converts between the labels [L, P] of an image and rows of labels, in squares of kLanes points
+// and labels. A tile has some neighbouring cache lines of each label. This is faster than single
+// lines far apart.
 template <typename T>
 struct LabelSquares {
   using Vector = typename RowVector<T>::type;
   static constexpr int64_t kLanes = RowVector<T>::kLanes, kTile = 128;
 
-  // How many of the points [p, end) are transposed at once: whole squares within an image, or 0
-  // where there are too few.
+  // How many of the points [p, end) are transposed at once: whole squares within an image, or 0 if
+  // there are fewer points than a square has.
   static ATROUSX_ALWAYS_INLINE int64_t tile(int64_t p, int64_t end, int64_t points) {
     return std::min({kTile, end - p, points - p % points}) / kLanes * kLanes;
   }
 
-  // Points from p on of labels [N, L, P] -> their rows, the padding as given: how many were read,
-  // of those until `end`.
+  // Converts points from p on of labels [N, L, P] to rows with the given padding, but none from
+  // `end` on. Returns the number of points.
   static ATROUSX_ALWAYS_INLINE int64_t to_rows(const T* labels, LabelMaps maps, int64_t p,
                                                int64_t end, T padding, T* rows) {
     const int64_t count = maps.labels, points = maps.points, vectors = maps.vectors;
@@ -105,7 +107,7 @@ struct LabelSquares {
     return taken;
   }
 
-  // The same back.
+  // The inverse conversion.
   static ATROUSX_ALWAYS_INLINE int64_t to_labels(const T* rows, LabelMaps maps, int64_t p,
                                                  int64_t end, T* labels) {
     const int64_t count = maps.labels, points = maps.points, vectors = maps.vectors;
@@ -130,7 +132,7 @@ struct LabelSquares {
   }
 };
 
-// logits [N, L, P] -> log P, up to a constant per point, and Q = P: rows of labels
+// logits [N, L, P] -> rows of labels: log P, up to a constant per point, and Q = P
 struct StartRows {
   template <typename T>
   static ATROUSX_ALWAYS_INLINE void run(const T* logits, T* log_p, T* q, LabelMaps maps,
@@ -163,8 +165,8 @@ struct FinishRows {
   }
 };
 
-// The gradient of softmax in place of its result's gradient, summed over all uses of the logits:
-// v = q (v - <v, q>), total += v.
+// Replaces the gradient v of a softmax's result by the gradient of its logits, and adds it to the
+// total over all uses of the logits: v = q (v - <v, q>), total += v.
 template <typename T>
 ATROUSX_ALWAYS_INLINE void slope(typename RowVector<T>::type* v,
                                  const typename RowVector<T>::type* q,
@@ -179,14 +181,14 @@ ATROUSX_ALWAYS_INLINE void slope(typename RowVector<T>::type* v,
   }
 }
 
-// Gradients of logits: those of an iteration, and their sum over all.
+// Gradients of logits: those of one iteration, and the sum over all iterations.
 template <typename T>
 struct SlopeRows {
   T *slopes, *total;
 };
 
-// Gradient of Q [N, L, P] -> that of its logits: the next iteration's gradients replace the slopes
-// and add to the total.
+// Gradient of Q [N, L, P] -> gradient of its logits, in `slopes` and `total`. Each further
+// iteration replaces the slopes and adds to the total.
 struct StartSlopeRows {
   template <typename T>
   static ATROUSX_ALWAYS_INLINE void run(const T* grad, const T* q, SlopeRows<T> to, LabelMaps maps,
