@@ -1,4 +1,4 @@
-// Allocation of upsample_argmax's results, shared by the CPU and CUDA sides.
+// Allocates the results of upsample_argmax for the CPU and CUDA.
 #pragma once
 
 #include <tuple>
@@ -7,7 +7,8 @@
 
 namespace atrousx {
 
-// Labels [N, OH, OW], uint8 or int64, and the accumulation type's probabilities, empty if unwanted.
+// Labels [N, OH, OW], uint8 or int64, and probabilities in the accumulation type, empty if not
+// wanted.
 inline std::tuple<Tensor, Tensor> label_maps(const Tensor& logits, const Resampling& r,
                                              bool with_probability, bool narrow) {
   STD_TORCH_CHECK(r.channels > 0 && (!narrow || r.channels <= 256),

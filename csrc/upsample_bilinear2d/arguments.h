@@ -1,5 +1,6 @@
-// Torch-facing sizes and checks shared by the CPU and CUDA sides: they only keep a direct call of
-// torch.ops.atrousx.* from reading out of bounds; the Python wrapper has the messages.
+// Sizes and checks with torch tensors, shared by the CPU and CUDA. The checks only keep a direct
+// call of torch.ops.atrousx.* from reading out of bounds. The Python wrapper raises the helpful
+// messages.
 #pragma once
 
 #include "tensor.h"
@@ -7,7 +8,7 @@
 
 namespace atrousx {
 
-// What both directions need to know, whichever of the two maps is given.
+// The arguments that forward and backward share, whichever of the two maps is given.
 struct Resampling {
   int64_t batch, channels, height, width, out_height, out_width;
   bool align_corners;
@@ -34,7 +35,7 @@ struct Resampling {
   }
 
   std::array<int64_t, 4> input_size() const { return {batch, channels, height, width}; }
-  // Equal sizes copy, whatever the scale factors.
+  // Equal sizes mean a copy, whatever the scale factors.
   bool same_size() const { return height == out_height && width == out_width; }
   std::array<int64_t, 4> output_size() const { return {batch, channels, out_height, out_width}; }
 

@@ -1,5 +1,6 @@
 // Geometry of bilinear resampling along one axis, shared by host and device: which input samples an
-// output sample reads and, for the gather-form backward, which output samples read an input sample.
+// output sample reads, and which output samples read an input sample. The backward gathers by the
+// latter.
 #pragma once
 
 #include <cmath>
@@ -20,7 +21,7 @@ struct BilinearTap {
 // One axis of the resampling, in PyTorch's conventions (F.interpolate, mode="bilinear"):
 //   align_corners: x = o * (in - 1) / (out - 1)
 //   otherwise:     x = max(0, (o + 0.5) * scale - 0.5),  scale = in / out, or 1 / scale_factor
-// A is the accumulation type: PyTorch computes coordinates in it too, so ours are the same numbers.
+// A is the accumulation type. PyTorch also computes coordinates in it, so the numbers are the same.
 template <typename A>
 struct BilinearAxis {
   int64_t in, out;
@@ -30,7 +31,7 @@ struct BilinearAxis {
   static BilinearAxis make(int64_t in, int64_t out, bool align_corners,
                            std::optional<double> scale_factor) {
     A scale;
-    // Equal sizes copy whatever the scale factor was (1.2 of 3 pixels is 3), as in PyTorch.
+    // Equal sizes mean a copy, whatever the scale factor (1.2 of 3 pixels is 3), as in PyTorch.
     if (in == out)
       scale = A(1);
     else if (align_corners)
@@ -48,8 +49,9 @@ struct BilinearAxis {
   }
 
   ATROUSX_HOST_DEVICE BilinearTap<A> tap(int64_t o) const {
-    // A tiny scale factor takes x far past the map, to infinity even: it is brought back before it
-    // is an integer. In A the extent may have been rounded up, so the integer is, too.
+    // A tiny scale factor takes x far past the map, even to infinity. So x is limited before it
+    // becomes an integer. `in` may have been rounded up when converted to A, so the integer is
+    // limited, too.
     const A x = min_of(coordinate(o), static_cast<A>(in));
     const int64_t lower = min_of(static_cast<int64_t>(x), in - 1);
     const int64_t upper = min_of(lower + 1, in - 1);
@@ -63,15 +65,17 @@ struct BilinearAxis {
     return (t.lower == i ? A(1) - t.weight : A(0)) + (t.upper == i ? t.weight : A(0));
   }
 
-  // Every output that reads input i lies in [first, last); the ends may hold a few that do not, so
-  // that rounding in this inverse can never drop one. Outputs past either border clamp to it.
+  // Every output that reads input i lies in [first, last). The ends may include a few that do not,
+  // so that rounding in this inverse never drops one. Outputs past a border read the pixel at the
+  // border.
   struct Range {
     int64_t first, last;
   };
   ATROUSX_HOST_DEVICE Range readers(int64_t i) const {
     if (!(scale > A(0))) return {0, out};
     const A shift = align_corners ? A(0) : A(0.5);
-    // A huge scale factor takes these past the outputs: they must not become integers as they are.
+    // A huge scale factor takes these far past the outputs. So they are limited before they become
+    // integers.
     const A end = static_cast<A>(out);
     const A low = min_of((static_cast<A>(i) - A(1) + shift) / scale - shift, end);
     const A high = (static_cast<A>(i) + A(1) + shift) / scale - shift;

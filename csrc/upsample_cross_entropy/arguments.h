@@ -1,5 +1,5 @@
-// The torch-facing half of upsample_cross_entropy, the same on the CPU and on CUDA: checks,
-// allocation, the choice of types. A device adds `forward` and `backward`.
+// The part of upsample_cross_entropy that the CPU and CUDA share: checks, allocation, and the
+// choice of types. A device adds `forward` and `backward`.
 #pragma once
 
 #include <tuple>
@@ -45,7 +45,7 @@ struct LossArguments {
     return arguments;
   }
 
-  // The dtype of everything that is summed.
+  // The dtype of all sums.
   ScalarType sums() const {
     return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   }
@@ -60,11 +60,11 @@ struct LossArguments {
   }
 };
 
-// The forward's results.
+// The results of the forward.
 struct LossResults {
-  Tensor loss;          // [], or one a pixel [N, OH, OW]
-  Tensor total_weight;  // [], float64: of the pixels that count
-  Tensor log_sum;       // [N, OH, OW], what the backward needs
+  Tensor loss;          // [], or per pixel [N, OH, OW]
+  Tensor total_weight;  // [], float64: sum over the pixels that count
+  Tensor log_sum;       // [N, OH, OW], needed by the backward
 
   explicit LossResults(const LossArguments& arguments) {
     const Resampling& r = arguments.r;
@@ -76,9 +76,9 @@ struct LossResults {
   }
 };
 
-// What the backward is given beside the forward's arguments.
+// The arguments of the backward besides those of the forward.
 struct LossGradient {
-  Tensor grad;          // as the forward's loss
+  Tensor grad;          // shaped like the forward's loss
   Tensor total_weight;  // []
   Tensor log_sum;       // [N, OH, OW]
 
@@ -98,7 +98,7 @@ struct LossGradient {
   }
 };
 
-// Calls f with a value of the logits' C++ type and one of the labels'.
+// Calls f with a value of the logits' C++ type and a value of the labels' C++ type.
 template <typename F>
 void dispatch_loss(const LossArguments& arguments, F&& f) {
   dispatch_floating(arguments.logits.scalar_type(), [&](auto zero) {

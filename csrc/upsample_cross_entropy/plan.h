@@ -12,8 +12,8 @@ namespace atrousx {
 // With v the upsampled logits of a pixel, t its label, w the class weights, e the smoothing and
 // lse = log sum_c exp(v_c):
 //   loss = (1 - e) w_t (lse - v_t) + (e / C) sum_c w_c (lse - v_c)
-// A label outside 0..C-1 that is not ignored makes the loss NaN: an error that travels with the
-// data instead of stopping a GPU. The Python side looks for it on the CPU.
+// A label outside 0..C-1 that is not ignored makes the loss NaN. Raising an error would stop the
+// GPU; NaN travels with the data. The Python side checks for such labels on the CPU.
 template <typename A>
 struct PixelLoss {
   const A* class_weight;  // [C], or null for 1
@@ -33,7 +33,7 @@ struct PixelLoss {
     return sum;
   }
 
-  // weighted: sum_c w_c v_c, only read where there is smoothing.
+  // weighted: sum_c w_c v_c, read only if there is smoothing.
   ATROUSX_HOST_DEVICE A loss(int64_t label, A lse, A own, A weighted, A total) const {
     if (ignored(label)) return A(0);
     if (!valid(label)) return std::numeric_limits<A>::quiet_NaN();
@@ -44,8 +44,8 @@ struct PixelLoss {
     return valid(label) && !ignored(label) ? weight(label) : A(0);
   }
 
-  // d loss / d v_c = softmax_scale(label) p_c - (1 - e) w_t [c = t] - (e / C) w_c, and 0 if
-  // ignored.
+  // d loss / d v_c = softmax_scale(label) p_c - (1 - e) w_t [c = t] - (e / C) w_c, or 0 if the
+  // label is ignored.
   ATROUSX_HOST_DEVICE A softmax_scale(int64_t label, A total) const {
     if (ignored(label)) return A(0);
     if (!valid(label)) return std::numeric_limits<A>::quiet_NaN();

@@ -1,4 +1,4 @@
-// Torch-facing checks of upsample_softmax_add, shared by the CPU and CUDA sides.
+// Checks of upsample_softmax_add's tensors, shared by the CPU and CUDA.
 #pragma once
 
 #include "upsample_bilinear2d/arguments.h"

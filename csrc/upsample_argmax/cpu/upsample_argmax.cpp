@@ -1,7 +1,7 @@
 // CPU kernel and registration of upsample_argmax.
 //
-// A task is a run of pixel rows. It walks them block by block (logit_blocks.h): values are compared
-// as they are blended, a vector of pixels at a time.
+// A task is a range of pixel rows. It goes through them block by block (logit_blocks.h). Values are
+// compared as soon as they are blended, a vector of pixels at a time.
 #include "upsample_argmax/label_maps.h"
 #include "upsample_bilinear2d/cpu/logit_blocks.h"
 
@@ -50,8 +50,9 @@ class ArgmaxBlocks {
   }
 
  private:
-  // The greatest values of a vector of pixels and their channels, the first of equals. kKeep: all
-  // values go to values_. Comparing leaves NaN out: `differences` is not 0 where there may be one.
+  // Returns the greatest value of each pixel in a vector, and writes its channel to `labels`. Among
+  // equal values the first channel wins. kKeep: writes all values to values_. Comparisons ignore
+  // NaN; if there may be one, `differences` is not 0.
   template <bool kKeep>
   ATROUSX_ALWAYS_INLINE V winners(const BlendedLines<A>& lines, int64_t j, Index* labels,
                                   V* differences) {
@@ -73,7 +74,7 @@ class ArgmaxBlocks {
     return best;
   }
 
-  // The same for a block in which there may be NaN, which wins over every number.
+  // Corrects a block that may contain NaN. NaN wins over every number.
   ATROUSX_ALWAYS_INLINE void look_for_nan(const BlendedLines<A>& lines, int64_t count,
                                           Index* labels, A* best) const {
     for (int64_t j = 0; j < count; ++j) {
@@ -87,7 +88,7 @@ class ArgmaxBlocks {
     }
   }
 
-  // The winner's share of the softmax.
+  // The softmax probability of the winner.
   ATROUSX_ALWAYS_INLINE V share(V best, int64_t j) const {
     V sum = V{};
     for (int64_t c = 0; c < plan_->lines.r.channels; ++c)

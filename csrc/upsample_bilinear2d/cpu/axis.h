@@ -1,4 +1,4 @@
-// One axis of the resampling as the CPU walks it: outputs in runs that lie between the same two
+// One axis of the resampling in the form that the CPU uses: runs of outputs between the same two
 // inputs.
 #pragma once
 
@@ -8,15 +8,15 @@
 
 namespace atrousx {
 
-// Output o reads (1 - weight[o]) of input lower[o] and weight[o] of the next one. A weight of 0
-// reads lower[o] alone, which at the last input is the only case.
+// Output o is (1 - weight[o]) times input lower[o] plus weight[o] times the next input. With a
+// weight of 0 it reads lower[o] alone. At the last input the weight is always 0.
 template <typename A>
 struct CpuAxis {
   int64_t in, out;
   std::vector<int64_t> lower;  // [out], never decreasing
   std::vector<A> weight;       // [out]
-  // Outputs [start[i], start[i + 1]) have lower i; those before mixed[i] have weight 0: a weight
-  // grows with its output, so these come first.
+  // Outputs [start[i], start[i + 1]) have lower i. Those before mixed[i] have weight 0. They come
+  // first, because the weight grows with the output.
   std::vector<int64_t> start;  // [in + 1]
   std::vector<int64_t> mixed;  // [in]
 

@@ -1,7 +1,7 @@
-// The transpose of resampling on the CPU: first down the rows, then along the row of sums that this
-// leaves. Gradients between two input rows belong to both: they are read once, and the lower row's
-// share is carried to its turn. An input row is the same sum in the same order wherever a task
-// begins, so bits do not depend on the number of threads.
+// The transpose of resampling on the CPU. It sums first down the rows, then along the resulting row
+// of sums. A gradient between two input rows belongs to both. It is read once, and the lower row's
+// share is kept until that row is computed. An input row is the same sum in the same order,
+// wherever a task begins. So the bits do not depend on the number of threads.
 #pragma once
 
 #include "cpu/transpose.h"
@@ -10,7 +10,7 @@
 
 namespace atrousx {
 
-// Room behind a row for the last vector's lanes.
+// Room after a row for the lanes of the last vector.
 constexpr int64_t kRowRoom = 16;
 
 template <typename T>
@@ -18,13 +18,13 @@ struct BackwardPlan {
   using A = Accumulate<T>;
   const T* grad_output;  // [N, C, OH, OW] or [N, OH, OW, C]
   T* grad_input;         // [N, C, H, W] or [N, H, W, C]
-  int64_t pixel;         // numbers side by side that are resampled alike: 1 or C
+  int64_t pixel;         // neighbouring numbers that are resampled alike: 1 or C
   CpuAxis<A> rows, columns;
 
   int64_t in_row() const { return columns.in * pixel; }
   int64_t out_row() const { return columns.out * pixel; }
 
-  // Numbers that a task needs beside its results.
+  // Numbers that a task needs besides its results.
   int64_t wide_room() const { return 3 * (out_row() + kRowRoom); }
   int64_t narrow_room(int64_t vector_bytes) const {
     const int64_t lanes = vector_bytes / static_cast<int64_t>(sizeof(A));
@@ -32,8 +32,9 @@ struct BackwardPlan {
   }
 };
 
-// Sums along an axis, cell by cell: what the cell before left for this input, and what this one
-// leaves for the next. kVectors vectors of sums stay in registers.
+// Sums along an axis, cell by cell. `here`: the sum for this input, which starts with the share
+// from the cell before. `next`: the share for the next input. kVectors vectors of sums stay in
+// registers.
 template <int kLanes, int kVectors, typename A>
 struct CellSums {
   Lanes<A, kLanes> here[kVectors], next[kVectors];
@@ -45,7 +46,7 @@ struct CellSums {
     for (int v = 0; v < kVectors; ++v) here[v] = next[v];
     clear();
   }
-  // Adds the cell's outputs; output o's vectors are at from + o * step + at.
+  // Adds the cell's outputs. The vectors of output o are at from + o * step + at.
   template <typename T>
   ATROUSX_ALWAYS_INLINE void add(const T* from, int64_t step, const int64_t (&at)[kVectors],
                                  const A* weight, int64_t begin, int64_t mixed, int64_t end) {
@@ -63,7 +64,7 @@ struct CellSums {
   }
 };
 
-// The sums of input rows, one after the other.
+// Computes the sums of input rows, one row after another.
 template <int kBytes, typename T>
 class DownRows {
   using A = Accumulate<T>;
@@ -72,15 +73,15 @@ class DownRows {
   ATROUSX_ALWAYS_INLINE DownRows(const BackwardPlan<T>* plan, A* carried, A* carry)
       : plan_(plan), carried_(carried), carry_(carry) {}
 
-  // Whether any output reads row r. One that is not read is skipped: nothing is carried to it, and
-  // nothing from it.
+  // Whether any output reads row r. A row that is not read is skipped: no share is carried to it or
+  // from it.
   ATROUSX_ALWAYS_INLINE bool is_read(int64_t r) const {
     const int64_t h = r % plan_->rows.in;
     const int64_t *start = plan_->rows.start.data(), *mixed = plan_->rows.mixed.data();
     return start[h] < start[h + 1] || (h > 0 && mixed[h - 1] < start[h]);
   }
 
-  // The sums of row r, which is read; `first`: it is the first of this object.
+  // Computes the sums of row r, which must be read. `first`: it is the first row of this object.
   ATROUSX_ALWAYS_INLINE void row(int64_t r, bool first, A* sums) {
     const int64_t h = r % plan_->rows.in, size = plan_->out_row();
     const T* map = plan_->grad_output + r / plan_->rows.in * plan_->rows.out * size;
@@ -120,10 +121,10 @@ class DownRows {
   }
 
   const BackwardPlan<T>* plan_;
-  A *carried_, *carry_;  // what the row before left, and what is left for the next
+  A *carried_, *carry_;  // shares from the row before, and for the next row
 };
 
-// The sums of one row of pixels, which fill a vector or more.
+// Sums along one row of pixels, each of which fills a vector or more.
 template <int kBytes>
 struct AlongRow {
   template <typename A, typename U>
@@ -138,7 +139,7 @@ struct AlongRow {
       channels<1>(columns, from, pixel, c, to);
   }
 
-  // kVectors vectors of every pixel, from a channel on; the last ends with the pixel.
+  // Takes kVectors vectors of every pixel, from a channel on. The last vector ends with the pixel.
   template <int kVectors, typename A, typename U>
   static ATROUSX_ALWAYS_INLINE void channels(const CpuAxis<A>* columns, const A* from,
                                              int64_t pixel, int64_t channel, U* to) {
@@ -158,8 +159,8 @@ struct AlongRow {
   }
 };
 
-// Input rows [begin, end) of maps whose pixels fill a vector of kAlong bytes or more; down the rows
-// kBytes are summed at a time, whatever the pixels.
+// Computes input rows [begin, end) of maps whose pixels fill a vector of kAlong bytes or more. The
+// sums down the rows use vectors of kBytes, whatever the size of pixels.
 template <int kBytes, int kAlong>
 struct BackwardPixels {
   template <typename T, typename A>
@@ -187,8 +188,8 @@ using BackwardWide = BackwardPixels<kBytes, kBytes>;
 template <int kBytes>
 using BackwardHalf = BackwardPixels<kBytes, kBytes / 2>;
 
-// Input rows [begin, end) of maps whose pixels are shorter than half a vector. A vector's lanes are
-// then as many rows: their sums are transposed, summed like pixels, and transposed back.
+// Computes input rows [begin, end) of maps whose pixels are shorter than half a vector. Here each
+// lane is a row: the sums of kLanes rows are transposed, summed like pixels, and transposed back.
 template <int kBytes>
 struct BackwardNarrow {
   template <typename T, typename A>

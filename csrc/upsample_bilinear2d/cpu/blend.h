@@ -1,12 +1,12 @@
-// Rows of numbers on the CPU: widening, blending, accumulating. What both memory formats share.
+// Loops over rows of numbers on the CPU, for both memory formats: widening and blending.
 #pragma once
 
 #include "cpu/lanes.h"
 
 namespace atrousx {
 
-// Loops over a row by vectors. The last vector ends with the row and so may repeat a few elements:
-// a body writes what does not depend on what it wrote before.
+// Loops over a row by vectors. The last vector ends with the row, so it may repeat a few elements.
+// So a loop must not read what it has written.
 template <int kBytes>
 struct Rows {
   // to[j] = from[j]

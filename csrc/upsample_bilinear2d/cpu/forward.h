@@ -1,5 +1,5 @@
-// Resampling on the CPU: an output row lies between two input rows, and an output of a row between
-// two inputs of that row.
+// Resampling on the CPU. An output row lies between two input rows, and an output of a row lies
+// between two inputs of that row.
 #pragma once
 
 #include "upsample_bilinear2d/cpu/axis.h"
@@ -7,19 +7,19 @@
 
 namespace atrousx {
 
-// How a row of numbers is resampled along itself. Neighbouring outputs read neighbouring inputs, so
-// a vector of outputs takes its inputs out of one vector, or two, by a permutation that is the same
-// for every row. Where outputs lie further apart, each reads its own two. Pixels of a few channels
-// are numbers like others, whose right neighbour is `pixel` further on.
+// How a row of numbers is resampled along itself. Neighbouring outputs read neighbouring inputs. So
+// a vector of outputs takes its inputs from one or two vectors, by a permutation that is the same
+// for every row. If outputs lie further apart, each reads its own two inputs. In pixels of a few
+// channels each number is treated the same way; its right neighbour is `pixel` numbers further on.
 template <typename A>
 struct ColumnGroups {
   using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-  int64_t pixel, in, out;  // in and out in numbers
+  int64_t pixel, in, out;  // in and out count numbers
   int64_t lanes;
-  int registers;               // inputs of a group lie in so many vectors; 0: read one by one
+  int registers;               // vectors that the inputs of a group lie in; 0: read one by one
   std::vector<int64_t> lower;  // [out]
   std::vector<int64_t> base;   // [groups] first input of the group
-  std::vector<Index> index;    // [groups * lanes] lower inputs, from the base on
+  std::vector<Index> index;    // [groups * lanes] lower inputs, relative to the base
   std::vector<A> weight;       // [groups * lanes]
 
   ColumnGroups(const CpuAxis<A>& axis, int64_t pixel_, int bytes)
@@ -47,7 +47,7 @@ struct ColumnGroups {
       base[g] = least;
       span = max_of(span, most - least + 1);
     }
-    // A vector of 16 bytes has no such permutation before SSSE3.
+    // Before SSSE3 a vector of 16 bytes has no such permutation.
     if (bytes == 16 || span > 2 * lanes) return;
     registers = span > lanes ? 2 : 1;
     index.resize(groups * lanes);
@@ -57,9 +57,9 @@ struct ColumnGroups {
   }
 
   int64_t padded_out() const { return static_cast<int64_t>(weight.size()); }
-  // A group may reach so far past the end of its row.
+  // How far a group may reach past the end of its row.
   int64_t reach() const { return 2 * lanes + pixel; }
-  // Numbers that a task needs beside its results.
+  // Numbers that a task needs besides its results.
   int64_t room() const { return 2 * padded_out() + in + reach(); }
 };
 
@@ -68,28 +68,30 @@ struct ForwardPlan {
   using A = Accumulate<T>;
   const T* input;  // [N, C, H, W] or [N, H, W, C]
   T* output;       // [N, C, OH, OW] or [N, OH, OW, C]
-  int64_t pixel;   // numbers side by side that are resampled alike: 1 or C
+  int64_t pixel;   // neighbouring numbers that are resampled alike: 1 or C
   CpuAxis<A> rows, columns;
 
-  // Numbers that a task needs beside its results where pixels fill vectors.
+  // Numbers that a task needs besides its results if pixels fill vectors.
   int64_t room() const { return (columns.in + 1) * pixel; }
 };
 
-// Output rows [begin, end) of maps whose pixels are shorter than a vector.
+// Computes output rows [begin, end) of maps whose pixels are shorter than a vector.
 //
-// Upwards, every input row is resampled along itself once while the rows that read it are made;
-// these blend two such rows. Downwards, two input rows are blended first: each is read once anyway.
+// When it enlarges a map, it resamples every input row along itself once, and blends two such rows
+// for each output row. When it shrinks a map, it blends two input rows first, because each is read
+// only once.
 template <int kBytes>
 struct ForwardNarrow {
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const ForwardPlan<T>* plan, const ColumnGroups<A>* columns,
                                         A* room, int64_t begin, int64_t end) {
     const int64_t out = columns->out, height = plan->rows.out;
-    // Two resampled input rows, which they are, and a row of inputs widened.
+    // Two resampled input rows and, in `source`, a widened input row. `held` has the numbers of the
+    // two.
     A *line[2] = {room, room + columns->padded_out()}, *source = line[1] + columns->padded_out();
     int64_t held[2] = {-1, -1};
     for (int64_t j = 0; j < columns->reach(); ++j) source[columns->in + j] = A(0);
-    // Outputs far apart would leave most of a blended row unread.
+    // If outputs lie far apart, most of a blended row would not be read.
     const bool blend_first = plan->rows.in >= height && columns->in <= 16 * out;
     for (int64_t r = begin; r < end; ++r) {
       const int64_t wanted = r / height * plan->rows.in + plan->rows.lower[r % height];
@@ -129,7 +131,7 @@ struct ForwardNarrow {
     along(columns, static_cast<const A*>(source), line);
   }
 
-  // One row resampled; `source` can be read past its end.
+  // Resamples one row. It must be allowed to read `source` past its end.
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void along(const ColumnGroups<A>* columns, const A* source,
                                           A* line) {
@@ -164,7 +166,7 @@ struct ForwardNarrow {
       const A *left = source + base[g], *right = left + pixel;
       const auto index = load_raw<Lanes<Index, kLanes>>(indices + g * kLanes);
       const auto weight = load_lanes<kLanes>(weights + g * kLanes);
-      // The second vector of one that suffices is never looked at.
+      // If one vector suffices, the second is never used.
       constexpr int kSecond = kRegisters == 2 ? kLanes : 0;
       const auto l = permute_lanes<kLanes, A, Index>(load_lanes<kLanes>(left),
                                                      load_lanes<kLanes>(left + kSecond), index);
@@ -175,9 +177,9 @@ struct ForwardNarrow {
   }
 };
 
-// Output rows [begin, end) of maps whose pixels fill a vector or more. Upwards the two input rows
-// are blended first, into a row short enough for an inner cache, and the outputs between two of its
-// pixels are made while both are in registers.
+// Computes output rows [begin, end) of maps whose pixels fill a vector or more. When it enlarges a
+// map, it blends the two input rows first, into a row short enough for an inner cache. Then it
+// computes the outputs between two pixels of this row while both are in registers.
 template <int kBytes>
 struct ForwardWide {
   template <typename T, typename A>
@@ -219,7 +221,7 @@ struct ForwardWide {
     }
   }
 
-  // Pixels of up to kVectors vectors, the last of which end with the pixel.
+  // For pixels of up to kVectors vectors. The last vectors end with the pixel.
   template <int kVectors, typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void between_pixels(const ForwardPlan<T>* plan, const A* row,
                                                    T* to) {

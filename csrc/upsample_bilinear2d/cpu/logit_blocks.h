@@ -1,8 +1,8 @@
-// Upsampled logits on the CPU, a block of pixels at a time and never all of them: the walk of the
-// operators that turn them into something smaller.
+// Upsampled logits on the CPU, a block of pixels at a time and never the whole map. Operators that
+// reduce upsampled logits to something smaller use this loop.
 //
-// A row of logits is resampled along itself once, every channel, into a line [C, pitch]. Pixel rows
-// between two rows of logits then blend two lines, vector by vector, where the values are used.
+// A row of logits is resampled along itself once, for every channel, into a line [C, pitch]. Pixel
+// rows between two rows of logits then blend two lines, vector by vector, when the values are used.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace atrousx {
 
-// Pixels of a block: their values, [C, kLineBlock], lie in an inner cache.
+// Pixels of a block. Their values, [C, kLineBlock], fit into an inner cache.
 constexpr int64_t kLineBlock = 64;
 
 template <typename A>
@@ -23,7 +23,7 @@ struct LinesPlan {
   using Number = A;
   Resampling r;
   LogitRows logits;
-  bool mirrored;  // columns of the logits, before they are resampled
+  bool mirrored;  // reverses the columns of the logits before they are resampled
   CpuAxis<A> rows, columns;
   ColumnGroups<A> groups;
 
@@ -35,25 +35,25 @@ struct LinesPlan {
         columns(r.plan<A>().columns),
         groups(columns, 1, vector_bytes()) {}
 
-  // Numbers from one channel to the next: whole vectors, an odd number of them, so that channels
-  // do not fall on the same sets of a cache.
+  // Numbers from one channel to the next. It is an odd number of whole vectors, so that channels do
+  // not fall on the same sets of a cache.
   int64_t pitch() const { return (groups.padded_out() / groups.lanes | 1) * groups.lanes; }
   int64_t source_pitch() const { return groups.in + groups.reach(); }
-  // Whether columns are blended as they are read: fewer are left to be turned, and where outputs
-  // lie far apart a row need not be copied to be read one by one.
+  // Whether columns are blended as they are read. Then fewer numbers are transposed. And if outputs
+  // lie far apart, a row need not be copied before its numbers are read one by one.
   bool blend_first() const {
     return columns.in > columns.out && (groups.registers == 0 || logits.strides.w != 1);
   }
-  // Numbers that a task's lines need: two, the row they come from, and zeros.
+  // Numbers that a task needs for two lines, the row that they come from, and zeros.
   int64_t room() const { return r.channels * (2 * pitch() + source_pitch()) + pitch(); }
-  // Pixel rows, of all images, that pay for waking a thread.
+  // Pixel rows per task, of all images: enough to pay for waking a thread.
   int64_t grain() const {
     constexpr int64_t kValuesPerTask = 16384;
     return std::max<int64_t>(1, kValuesPerTask / (r.channels * r.out_width));
   }
 };
 
-// Two lines and a weight, from which a block's values come.
+// Two lines and a weight, from which the values of a block are computed.
 template <typename A>
 struct BlendedLines {
   const A *top, *bottom;  // [C, top_pitch], [C, bottom_pitch]
@@ -72,7 +72,7 @@ class Lines {
  public:
   ATROUSX_ALWAYS_INLINE Lines(const LinesPlan<A>* plan, A* room)
       : plan_(plan), size_(plan->r.channels * plan->pitch()) {
-    // Lanes past a line's end, and past the end of what it comes from, are finite.
+    // Lanes past the end of a line, or of its source, must be finite.
     for (int64_t j = 0; j < plan->room(); ++j) room[j] = A(0);
     zeros_ = room;
     line_[0] = zeros_ + plan->pitch();
@@ -80,8 +80,9 @@ class Lines {
     source_ = line_[1] + size_;
   }
 
-  // What pixel rows that lie below row `row` of the N H rows of logits are blended from; `mixed`:
-  // with a share of the next row. Where there is none zeros stand in for it: 0 times infinity.
+  // The lines for the pixel rows just below row `row` of the N H rows of logits. `mixed`: the pixel
+  // rows have a share of the next row. Otherwise zeros replace the next row, because 0 times
+  // infinity is NaN.
   ATROUSX_ALWAYS_INLINE BlendedLines<A> hold(int64_t row, bool mixed) {
     if (held_[1] == row) {
       std::swap(line_[0], line_[1]);
@@ -119,9 +120,10 @@ class Lines {
   int64_t held_[2] = {-1, -1};
 };
 
-// Pixel rows [begin, end) of all images, block by block. Rows between the same two rows of logits
-// take turns at a block. consumer.block(row, first column, count, lines) sees each once; the last
-// block of a row may be read, with finite values, up to a whole vector.
+// Goes through pixel rows [begin, end) of all images, block by block. Rows between the same two
+// rows of logits take turns at a block. Calls consumer.block(row, first column, count, lines) once
+// for each block. The last block of a row may be read up to a whole vector; the values there are
+// finite.
 template <int kBytes, typename A, typename Consumer>
 ATROUSX_ALWAYS_INLINE void over_blocks(const LinesPlan<A>* plan, Lines<kBytes, A>* lines,
                                        int64_t begin, int64_t end, Consumer* consumer) {
@@ -146,8 +148,8 @@ ATROUSX_ALWAYS_INLINE void over_blocks(const LinesPlan<A>* plan, Lines<kBytes, A
   }
 }
 
-// For every pixel of a block the greatest value and the sum over channels of e^(value - greatest).
-// values [C, kLineBlock] holds the values, or with kKeep these exponentials.
+// For every pixel of a block: the greatest value, and the sum over channels of e^(value -
+// greatest). values [C, kLineBlock] then holds the values, or with kKeep these exponentials.
 template <int kLanes, bool kKeep, typename A>
 ATROUSX_ALWAYS_INLINE void softmax_sums(const BlendedLines<A>& lines, int64_t channels,
                                         int64_t count, A* values, A* best, A* sum) {
@@ -185,8 +187,8 @@ struct BlockRows {
   };
 };
 
-// All pixel rows of plan.lines, in tasks; each has a Consumer(plan, values) with room for the
-// values of a block, [C, kLineBlock].
+// Goes through all pixel rows of plan.lines, in tasks. Each task has a Consumer(plan, values), with
+// room for the values of a block, [C, kLineBlock].
 template <template <int, typename> class Consumer, typename Plan>
 void over_pixel_rows(const Plan& plan) {
   using A = typename decltype(plan.lines)::Number;

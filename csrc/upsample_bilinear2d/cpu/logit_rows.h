@@ -1,4 +1,4 @@
-// Rows of logits on the CPU, of any floating dtype and layout, read into channels side by side.
+// Reads rows of logits of any floating dtype and layout on the CPU, into one row for each channel.
 #pragma once
 
 #include "cpu/transpose.h"
@@ -8,8 +8,8 @@
 
 namespace atrousx {
 
-// Asks for numbers side by side that are read soon: a channel's row is too short for the processor
-// to see it coming.
+// Prefetches neighbouring numbers that are read soon. The row of a channel is too short for the CPU
+// to foresee this.
 template <typename T>
 ATROUSX_ALWAYS_INLINE void fetch_ahead(const T* from, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -39,7 +39,7 @@ struct ReadLogits {
   }
 };
 
-// The same of fewer columns than there are: each blended from the two around it as they are read.
+// Reads and shrinks: each column is blended from the two around it as they are read.
 template <int kBytes>
 struct ShrinkLogits {
   template <typename T, typename A>
@@ -68,7 +68,7 @@ struct ShrinkLogits {
     }
   }
 
-  // kLanes columns from output o on, of as many channels.
+  // Blends kLanes columns from output o on, for kLanes channels.
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void blend_square(const T* from, const CpuAxis<A>* columns,
                                                  int64_t o, int64_t column_stride, A* to,
@@ -96,7 +96,7 @@ struct LogitRows {
   explicit LogitRows(const Tensor& t)
       : data(t.const_data_ptr()), dtype(t.scalar_type()), strides(strides4(t)) {}
 
-  // Row h of image n, widened: [channels, pitch].
+  // Reads row h of image n and widens it to [channels, pitch].
   template <typename A>
   void read(int64_t n, int64_t h, int64_t channels, int64_t width, A* to, int64_t pitch) const {
     row<A>(n, h, [&](auto* from) {
@@ -104,7 +104,7 @@ struct LogitRows {
     });
   }
 
-  // The same, resampled to columns->out columns; `mirrored`: its columns come in reverse.
+  // Also resamples the row to columns->out columns. `mirrored`: reverses its columns.
   template <typename A>
   void shrink(int64_t n, int64_t h, int64_t channels, const CpuAxis<A>& columns, bool mirrored,
               A* to, int64_t pitch) const {

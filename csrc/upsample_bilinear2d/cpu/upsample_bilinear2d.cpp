@@ -1,7 +1,7 @@
 // CPU tasks, checks and registration of upsample_bilinear2d and its backward.
 //
-// A task is a run of destination rows: of one channel where the maps are contiguous, of whole
-// pixels where they are channels_last.
+// A task is a range of destination rows: of one channel if the maps are contiguous, of whole pixels
+// if they are channels_last.
 #include <cstring>
 
 #include "cpu/huge_pages.h"
@@ -17,7 +17,7 @@ namespace {
 struct Pixels {
   int64_t maps, size;
 
-  // One channel of a map is contiguous either way.
+  // In NCHW each channel is a map of its own, whose pixels are single numbers.
   Pixels(const Resampling& r, bool channels_last)
       : maps(channels_last ? r.batch : r.batch * r.channels),
         size(channels_last ? r.channels : 1) {}
@@ -28,8 +28,8 @@ struct Pixels {
   }
 };
 
-// Runs a loop over rows [0, count), with `row` elements to read or write for each, in tasks that
-// have `room` numbers of their own.
+// Runs a loop over rows [0, count) in tasks. Each row reads or writes `row` elements. Each task has
+// `room` numbers of its own.
 template <template <int> class Loop, typename A, typename... Args>
 void over_rows(int64_t count, int64_t row, int64_t room, Args... args) {
   constexpr int64_t kElementsPerTask = 16384;  // enough to pay for waking a thread

@@ -1,4 +1,5 @@
-// The CPU's backward of upsample_cross_entropy: slopes, summed where they are made.
+// The backward of upsample_cross_entropy on the CPU. Gradients are summed as soon as they are
+// computed.
 #pragma once
 
 #include <cstring>
@@ -8,7 +9,7 @@
 
 namespace atrousx {
 
-// Stores a few channels' gradients of a row of logits, which come as [W, lanes].
+// Stores the gradients of a few channels of a row of logits, which are given as [W, lanes].
 template <int kBytes>
 struct StoreGradient {
   template <typename T, typename A>
@@ -46,7 +47,7 @@ struct GradientRows {
     });
   }
 
-  // What is stored soon is asked for, lest every store wait for its line.
+  // Prefetches what is stored soon, so that stores do not wait for their cache lines.
   void fetch(int64_t n, int64_t c, int64_t h, int64_t width, int64_t count) const {
     dispatch_floating(dtype, [&](auto zero) {
       using T = decltype(zero);
@@ -55,12 +56,12 @@ struct GradientRows {
     });
   }
 
-  // Zeros for a whole row: all bits are 0 in every dtype.
+  // Fills a whole row with zeros. In every dtype all bits of zero are 0.
   void clear(int64_t n, int64_t h, int64_t channels, int64_t width) const {
     dispatch_floating(dtype, [&](auto zero) {
       using T = decltype(zero);
       T* row = static_cast<T*>(data) + strides.offset(n, 0, h, 0);
-      const bool pixels = strides.w != 1;  // whose channels lie side by side
+      const bool pixels = strides.w != 1;  // channels of a pixel are neighbours
       const int64_t runs = pixels ? 1 : channels, size = pixels ? width * channels : width;
       for (int64_t i = 0; i < runs; ++i) {
         if (i + 1 < runs) fetch_ahead(row + (i + 1) * strides.c, size);
@@ -73,11 +74,11 @@ struct GradientRows {
 template <typename A>
 struct LossBackwardPlan : LossPlan<A> {
   const A* log_sum;  // [N, OH, OW]
-  const A* grads;    // [N, OH, OW], or null for
-  A grad;            // the same everywhere
+  const A* grads;    // [N, OH, OW], or null
+  A grad;            // of every pixel if `grads` is null
   GradientRows out;
 
-  // Channels whose sums are kept: at least a vector of them, those past the last are zeros.
+  // Channels whose sums are kept: at least a vector of them. Those past the last are zeros.
   int64_t kept() const { return max_of(this->lines.r.channels, this->lines.groups.lanes); }
   int64_t room() const {
     const int64_t lanes = this->lines.groups.lanes;
@@ -86,20 +87,21 @@ struct LossBackwardPlan : LossPlan<A> {
   }
 };
 
-// Rows of logits [begin, end) of all images. A pixel's gradient is made where it is summed: down
-// the rows into the lines of the two rows of logits around it, then along these lines, as in the
-// backward of plain upsampling (upsample_bilinear2d/cpu/backward.h), whose remarks on order hold
-// here, too.
+// Computes the gradients of rows of logits [begin, end) of all images. A pixel's gradient is summed
+// as soon as it is computed: first down the rows, into the lines of the two rows of logits around
+// it, then along these lines. This is the same order as in the backward of plain upsampling
+// (upsample_bilinear2d/cpu/backward.h), so the same is true of bits and threads.
 template <int kBytes>
 struct LossBackward {
-  // Pixel rows that are summed while a vector of sums is in registers.
+  // Pixel rows that are added while a vector of sums is in registers.
   static constexpr int64_t kRows = 16;
 
   template <typename A>
   struct Pixels {
     using Index = ClassIndex<A>;
     A weight[kRows];  // of the lower row of logits
-    // Per pixel: log-sum, factor of the softmax, of the label's own term, of the smoothing's.
+    // Per pixel: log-sum; factors of the softmax, of the label's own term, and of the smoothing's
+    // term.
     alignas(64) A lse[kRows][kLineBlock], scale[kRows][kLineBlock], own[kRows][kLineBlock],
         spread[kRows][kLineBlock];
     alignas(64) Index classes[kRows][kLineBlock];
@@ -117,7 +119,7 @@ struct LossBackward {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t h = r % height;
       const int64_t *start = at.rows.start.data() + h, *mixed = at.rows.mixed.data() + h;
-      // The row before leaves a share only where pixels lie between it and this one.
+      // The row before leaves a share only if pixels lie between it and this row.
       const bool carried = h > 0 && mixed[-1] < start[0];
       if (carried && first) band(plan, &lines, r - 1, here, next);
       first = false;
@@ -131,7 +133,8 @@ struct LossBackward {
     }
   }
 
-  // Pixel rows between row r of the logits and the next: adds their gradients to both rows' lines.
+  // Adds the gradients of the pixel rows between row r of the logits and the next to both rows'
+  // lines.
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void band(const LossBackwardPlan<A>* plan, Lines<kBytes, A>* lines,
                                          int64_t r, A* here, A* next) {
@@ -175,7 +178,7 @@ struct LossBackward {
     const PixelLoss<A>& loss = plan->loss;
     Index* classes = pixels->classes[k];
     plan->labels.classify(at, count, classes);
-    // Through whole vectors that end with the row: what lies behind it may be no memory of ours.
+    // Reads whole vectors that end with the row, because the memory after it may not be readable.
     Rows<kBytes>::convert(plan->log_sum + at, static_cast<A*>(pixels->lse[k]), count);
     std::fill(pixels->lse[k] + count, pixels->lse[k] + kLineBlock, std::numeric_limits<A>::max());
     A grads[kLineBlock] = {}, weight[kLineBlock];
@@ -194,7 +197,7 @@ struct LossBackward {
     }
   }
 
-  // A block's gradients, times the rows' weights, added to both lines.
+  // Adds a block's gradients, times the weights of the rows, to both lines.
   template <bool kMixed, bool kSmoothed, typename A>
   static ATROUSX_ALWAYS_INLINE void add(const LossBackwardPlan<A>* plan,
                                         const BlendedLines<A>& lines, const Pixels<A>* pixels,
@@ -229,7 +232,7 @@ struct LossBackward {
     }
   }
 
-  // The sums along the lines of a row of logits, a vector of channels at a time.
+  // Sums along the lines of a row of logits, a vector of channels at a time.
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void along(const LossBackwardPlan<A>* plan, const A* lines,
                                           A* by_pixel, int64_t n, int64_t h) {

@@ -1,4 +1,4 @@
-// The CPU's forward of upsample_cross_entropy: losses, block by block of pixels.
+// The forward of upsample_cross_entropy on the CPU: losses, block by block of pixels.
 #pragma once
 
 #include "upsample_cross_entropy/cpu/labels.h"
@@ -9,11 +9,11 @@ template <typename A>
 struct LossForwardPlan : LossPlan<A> {
   A* log_sum;          // [N, OH, OW]
   A* losses;           // [N, OH, OW], or null
-  double* row_loss;    // [N, OH], at first zeros
-  double* row_weight;  // [N, OH], too
+  double* row_loss;    // [N, OH], zeros at the start
+  double* row_weight;  // [N, OH], zeros at the start
 };
 
-// One block of pixels after another.
+// Computes the losses of one block of pixels after another.
 template <int kBytes, typename Plan>
 class LossBlocks {
   using A = typename decltype(Plan::lines)::Number;
@@ -61,7 +61,7 @@ class LossBlocks {
     return plan_->loss.spread() * (plan_->total * log_sum - weighted);
   }
 
-  // In float64, whole vectors of them; numbers past `count` are 0.
+  // Sums in float64, by whole vectors. Numbers past `count` must be 0.
   static ATROUSX_ALWAYS_INLINE double total(const A* numbers, int64_t count) {
     constexpr int kWide = kBytes / 8;
     Lanes<double, kWide> sums = {};

@@ -1,4 +1,4 @@
-// What the CPU's forward and backward of upsample_cross_entropy share: labels, weights, sizes.
+// What the forward and backward of upsample_cross_entropy on the CPU share: labels, weights, sizes.
 #pragma once
 
 #include "upsample_bilinear2d/cpu/logit_blocks.h"
@@ -6,7 +6,7 @@
 
 namespace atrousx {
 
-// Labels as the loops know them: a class, or one of these.
+// The loops replace a label by its class, or by one of these.
 constexpr int kIgnoredClass = -1, kInvalidClass = -2;
 
 template <typename A>
@@ -30,7 +30,7 @@ struct Labels {
   ScalarType dtype;
   int64_t channels, ignore_index;
 
-  // Of `count` pixels from `at` on; those up to a whole block are ignored.
+  // Classifies `count` pixels from `at` on. The rest of the block is marked as ignored.
   template <typename Index>
   void classify(int64_t at, int64_t count, Index* classes) const {
     if (dtype == ScalarType::Long)
@@ -46,7 +46,7 @@ struct Labels {
   }
 };
 
-// The weights of a block's classes: 0 where ignored, NaN where there is no such class.
+// The weights of a block's classes: 0 for ignored pixels, NaN for invalid labels.
 template <int kLanes, typename A>
 ATROUSX_ALWAYS_INLINE void weigh_classes(const PixelLoss<A>& loss, const ClassIndex<A>* classes,
                                          A* weight) {
@@ -67,8 +67,8 @@ ATROUSX_ALWAYS_INLINE void weigh_classes(const PixelLoss<A>& loss, const ClassIn
 template <typename A>
 struct LossPlan {
   LinesPlan<A> lines;
-  PixelLoss<A> loss;  // of classes, not labels
-  A total;            // of the class weights
+  PixelLoss<A> loss;  // takes classes instead of labels
+  A total;            // sum of the class weights
   Labels labels;
 };
 

@@ -1,4 +1,4 @@
-// CPU tasks and registration of upsample_cross_entropy and its backward. A task is a run of pixel
+// CPU tasks and registration of upsample_cross_entropy and its backward. A task is a range of pixel
 // rows (cpu/forward.h), or of rows of logits (cpu/backward.h).
 #include <numeric>
 
@@ -52,7 +52,7 @@ void backward_as(const LossArguments& arguments, const LossGradient& gradient,
                                  per_pixel ? A(0) : static_cast<A>(*grad / weight),
                                  GradientRows{grad_logits.mutable_data_ptr(),
                                               grad_logits.scalar_type(), strides4(grad_logits)}};
-  // A row of logits takes the pixel rows around it.
+  // A row of logits needs the work of all pixel rows around it.
   const int64_t pixel_rows = std::max<int64_t>(1, r.out_height / r.height);
   const int64_t grain = std::max<int64_t>(1, plan.lines.grain() / pixel_rows);
   torch::stable::parallel_for(0, r.batch * r.height, grain, [&](int64_t begin, int64_t end) {

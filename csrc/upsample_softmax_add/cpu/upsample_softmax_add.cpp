@@ -1,7 +1,7 @@
 // CPU kernel and registration of upsample_softmax_add.
 //
-// A task is a run of pixel rows. It walks them block by block (logit_blocks.h): a block's values
-// become exponentials in place, and their shares are added to the sum.
+// A task is a range of pixel rows. It goes through them block by block (logit_blocks.h). The values
+// of a block become exponentials in place, and their shares are added to the sum.
 #include "cpu/transpose.h"
 #include "upsample_bilinear2d/cpu/logit_blocks.h"
 #include "upsample_softmax_add/arguments.h"
@@ -49,8 +49,8 @@ class SoftmaxAddBlocks {
   }
 
  private:
-  // To pixels whose channels lie side by side. A square that overlaps the one before must not add
-  // twice: what is new in it lies in its last rows and lanes.
+  // Adds to pixels whose channels are neighbours. A square may overlap the one before it, but must
+  // not add twice. Its new numbers are in its last rows and lanes.
   ATROUSX_ALWAYS_INLINE void add_transposed(const A* scale, int64_t count, A* to) {
     const int64_t channels = plan_->lines.r.channels;
     for (int64_t j = 0; j < count; j += kLanes) {
