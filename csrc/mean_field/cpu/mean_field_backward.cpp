@@ -1,9 +1,10 @@
 // The gradient of mean-field inference on the CPU, with all iterations in one call.
 //
-// It does with slopes and transposed filters what an iteration does with probabilities and filters.
-// Slopes are the gradients of the logits that the probabilities came from. It splats and blurs them
-// on each kernel's lattice, then visits each point once. The gradients of the parameters need one
-// more visit for each kernel. The gradients of its features also need one more lift.
+// The gradient of an iteration is computed like the iteration, with slopes in place of
+// probabilities and with transposed filters. Slopes are the gradients of the logits that the
+// probabilities came from. They are splatted and blurred on each kernel's lattice, then each point
+// is visited once. The gradients of a kernel's parameters need one more visit, and those of its
+// features also one more lift.
 #include "mean_field/cpu/lattice_term.h"
 #include "mean_field/cpu/parameter_gradients.h"
 

@@ -3,8 +3,8 @@
 // The slopes s are the gradient of the logits that an iteration's probabilities came from. The
 // message is -w mu (F Q), and the filter is F = A S B (B splats, S blurs, A slices). Then
 //   energies += (F^T s) Q^T, from which the gradients of w and mu are computed;
-//   corner k of point p += <-w mu^T s, (S B Q)[k]>, because its weight is in A,
-//                        + <-w mu Q, (S^T A^T s)[k]>, because its weight is in B.
+//   corners[p, k] += <-w mu^T s, (S B Q)[k]> + <-w mu Q, (S^T A^T s)[k]>, the gradient of the
+//     weight of corner k of point p. The first term is for the weight in A, the second for B.
 #pragma once
 
 #include "mean_field/cpu/iteration.h"

@@ -1,5 +1,5 @@
-// Rows of labels on the CPU, one row per point: their softmax, and their conversion from and to [N,
-// L, P].
+// Rows of labels on the CPU, one row per point: their softmax, and their conversion from and to
+// [N, L, P].
 //
 // Rows are padded to whole vectors. The padding has log-probability minus infinity, so its
 // probability is 0. Its gradients are 0.

@@ -130,8 +130,8 @@ struct Assembly {
     });
   }
 
-  // Fills starts [M + 1], entry_points and entry_weights [E], and all of corner_vertices [N P, D +
-  // 1]. The order is vertex after vertex; the points of a vertex are near each other.
+  // Fills starts [M + 1], entry_points and entry_weights [E], and all of corner_vertices
+  // [N P, D + 1]. The order is vertex after vertex; the points of a vertex are near each other.
   void fill_rows(Index* starts, Index* entry_points, T* entry_weights, Index* corner_vertices) {
     struct Place {
       const uint64_t* entries;

@@ -132,8 +132,7 @@ struct SplatRows {
 // chain. The last vertex m of a chain is written as ~m.
 template <typename Index>
 struct Chains {
-  static constexpr int64_t kAhead =
-      12;  // vertex 0 is repeated this often after the last chain of an axis
+  static constexpr int64_t kAhead = 12;  // the list of an axis ends with vertex 0, kAhead times
 
   std::vector<int64_t> counts;          // [D + 1]
   std::vector<Workspace<Index>> lists;  // [D + 1], counts + kAhead each

@@ -84,8 +84,8 @@ struct PackClass {
   }
 };
 
-// Sorts by bits [low, high), and keeps the order of equal ones. Returns the array, of the two, that
-// holds the result.
+// Sorts by bits [low, high), and keeps the order of equal ones. Returns the array that holds the
+// result: `from` or `to`.
 inline uint64_t* radix_sort(uint64_t* from, uint64_t* to, int64_t count, int low, int high) {
   constexpr int kDigitBits = 11;
   const int passes = max_of(1, ceil_div(high - low, kDigitBits));

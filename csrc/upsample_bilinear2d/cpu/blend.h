@@ -5,7 +5,7 @@
 
 namespace atrousx {
 
-// Loops over a row by vectors. The last vector ends with the row, so it may repeat a few elements.
+// Loops over a row by vectors. The last vector ends with the row and may repeat a few elements.
 // So a loop must not read what it has written.
 template <int kBytes>
 struct Rows {

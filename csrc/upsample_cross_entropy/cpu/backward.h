@@ -90,7 +90,7 @@ struct LossBackwardPlan : LossPlan<A> {
 // Computes the gradients of rows of logits [begin, end) of all images. A pixel's gradient is summed
 // as soon as it is computed: first down the rows, into the lines of the two rows of logits around
 // it, then along these lines. This is the same order as in the backward of plain upsampling
-// (upsample_bilinear2d/cpu/backward.h), so the same is true of bits and threads.
+// (upsample_bilinear2d/cpu/backward.h), so the bits do not depend on the number of threads.
 template <int kBytes>
 struct LossBackward {
   // Pixel rows that are added while a vector of sums is in registers.

@@ -61,12 +61,11 @@ template <int kBytes>
 struct SumPlaneProducts {
   // totals[kh][kw] = sum over images and pixels of grad_output * input.
   template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(
-      const PlaneProducts<A>* plan,
-      const T* grad_output,  // [N, K, OH, OW], from the pair's output channel on
-      const T* input,        // [N, C, H, W], from the pair's input channel on
-      A* memory,             // [plan->space()], zeros at the first call
-      A* totals)             // [KH, KW]
+  static ATROUSX_ALWAYS_INLINE void run(const PlaneProducts<A>* plan,
+                                        const T* grad_output,  // [N, K, OH, OW], from the pair's k
+                                        const T* input,        // [N, C, H, W], from the pair's c
+                                        A* memory,             // [plan->space()], zeros at first
+                                        A* totals)             // [KH, KW]
   {
     const ConvGeometry& g = plan->g;
     A *sums = memory, *grads = sums + plan->sums();

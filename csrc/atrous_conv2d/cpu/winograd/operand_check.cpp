@@ -76,13 +76,13 @@ struct MeasureTaps {
 
 // Hashes 32-bit words, one step for each word, with a separate state in each lane. Two different
 // words never lead from one state to the same next state. A change of a high bit reaches the low
-// bits, so a second change of it does not undo the first.
+// bits. So the same change in two words does not cancel.
 template <int kBytes>
 struct HashWords {
   // `from` has the alignment of a half type.
   static ATROUSX_ALWAYS_INLINE void run(const char* from, int64_t count, uint64_t* hash) {
-    constexpr int kLanes = 16,
-                  kChains = 4;  // not the CPU's vector width, so that all CPUs give the same hash
+    // The number of lanes is fixed, so that all CPUs give the same hash.
+    constexpr int kLanes = 16, kChains = 4;
     using Words = LanesAt<uint32_t, kLanes, 1>;
     Words states[kChains];
     for (int c = 0; c < kChains; ++c) states[c] = Words{} + (0x9e3779b9u + 0x85ebca6bu * c);

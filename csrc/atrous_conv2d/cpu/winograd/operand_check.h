@@ -1,7 +1,7 @@
 // The conditions that numbers must meet before minimal filtering (winograd_plan.h) transforms them.
 // Its rounding errors are relative to the largest source of a tile and the largest tap of a filter.
-// The errors of a plain sum are relative to each product. So a pass computes its live taps directly
-// if few products make a result, or if numbers are near the ends of their range.
+// The errors of a plain sum are relative to each product. So a pass computes its live taps without
+// transforms if few products make a result, or if numbers are near the ends of their range.
 #pragma once
 
 #include <algorithm>

@@ -22,15 +22,14 @@
 //     x0 (g0 - g2),  x1 (g0 - g2)
 //     y0 = m0 + m1 + m2,  y1 = q (m1 - m2) + m3,  y2 = m1 + m2 - m0 + m4       5 products for 7
 //   quads, 7 points         Phases of four, or of three and a zero, in the same way. S has the
-//     eigenvalues f, f - 1, 1 - f, -f with f^2 = f + 1. Three points use g0 - g2.
-//                                                                             7 products for 10
+//     eigenvalues f, f - 1, 1 - f, -f (f^2 = f + 1). Three points use g0 - g2.  7 products for 10
 //
 // In pairs and triples, a phase with fewer pixels has only the first points. In two dimensions a
 // tile is a pair of tiles of the axes, and the numbers of points multiply.
 //
 // In float32, tiles of F(m, 3) have at most two pixels. Larger tiles have larger coefficients and
 // would lose accuracy. For half types, transforms and products are in float32, so larger tiles lose
-// nothing. These have up to four pixels.
+// nothing. Their tiles have up to four pixels.
 #pragma once
 
 #include <algorithm>
