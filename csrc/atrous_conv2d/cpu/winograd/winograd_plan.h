@@ -55,9 +55,9 @@ struct WinogradTraits {
   int least_pixels, most_pixels;  // per tile
   std::array<int, 5> points;      // by the number of a tile's pixels
   int filters;                    // numbers of a transformed filter; the last points may share one
-  int64_t least_channels;         // fewer are summed in too few pieces: whole phases would round
-                                  // almost twice as much as PyTorch
-  double filter_cost;             // of a filter's number, transformed or not, in products
+  int64_t least_channels;         // with fewer, a sum has too few pieces, and whole phases would
+                                  // round almost twice as much as PyTorch
+  double filter_cost;             // of one number of a filter, transformed or not, in products
 };
 
 // A tile of F(2, 3) with one pixel has four points, too, because three would round more. Filters
