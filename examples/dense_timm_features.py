@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         sys.exit("This example needs timm: pip install timm")
 
     torch.manual_seed(0)
-    classifier = timm.create_model(args.network, pretrained=args.pretrained).eval()
+    classifier: Any = timm.create_model(args.network, pretrained=args.pretrained).eval()
     dense = atrousx.models.to_dense(classifier, output_stride=args.output_stride)
     image = torch.rand(1, 3, args.size, args.size)
     with torch.inference_mode():
