@@ -141,8 +141,8 @@ def line_of(
     # optimize keeps the filters of products in channels_last.
     if use in (PACKED, PACKED_RELU) and weight[1] > 1 and not last:
         return None
-    known = (DTYPES[dtype], last, *geometry)
-    found = algorithm.of_cpu_forward(*known, use != INFERS, atrousx.get_precision())
+    known = (DTYPES[dtype], last, geometry, use != INFERS, atrousx.get_precision())
+    found = algorithm.of_cpu_forward(*known)
     if found.points:
         return None
     features = rule.features_of(DTYPES[dtype], last, geometry, use, found.name)

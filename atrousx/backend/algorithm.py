@@ -18,6 +18,11 @@ ROWS = "depthwise rows"
 NAMES = ("dense product", "minimal filtering", "depthwise", "direct", "tensor cores", ROWS)
 
 
+# A convolution: the sizes of input and weight, stride, sides and dilation. It is a plain tuple,
+# because one is made at every call.
+Conv = tuple[torch.Size, torch.Size, tuple[int, int], tuple[int, int, int, int], tuple[int, int]]
+
+
 class Algorithm(NamedTuple):
     name: str
     points: tuple[int, ...] = ()  # of a transformed Winograd filter, in rows and columns
@@ -38,11 +43,7 @@ def ask(like: Tensor, pass_: str, *geometry: Any) -> Algorithm:
 def of_cpu_forward(
     dtype: torch.dtype,
     channels_last: bool,
-    size: torch.Size,
-    weight: torch.Size,
-    stride: tuple[int, int],
-    sides: tuple[int, int, int, int],
-    dilation: tuple[int, int],
+    conv: Conv,
     frozen: bool,
     precision: str,
 ) -> Algorithm:
@@ -50,27 +51,19 @@ def of_cpu_forward(
 
     ``precision`` is only a key of the cache: the operator knows the precision of the process.
     """
+    size, weight, *options = conv
     batched = size if len(size) == 4 else (1, *size)
     if 0 in weight or 0 in batched[1:]:
         return Algorithm(NAMES[0])  # nothing to multiply
     groups = batched[1] // weight[1]
-    geometry = (batched, weight, stride, sides, dilation, groups)
+    geometry = (batched, weight, *options, groups)
     like = torch.empty(0, dtype=dtype)
     return ask(like, PASSES[0], *geometry, channels_last, frozen, False)
 
 
-def current_points(
-    size: torch.Size,
-    weight: torch.Size,
-    stride: tuple[int, int],
-    sides: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    frozen: bool,
-    dtype: torch.dtype,
-) -> tuple[int, ...]:
+def current_points(conv: Conv, frozen: bool, dtype: torch.dtype) -> tuple[int, ...]:
     """Returns the points of Winograd's minimal filtering, () where live taps are multiplied.
 
     ``frozen``: filters are transformed once, not at every call.
     """
-    conv = (size, weight, stride, sides, dilation)
-    return of_cpu_forward(dtype, False, *conv, frozen, get_precision()).points
+    return of_cpu_forward(dtype, False, conv, frozen, get_precision()).points

@@ -169,11 +169,7 @@ def torch_computes(
         torch.get_autocast_dtype("cpu") if mixed else input.dtype,
         mixed,
         any(is_channels_last(t) for t in operands),
-        input.shape,
-        weight.shape,
-        stride,
-        sides,
-        dilation,
+        (input.shape, weight.shape, stride, sides, dilation),
         use,
         get_precision(),
     )
@@ -195,7 +191,8 @@ def winograd_points(
     """
     if backend == "torch" or knows_torch_only() or _undecidable(input, weight):
         return ()
-    return current_points(input.shape, weight.shape, stride, sides, dilation, frozen, input.dtype)
+    conv = (input.shape, weight.shape, stride, sides, dilation)
+    return current_points(conv, frozen, input.dtype)
 
 
 def allows_tf32(input: Tensor) -> bool:

@@ -206,13 +206,13 @@ def _by_rule(problem: Problem, geometry: Geometry, trains: bool) -> tuple[bool, 
     """Applies the rule of "auto" on this CPU, which decides all three passes together."""
     stride, sides, dilation, *_ = geometry.options
     size, weight = torch.Size(geometry.input), torch.Size(geometry.weight)
-    known = (size, weight, stride, sides, dilation)
+    conv = (size, weight, stride, sides, dilation)
     last = any(geometry.channels_last)
     # A layer that `optimize` made is not trained.
     use = PACKED if problem.frozen else TRAINS if trains else INFERS
-    by_torch = cpu_rule(problem.dtype, False, last, *known, use, get_precision())
+    by_torch = cpu_rule(problem.dtype, False, last, conv, use, get_precision())
     isa = _library.core.cpu_isa
-    if current_points(*known, use != INFERS, problem.dtype):
+    if current_points(conv, use != INFERS, problem.dtype):
         return by_torch, "minimal filtering takes fewer products than live taps"
     expected = "PyTorch's" if by_torch else "atrousx's"
     return by_torch, f"the rule measured with {isa} expects {expected} to be faster"

@@ -119,7 +119,7 @@ def _packed(operands: Operands, options: Options) -> Tensor | None:
     if is_gpu(input):
         return None
     stride, sides, dilation, groups, _ = options
-    conv = (stride, sides, dilation, True, input.dtype)
-    points = current_points(input.shape, weight.shape, *conv)
+    conv = (input.shape, weight.shape, stride, sides, dilation)
+    points = current_points(conv, True, input.dtype)
     packed: Tensor = _pack_weight(weight, 1 if points else groups, points)
     return packed

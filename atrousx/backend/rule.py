@@ -11,7 +11,7 @@ import torch
 
 from .._library import core
 from .._taps import live_share, output_size
-from .algorithm import ROWS, of_cpu_forward
+from .algorithm import ROWS, Conv, of_cpu_forward
 
 FOLDER = Path(__file__).with_name("limits")
 MEASURED_DTYPES = (torch.float32, torch.bfloat16)
@@ -121,29 +121,24 @@ def cpu_rule(
     dtype: torch.dtype,
     mixed: bool,
     channels_last: bool,
-    size: torch.Size,
-    weight: torch.Size,
-    stride: tuple[int, int],
-    sides: tuple[int, int, int, int],
-    dilation: tuple[int, int],
+    conv: Conv,
     use: str,
     precision: str,
 ) -> bool:
     limits = current_limits()
     if limits is None:
         return False
-    conv = (size, weight, stride, sides, dilation)
     # Training asks as for frozen filters: grad-weight uses Winograd wherever frozen filters do.
-    algorithm = of_cpu_forward(dtype, channels_last, *conv, use != INFERS, precision)
+    algorithm = of_cpu_forward(dtype, channels_last, conv, use != INFERS, precision)
     if algorithm.points and not mixed:
         return False
     return torch_is_faster(features_of(dtype, channels_last, conv, use, algorithm.name), limits)
 
 
 def features_of(
-    dtype: torch.dtype, channels_last: bool, conv: tuple[Any, ...], use: str, algorithm: str
+    dtype: torch.dtype, channels_last: bool, conv: Conv, use: str, algorithm: str
 ) -> Features:
-    """Returns the features; ``conv`` is the sizes of input and weight, stride, sides, dilation."""
+    """Returns what the rule looks at."""
     size, weight, stride, sides, dilation = conv
     outputs, channels, *taps = weight
     extents = output_size(size[-2:], taps, stride, sides, dilation)
