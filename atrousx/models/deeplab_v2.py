@@ -16,7 +16,8 @@ from .freezing import freeze_bn
 from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
-from .vgg import VGG16, Fc6, fully_convolutional
+from .vgg import OUT_CHANNELS, VGG16, Fc6, fully_convolutional
+from .width import check_width, scaled
 
 RATES = {"aspp_l": (6, 12, 18, 24), "aspp_s": (2, 4, 8, 12), "large_fov": (12,)}
 BACKBONES = ("resnet101", "vgg16")
@@ -149,6 +150,7 @@ def deeplab_v2(
     head: Literal["aspp_l", "aspp_s", "large_fov"] = "aspp_l",
     *,
     multi_scale: bool = True,
+    width: float = 1.0,
 ) -> DeepLabV2:
     r"""Builds DeepLab v2 with random weights.
 
@@ -172,6 +174,7 @@ def deeplab_v2(
             with rate 12.
         multi_scale: also runs the network at 0.75 and 0.5 of the image's size and takes the maximum
             of the logits.
+        width: a factor for the channels of all layers, as in :func:`deeplab_v1`.
 
     Returns:
         A :class:`DeepLabV2`.
@@ -191,15 +194,17 @@ def deeplab_v2(
     check_classes(num_classes)
     check_choice("backbone", backbone, BACKBONES)
     check_choice("head", head, RATES)
+    check_width(width)
     extractor: nn.Module
     branches: list[nn.Module]
     if backbone == "vgg16":
-        extractor = VGG16("3x3", smooth=True)
-        forms = [Fc6(3, rate, FC6_WIDTH) for rate in RATES[head]]
-        branches = [fully_convolutional(fc6, num_classes) for fc6 in forms]
+        extractor = VGG16("3x3", smooth=True, width=width)
+        forms = [Fc6(3, rate, FC6_WIDTH).scaled(width) for rate in RATES[head]]
+        channels = scaled(OUT_CHANNELS, width)
+        branches = [fully_convolutional(fc6, num_classes, in_channels=channels) for fc6 in forms]
     else:
-        extractor = freeze_bn(ResNet(plan_stages(UNITS[backbone], 8), caffe=True))
-        channels = EXPANSION * STAGE_WIDTHS[-1]
+        extractor = freeze_bn(ResNet(plan_stages(UNITS[backbone], 8), caffe=True, width=width))
+        channels = EXPANSION * scaled(STAGE_WIDTHS[-1], width)
         branches = [
             AtrousConv2d(channels, num_classes, 3, padding=rate, dilation=rate)
             for rate in RATES[head]
