@@ -118,11 +118,11 @@ class DeepLabV1(Segmenter):
         # feature covers a cell of 8 pixels.
         self.align_corners = pooling == "3x3"
 
-    def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        logits = self.coarse_logits(input)
+    def _logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        logits = self.coarse_logits(images)
         if self.training:
             return logits
-        size = input.shape[-2:]
+        size = images.shape[-2:]
         return OrderedDict(out=self.resample(logits["out"], size, align_corners=self.align_corners))
 
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:

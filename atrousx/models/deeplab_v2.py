@@ -86,11 +86,11 @@ class DeepLabV2(Segmenter):
         self.classifier = classifier
         self.scales = SMALLER_SCALES if multi_scale else ()
 
-    def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        logits = self.coarse_logits(input)
+    def _logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        logits = self.coarse_logits(images)
         if self.training:
             return logits
-        return OrderedDict(out=self.resample(logits["out"], input.shape[-2:], align_corners=True))
+        return OrderedDict(out=self.resample(logits["out"], images.shape[-2:], align_corners=True))
 
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         pyramid = OrderedDict({"scale_1": self.scores(images)})

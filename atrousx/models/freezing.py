@@ -41,6 +41,6 @@ def freeze_bn(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             # Only the class changes, so the layer's hooks and all references to it stay valid.
-            layer.__class__ = FrozenBatchNorm2d
+            layer.__class__ = FrozenBatchNorm2d  # type: ignore[assignment]
             layer.eval().requires_grad_(False)
     return module
