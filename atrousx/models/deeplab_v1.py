@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..nn import AtrousConv2d, DenseCRF
 from ._check import check_choice, check_classes
+from .parameter_groups import Multipliers
 from .preprocess import Preprocess
 from .segmenter import Segmenter
 from .vgg import OUT_CHANNELS, POOLINGS, VGG16, Fc6, Pooling, fully_convolutional
@@ -90,6 +91,7 @@ class DeepLabV1(Segmenter):
 
     fusion = "mean"
     downsamples_labels = True
+    published = Multipliers(lr=1e-3, weight_decay=5e-4, head=10, bias=2, decay_all=False)
     # These values are in public use with the networks of the first paper.
     crf_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"bilateral_sigma_xy": 121.0, "bilateral_sigma_rgb": 5.0}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..nn import ASPP, AtrousConv2d
 from ._check import check_choice, check_classes
+from .parameter_groups import Multipliers
 from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
@@ -42,6 +43,7 @@ class DeepLabV3(Segmenter):
     """
 
     fusion = "mean"
+    published = Multipliers(lr=7e-3, weight_decay=1e-4, bias=2, decay_all=False)
 
     def __init__(
         self, backbone: ResNet, classifier: nn.Module, aux_classifier: nn.Module | None = None

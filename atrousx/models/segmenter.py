@@ -15,6 +15,7 @@ from ..nn import DenseCRF
 from ..ops import upsample_argmax, upsample_bilinear2d
 from .loss import Criterion, SegmentationLoss, processes, warn_of_unshared_gradients
 from .multi_scale import MultiScale, Prediction, checked_photograph
+from .parameter_groups import Multipliers, parameter_groups
 from .preprocess import Preprocess
 
 # Bilinear resampling: atrousx's function, or PyTorch's in a model for export.
@@ -30,6 +31,8 @@ class Segmenter(nn.Module):
     """
 
     fusion: ClassVar[Literal["mean", "max"]]
+    # The paper's learning rates.
+    published: ClassVar[Multipliers]
     # Whether the paper's loss downsamples the labels to the logits' size. Else it upsamples logits.
     downsamples_labels: ClassVar[bool] = False
     # Arguments of the dense CRF for the paper's networks that differ from DenseCRF's defaults.
@@ -155,6 +158,60 @@ class Segmenter(nn.Module):
             align_corners=self.align_corners,
         )
         return loss(given, target)
+
+    def parameter_groups(
+        self,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        *,
+        head: float | None = None,
+        bias: float | None = None,
+        aux: float | None = None,
+        decay_all: bool | None = None,
+    ) -> list[dict[str, Any]]:
+        """Returns parameter groups for an optimizer, by default with the paper's learning rates.
+
+        Frozen parameters are in no group. The defaults are, by version:
+
+        ======= ======= ============ ==== ==== === =========
+        version lr      weight_decay head bias aux decay_all
+        ======= ======= ============ ==== ==== === =========
+        v1      0.001   0.0005       10   2    1   False
+        v2      0.00025 0.0005       10   2    1   False
+        v3      0.007   0.0001       1    2    1   False
+        ======= ======= ============ ==== ==== === =========
+
+        Args:
+            lr: the learning rate.
+            weight_decay: the weight decay.
+            head: factor of the learning rate for the layers that make the logits.
+            bias: factor for the biases of convolutions, in addition to ``head`` or ``aux``.
+            aux: factor for the auxiliary classifier of v3; torchvision uses 10.
+            decay_all: whether biases and the parameters of normalisation decay as well.
+
+        Returns:
+            Dictionaries with "params", "lr" and "weight_decay", the smallest learning rate first.
+
+        Source: arXiv:1412.7062 section 4.1, arXiv:1606.00915 section 4.1, arXiv:1706.05587
+        section 4.1; for ``bias`` and ``decay_all`` the authors' released configurations.
+
+        Example:
+            >>> import torch, atrousx
+            >>> model = atrousx.models.deeplab_v2(2, "vgg16", "large_fov", width=0.1)
+            >>> optimizer = torch.optim.SGD(model.parameter_groups(), momentum=0.9)
+            >>> [round(group["lr"], 5) for group in optimizer.param_groups]
+            [0.00025, 0.0005, 0.0025, 0.005]
+        """
+        given: dict[str, Any] = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "head": head,
+            "bias": bias,
+            "aux": aux,
+            "decay_all": decay_all,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        return parameter_groups(self, self.published._replace(**changes))
 
     @torch.inference_mode()
     def labels(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:

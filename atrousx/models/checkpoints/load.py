@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..deeplab_v2 import SummedBranches
+from ..heads import last_layers
 from ..preprocess import Preprocess
 from ..segmenter import Segmenter
 from .architecture import BUILDERS, architecture_of
@@ -231,18 +231,6 @@ def _misfits(report: LoadReport, layout: Layout, excused: tuple[str, ...]) -> li
     unplaced = tuple(key for key in report.left_over if not key.startswith(layout.ignorable))
     found = [f"it lacks {_abridged(lacking)}"] if lacking else []
     return found + ([f"the model has no place for {_abridged(unplaced)}"] if unplaced else [])
-
-
-def last_layers(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the convolutions that make the logits."""
-    names = []
-    for name, head in model.named_modules():
-        if name in ("classifier", "aux_classifier") and isinstance(head, nn.Sequential):
-            names.append(f"{name}.{len(head) - 1}")
-        if isinstance(head, SummedBranches):
-            wanted = {id(layer) for layer in head.last_layers()}
-            names += [f"{name}.{part}" for part, m in head.named_modules() if id(m) in wanted]
-    return tuple(names)
 
 
 def _without_other_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
