@@ -1,6 +1,7 @@
 """Datasets of labelled photographs; images, label maps and scores as files; colours of labels."""
 
 from ._opencv import OpenCVMissing, opencv
+from .augment import Augmentation, Augmented
 from .cityscapes import CITYSCAPES_CLASSES, Cityscapes
 from .dataset import DatasetError, Files, Sample, SegmentationDataset
 from .folder import Folder
@@ -26,6 +27,8 @@ __all__ = [
     "SCORES_SUFFIXES",
     "VOC",
     "VOC_CLASSES",
+    "Augmentation",
+    "Augmented",
     "Cityscapes",
     "DatasetError",
     "Files",
