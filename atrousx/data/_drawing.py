@@ -151,7 +151,7 @@ def _canvas(place: Place) -> tuple[tuple[int, int], Image]:
 
 
 def _fixed(pixels: float) -> int:
-    return int(round(pixels * 2**SHIFT))
+    return round(pixels * (1 << SHIFT))
 
 
 def _turned(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
@@ -162,6 +162,6 @@ def _turned(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
 def _polygon(place: Place, mask: Image, points: NDArray[np.float64]) -> Image:
     row, column = place.corner()
     centre = np.array([place.x - column, place.y - row])
-    at = (points + centre) * 2**SHIFT
+    at = (points + centre) * (1 << SHIFT)
     opencv().fillPoly(mask, [np.rint(at).astype(np.int32)], 255, opencv().LINE_AA, SHIFT)
     return mask
