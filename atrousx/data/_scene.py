@@ -34,7 +34,7 @@ class Kind:
 
 
 def _wheel(place: draw.Place) -> Image:
-    return draw.wheel(place, 0.8 * place.unit, 0.6 * place.unit)
+    return draw.wheel(place, 0.9 * place.unit, 0.7 * place.unit)
 
 
 def _kinds(lamp: int) -> tuple[Kind, ...]:
@@ -44,10 +44,10 @@ def _kinds(lamp: int) -> tuple[Kind, ...]:
         Kind(BACKGROUND, (1, 1), (4, 7), draw.blob, draw.plain),
         Kind(BOULDER, (1, 2), (4.3, 5.5), draw.disc, draw.stripes),
         Kind(lamp, (3, 4), (3, 4.5), draw.box, draw.checks, highest=0.6),
+        Kind(WHEEL, (2, 3), (3.5, 5.5), _wheel, draw.plain),
         Kind(BACKGROUND, (0, 1), (3, 4.5), draw.box, draw.plain),
         Kind(PEBBLE, (5, 8), (1.6, 2.2), draw.disc, draw.stripes),
         Kind(BACKGROUND, (1, 3), (1.6, 5.5), draw.disc, draw.plain),
-        Kind(WHEEL, (2, 3), (3.5, 5.5), _wheel, draw.plain),
     )
 
 
