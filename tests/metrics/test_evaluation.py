@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import atrousx
+from atrousx import data
 from atrousx.metrics import ConfusionMatrix, Measures, evaluate
 from tests.metrics.pictures import CLASSES, Item, Pictures, Tiny, pictures
 
@@ -93,12 +94,12 @@ def test_workers_read_the_same():
 
 class Broken(Pictures):
     def __getitem__(self, index):
-        raise atrousx.data.ImageError("two.png: not an image")
+        raise data.ImageError("two.png: not an image")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_the_data_set_comes_as_it_is(workers):
-    with pytest.raises(atrousx.data.ImageError, match=r"^two\.png: not an image$"):
+    with pytest.raises(data.ImageError, match=r"^two\.png: not an image$"):
         evaluate(Tiny(), Broken(pictures(1)), workers=workers)
 
 
