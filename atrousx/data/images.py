@@ -13,6 +13,7 @@ from ._opencv import opencv
 from .palette import voc_palette
 
 Image = NDArray[np.uint8]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class ImageError(ValueError):
@@ -92,7 +93,9 @@ def _read(path: str | Path) -> bytes:
 
 
 def _in_colour(file: bytes, path: str | Path) -> Image:
-    return np.ascontiguousarray(_decode(file, opencv().IMREAD_COLOR, path)[..., ::-1])
+    cv2 = opencv()
+    image = _decode(file, cv2.IMREAD_COLOR, path)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
 
 
 def _decode(file: bytes, flags: int, path: str | Path) -> NDArray[Any]:

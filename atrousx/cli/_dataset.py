@@ -1,0 +1,64 @@
+"""The options that name a dataset, for all commands that read one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .. import data
+from ._shared import CommandError, one_line
+
+
+def add_dataset_options(
+    parser: argparse.ArgumentParser, split: str | None = None, val_split: str | None = None
+) -> None:
+    """Adds ROOT, --format, --split and --reduce-zero-label.
+
+    Args:
+        parser: gets the options.
+        split: default of --split. None is "train", or for --format folder every photograph.
+        val_split: default of --val-split. Without it there is no such option.
+    """
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
+    group = parser.add_argument_group("dataset")
+    group.add_argument(
+        "--format",
+        required=True,
+        choices=tuple(data.DATASETS),
+        help="voc: PASCAL VOC's folders; cityscapes: those of Cityscapes; folder: images/ and "
+        "labels/ with the same names",
+    )
+    default = split or "train, or with --format folder every photograph"
+    group.add_argument(
+        "--split", default=split, metavar="S", help=f"which list of photographs; {default}"
+    )
+    if val_split is not None:
+        group.add_argument(
+            "--val-split",
+            default=val_split,
+            metavar="S",
+            help=f"the list to evaluate on; {val_split}",
+        )
+    group.add_argument(
+        "--reduce-zero-label",
+        action="store_true",
+        help="0 in the label files means unknown, and class k has the number k + 1, as in ADE20K",
+    )
+
+
+def chosen_dataset(args: argparse.Namespace, option: str = "split") -> data.SegmentationDataset:
+    """Opens the dataset that the options name.
+
+    Args:
+        args: the parsed command line.
+        option: "split", or "val_split" for the photographs to evaluate on.
+
+    Raises:
+        CommandError: the dataset cannot be opened.
+    """
+    try:
+        return data.open_dataset(
+            args.format, args.root, getattr(args, option), reduce_zero_label=args.reduce_zero_label
+        )
+    except ValueError as error:
+        raise CommandError(one_line(error)) from error

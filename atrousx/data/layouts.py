@@ -1,0 +1,62 @@
+"""The layouts of datasets by name, as the command line gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .cityscapes import Cityscapes
+from .dataset import IGNORED, LabelTable, SegmentationDataset
+from .folder import Folder
+from .voc import VOC
+
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "voc": VOC,
+    "cityscapes": Cityscapes,
+    "folder": Folder,
+}
+
+
+def open_dataset(
+    kind: str, root: str | Path, split: str | None, *, reduce_zero_label: bool = False
+) -> SegmentationDataset:
+    """Opens a dataset whose layout is given by name.
+
+    Args:
+        kind: "voc", "cityscapes" or "folder".
+        root: the folder of the dataset.
+        split: the name of the split. None is the default of the layout: "train", or for "folder"
+            every photograph.
+        reduce_zero_label: whether 0 in the files means that the label is unknown, as in ADE20K.
+            0 then becomes 255, and k becomes k - 1. ``classes.txt`` names the classes from 1 on.
+
+    Raises:
+        DatasetError: the files are not as the layout demands.
+        ValueError: ``kind`` is none of the three, or ``reduce_zero_label`` is given for Cityscapes.
+
+    Example:
+        >>> from atrousx.data import open_dataset
+        >>> open_dataset("camvid", "photographs", "train")
+        Traceback (most recent call last):
+        ValueError: kind must be one of voc, cityscapes, folder, got 'camvid'
+    """
+    if kind not in DATASETS:
+        raise ValueError(f"kind must be one of {', '.join(DATASETS)}, got {kind!r}")
+    dataset = DATASETS[kind](root) if split is None else DATASETS[kind](root, split)
+    if reduce_zero_label:
+        if dataset.table is not None:
+            raise ValueError(
+                f"reduce_zero_label is not for {kind}, whose labels have other numbers"
+            )
+        dataset.table = _shifted()
+    return dataset
+
+
+def _shifted() -> LabelTable:
+    """ADE20K's numbers: 0 means unknown, and class k has the number k + 1."""
+    numbers = np.arange(256)
+    of_number = np.where(numbers % 255 == 0, IGNORED, numbers - 1).astype(np.uint8)
+    of_label = ((numbers + 1) % 256).astype(np.uint8)
+    return LabelTable(of_number, of_label)
