@@ -37,18 +37,18 @@ def pixel_places(labels: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.arange(labels.shape[1], device=labels.device)[None]
 
 
-def distance_to(mask: Tensor) -> Tensor:
+def distance_to(mask: Tensor, most: int) -> Tensor:
     r"""Returns how far each pixel of ``mask`` ``[H, W]`` is from a marked one, as int64.
 
     .. math:: D_p = \min_{q : m_q} \max(|y_p - y_q|, |x_p - x_q|)
 
-    Without a marked pixel all distances are at least ``max(H, W)``.
+    Larger distances than ``most`` become a number above it.
     """
     sums, (row, column) = BoxSums(mask), pixel_places(mask)
     # The box of radius r around a pixel is empty exactly if r < D. The largest such r is found bit
     # by bit, for all pixels at once. It starts at -1, the box without pixels.
     largest_empty = torch.full(mask.shape, -1, dtype=torch.int64, device=mask.device)
-    for bit in reversed(range(max(mask.shape).bit_length() + 1)):
+    for bit in reversed(range((most + 1).bit_length())):
         radius = largest_empty + (1 << bit)
         count = sums.inside(row - radius, row + radius + 1, column - radius, column + radius + 1)
         largest_empty = torch.where(count == 0, radius, largest_empty)

@@ -71,10 +71,8 @@ class Trimap:
         check_label_maps(predicted, true)
         check_image(true)
         void = true == self.ignore_index
-        distance = distance_to(void)
+        distance = distance_to(void, self.widths[-1])
         near = (distance <= self.widths[-1]) & ~void
-        # An image without ignored pixels has no bands, but may be smaller than the widest one.
-        near &= void.any()
         pair = counted(predicted[near], true[near], self.num_classes)
         widths = torch.tensor(self.widths, device=true.device)
         band = torch.searchsorted(widths, distance[near])

@@ -46,7 +46,7 @@ def test_the_distance_is_a_share_of_the_diagonal(size, distance):
     assert BoundaryIoU(1).update(true, true).unions.tolist() == [near]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30), st.sampled_from([2, 8]))
 def test_equals_the_definition_by_erosion(seed, height, width, percent):
     random = np.random.default_rng(seed)
