@@ -15,7 +15,7 @@ from typing import NoReturn
 from ..data import OpenCVMissing
 from ._shared import CommandError
 
-PAGES = ("segment", "refine", "crf_search", "doctor", "info")
+PAGES = ("segment", "evaluate", "refine", "crf_search", "doctor", "info")
 
 
 class _Parser(argparse.ArgumentParser):
