@@ -31,7 +31,8 @@ def bar(value: float, before: float | None, label: int) -> str:
     return (
         '<svg class="bar" aria-hidden="true" focusable="false">'
         '<rect width="100%" height="100%" rx="2" class="track"/>'
-        f'<rect width="{100 * value:.2f}%" height="100%" rx="2" fill="{colour(label)}"/>'
+        f'<rect width="{100 * value:.2f}%" height="100%" rx="2" class="full" '
+        f'fill="{colour(label)}"/>'
         f"{tick}</svg>"
     )
 

@@ -82,8 +82,8 @@ def _classes(results: Results) -> str:
     evaluation, found = results.evaluation, columns(results.evaluation)
     shares = evaluation.final.confusion.matrix.double().sum(1)
     shares = shares / shares.sum()
-    final = found[1 if evaluation.refined else 0].values
-    before = found[0].values if evaluation.refined else [None] * len(final)
+    final = found[0].values
+    before = found[1].values if evaluation.refined else [None] * len(final)
     rows = []
     for label, name in enumerate(results.classes):
         numbers = [column.values[label] for column in found] + [float(shares[label])]

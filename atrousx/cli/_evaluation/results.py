@@ -41,7 +41,7 @@ def columns(evaluation: Evaluation) -> list[Column]:
     before, final = evaluation.labels, evaluation.final
     found = [_iou("IoU", before)]
     if evaluation.refined is not None:
-        found = [_iou("IoU before CRF", before), _iou("IoU with CRF", final)]
+        found = [_iou("IoU with CRF", final), _iou("IoU before CRF", before)]
     matrix = final.confusion
     accuracies = matrix.class_accuracy().tolist()
     found.append(Column("accuracy", accuracies, matrix.mean_accuracy()))
