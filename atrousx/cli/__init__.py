@@ -15,7 +15,16 @@ from typing import NoReturn
 from ..data import OpenCVMissing
 from ._shared import CommandError
 
-PAGES = ("segment", "evaluate", "refine", "crf_search", "doctor", "info")
+PAGES = (
+    "segment",
+    "evaluate",
+    "refine",
+    "crf_search",
+    "generate_scenes",
+    "check_data",
+    "doctor",
+    "info",
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,7 @@
 """Datasets of labelled photographs; images, label maps and scores as files; colours of labels."""
 
 from ._opencv import OpenCVMissing, opencv
+from ._scene import SCENE_CLASSES
 from .augment import Augmentation, Augmented
 from .cityscapes import CITYSCAPES_CLASSES, Cityscapes
 from .dataset import DatasetError, Files, Sample, SegmentationDataset
@@ -17,6 +18,7 @@ from .images import (
 )
 from .layouts import DATASETS, open_dataset
 from .palette import VOC_CLASSES, voc_palette
+from .scenes import generate_scenes
 from .scores import SCORES_SUFFIXES, read_scores
 from .voc import VOC
 
@@ -24,6 +26,7 @@ __all__ = [
     "CITYSCAPES_CLASSES",
     "DATASETS",
     "IMAGE_SUFFIXES",
+    "SCENE_CLASSES",
     "SCORES_SUFFIXES",
     "VOC",
     "VOC_CLASSES",
@@ -38,6 +41,7 @@ __all__ = [
     "OpenCVMissing",
     "Sample",
     "SegmentationDataset",
+    "generate_scenes",
     "open_dataset",
     "opencv",
     "overlay",

@@ -37,10 +37,12 @@ def open_dataset(
         ValueError: ``kind`` is none of the three, or ``reduce_zero_label`` is given for Cityscapes.
 
     Example:
-        >>> from atrousx.data import open_dataset
-        >>> open_dataset("camvid", "photographs", "train")
-        Traceback (most recent call last):
-        ValueError: kind must be one of voc, cityscapes, folder, got 'camvid'
+        >>> import tempfile
+        >>> from atrousx.data import generate_scenes, open_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     generate_scenes(folder, train=2, val=1, size=(64, 96))
+        ...     open_dataset("voc", folder, "val").classes[:3]
+        ('background', 'wheel', 'pebble')
     """
     if kind not in DATASETS:
         raise ValueError(f"kind must be one of {', '.join(DATASETS)}, got {kind!r}")

@@ -39,12 +39,15 @@ class VOC(SegmentationDataset):
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/; SBD: Hariharan et al., ICCV 2011.
 
     Example:
-        >>> from atrousx.data import VOC, DatasetError
-        >>> try:
-        ...     VOC("photographs", "val")
-        ... except DatasetError as error:
-        ...     print(error)
-        photographs: there is no folder JPEGImages in it, nor in its VOC2012 or VOCdevkit/VOC2012
+        >>> import tempfile
+        >>> from atrousx.data import VOC, generate_scenes
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> generate_scenes(folder.name, train=2, val=1, size=(64, 96))
+        >>> dataset = VOC(folder.name, "val")
+        >>> name, image, labels = dataset[0]
+        >>> name, image.shape, labels.shape
+        ('val_000000', (64, 96, 3), (64, 96))
+        >>> folder.cleanup()
     """
 
     def __init__(
