@@ -17,6 +17,7 @@ from ._shared import CommandError
 
 PAGES = (
     "segment",
+    "evaluate",
     "refine",
     "crf_search",
     "generate_scenes",

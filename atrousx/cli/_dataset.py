@@ -10,13 +10,13 @@ from ._shared import CommandError, one_line
 
 
 def add_dataset_options(
-    parser: argparse.ArgumentParser, split: str | None = None, val_split: str | None = None
+    parser: argparse.ArgumentParser, split: str = "train", val_split: str | None = None
 ) -> None:
     """Adds ROOT, --format, --split and --reduce-zero-label.
 
     Args:
         parser: gets the options.
-        split: default of --split. None is "train", or for --format folder every photograph.
+        split: default of --split; for --format folder the default is every photograph.
         val_split: default of --val-split. Without it there is no such option.
     """
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
@@ -28,10 +28,12 @@ def add_dataset_options(
         help="voc: PASCAL VOC's folders; cityscapes: those of Cityscapes; folder: images/ and "
         "labels/ with the same names",
     )
-    default = split or "train, or with --format folder every photograph"
     group.add_argument(
-        "--split", default=split, metavar="S", help=f"which list of photographs; {default}"
+        "--split",
+        metavar="S",
+        help=f"which list of photographs; {split}, or with --format folder every photograph",
     )
+    parser.set_defaults(usual_split=split)
     if val_split is not None:
         group.add_argument(
             "--val-split",
@@ -56,9 +58,12 @@ def chosen_dataset(args: argparse.Namespace, option: str = "split") -> data.Segm
     Raises:
         CommandError: the dataset cannot be opened.
     """
+    split = getattr(args, option)
+    if split is None and args.format != "folder":
+        split = args.usual_split
     try:
         return data.open_dataset(
-            args.format, args.root, getattr(args, option), reduce_zero_label=args.reduce_zero_label
+            args.format, args.root, split, reduce_zero_label=args.reduce_zero_label
         )
     except ValueError as error:
         raise CommandError(one_line(error)) from error

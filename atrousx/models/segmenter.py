@@ -310,7 +310,7 @@ class Segmenter(nn.Module):
         if crf is not None and not isinstance(crf, (bool, nn.Module)):
             raise TypeError(f"crf must be a DenseCRF, a bool or None, got {type(crf).__name__}")
         refiner = (self.crf if crf else None) if isinstance(crf, bool) else crf
-        with _evaluating(self):
+        with evaluating(self):
             probabilities = inference.probabilities(self, photograph)
             labels = probabilities.argmax(1)
             if refiner is None:
@@ -322,7 +322,7 @@ class Segmenter(nn.Module):
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Sets evaluation mode inside the context; afterwards every module has its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
