@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from .._processes import rank_and_world, summed
 from ..ops import upsample_cross_entropy
 from ..ops._check import check_rank
 
@@ -87,9 +88,8 @@ class SegmentationLoss:
                 for size in sizes.values()
             ]
         )
-        if self.across_processes and processes() > 1:
-            distributed.all_reduce(counts)
-            counts = counts / processes()
+        if self.across_processes:
+            counts = summed(counts) / rank_and_world()[1]
         # A step without any labelled pixel has the loss 0.
         smallest = torch.finfo(counts.dtype).tiny
         return dict(zip(sizes, counts.clamp_min(smallest).unbind(), strict=True))
@@ -119,14 +119,7 @@ def shrunk(target: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
 def warn_of_unshared_gradients() -> None:
     warnings.warn(
         f"the loss of images was computed outside a wrapper like DistributedDataParallel, while "
-        f"{processes()} processes train: their gradients are not shared. Call the wrapped model, "
+        f"{rank_and_world()[1]} processes train: their gradients are not shared. Call the wrapped model, "
         "which returns the loss: parallel(images, target)",
         stacklevel=3,
     )
-
-
-def processes() -> int:
-    """Returns the number of processes of ``torch.distributed``'s group; 1 without a group."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size()
-    return 1

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from .._processes import rank_and_world
 from ..nn import DenseCRF
 from ..ops import upsample_argmax, upsample_bilinear2d
-from .loss import Criterion, SegmentationLoss, processes, warn_of_unshared_gradients
+from .loss import Criterion, SegmentationLoss, warn_of_unshared_gradients
 from .multi_scale import MultiScale, Prediction, checked_photograph
 from .parameter_groups import Multipliers, parameter_groups
 from .preprocess import Preprocess
@@ -142,7 +143,7 @@ class Segmenter(nn.Module):
         """
         given = images_or_logits
         if isinstance(given, Tensor):
-            if self.training and torch.is_grad_enabled() and processes() > 1:
+            if self.training and torch.is_grad_enabled() and rank_and_world()[1] > 1:
                 warn_of_unshared_gradients()
             given = self.coarse_logits(given)
         shrink = self.downsamples_labels if downsample_labels is None else downsample_labels
