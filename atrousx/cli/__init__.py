@@ -17,6 +17,7 @@ from ._shared import CommandError
 
 PAGES = (
     "segment",
+    "train",
     "evaluate",
     "refine",
     "crf_search",

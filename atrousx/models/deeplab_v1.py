@@ -120,7 +120,7 @@ class DeepLabV1(Segmenter):
         # feature covers a cell of 8 pixels.
         self.align_corners = pooling == "3x3"
 
-    def _logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+    def outputs(self, images: Tensor) -> OrderedDict[str, Tensor]:
         logits = self.coarse_logits(images)
         if self.training:
             return logits

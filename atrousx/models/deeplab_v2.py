@@ -57,7 +57,7 @@ class DeepLabV2(Segmenter):
         self.classifier = classifier
         self.scales = SMALLER_SCALES if multi_scale else ()
 
-    def _logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
+    def outputs(self, images: Tensor) -> OrderedDict[str, Tensor]:
         logits = self.coarse_logits(images)
         if self.training:
             return logits

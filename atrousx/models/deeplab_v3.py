@@ -53,11 +53,6 @@ class DeepLabV3(Segmenter):
         self.classifier = classifier
         self.aux_classifier = aux_classifier
 
-    def _logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        size = images.shape[-2:]
-        logits = self.coarse_logits(images)
-        return OrderedDict((name, self.resample(z, size)) for name, z in logits.items())
-
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         features = self.backbone(images)
         logits = OrderedDict(out=self.classifier(features["out"]))

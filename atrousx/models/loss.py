@@ -118,8 +118,8 @@ def shrunk(target: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
 
 def warn_of_unshared_gradients() -> None:
     warnings.warn(
-        f"the loss of images was computed outside a wrapper like DistributedDataParallel, while "
-        f"{rank_and_world()[1]} processes train: their gradients are not shared. Call the wrapped model, "
+        "the loss of images was computed outside a wrapper like DistributedDataParallel: the "
+        f"{rank_and_world()[1]} processes do not share their gradients. Call the wrapped model, "
         "which returns the loss: parallel(images, target)",
         stacklevel=3,
     )

@@ -68,11 +68,15 @@ class Segmenter(nn.Module):
             return self.loss(self.coarse_logits(input), target, **options)
         if options:
             raise TypeError(f"{', '.join(options)}: needs a target, as the loss does")
-        return self._logits(input)
+        return self.outputs(input)
 
-    def _logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Returns what ``forward`` returns without a target."""
-        raise NotImplementedError
+    def outputs(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Returns what ``forward`` returns without a target: the logits at the images' size."""
+        size, corners = images.shape[-2:], self.align_corners
+        logits = self.coarse_logits(images)
+        return OrderedDict(
+            (name, self.resample(z, size, align_corners=corners)) for name, z in logits.items()
+        )
 
     def loss(
         self,

@@ -41,10 +41,6 @@ class Tiny(Segmenter):
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         return OrderedDict(out=self.noise(self.layer(images)))
 
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        coarse = self.coarse_logits(images)["out"]
-        return OrderedDict(out=self.resample(coarse, images.shape[-2:]))
-
 
 def blocks(random: np.random.Generator, height: int, width: int, side: int = 5) -> Tensor:
     """Labels in blocks, of which some are ignored."""

@@ -51,7 +51,13 @@ class Architecture(NamedTuple):
 
 
 def architecture_of(weights: Weights) -> Architecture | None:
-    """Returns the architecture of weights in any known layout, or None if no builder makes it."""
+    """Returns the architecture of weights in any known layout, or None if no builder makes it.
+
+    A checkpoint of ``atrousx train`` names it. Keys and shapes tell it of all other weights.
+    """
+    network = getattr(weights, "network", None)
+    if network is not None and network.get("version") in BUILDERS:
+        return Architecture(network["version"], dict(network["arguments"]))
     layout = recognise(weights)
     version = "" if layout is None else layout.name.removeprefix("deeplab_")[:2]
     if layout is None or version not in READERS:

@@ -13,7 +13,7 @@ from ..heads import last_layers
 from ..preprocess import Preprocess
 from ..segmenter import Segmenter
 from .architecture import BUILDERS, architecture_of
-from .files import read_weights
+from .files import StoredWeights, read_weights
 from .layouts import SOURCES, Layout, recognise, translate
 
 Source = Literal[
@@ -126,19 +126,26 @@ def load_weights(
     """
     if source not in ("auto", *SOURCES):
         raise ValueError(f"source must be 'auto' or one of {', '.join(SOURCES)}, got {source!r}")
-    weights = read_weights(path_or_state_dict)
-    layout = recognise(weights)
+    stored = read_weights(path_or_state_dict)
+    layout = recognise(stored)
     if layout is None or source not in ("auto", layout.name):
         wanted = "any layout known here" if source == "auto" else f"source={source!r}"
-        raise ValueError(f"the weights are not those of {wanted}: {_abridged(tuple(weights))}")
-    weights = translate(weights, layout, model)
+        raise ValueError(f"the weights are not those of {wanted}: {_abridged(tuple(stored))}")
+    weights = translate(stored, layout, model)
     if other_classes:
         weights = _without_other_classes(model, weights)
     report = _compare(model, weights, layout, other_classes)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
-    if layout.name in ("resnet", "vgg16") and isinstance(model, Segmenter):
-        model.preprocess = Preprocess.imagenet().to(model.preprocess.mean)
+    if isinstance(model, Segmenter):
+        model.preprocess = _preprocess(model, stored, layout).to(model.preprocess.mean)
     return report
+
+
+def _preprocess(model: Segmenter, stored: StoredWeights, layout: Layout) -> Preprocess:
+    """Returns how the network of the weights sees photographs."""
+    if stored.network is not None:
+        return Preprocess(**stored.network["preprocess"])
+    return Preprocess.imagenet() if layout.name in ("resnet", "vgg16") else model.preprocess
 
 
 def from_weights(
@@ -150,7 +157,8 @@ def from_weights(
     v1, and the number of classes. They do not determine strides, rates and poolings. These have the
     builder's defaults unless ``options`` give them: for example ``output_stride`` and
     ``multi_grid`` of v3, and ``head`` of v2 with four branches. ``fc6`` of v1 with 4x4 filters must
-    always be given.
+    always be given. A checkpoint of ``atrousx train`` says all this itself, and how its network
+    sees photographs.
 
     Args:
         path_or_state_dict: weights of a whole DeepLab, as in :func:`load_weights`, in any layout.
