@@ -9,6 +9,9 @@ from atrousx.data import Augmentation, Augmented, DatasetError, Folder, Sample
 from tests.data import layouts
 from tests.optional import given, settings, st
 
+# From Python 3.12 on, a fork beside the threads of PyTorch and OpenCV gives a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 SIDE = 24
 UNIT = 10  # grey levels for each pixel of the way
 

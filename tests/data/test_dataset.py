@@ -19,6 +19,9 @@ from atrousx.data import (
 )
 from tests.data import layouts
 
+# From Python 3.12 on, a fork beside the threads of PyTorch and OpenCV gives a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 WRITE = {
     "voc": (layouts.write_voc, "train_aug"),
     "cityscapes": (layouts.write_cityscapes, "val"),
