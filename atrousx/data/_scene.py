@@ -141,8 +141,10 @@ def _photographed(canvas: _Canvas) -> Image:
     light = 1 + across * np.linspace(-1, 1, width, dtype=np.float32)
     light = light + down * np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     grain = random.standard_normal(canvas.image.shape, np.float32)
-    image = canvas.image * light[..., None] + random.uniform(2, 5) * grain
-    return np.asarray(np.rint(image).clip(0, 255), np.uint8)
+    grain *= random.uniform(2, 5)
+    grain += canvas.image * light[..., None]
+    # Half a grey level more rounds to the nearest one.
+    return np.asarray((grain + np.float32(0.5)).clip(0, 255), np.uint8)
 
 
 def _with_borders(labels: Image) -> Image:

@@ -9,6 +9,9 @@ from atrousx.data import Augmentation, Augmented, DatasetError, Folder, Sample
 from tests.data import layouts
 from tests.optional import given, settings, st
 
+# From Python 3.12 on, a fork beside the threads of PyTorch and OpenCV gives a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 SIDE = 24
 UNIT = 10  # grey levels for each pixel of the way
 
@@ -117,7 +120,9 @@ def test_crops_and_flips_are_spread():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": (0, 5)}, r"crop must be two positive numbers or None, got \(0, 5\)"),
+        ({"crop": (0, 5)}, r"crop must be two positive whole numbers or None, got \(0, 5\)"),
+        ({"crop": (5.0, 5)}, r"crop must be two positive whole numbers or None, got \(5.0, 5\)"),
+        ({"crop": (5,)}, r"crop must be two positive whole numbers or None, got \(5,\)"),
         ({"scale": (0, 1)}, r"scale must be two positive numbers in order, got \(0, 1\)"),
         ({"scale": (2, 1)}, "scale must be two positive numbers in order"),
         ({"scale": (1, float("inf"))}, "scale must be two positive numbers in order"),
