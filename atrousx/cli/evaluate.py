@@ -93,6 +93,11 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         help="gets the labels of each image in the format of the benchmark's server",
     )
     group.add_argument(
+        "--no-truth",
+        action="store_true",
+        help="the split has no labels, as the test splits of benchmarks: only --write",
+    )
+    group.add_argument(
         "--report",
         type=Path,
         metavar="FILE.html",
@@ -112,9 +117,11 @@ _count.__name__ = "number of processes"
 
 def run(args: argparse.Namespace) -> int:
     data.opencv()  # raises before the weights are read if OpenCV is missing
+    if args.no_truth:
+        _check_without_truth(args)
     with process_group(chosen_device(args)) as device:
         model, classes = load_model(args)
-        dataset = chosen_dataset(args)
+        dataset = chosen_dataset(args, truth=not args.no_truth)
         if classes != dataset.num_classes:
             raise CommandError(
                 f"--weights {args.weights}: of {classes} classes, "
@@ -125,11 +132,21 @@ def run(args: argparse.Namespace) -> int:
         found = _Run(args, dataset, outputs)
         evaluation = found.evaluate(model.to(device), crf)
         found.gather()
-        if _is_first():
+        if _is_first() and args.no_truth:
+            print(f"the labels of {len(dataset)} images are in {args.write}")
+        elif _is_first():
             results = Results(dataset.classes, evaluation, _settings(args, model))
             outputs.write_results(results, found.extremes)
             print(text_table(results))
     return 0
+
+
+def _check_without_truth(args: argparse.Namespace) -> None:
+    if args.write is None:
+        raise CommandError("--no-truth: without labels nothing is measured; give --write DIR")
+    for option in ("out", "report", "boundary", "trimap"):
+        if getattr(args, option):
+            raise CommandError(f"--{option} needs the labels that --no-truth says are missing")
 
 
 def _is_first() -> bool:
