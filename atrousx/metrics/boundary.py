@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._processes import summed
 from ._boxes import BoxSums, pixel_places
 from ._labels import check_image, check_label_maps, check_num_classes, counted
-from ._processes import summed
 
 
 class BoundaryIoU:

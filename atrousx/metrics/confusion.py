@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._processes import summed
 from ._labels import check_label_maps, check_num_classes, counted
-from ._processes import summed
 
 
 class ConfusionMatrix:

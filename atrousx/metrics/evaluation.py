@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .._processes import rank_and_world
 from ..models.segmenter import Segmenter, evaluating
 from ..nn import DenseCRF
-from ._processes import rank_and_world
 from .measures import Measures
 
 # Pixels in height and width of what the model sees to tell its number of classes.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._processes import summed
 from ._boxes import distance_to
 from ._labels import check_image, check_label_maps, check_num_classes, counted
-from ._processes import summed
 from .confusion import ConfusionMatrix
 
 WIDTHS = tuple(range(1, 41))
