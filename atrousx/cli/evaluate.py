@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import distributed
 
 from .. import DenseCRF, data, metrics
+from .._processes import rank_and_world
 from ..data import SegmentationDataset
 from ..metrics import Evaluation, Labels
 from ..metrics.trimap import WIDTHS
@@ -150,7 +152,7 @@ def _check_without_truth(args: argparse.Namespace) -> None:
 
 
 def _is_first() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return rank_and_world()[0] == 0
 
 
 class _Run:
@@ -164,9 +166,9 @@ class _Run:
 
     def evaluate(self, model: Segmenter, crf: DenseCRF | None) -> Evaluation:
         args = self.args
-        world = distributed.get_world_size() if distributed.is_initialized() else 1
-        # The first process has the most images, and shows the progress of all.
-        progress = Progress(-(-len(self.dataset) // world) if _is_first() else 0)
+        # The first process has the most images, and shows its own progress.
+        rank, world = rank_and_world()
+        progress = Progress(math.ceil(len(self.dataset) / world) if rank == 0 else 0)
         with contextlib.closing(progress):
             try:
                 return metrics.evaluate(
@@ -194,12 +196,13 @@ class _Run:
 
     def gather(self) -> None:
         """Gives the first process the pictures that the others have kept."""
-        if self.outputs.report is None or not distributed.is_initialized():
+        own, world = rank_and_world()
+        if self.outputs.report is None or world == 1:
             return
-        everyone: list[Any] = [None] * distributed.get_world_size()
+        everyone: list[Any] = [None] * world
         distributed.all_gather_object(everyone, self.extremes.found)
         for rank, kept in enumerate(everyone):
-            if rank != distributed.get_rank():
+            if rank != own:
                 self.extremes.merge(kept)
 
 
@@ -207,13 +210,13 @@ def _settings(args: argparse.Namespace, model: Segmenter) -> dict[str, object]:
     """Returns what was evaluated and how, for the JSON file and the page."""
     usual = None if args.format == "folder" else args.usual_split
     split = args.split or usual
+    given = {name: getattr(args, name) for name in ("output_stride", "tile", "preprocess")}
     return {
         "weights": Path(args.weights).name,
         "dataset": f"{args.root.resolve().name}, {split}" if split else args.root.resolve().name,
         "model": type(model).__name__,
-        "output_stride": args.output_stride,
         "scales": list(args.scales),
         "flip": args.flip,
-        "tile": args.tile,
+        **{name: value for name, value in given.items() if value is not None},
         "crf": crf_arguments(args, model.crf_defaults) if args.crf else None,
     }

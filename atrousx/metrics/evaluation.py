@@ -14,10 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from .._processes import rank_and_world
 from ..models.segmenter import Segmenter, evaluating
 from ..nn import DenseCRF
+from ..ops import upsample_argmax
 from .measures import Measures
-
-# Pixels in height and width of what the model sees to tell its number of classes.
-CORNER = 65
 
 
 class LabelledImage(Protocol):
@@ -162,7 +160,7 @@ def evaluate(
             "model must be a DeepLab of atrousx (the attribute module of a "
             f"DistributedDataParallel), got {type(model).__name__}"
         )
-    network = _Network(model, scales, flip, crf, tile)
+    network = _Network(model, dataset.num_classes, scales=scales, flip=flip, crf=crf, tile=tile)
     found = [
         Measures(dataset.num_classes, dataset.ignore_index, boundary, trimap_widths)
         for _ in range(1 if network.crf is None else 2)
@@ -170,7 +168,6 @@ def evaluate(
     with evaluating(model):
         for index, sample in _own_samples(dataset, workers):
             photograph, truth = _tensors(sample, model.preprocess.mean.device)
-            network.check_classes(photograph, dataset.num_classes)
             labels = network.labels(photograph)
             _update(found, labels, truth, sample.name)
             if on_result is not None:
@@ -182,43 +179,42 @@ def evaluate(
 
 
 class _Network:
-    """A model and how it looks at an image."""
+    """A model, how it looks at an image, and the number of classes that it must have."""
 
     def __init__(
         self,
         model: Segmenter,
+        num_classes: int,
+        *,
         scales: Sequence[float],
         flip: bool,
         crf: DenseCRF | bool | None,
         tile: int | None,
     ) -> None:
-        self.model, self.scales, self.flip, self.tile = model, scales, flip, tile
+        self.model, self.num_classes = model, num_classes
+        self.scales, self.flip, self.tile = scales, flip, tile
         self.crf = (model.crf if crf else None) if isinstance(crf, bool) else crf
         self.is_plain = tuple(scales) == (1.0,) and not flip and self.crf is None and tile is None
-        self._classes_known = False
 
     def labels(self, photograph: Tensor) -> Labels:
         """Returns the labels of a photograph [1, 3, H, W]."""
         if self.is_plain:
-            images = self.model.preprocess(photograph)
-            return Labels(self.model.labels(images)[0], None)
-        before, after, _ = self.model.predict(
+            # What Segmenter.labels does. The labels alone do not tell the number of classes.
+            coarse = self.model.coarse_logits(self.model.preprocess(photograph))["out"]
+            self._check_classes(coarse)
+            size, corners = photograph.shape[-2:], self.model.align_corners
+            return Labels(upsample_argmax(coarse, size, align_corners=corners)[0], None)
+        before, after, probabilities = self.model.predict(
             photograph, self.scales, flip=self.flip, crf=self.crf, tile=self.tile
         )
+        self._check_classes(probabilities)
         return Labels(before[0], None if after is None else after[0])
 
-    def check_classes(self, photograph: Tensor, num_classes: int) -> None:
-        """Raises ValueError if the model's number of classes is another one.
-
-        The labels alone do not tell it. The first call shows the model a corner of the image.
-        """
-        if self._classes_known:
-            return
-        corner = self.model.preprocess(photograph[..., :CORNER, :CORNER])
-        found = self.model.coarse_logits(corner)["out"].shape[1]
-        if found != num_classes:
-            raise ValueError(f"model has {found} classes, but the data set has {num_classes}")
-        self._classes_known = True
+    def _check_classes(self, scores: Tensor) -> None:
+        if scores.shape[1] != self.num_classes:
+            raise ValueError(
+                f"model has {scores.shape[1]} classes, but the data set has {self.num_classes}"
+            )
 
 
 class _Reader(Dataset[Any]):

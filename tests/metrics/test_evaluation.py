@@ -122,6 +122,11 @@ def test_bad_input_is_named(model, dataset, error, message):
         evaluate(model, dataset)
 
 
+def test_classes_are_compared_with_several_scales_too():
+    with pytest.raises(ValueError, match="model has 7 classes, but the data set has 4"):
+        evaluate(Tiny(7), pictures(1), flip=True)
+
+
 def test_an_empty_data_set_and_one_without_truth_have_no_measures():
     assert math.isnan(evaluate(Tiny(), Pictures()).mean_iou())
     assert math.isnan(evaluate(Tiny(), item([[255] * 9] * 8)).mean_iou())
