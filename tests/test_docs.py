@@ -254,7 +254,8 @@ def is_code(value):
 
 @pytest.mark.parametrize(
     "package",
-    ["atrousx"] + [f"atrousx.{name}" for name in ("ops", "models", "backend", "metrics", "crf")],
+    ["atrousx"]
+    + [f"atrousx.{name}" for name in ("ops", "models", "backend", "metrics", "crf", "data")],
 )
 def test_every_public_function_and_class_is_in_the_reference(package):
     pages = [page for page in PAGES if page.startswith("docs/reference/")]

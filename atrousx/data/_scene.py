@@ -34,7 +34,7 @@ class Kind:
 
 
 def _wheel(place: draw.Place) -> Image:
-    return draw.wheel(place, 0.8 * place.unit, 0.6 * place.unit)
+    return draw.wheel(place, 0.9 * place.unit, 0.7 * place.unit)
 
 
 def _kinds(lamp: int) -> tuple[Kind, ...]:
@@ -44,10 +44,10 @@ def _kinds(lamp: int) -> tuple[Kind, ...]:
         Kind(BACKGROUND, (1, 1), (4, 7), draw.blob, draw.plain),
         Kind(BOULDER, (1, 2), (4.3, 5.5), draw.disc, draw.stripes),
         Kind(lamp, (3, 4), (3, 4.5), draw.box, draw.checks, highest=0.6),
+        Kind(WHEEL, (2, 3), (3.5, 5.5), _wheel, draw.plain),
         Kind(BACKGROUND, (0, 1), (3, 4.5), draw.box, draw.plain),
         Kind(PEBBLE, (5, 8), (1.6, 2.2), draw.disc, draw.stripes),
         Kind(BACKGROUND, (1, 3), (1.6, 5.5), draw.disc, draw.plain),
-        Kind(WHEEL, (2, 3), (3.5, 5.5), _wheel, draw.plain),
     )
 
 
@@ -141,8 +141,10 @@ def _photographed(canvas: _Canvas) -> Image:
     light = 1 + across * np.linspace(-1, 1, width, dtype=np.float32)
     light = light + down * np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     grain = random.standard_normal(canvas.image.shape, np.float32)
-    image = canvas.image * light[..., None] + random.uniform(2, 5) * grain
-    return np.asarray(np.rint(image).clip(0, 255), np.uint8)
+    grain *= random.uniform(2, 5)
+    grain += canvas.image * light[..., None]
+    # Half a grey level more rounds to the nearest one.
+    return np.asarray((grain + np.float32(0.5)).clip(0, 255), np.uint8)
 
 
 def _with_borders(labels: Image) -> Image:

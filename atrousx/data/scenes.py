@@ -35,7 +35,7 @@ def generate_scenes(
 
     ==============  ===============================================================================
     background      ground, sky, and discs, boxes and blobs without texture
-    wheel           a rim and spokes, 0.6 to 0.8 units wide: the edges must be fine
+    wheel           a rim and spokes, 0.7 to 0.9 units wide: the edges must be fine
     pebble          a striped disc with a radius of 1.6 to 2.2 units
     boulder         the same, with a radius of 4.3 to 5.5: only the size differs
     day lamp        a checkered box, where the sky has stripes
