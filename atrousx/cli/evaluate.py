@@ -1,4 +1,4 @@
-"""``atrousx evaluate``: measures a DeepLab on a data set, in one process or under torchrun."""
+"""``atrousx evaluate``: measures a DeepLab on a dataset, in one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from ._shared import (
 if TYPE_CHECKING:
     from ._shared import Commands
 
-DESCRIPTION = """Prints mean IoU, IoU of each class and accuracy of a DeepLab on a data set. Under
+DESCRIPTION = """Prints mean IoU, IoU of each class and accuracy of a DeepLab on a dataset. Under
 torchrun each process labels its share of the images; each image counts once."""
 
 
 def register(commands: Commands) -> None:
     parser = commands.add_parser(
-        "evaluate", help="measure a DeepLab on a data set", description=DESCRIPTION
+        "evaluate", help="measure a DeepLab on a dataset", description=DESCRIPTION
     )
     add_dataset_options(parser, split="val")
     add_weights_option(parser)
@@ -138,8 +138,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"the labels of {len(dataset)} images are in {args.write}")
         elif _is_first():
             results = Results(dataset.classes, evaluation, _settings(args, model))
-            outputs.write_results(results, found.extremes)
+            # First the table: a full disk must not cost a long evaluation.
             print(text_table(results))
+            outputs.write_results(results, found.extremes)
     return 0
 
 

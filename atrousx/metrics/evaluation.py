@@ -1,7 +1,8 @@
-"""Evaluates a model on a data set, in one process or in several."""
+"""Evaluates a model on a dataset, in one process or in several."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .._processes import rank_and_world
 from ..models.segmenter import Segmenter, evaluating
@@ -30,7 +31,7 @@ class LabelledImage(Protocol):
 
 
 class LabelledImages(Protocol):
-    """What evaluation needs of a data set; ``atrousx.data.SegmentationDataset`` has it."""
+    """What evaluation needs of a dataset; ``atrousx.data.SegmentationDataset`` has it."""
 
     @property
     def num_classes(self) -> int: ...
@@ -64,7 +65,7 @@ class Labels(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """How well a model labels a data set.
+    """How well a model labels a dataset.
 
     Attributes:
         labels: the measures before the CRF.
@@ -106,14 +107,14 @@ def evaluate(
     progress: Callable[[], None] | None = None,
     on_result: Callable[[int, Any, Labels], None] | None = None,
 ) -> Evaluation:
-    """Labels every image of a data set and compares the labels with the truth.
+    """Labels every image of a dataset and compares the labels with the truth.
 
     Images may differ in size; the model sees one at a time. With one scale and without mirror
     images, CRF and tiles, no logits at the images' size are stored.
 
     In several processes, with an initialised group of ``torch.distributed``, each process takes
     every n-th image and all return the sum. Each image counts once. All processes must call this
-    function with the same data set and options.
+    function with the same dataset and options.
 
     Args:
         model: a DeepLab on its device. It is evaluated in evaluation mode and has its own mode
@@ -129,7 +130,7 @@ def evaluate(
             measure the mean IoU; empty for none.
         workers: processes that read images while the model computes; 0 reads in this process.
         progress: called after each image of this process.
-        on_result: called after each image of this process with its index in the data set, its item
+        on_result: called after each image of this process with its index in the dataset, its item
             and its labels.
 
     Returns:
@@ -137,7 +138,7 @@ def evaluate(
 
     Raises:
         TypeError: ``model`` is not a DeepLab of this package.
-        ValueError: the model has other classes than the data set; an item's labels do not fit its
+        ValueError: the model has other classes than the dataset; an item's labels do not fit its
             image or hold an unknown label; ``workers`` is negative; or as in ``Segmenter.predict``.
 
     Source: the measures of arXiv:1412.7062 section 5 and arXiv:2103.16562.
@@ -213,7 +214,7 @@ class _Network:
     def _check_classes(self, scores: Tensor) -> None:
         if scores.shape[1] != self.num_classes:
             raise ValueError(
-                f"model has {scores.shape[1]} classes, but the data set has {self.num_classes}"
+                f"model has {scores.shape[1]} classes, but the dataset has {self.num_classes}"
             )
 
 
@@ -231,7 +232,18 @@ class _Reader(Dataset[Any]):
         try:
             return index, self.dataset[index]
         except Exception as error:
-            return index, error
+            return index, _portable(error)
+
+
+def _portable(error: Exception) -> Exception:
+    """Returns an error that can leave a worker; one that cannot would make the loader wait."""
+    if get_worker_info() is None:
+        return error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _own_samples(dataset: LabelledImages, workers: int) -> Iterator[tuple[int, Any]]:

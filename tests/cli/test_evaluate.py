@@ -26,7 +26,7 @@ NAMES = ("ground", "<b>tree</b> & bush", "house", "water")
 
 
 def write_set(root: Path, count: int = 5) -> Path:
-    """A data set in a plain folder."""
+    """A dataset in a plain folder."""
     for name in ("images", "labels"):
         (root / name).mkdir(parents=True)
     for item in pictures(count):
@@ -43,7 +43,7 @@ def tiny(classes: int = CLASSES) -> Tiny:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The data set; commands load the tiny network in place of weights."""
+    """The dataset; commands load the tiny network in place of weights."""
     monkeypatch.setattr(evaluate, "load_model", lambda args: (tiny(), CLASSES))
     return write_set(tmp_path / "set")
 
@@ -146,9 +146,10 @@ def test_classes_that_are_absent_are_named(folder, capsys):
     [
         (["--split", "test"], "there is neither test.txt nor splits/test.txt in it"),
         (["--report", "missing/r.html"], "--report missing/r.html: there is no folder missing"),
+        (["--report", "folder.html"], "--report folder.html: is a folder"),
         (["--report", "report.pdf"], "--report must name a .html file, got report.pdf"),
-        (["--write", "labels"], "--write labels: holds files of the data set; take another"),
-        (["--out", "images"], "--out images: holds files of the data set"),
+        (["--write", "labels"], "--write labels: holds files of the dataset; take another"),
+        (["--out", "images"], "--out images: holds files of the dataset"),
         (["--out", "classes.txt"], "--out classes.txt: cannot make it: File exists"),
         (["--scales", "0"], "--scales"),
         (["--workers", "-1"], "--workers: invalid number of processes value: '-1'"),
@@ -160,6 +161,7 @@ def test_classes_that_are_absent_are_named(folder, capsys):
 )
 def test_a_bad_option_is_one_line(options, message, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    Path("folder.html").mkdir()
     assert run(Path("."), *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("atrousx evaluate: ")
@@ -192,6 +194,16 @@ def test_two_images_do_not_write_one_file(folder, capsys):
         )
     assert run(folder, "--write", folder / "w") == 2
     assert "2 images would write picture 1.png" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(folder, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert run(folder, "--device", "cuda") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "atrousx evaluate: --device cuda: PyTorch sees 2 GPUs for 3 processes"
 
 
 def _rank(rank: int, world: int, port: int, root: str) -> None:

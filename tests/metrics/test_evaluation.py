@@ -1,6 +1,7 @@
-"""Evaluation of a model on a data set, in one process and in several."""
+"""Evaluation of a model on a dataset, in one process and in several."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -103,6 +104,25 @@ def test_an_error_of_the_data_set_comes_as_it_is(workers):
         evaluate(Tiny(), Broken(pictures(1)), workers=workers)
 
 
+class Locked(Exception):
+    """An error that no other process can get."""
+
+    def __init__(self, name):
+        super().__init__(f"{name} is locked")
+        self.lock = threading.Lock()
+
+
+class Guarded(Pictures):
+    def __getitem__(self, index):
+        raise Locked("two.png")
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, Locked), (1, RuntimeError)])
+def test_an_error_that_cannot_leave_a_worker_does_not_hang(workers, error):
+    with pytest.raises(error, match=r"two\.png is locked$"):
+        evaluate(Tiny(), Guarded(pictures(1)), workers=workers)
+
+
 def item(labels):
     return Pictures([Item("one", np.zeros((8, 9, 3), np.uint8), np.array(labels, np.uint8))])
 
@@ -110,8 +130,8 @@ def item(labels):
 @pytest.mark.parametrize(
     ("model", "dataset", "error", "message"),
     [
-        (Tiny(7), pictures(1), ValueError, "model has 7 classes, but the data set has 4"),
-        (Tiny(3), pictures(1), ValueError, "model has 3 classes, but the data set has 4"),
+        (Tiny(7), pictures(1), ValueError, "model has 7 classes, but the dataset has 4"),
+        (Tiny(3), pictures(1), ValueError, "model has 3 classes, but the dataset has 4"),
         (torch.nn.Identity(), pictures(1), TypeError, "model must be a DeepLab .* got Identity"),
         (Tiny(), item([[0]]), ValueError, r"one: the labels are \[1, 1\], but the image is \[8, 9"),
         (Tiny(), item([[9] * 9] * 8), ValueError, "one: true must hold labels from 0 to 3, got 9"),
@@ -123,7 +143,7 @@ def test_bad_input_is_named(model, dataset, error, message):
 
 
 def test_classes_are_compared_with_several_scales_too():
-    with pytest.raises(ValueError, match="model has 7 classes, but the data set has 4"):
+    with pytest.raises(ValueError, match="model has 7 classes, but the dataset has 4"):
         evaluate(Tiny(7), pictures(1), flip=True)
 
 
