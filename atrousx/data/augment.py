@@ -67,8 +67,9 @@ class Augmentation:
     ignore_index: int = IGNORED
 
     def __post_init__(self) -> None:
-        if self.crop is not None and (len(self.crop) != 2 or min(self.crop) < 1):
-            raise ValueError(f"crop must be two positive numbers or None, got {self.crop}")
+        sides = (1, 1) if self.crop is None else self.crop
+        if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+            raise ValueError(f"crop must be two positive whole numbers or None, got {self.crop}")
         low, high = self.scale
         if not 0 < low <= high < math.inf:
             raise ValueError(f"scale must be two positive numbers in order, got {self.scale}")

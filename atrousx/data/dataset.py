@@ -56,6 +56,7 @@ class SegmentationDataset(Dataset[Sample]):
     Attributes:
         names: the name of each sample, in the order of the list.
         classes: the name of each class. A label is a number from 0 to ``len(classes) - 1``.
+        table: how the numbers in label files become labels. None leaves them as they are.
         ignore_index: 255, the label of pixels that do not count.
         truth: whether there are label files. Without them every label is 255, as in the test splits
             of benchmarks.

@@ -94,8 +94,7 @@ def _read(path: str | Path) -> bytes:
 
 def _in_colour(file: bytes, path: str | Path) -> Image:
     cv2 = opencv()
-    image = _decode(file, cv2.IMREAD_COLOR, path)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
+    return np.asarray(cv2.cvtColor(_decode(file, cv2.IMREAD_COLOR, path), cv2.COLOR_BGR2RGB))
 
 
 def _decode(file: bytes, flags: int, path: str | Path) -> NDArray[Any]:

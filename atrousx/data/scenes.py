@@ -53,8 +53,9 @@ def generate_scenes(
         train: number of scenes in the list "train".
         val: number of scenes in the list "val". The list "trainval" has both.
         size: height and width of a scene, at least 64 each.
-        seed: a whole number, not negative. The same seed and the same version of OpenCV and NumPy
-            give the same files. A scene depends on seed, size, list and its number in the list.
+        seed: a whole number, not negative. The same seed gives the same files on the same machine
+            with the same versions of OpenCV and NumPy. A scene depends on seed, size, list and its
+            number in the list.
         progress: called after each scene.
 
     Raises:

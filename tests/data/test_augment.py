@@ -117,7 +117,9 @@ def test_crops_and_flips_are_spread():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": (0, 5)}, r"crop must be two positive numbers or None, got \(0, 5\)"),
+        ({"crop": (0, 5)}, r"crop must be two positive whole numbers or None, got \(0, 5\)"),
+        ({"crop": (5.0, 5)}, r"crop must be two positive whole numbers or None, got \(5.0, 5\)"),
+        ({"crop": (5,)}, r"crop must be two positive whole numbers or None, got \(5,\)"),
         ({"scale": (0, 1)}, r"scale must be two positive numbers in order, got \(0, 1\)"),
         ({"scale": (2, 1)}, "scale must be two positive numbers in order"),
         ({"scale": (1, float("inf"))}, "scale must be two positive numbers in order"),

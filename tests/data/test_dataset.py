@@ -3,6 +3,7 @@
 import pickle
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -82,14 +83,43 @@ def test_label_file_refuses_what_is_no_label_map(dataset, labels, error, message
         dataset.label_file(labels)
 
 
+def test_a_process_that_does_not_share_memory_gets_the_dataset(dataset):
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.names == dataset.names
+    assert np.array_equal(copy[2].labels, dataset[2].labels)
+
+
 def test_workers_read_the_same(dataset):
-    pickle.loads(pickle.dumps(dataset))
-    # The images of a batch must be tensors.
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
     for there, here in zip(loader, dataset, strict=True):
         assert there[0] == here.name
         assert np.array_equal(there[1], here.image)
         assert np.array_equal(there[2], here.labels)
+
+
+class Threads(torch.utils.data.Dataset):
+    """The number of threads of OpenCV, after a sample was read."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        assert self.dataset[index].name
+        return cv2.getNumThreads()
+
+
+def test_opencv_has_one_thread_in_workers_and_all_elsewhere(tmp_path):
+    threads = Threads(VOC(layouts.write_voc(tmp_path)))
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        assert list(torch.utils.data.DataLoader(threads, None, num_workers=1)) == [1, 1]
+        assert list(torch.utils.data.DataLoader(threads, None)) == [3, 3]
+    finally:
+        cv2.setNumThreads(before)
 
 
 def break_folder(root):
