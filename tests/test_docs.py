@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import atrousx
-from atrousx import cli
+from atrousx import cli, data
 from tests.models import torchvision_reference as reference
 from tests.models.checkpoints.published import coco_initialisation, port_with_base
 
@@ -77,6 +77,20 @@ def weights(tmp_path_factory):
     return folder
 
 
+def write_voc(root: Path, photo: data.Image, labels: data.Image) -> None:
+    """One photograph for each split of PASCAL VOC, of which "test" has no labels."""
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    framed = labels.copy()
+    framed[0] = 255
+    for split in ("train", "val", "test"):
+        data.write_image(root / "JPEGImages" / "x.png", photo)
+        (root / "JPEGImages" / "x.png").rename(root / "JPEGImages" / f"{split}_1.jpg")
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{split}_1\n")
+        if split != "test":
+            data.write_labels(root / "SegmentationClass" / f"{split}_1.png", framed)
+
+
 @pytest.fixture
 def folder(weights, tmp_path, monkeypatch):
     """The current folder, with the files that a reader has."""
@@ -92,6 +106,7 @@ def folder(weights, tmp_path, monkeypatch):
     labels = random.integers(3, size=SIZE, dtype=np.uint8)
     for name in ("coarse_labels.png", "truth/one.png"):
         cv2.imwrite(str(tmp_path / name), labels)
+    write_voc(tmp_path / "VOC2012", photo, labels)
     np.save(tmp_path / "logits" / "one.npy", random.random((3, 5, 6), dtype=np.float32))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -184,6 +199,8 @@ def run_command(words):
     program, *arguments = words
     if program == "atrousx" and arguments[0] == "doctor":
         parse_atrousx(arguments)
+    elif program == "torchrun":
+        parse_atrousx(arguments[arguments.index("atrousx") + 1 :])
     elif program == "atrousx":
         assert cli.main(arguments) == 0
     else:

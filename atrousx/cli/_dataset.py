@@ -48,12 +48,15 @@ def add_dataset_options(
     )
 
 
-def chosen_dataset(args: argparse.Namespace, option: str = "split") -> data.SegmentationDataset:
+def chosen_dataset(
+    args: argparse.Namespace, option: str = "split", truth: bool = True
+) -> data.SegmentationDataset:
     """Opens the dataset that the options name.
 
     Args:
         args: the parsed command line.
         option: "split", or "val_split" for the photographs to evaluate on.
+        truth: whether the split has labels.
 
     Raises:
         CommandError: the dataset cannot be opened.
@@ -63,7 +66,11 @@ def chosen_dataset(args: argparse.Namespace, option: str = "split") -> data.Segm
         split = args.usual_split
     try:
         return data.open_dataset(
-            args.format, args.root, split, reduce_zero_label=args.reduce_zero_label
+            args.format,
+            args.root,
+            split,
+            reduce_zero_label=args.reduce_zero_label,
+            truth=truth,
         )
     except ValueError as error:
         raise CommandError(one_line(error)) from error

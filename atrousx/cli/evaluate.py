@@ -1,9 +1,10 @@
-"""``atrousx evaluate``: measures a DeepLab on a data set, in one process or under torchrun."""
+"""``atrousx evaluate``: measures a DeepLab on a dataset, in one process or under torchrun."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import distributed
 
 from .. import DenseCRF, data, metrics
+from .._processes import rank_and_world
 from ..data import SegmentationDataset
 from ..metrics import Evaluation, Labels
 from ..metrics.trimap import WIDTHS
@@ -39,13 +41,13 @@ from ._shared import (
 if TYPE_CHECKING:
     from ._shared import Commands
 
-DESCRIPTION = """Prints mean IoU, IoU of each class and accuracy of a DeepLab on a data set. Under
+DESCRIPTION = """Prints mean IoU, IoU of each class and accuracy of a DeepLab on a dataset. Under
 torchrun each process labels its share of the images; each image counts once."""
 
 
 def register(commands: Commands) -> None:
     parser = commands.add_parser(
-        "evaluate", help="measure a DeepLab on a data set", description=DESCRIPTION
+        "evaluate", help="measure a DeepLab on a dataset", description=DESCRIPTION
     )
     add_dataset_options(parser, split="val")
     add_weights_option(parser)
@@ -93,6 +95,11 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         help="gets the labels of each image in the format of the benchmark's server",
     )
     group.add_argument(
+        "--no-truth",
+        action="store_true",
+        help="the split has no labels, as the test splits of benchmarks: only --write",
+    )
+    group.add_argument(
         "--report",
         type=Path,
         metavar="FILE.html",
@@ -112,9 +119,11 @@ _count.__name__ = "number of processes"
 
 def run(args: argparse.Namespace) -> int:
     data.opencv()  # raises before the weights are read if OpenCV is missing
+    if args.no_truth:
+        _check_without_truth(args)
     with process_group(chosen_device(args)) as device:
         model, classes = load_model(args)
-        dataset = chosen_dataset(args)
+        dataset = chosen_dataset(args, truth=not args.no_truth)
         if classes != dataset.num_classes:
             raise CommandError(
                 f"--weights {args.weights}: of {classes} classes, "
@@ -125,15 +134,26 @@ def run(args: argparse.Namespace) -> int:
         found = _Run(args, dataset, outputs)
         evaluation = found.evaluate(model.to(device), crf)
         found.gather()
-        if _is_first():
+        if _is_first() and args.no_truth:
+            print(f"the labels of {len(dataset)} images are in {args.write}")
+        elif _is_first():
             results = Results(dataset.classes, evaluation, _settings(args, model))
-            outputs.write_results(results, found.extremes)
+            # First the table: a full disk must not cost a long evaluation.
             print(text_table(results))
+            outputs.write_results(results, found.extremes)
     return 0
 
 
+def _check_without_truth(args: argparse.Namespace) -> None:
+    if args.write is None:
+        raise CommandError("--no-truth: without labels nothing is measured; give --write DIR")
+    for option in ("out", "report", "boundary", "trimap"):
+        if getattr(args, option):
+            raise CommandError(f"--{option} needs the labels that --no-truth says are missing")
+
+
 def _is_first() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return rank_and_world()[0] == 0
 
 
 class _Run:
@@ -147,9 +167,9 @@ class _Run:
 
     def evaluate(self, model: Segmenter, crf: DenseCRF | None) -> Evaluation:
         args = self.args
-        world = distributed.get_world_size() if distributed.is_initialized() else 1
-        # The first process has the most images, and shows the progress of all.
-        progress = Progress(-(-len(self.dataset) // world) if _is_first() else 0)
+        # The first process has the most images, and shows its own progress.
+        rank, world = rank_and_world()
+        progress = Progress(math.ceil(len(self.dataset) / world) if rank == 0 else 0)
         with contextlib.closing(progress):
             try:
                 return metrics.evaluate(
@@ -177,12 +197,13 @@ class _Run:
 
     def gather(self) -> None:
         """Gives the first process the pictures that the others have kept."""
-        if self.outputs.report is None or not distributed.is_initialized():
+        own, world = rank_and_world()
+        if self.outputs.report is None or world == 1:
             return
-        everyone: list[Any] = [None] * distributed.get_world_size()
+        everyone: list[Any] = [None] * world
         distributed.all_gather_object(everyone, self.extremes.found)
         for rank, kept in enumerate(everyone):
-            if rank != distributed.get_rank():
+            if rank != own:
                 self.extremes.merge(kept)
 
 
@@ -190,13 +211,13 @@ def _settings(args: argparse.Namespace, model: Segmenter) -> dict[str, object]:
     """Returns what was evaluated and how, for the JSON file and the page."""
     usual = None if args.format == "folder" else args.usual_split
     split = args.split or usual
+    given = {name: getattr(args, name) for name in ("output_stride", "tile", "preprocess")}
     return {
         "weights": Path(args.weights).name,
         "dataset": f"{args.root.resolve().name}, {split}" if split else args.root.resolve().name,
         "model": type(model).__name__,
-        "output_stride": args.output_stride,
         "scales": list(args.scales),
         "flip": args.flip,
-        "tile": args.tile,
+        **{name: value for name, value in given.items() if value is not None},
         "crf": crf_arguments(args, model.crf_defaults) if args.crf else None,
     }

@@ -103,6 +103,9 @@ class _Command:
         self, args: argparse.Namespace, recipes: list[tuple[str, Recipe]], device: Any
     ) -> None:
         self.args, self.recipes, self.device = args, recipes, device
+        if args.split is None and not args.no_validation:
+            # A plain folder's every photograph would hold those to evaluate on, too.
+            args.split = args.usual_split
         self.dataset = chosen_dataset(args)
         self.validation = None if args.no_validation else chosen_dataset(args, "val_split")
         if args.check:

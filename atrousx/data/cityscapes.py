@@ -36,7 +36,8 @@ class Cityscapes(SegmentationDataset):
 
     Args:
         root: the folder that holds leftImg8bit and gtFine.
-        split: "train" or "val". The labels of "test" are not public.
+        split: "train" or "val"; "test" without ``truth``, because its labels are not public.
+        truth: whether the split has labels.
 
     Raises:
         DatasetError: a folder or a file is missing, or the split is "test".
@@ -52,8 +53,8 @@ class Cityscapes(SegmentationDataset):
         cityscapes: the labels of Cityscapes' split test are not public; use train or val
     """
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
-        if split == "test":
+    def __init__(self, root: str | Path, split: str = "train", *, truth: bool = True) -> None:
+        if split == "test" and truth:
             raise DatasetError(
                 f"{root}: the labels of Cityscapes' split test are not public; use train or val"
             )
@@ -69,8 +70,9 @@ class Cityscapes(SegmentationDataset):
                     files.append(pair)
         if not names:
             raise DatasetError(f"{photographs}: there is no file CITY/NAME{IMAGE_END}")
-        demand((pair.labels for pair in files), asked_by=photographs)
-        super().__init__(names, files, CITYSCAPES_CLASSES, table=_table())
+        if truth:
+            demand((pair.labels for pair in files), asked_by=photographs)
+        super().__init__(names, files, CITYSCAPES_CLASSES, table=_table(), truth=truth)
 
     def _encode(self, numbers: Image) -> bytes:
         _, encoded = opencv().imencode(".png", np.ascontiguousarray(numbers))

@@ -58,6 +58,8 @@ class SegmentationDataset(Dataset[Sample]):
         classes: the name of each class. A label is a number from 0 to ``len(classes) - 1``.
         table: how the numbers in label files become labels. None leaves them as they are.
         ignore_index: 255, the label of pixels that do not count.
+        truth: whether there are label files. Without them every label is 255, as in the test splits
+            of benchmarks.
 
     Raises:
         DatasetError: a file is missing, cannot be read, or does not fit. The constructor finds
@@ -73,10 +75,12 @@ class SegmentationDataset(Dataset[Sample]):
         classes: Sequence[str],
         *,
         table: LabelTable | None = None,
+        truth: bool = True,
     ) -> None:
         self.names = tuple(names)
         self.classes = tuple(classes)
         self.table = table
+        self.truth = truth
         self._files = tuple(files)
 
     @property
@@ -101,7 +105,10 @@ class SegmentationDataset(Dataset[Sample]):
         files = self._files[index]
         one_thread_in_workers()
         try:
-            image, labels = read_image(files.image), self._labels(files.labels)
+            image = read_image(files.image)
+            if not self.truth:
+                return Sample(self.names[index], image, np.full(image.shape[:2], IGNORED, np.uint8))
+            labels = self._labels(files.labels)
         except ImageError as error:
             raise DatasetError(str(error)) from error
         if misfit := _misfit(files, image, labels):
@@ -155,12 +162,13 @@ class SegmentationDataset(Dataset[Sample]):
     def _faults(self, files: Files) -> list[str]:
         found: list[str] = []
         read: list[Image] = []
-        for reader, path in ((read_image, files.image), (self._labels, files.labels)):
+        readers = [(read_image, files.image), (self._labels, files.labels)]
+        for reader, path in readers if self.truth else readers[:1]:
             try:
                 read.append(reader(path))
             except ImageError as error:
                 found.append(str(error))
-        if not found and (misfit := _misfit(files, *read)):
+        if len(read) == 2 and (misfit := _misfit(files, *read)):
             found.append(misfit)
         return found
 

@@ -26,6 +26,7 @@ class Folder(SegmentationDataset):
         root: the folder.
         split: the name of the list. None takes every photograph in ``images``.
         classes: the names of the classes, or their number. None reads ``classes.txt``.
+        truth: whether the split has labels.
 
     Raises:
         DatasetError: a list, a folder or a file that a list names is missing, two photographs have
@@ -53,6 +54,7 @@ class Folder(SegmentationDataset):
         split: str | None = None,
         *,
         classes: Sequence[str] | int | None = None,
+        truth: bool = True,
     ) -> None:
         folder = Path(root)
         found = _classes(folder, classes)
@@ -68,8 +70,9 @@ class Folder(SegmentationDataset):
             more = f", nor for {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DatasetError(f"{listed}: no photograph in images for {missing[0]}{more}")
         files = [Files(photographs[name], folder / "labels" / f"{name}.png") for name in names]
-        demand((pair.labels for pair in files), asked_by=listed)
-        super().__init__(names, files, found)
+        if truth:
+            demand((pair.labels for pair in files), asked_by=listed)
+        super().__init__(names, files, found, truth=truth)
 
 
 def _classes(folder: Path, classes: Sequence[str] | int | None) -> tuple[str, ...]:

@@ -20,7 +20,12 @@ DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
 
 
 def open_dataset(
-    kind: str, root: str | Path, split: str | None, *, reduce_zero_label: bool = False
+    kind: str,
+    root: str | Path,
+    split: str | None,
+    *,
+    reduce_zero_label: bool = False,
+    truth: bool = True,
 ) -> SegmentationDataset:
     """Opens a dataset whose layout is given by name.
 
@@ -31,6 +36,7 @@ def open_dataset(
             every photograph.
         reduce_zero_label: whether 0 in the files means that the label is unknown, as in ADE20K.
             0 then becomes 255, and k becomes k - 1. ``classes.txt`` names the classes from 1 on.
+        truth: whether the split has labels.
 
     Raises:
         DatasetError: the files are not as the layout demands.
@@ -46,7 +52,8 @@ def open_dataset(
     """
     if kind not in DATASETS:
         raise ValueError(f"kind must be one of {', '.join(DATASETS)}, got {kind!r}")
-    dataset = DATASETS[kind](root) if split is None else DATASETS[kind](root, split)
+    given = () if split is None else (split,)
+    dataset = DATASETS[kind](root, *given, truth=truth)
     if reduce_zero_label:
         if dataset.table is not None:
             raise ValueError(

@@ -32,6 +32,7 @@ class VOC(SegmentationDataset):
         split: "train", "val", "trainval", "train_aug", "trainval_aug", or the path of a list.
         labels: the folder of the labels in ``root``. By default it is SegmentationClassAug for
             lists whose name ends in "_aug", and SegmentationClass for all others.
+        truth: whether the split has labels. The split "test" of VOC has none.
 
     Raises:
         DatasetError: a list, a folder or a file that a list names is missing.
@@ -51,7 +52,12 @@ class VOC(SegmentationDataset):
     """
 
     def __init__(
-        self, root: str | Path, split: str | Path = "train", *, labels: str | None = None
+        self,
+        root: str | Path,
+        split: str | Path = "train",
+        *,
+        labels: str | None = None,
+        truth: bool = True,
     ) -> None:
         folder = _folder(Path(root))
         listed = _list(folder, str(split))
@@ -62,10 +68,11 @@ class VOC(SegmentationDataset):
             _files(folder, line, labels, default, f"{listed}, entry {number}")
             for number, line in enumerate(lines, 1)
         ]
-        demand((path for pair in files for path in pair), asked_by=listed)
+        needed = 2 if truth else 1
+        demand((path for pair in files for path in pair[:needed]), asked_by=listed)
         named = folder / "classes.txt"
         classes = read_classes(named) if named.is_file() else VOC_CLASSES
-        super().__init__([pair.image.stem for pair in files], files, classes)
+        super().__init__([pair.image.stem for pair in files], files, classes, truth=truth)
 
 
 def _folder(root: Path) -> Path:

@@ -1,7 +1,8 @@
-"""Evaluates a model on a data set, in one process or in several."""
+"""Evaluates a model on a dataset, in one process or in several."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -9,15 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .._processes import rank_and_world
 from ..models.segmenter import Segmenter, evaluating
 from ..nn import DenseCRF
+from ..ops import upsample_argmax
 from .measures import Measures
-
-# Pixels in height and width of what the model sees to tell its number of classes.
-CORNER = 65
 
 
 class LabelledImage(Protocol):
@@ -32,7 +31,7 @@ class LabelledImage(Protocol):
 
 
 class LabelledImages(Protocol):
-    """What evaluation needs of a data set; ``atrousx.data.SegmentationDataset`` has it."""
+    """What evaluation needs of a dataset; ``atrousx.data.SegmentationDataset`` has it."""
 
     @property
     def num_classes(self) -> int: ...
@@ -66,7 +65,7 @@ class Labels(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """How well a model labels a data set.
+    """How well a model labels a dataset.
 
     Attributes:
         labels: the measures before the CRF.
@@ -108,14 +107,14 @@ def evaluate(
     progress: Callable[[], None] | None = None,
     on_result: Callable[[int, Any, Labels], None] | None = None,
 ) -> Evaluation:
-    """Labels every image of a data set and compares the labels with the truth.
+    """Labels every image of a dataset and compares the labels with the truth.
 
     Images may differ in size; the model sees one at a time. With one scale and without mirror
     images, CRF and tiles, no logits at the images' size are stored.
 
     In several processes, with an initialised group of ``torch.distributed``, each process takes
     every n-th image and all return the sum. Each image counts once. All processes must call this
-    function with the same data set and options.
+    function with the same dataset and options.
 
     Args:
         model: a DeepLab on its device. It is evaluated in evaluation mode and has its own mode
@@ -131,7 +130,7 @@ def evaluate(
             measure the mean IoU; empty for none.
         workers: processes that read images while the model computes; 0 reads in this process.
         progress: called after each image of this process.
-        on_result: called after each image of this process with its index in the data set, its item
+        on_result: called after each image of this process with its index in the dataset, its item
             and its labels.
 
     Returns:
@@ -139,7 +138,7 @@ def evaluate(
 
     Raises:
         TypeError: ``model`` is not a DeepLab of this package.
-        ValueError: the model has other classes than the data set; an item's labels do not fit its
+        ValueError: the model has other classes than the dataset; an item's labels do not fit its
             image or hold an unknown label; ``workers`` is negative; or as in ``Segmenter.predict``.
 
     Source: the measures of arXiv:1412.7062 section 5 and arXiv:2103.16562.
@@ -162,7 +161,7 @@ def evaluate(
             "model must be a DeepLab of atrousx (the attribute module of a "
             f"DistributedDataParallel), got {type(model).__name__}"
         )
-    network = _Network(model, scales, flip, crf, tile)
+    network = _Network(model, dataset.num_classes, scales=scales, flip=flip, crf=crf, tile=tile)
     found = [
         Measures(dataset.num_classes, dataset.ignore_index, boundary, trimap_widths)
         for _ in range(1 if network.crf is None else 2)
@@ -170,7 +169,6 @@ def evaluate(
     with evaluating(model):
         for index, sample in _own_samples(dataset, workers):
             photograph, truth = _tensors(sample, model.preprocess.mean.device)
-            network.check_classes(photograph, dataset.num_classes)
             labels = network.labels(photograph)
             _update(found, labels, truth, sample.name)
             if on_result is not None:
@@ -182,43 +180,42 @@ def evaluate(
 
 
 class _Network:
-    """A model and how it looks at an image."""
+    """A model, how it looks at an image, and the number of classes that it must have."""
 
     def __init__(
         self,
         model: Segmenter,
+        num_classes: int,
+        *,
         scales: Sequence[float],
         flip: bool,
         crf: DenseCRF | bool | None,
         tile: int | None,
     ) -> None:
-        self.model, self.scales, self.flip, self.tile = model, scales, flip, tile
+        self.model, self.num_classes = model, num_classes
+        self.scales, self.flip, self.tile = scales, flip, tile
         self.crf = (model.crf if crf else None) if isinstance(crf, bool) else crf
         self.is_plain = tuple(scales) == (1.0,) and not flip and self.crf is None and tile is None
-        self._classes_known = False
 
     def labels(self, photograph: Tensor) -> Labels:
         """Returns the labels of a photograph [1, 3, H, W]."""
         if self.is_plain:
-            images = self.model.preprocess(photograph)
-            return Labels(self.model.labels(images)[0], None)
-        before, after, _ = self.model.predict(
+            # What Segmenter.labels does. The labels alone do not tell the number of classes.
+            coarse = self.model.coarse_logits(self.model.preprocess(photograph))["out"]
+            self._check_classes(coarse)
+            size, corners = photograph.shape[-2:], self.model.align_corners
+            return Labels(upsample_argmax(coarse, size, align_corners=corners)[0], None)
+        before, after, probabilities = self.model.predict(
             photograph, self.scales, flip=self.flip, crf=self.crf, tile=self.tile
         )
+        self._check_classes(probabilities)
         return Labels(before[0], None if after is None else after[0])
 
-    def check_classes(self, photograph: Tensor, num_classes: int) -> None:
-        """Raises ValueError if the model's number of classes is another one.
-
-        The labels alone do not tell it. The first call shows the model a corner of the image.
-        """
-        if self._classes_known:
-            return
-        corner = self.model.preprocess(photograph[..., :CORNER, :CORNER])
-        found = self.model.coarse_logits(corner)["out"].shape[1]
-        if found != num_classes:
-            raise ValueError(f"model has {found} classes, but the data set has {num_classes}")
-        self._classes_known = True
+    def _check_classes(self, scores: Tensor) -> None:
+        if scores.shape[1] != self.num_classes:
+            raise ValueError(
+                f"model has {scores.shape[1]} classes, but the dataset has {self.num_classes}"
+            )
 
 
 class _Reader(Dataset[Any]):
@@ -235,7 +232,18 @@ class _Reader(Dataset[Any]):
         try:
             return index, self.dataset[index]
         except Exception as error:
-            return index, error
+            return index, _portable(error)
+
+
+def _portable(error: Exception) -> Exception:
+    """Returns an error that can leave a worker; one that cannot would make the loader wait."""
+    if get_worker_info() is None:
+        return error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _own_samples(dataset: LabelledImages, workers: int) -> Iterator[tuple[int, Any]]:

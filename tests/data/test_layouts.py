@@ -1,5 +1,7 @@
 """Datasets by the name of their layout, and labels whose zero means unknown."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,26 @@ def test_open_dataset_refuses_what_it_does_not_know(tmp_path):
     layouts.write_cityscapes(tmp_path)
     with pytest.raises(ValueError, match="reduce_zero_label is not for cityscapes"):
         open_dataset("cityscapes", tmp_path, "val", reduce_zero_label=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "split", "truth"),
+    [
+        ("voc", layouts.write_voc, "val", "SegmentationClass"),
+        ("cityscapes", layouts.write_cityscapes, "test", "gtFine"),
+        ("folder", layouts.write_folder, None, "labels"),
+    ],
+)
+def test_splits_without_labels(tmp_path, kind, write, split, truth):
+    root = write(tmp_path)
+    shutil.rmtree(root / truth)
+    if split == "test":
+        (root / "leftImg8bit" / "val").rename(root / "leftImg8bit" / "test")
+    with pytest.raises(DatasetError):
+        open_dataset(kind, root, split)
+    dataset = open_dataset(kind, root, split, truth=False)
+    assert dataset.check() == []
+    assert all((sample.labels == 255).all() for sample in dataset)
+    assert dataset[0].labels.shape == layouts.SIZE
+    dataset.files(0).image.write_bytes(b"no image")
+    assert len(dataset.check()) == 1

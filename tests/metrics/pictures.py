@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Pictures(list[Item]):
-    """A data set in memory."""
+    """A dataset in memory."""
 
     num_classes, ignore_index = CLASSES, 255
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atrousx.metrics import BoundaryIoU
 from atrousx.metrics.boundary import near_contours
 from tests.metrics.pictures import CLASSES, blocks
+from tests.optional import given, settings, st
 from tests.reference import segmentation_measures as reference
 
 

@@ -1,6 +1,7 @@
-"""Evaluation of a model on a data set, in one process and in several."""
+"""Evaluation of a model on a dataset, in one process and in several."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -103,6 +104,25 @@ def test_an_error_of_the_data_set_comes_as_it_is(workers):
         evaluate(Tiny(), Broken(pictures(1)), workers=workers)
 
 
+class Locked(Exception):
+    """An error that no other process can get."""
+
+    def __init__(self, name):
+        super().__init__(f"{name} is locked")
+        self.lock = threading.Lock()
+
+
+class Guarded(Pictures):
+    def __getitem__(self, index):
+        raise Locked("two.png")
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, Locked), (1, RuntimeError)])
+def test_an_error_that_cannot_leave_a_worker_does_not_hang(workers, error):
+    with pytest.raises(error, match=r"two\.png is locked$"):
+        evaluate(Tiny(), Guarded(pictures(1)), workers=workers)
+
+
 def item(labels):
     return Pictures([Item("one", np.zeros((8, 9, 3), np.uint8), np.array(labels, np.uint8))])
 
@@ -110,8 +130,8 @@ def item(labels):
 @pytest.mark.parametrize(
     ("model", "dataset", "error", "message"),
     [
-        (Tiny(7), pictures(1), ValueError, "model has 7 classes, but the data set has 4"),
-        (Tiny(3), pictures(1), ValueError, "model has 3 classes, but the data set has 4"),
+        (Tiny(7), pictures(1), ValueError, "model has 7 classes, but the dataset has 4"),
+        (Tiny(3), pictures(1), ValueError, "model has 3 classes, but the dataset has 4"),
         (torch.nn.Identity(), pictures(1), TypeError, "model must be a DeepLab .* got Identity"),
         (Tiny(), item([[0]]), ValueError, r"one: the labels are \[1, 1\], but the image is \[8, 9"),
         (Tiny(), item([[9] * 9] * 8), ValueError, "one: true must hold labels from 0 to 3, got 9"),
@@ -122,16 +142,33 @@ def test_bad_input_is_named(model, dataset, error, message):
         evaluate(model, dataset)
 
 
+def test_classes_are_compared_with_several_scales_too():
+    with pytest.raises(ValueError, match="model has 7 classes, but the dataset has 4"):
+        evaluate(Tiny(7), pictures(1), flip=True)
+
+
 def test_an_empty_data_set_and_one_without_truth_have_no_measures():
     assert math.isnan(evaluate(Tiny(), Pictures()).mean_iou())
     assert math.isnan(evaluate(Tiny(), item([[255] * 9] * 8)).mean_iou())
 
 
-def _rank(rank, world, folder):
+WORLDS = (3, 2)
+
+
+def _rank(rank, folder):
+    """Evaluates in all three processes, then in the first two."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
+    for world in WORLDS:
+        if rank < world:
+            torch.distributed.init_process_group(
+                "gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world
+            )
+            torch.save(_measured(), f"{folder}/{world}-{rank}")
+            torch.distributed.destroy_process_group()
+
+
+def _measured():
+    """Returns number of images, images of this process and all counts."""
     torch.manual_seed(0)
     seen = []
     found = evaluate(
@@ -143,21 +180,19 @@ def _rank(rank, world, folder):
     )
     measures = found.labels
     counts = (measures.confusion.matrix, measures.boundary.unions, measures.trimap.counts)
-    torch.save((found.images, seen, counts), f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    return found.images, seen, counts
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_count_each_image_once(world, tmp_path):
+def test_processes_count_each_image_once(tmp_path):
     """Seven images divide neither by two nor by three."""
-    torch.multiprocessing.spawn(_rank, (world, str(tmp_path)), nprocs=world)
-    measures = evaluate(Tiny(), pictures(), boundary=True, trimap_widths=(1, 3)).labels
-    expected = (measures.confusion.matrix, measures.boundary.unions, measures.trimap.counts)
-    for rank in range(world):
-        images, seen, counts = torch.load(tmp_path / str(rank))
-        assert images == 7
-        assert seen == list(range(rank, 7, world))
-        assert all(map(torch.equal, counts, expected))
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=max(WORLDS))
+    *_, expected = _measured()
+    for world in WORLDS:
+        for rank in range(world):
+            images, seen, counts = torch.load(tmp_path / f"{world}-{rank}")
+            assert images == 7
+            assert seen == list(range(rank, 7, world))
+            assert all(map(torch.equal, counts, expected))
 
 
 @pytest.mark.slow

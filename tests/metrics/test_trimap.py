@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atrousx.metrics import Trimap
 from atrousx.metrics._boxes import distance_to
 from tests.metrics.pictures import CLASSES, blocks
+from tests.optional import given, settings, st
 from tests.reference import segmentation_measures as reference
 
 

@@ -41,10 +41,10 @@ def confusion_matrix(confusion: ConfusionMatrix, classes: Sequence[str]) -> str:
     """Returns the matrix, true classes downwards, as shares of the pixels of the true class."""
     shares = confusion.matrix.double() / confusion.matrix.sum(1, keepdim=True)
     margin = round(LETTER * max(map(len, classes))) + 14
-    extent = CELL * len(classes)
+    side = margin + CELL * len(classes) + 1
     parts = [
-        f'<svg class="matrix" viewBox="0 0 {margin + extent + 1} {margin + extent + 1}" '
-        f'style="min-width:{round(0.8 * (margin + extent))}px;max-width:{margin + extent}px" '
+        f'<svg class="matrix" viewBox="0 0 {side} {side}" '
+        f'style="min-width:{round(0.8 * side)}px;max-width:{round(1.4 * side)}px" '
         'role="img" aria-label="Confusion matrix; the table beside it lists the largest entries">'
     ]
     for label, name in enumerate(classes):

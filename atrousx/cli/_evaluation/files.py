@@ -27,29 +27,35 @@ class Outputs:
         self.labels: Path | None = args.write
         self.report: Path | None = args.report
         self.dataset = dataset
-        self._check(args)
+        self._check_folders()
+        self._check_names()
+        self._check_report()
 
-    def _check(self, args: argparse.Namespace) -> None:
+    def _check_folders(self) -> None:
         files = [path for index in range(len(self.dataset)) for path in self.dataset.files(index)]
         inputs = {path.parent.resolve() for path in files}
         for option, folder in (("--out", self.out), ("--write", self.labels)):
             if folder is None:
                 continue
             if folder.resolve() in inputs:
-                raise CommandError(f"{option} {folder}: holds files of the data set; take another")
+                raise CommandError(f"{option} {folder}: holds files of the dataset; take another")
             _make(folder, option)
-        if self.labels is not None:
-            names = collections.Counter(map(self.dataset.label_file_name, range(len(self.dataset))))
-            name, count = names.most_common(1)[0] if names else ("", 0)
-            if count > 1:
+
+    def _check_names(self) -> None:
+        names = map(self.dataset.label_file_name, range(len(self.dataset)))
+        for name, count in collections.Counter(names).most_common(1):
+            if count > 1 and self.labels is not None:
                 raise CommandError(f"--write {self.labels}: {count} images would write {name}")
-        if self.report is not None:
-            if self.report.suffix.lower() not in (".html", ".htm"):
-                raise CommandError(f"--report must name a .html file, got {self.report}")
-            if not self.report.parent.is_dir():
-                raise CommandError(
-                    f"--report {self.report}: there is no folder {self.report.parent}"
-                )
+
+    def _check_report(self) -> None:
+        if self.report is None:
+            return
+        if self.report.suffix.lower() not in (".html", ".htm"):
+            raise CommandError(f"--report must name a .html file, got {self.report}")
+        if not self.report.parent.is_dir():
+            raise CommandError(f"--report {self.report}: there is no folder {self.report.parent}")
+        if self.report.is_dir():
+            raise CommandError(f"--report {self.report}: is a folder")
 
     def write_labels(self, index: int, labels: Image) -> None:
         """Writes the labels of one image as the server of the benchmark wants them."""

@@ -21,7 +21,7 @@ class Shown(NamedTuple):
     """One picture beside truth and prediction."""
 
     mean_iou: float
-    number: int  # in the data set
+    number: int  # in the dataset
     name: str
     photograph: str  # this and the next two are data URIs
     truth: str

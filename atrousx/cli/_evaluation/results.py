@@ -11,7 +11,8 @@ from torch import Tensor
 from ...metrics import Evaluation, Measures
 
 ABSENT = "Classes that neither occur nor are predicted are left out of the means."
-NO_VOID = "The truth has no ignored pixels (255) near others, so there is no trimap curve."
+NO_TRUTH = "Every pixel of the truth is ignored (255), so nothing was measured."
+NO_VOID = "The truth has no ignored pixels (255) beside others, so the trimap curve is NaN."
 # Widths of the trimap's bands that tables show.
 SHOWN_WIDTHS = (1, 5, 10, 20, 40)
 
@@ -72,7 +73,9 @@ def text_table(results: Results) -> str:
     weighted = percent(confusion.frequency_weighted_iou())
     lines.append(f"{'frequency-weighted IoU':{wide}}{weighted:>{first}}")
     lines += _trimap_lines(evaluation)
-    if any(math.isnan(value) for value in found[0].values):
+    if not confusion.matrix.any():
+        lines += ["", NO_TRUTH]
+    elif any(math.isnan(value) for value in found[0].values):
         lines += ["", ABSENT]
     return "\n".join(lines)
 
