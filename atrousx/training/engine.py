@@ -25,6 +25,7 @@ from ..metrics import Evaluation, Labels, evaluate
 from ..models.segmenter import Segmenter
 from .checkpoint import Checkpoints, preprocess_state, weights_of
 from .frequencies import median_frequency_weights
+from .loading import Readable, collate_readable
 from .losses import criterion_of
 from .network import builder_arguments
 from .order import Order
@@ -253,15 +254,19 @@ class Trainer:
             ignore_index=self.dataset.ignore_index,
         )
         loader = DataLoader(
-            Augmented(self.dataset, augmentation, seed=recipe.seed),
+            Readable(Augmented(self.dataset, augmentation, seed=recipe.seed)),
             batch_sampler=order,
+            collate_fn=collate_readable,
             num_workers=running.workers,
             pin_memory=running.device.type == "cuda",
             generator=torch.Generator(),
         )
         images: list[Tensor] = []
         targets: list[Tensor] = []
-        for image, target in loader:
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            image, target = batch
             images.append(image.to(running.device, non_blocking=True))
             targets.append(target.to(running.device, non_blocking=True))
             if len(images) == recipe.accumulate:

@@ -194,7 +194,7 @@ def from_weights(
             f"{_abridged(tuple(weights))}"
         )
     arguments = told.arguments | options
-    if told.version == "v1" and "fc6" not in arguments:
+    if told.choice is not None and told.version == "v1" and "fc6" not in options:
         raise ValueError(f"fc6 must be given, the weights are those of {told}")
     model = BUILDERS[told.version](**arguments)
     load_weights(model, weights)
