@@ -53,7 +53,7 @@ class Stopped(Exception):
 class Running:
     """How a training runs on this machine; nothing here changes the result's bits.
 
-    Attributes:
+    Args:
         out: folder of checkpoints and logs.
         device: of the network.
         workers: processes that read and augment images, for each training process.
@@ -61,6 +61,9 @@ class Running:
         save_every: iterations between checkpoints.
         keep: number of the last checkpoints that stay.
         log_every: iterations between lines of the log.
+
+    Raises:
+        ValueError: a number is too small.
     """
 
     out: Path
@@ -145,7 +148,7 @@ class Trainer:
 
     @property
     def result(self) -> Segmenter:
-        """The network to use: that of the averaged weights, if the recipe averages them."""
+        """The network to use, which has the averaged weights if the recipe averages them."""
         if self.average is None:
             return self.model
         averaged = self.average.module
