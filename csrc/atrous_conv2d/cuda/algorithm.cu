@@ -12,7 +12,8 @@ Sizes atrous_conv2d_algorithm_cuda(const Tensor& like, int64_t pass_number, Size
                                    Sizes weight, Sizes stride, Sizes padding, Sizes dilation,
                                    int64_t groups, bool channels_last, bool /*frozen*/,
                                    bool allow_tf32) {
-  const ConvPass pass(conv_geometry(input, weight, stride, padding, dilation, groups), pass_number);
+  const ConvOptions options{std::move(stride), std::move(padding), std::move(dilation), groups};
+  const ConvPass pass(conv_geometry(input, weight, options), pass_number);
   if (runs_on_tensorcores(like, pass.shape, allow_tf32))
     return number_of(ConvAlgorithm::kTensorCores);
   if (has_depthwise_kernel(pass.shape, like, channels_last, pass.of_weight))

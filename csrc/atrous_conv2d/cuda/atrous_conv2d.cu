@@ -69,9 +69,9 @@ void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) 
 
 namespace {
 
-Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
-                const Sizes& padding, const Sizes& dilation, int64_t groups, bool allow_tf32) {
-  const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
+Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const ConvOptions& options,
+                bool allow_tf32) {
+  const ConvCall call = forward_call(input, weight, tail, options);
   const Tensor output = empty4(input, call.size, call.channels_last);
   gather_cuda(input,
               {call.g.forward(), weight, call.g.forward_weight(strides4(weight)), tail, output},
@@ -82,16 +82,16 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Size
 Tensor atrous_conv2d_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                           Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
                           bool allow_tf32) {
-  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups,
-                  allow_tf32);
+  return convolve(input, weight, {bias, std::nullopt, false},
+                  {std::move(stride), std::move(padding), std::move(dilation), groups}, allow_tf32);
 }
 
 Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
                                 std::optional<Tensor> bias, std::optional<Tensor> residual,
                                 bool relu, Sizes stride, Sizes padding, Sizes dilation,
                                 int64_t groups, bool allow_tf32, std::optional<Tensor> /*packed*/) {
-  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups,
-                  allow_tf32);
+  return convolve(input, weight, {bias, residual, relu},
+                  {std::move(stride), std::move(padding), std::move(dilation), groups}, allow_tf32);
 }
 
 // CUDA kernels read the weight itself, or pack it faster than they multiply, so the packed weight
@@ -107,7 +107,8 @@ Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor
                                          Sizes input_size, Sizes stride, Sizes padding,
                                          Sizes dilation, int64_t groups, bool allow_tf32) {
   const ConvCall call =
-      grad_input_call(grad_output, weight, input_size, stride, padding, dilation, groups);
+      grad_input_call(grad_output, weight, input_size,
+                      {std::move(stride), std::move(padding), std::move(dilation), groups});
   const Tensor grad_input = empty4(grad_output, call.size, call.channels_last);
   gather_cuda(
       grad_output,
@@ -146,7 +147,8 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
                                           Sizes weight_size, Sizes stride, Sizes padding,
                                           Sizes dilation, int64_t groups, bool allow_tf32) {
   const ConvCall call =
-      grad_weight_call(grad_output, input, weight_size, stride, padding, dilation, groups);
+      grad_weight_call(grad_output, input, weight_size,
+                       {std::move(stride), std::move(padding), std::move(dilation), groups});
   const ConvGeometry& g = call.g;
   const Tensor result = empty4(input, call.size, call.channels_last);
   if (result.numel() == 0) return result;
