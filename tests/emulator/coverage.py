@@ -37,7 +37,7 @@ ALLOWED = {
     ): NO_COUNTER,
     (
         f"{CONV}/simt_kernels.cuh",
-        "multiply_panels<T, kColumns>({source + group * shape.inner * source_strides.c, "
+        "multiply_panels<T, kColumns>({{source + group * shape.inner * source_strides.c, "
         "source_lanes,",
     ): NO_COUNTER,
     (

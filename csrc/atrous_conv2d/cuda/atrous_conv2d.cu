@@ -49,9 +49,8 @@ void gather_product(const GatherShape& shape, const Tensor& source,
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
   const auto& [shape, weight, weight_strides, tail, destination, packed] = call;
   if (destination.numel() == 0) return;
-  if (runs_on_tensorcores(source, shape, allow_tf32))
-    return gather_on_tensorcores(shape, source, weight, weight_strides, tail, destination);
-  if (gather_depthwise(shape, source, weight, weight_strides, tail, destination)) return;
+  if (runs_on_tensorcores(source, shape, allow_tf32)) return gather_on_tensorcores(source, call);
+  if (gather_depthwise(source, call)) return;
   const LaunchContext context(source.get_device_index());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

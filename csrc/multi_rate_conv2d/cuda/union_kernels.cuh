@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     TensorSums<kColumns> sums = {};
     multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, stages, memory, sums);
     finish_tile<T, kColumns>(
-        sums, epilogue, first, static_cast<int>(min_of<int64_t>(outer - first, kColumns)),
-        residual_lanes, destination_lanes, vectors, destination_strides.c, destination, memory);
+        sums, epilogue, {first, static_cast<int>(min_of<int64_t>(outer - first, kColumns))},
+        {destination, destination_lanes, residual_lanes, destination_strides.c, vectors}, memory);
   }
 }
 
