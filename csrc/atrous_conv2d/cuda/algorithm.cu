@@ -1,8 +1,8 @@
 // Returns the algorithm that a pass uses on CUDA. It uses the predicates of atrous_conv2d.cu, and
 // assumes that maps are dense.
 #include "atrous_conv2d/algorithm.h"
-#include "atrous_conv2d/cuda/depthwise.h"
-#include "atrous_conv2d/cuda/tensorcore.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore.h"
 #include "cuda/launch.h"
 
 namespace atrousx {

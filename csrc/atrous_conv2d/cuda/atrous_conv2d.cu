@@ -1,11 +1,11 @@
 // CUDA launchers and registration of atrous_conv2d and its two backward operators.
 #include "atrous_conv2d/arguments.h"
-#include "atrous_conv2d/cuda/depthwise.h"
-#include "atrous_conv2d/cuda/direct_kernels.cuh"
-#include "atrous_conv2d/cuda/simt_kernels.cuh"
-#include "atrous_conv2d/cuda/sum_parts.h"
-#include "atrous_conv2d/cuda/tensorcore.h"
-#include "atrous_conv2d/cuda/tensorcore_operands.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise.h"
+#include "atrous_conv2d/cuda/direct/direct_kernels.cuh"
+#include "atrous_conv2d/cuda/grad_weight/sum_parts.h"
+#include "atrous_conv2d/cuda/simt/simt_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_operands.h"
 #include "atrous_conv2d/plan_cache.h"
 #include "cuda/launch.h"
 

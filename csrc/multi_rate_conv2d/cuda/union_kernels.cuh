@@ -2,7 +2,7 @@
 // registers and rounds once. Separate passes for the branches would round the sum once per pass.
 #pragma once
 
-#include "atrous_conv2d/cuda/tensorcore_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_kernels.cuh"
 #include "multi_rate_conv2d/cuda/union_plan.h"
 
 namespace atrousx {

@@ -1,8 +1,8 @@
 // CUDA launchers of atrous_conv2d's depthwise kernels.
-#include "atrous_conv2d/cuda/depthwise.h"
-#include "atrous_conv2d/cuda/depthwise_grad_weight_kernels.cuh"
-#include "atrous_conv2d/cuda/depthwise_kernels.cuh"
-#include "atrous_conv2d/cuda/sum_parts.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise_grad_weight_kernels.cuh"
+#include "atrous_conv2d/cuda/depthwise/depthwise_kernels.cuh"
+#include "atrous_conv2d/cuda/grad_weight/sum_parts.h"
 #include "cuda/launch.h"
 
 namespace atrousx {

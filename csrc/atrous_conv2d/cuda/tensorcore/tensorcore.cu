@@ -1,9 +1,9 @@
 // CUDA launchers of atrous_conv2d's tensor-core kernels. Results keep their own layout.
-#include "atrous_conv2d/cuda/sum_parts.h"
-#include "atrous_conv2d/cuda/tensorcore.h"
-#include "atrous_conv2d/cuda/tensorcore_grad_weight_kernels.cuh"
-#include "atrous_conv2d/cuda/tensorcore_kernels.cuh"
-#include "atrous_conv2d/cuda/tensorcore_operands.h"
+#include "atrous_conv2d/cuda/grad_weight/sum_parts.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_grad_weight_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_operands.h"
 #include "atrous_conv2d/plan_cache.h"
 
 namespace atrousx {

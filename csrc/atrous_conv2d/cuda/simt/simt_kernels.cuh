@@ -1,10 +1,10 @@
 // General kernels of atrous convolution, for any dtype, strides, groups and layout. All passes are
 // one product of tiles (simt_product.cuh) whose operands are found by offset. No map is copied
-// first, and padding is never read. For groups that are too narrow see direct_kernels.cuh.
+// first, and padding is never read. For groups that are too narrow see direct/direct_kernels.cuh.
 #pragma once
 
-#include "atrous_conv2d/cuda/grad_weight_parts.h"
-#include "atrous_conv2d/cuda/simt_product.cuh"
+#include "atrous_conv2d/cuda/grad_weight/grad_weight_parts.h"
+#include "atrous_conv2d/cuda/simt/simt_product.cuh"
 
 namespace atrousx {
 

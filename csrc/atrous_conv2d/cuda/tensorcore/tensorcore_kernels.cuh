@@ -4,7 +4,7 @@
 // are multiplied. Sums are float32.
 #pragma once
 
-#include "atrous_conv2d/cuda/tensorcore_product.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_product.cuh"
 #include "atrous_conv2d/plan.h"
 
 namespace atrousx {
