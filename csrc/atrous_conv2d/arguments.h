@@ -18,9 +18,15 @@ inline int64_t conv_extent(int64_t in, int64_t taps, int64_t stride, int64_t pad
   return room < 0 ? 0 : room / stride + 1;
 }
 
+// The arguments of the operators besides tensors and their sizes.
+struct ConvOptions {
+  Sizes stride, padding, dilation;  // padding: top, left, bottom, right
+  int64_t groups;
+};
+
 // Checks the limits of a geometry. Within them every later result fits 64 bits.
-inline void check_steps(const Sizes& weight, const Sizes& stride, const Sizes& padding,
-                        const Sizes& dilation, int64_t groups) {
+inline void check_steps(const Sizes& weight, const ConvOptions& options) {
+  const auto& [stride, padding, dilation, groups] = options;
   STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1], groups}) > 0,
                   "stride, dilation and groups must be positive");
   STD_TORCH_CHECK(*std::min_element(padding.begin(), padding.end()) >= 0,
@@ -31,12 +37,13 @@ inline void check_steps(const Sizes& weight, const Sizes& stride, const Sizes& p
                   "stride, padding, dilation and kernel must be at most ", kLargestStep);
 }
 
-inline ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight, const Sizes& stride,
-                                  const Sizes& padding, const Sizes& dilation, int64_t groups) {
+inline ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight,
+                                  const ConvOptions& options) {
+  const auto& [stride, padding, dilation, groups] = options;
   STD_TORCH_CHECK(input.size() == 4 && weight.size() == 4, "input and weight must have rank 4");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
                   "stride and dilation must have 2 values, padding 4 (top, left, bottom, right)");
-  check_steps(weight, stride, padding, dilation, groups);
+  check_steps(weight, options);
   checked_numel(input);
   checked_numel(weight);
   STD_TORCH_CHECK(weight[0] % groups == 0 && input[1] == checked_mul(weight[1], groups),

@@ -37,10 +37,8 @@ struct ConvCall {
 
 // Checks the arguments of a forward pass. Also makes the bias in `tail` contiguous.
 inline ConvCall forward_call(const Tensor& input, const Tensor& weight, Tail& tail,
-                             const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                             int64_t groups) {
-  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), stride,
-                                       padding, dilation, groups);
+                             const ConvOptions& options) {
+  const ConvGeometry g = conv_geometry(sizes4(input, "input"), sizes4(weight, "weight"), options);
   check_same_kind(weight, input, "weight");
   check_bias(tail.bias, input, g);
   check_residual(tail.residual, input, g);
@@ -51,10 +49,8 @@ inline ConvCall forward_call(const Tensor& input, const Tensor& weight, Tail& ta
 }
 
 inline ConvCall grad_input_call(const Tensor& grad_output, const Tensor& weight,
-                                const Sizes& input_size, const Sizes& stride, const Sizes& padding,
-                                const Sizes& dilation, int64_t groups) {
-  const ConvGeometry g =
-      conv_geometry(input_size, sizes4(weight, "weight"), stride, padding, dilation, groups);
+                                const Sizes& input_size, const ConvOptions& options) {
+  const ConvGeometry g = conv_geometry(input_size, sizes4(weight, "weight"), options);
   check_grad_output(grad_output, g);
   check_same_kind(weight, grad_output, "weight");
   return {g,
@@ -63,10 +59,8 @@ inline ConvCall grad_input_call(const Tensor& grad_output, const Tensor& weight,
 }
 
 inline ConvCall grad_weight_call(const Tensor& grad_output, const Tensor& input,
-                                 const Sizes& weight_size, const Sizes& stride,
-                                 const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  const ConvGeometry g =
-      conv_geometry(sizes4(input, "input"), weight_size, stride, padding, dilation, groups);
+                                 const Sizes& weight_size, const ConvOptions& options) {
+  const ConvGeometry g = conv_geometry(sizes4(input, "input"), weight_size, options);
   check_grad_output(grad_output, g);
   check_same_kind(input, grad_output, "input");
   return {g,

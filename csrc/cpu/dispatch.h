@@ -21,18 +21,24 @@ inline const char* cpu_isa_name(CpuIsa isa) {
   return isa == CpuIsa::kAvx512 ? "avx512" : isa == CpuIsa::kAvx2 ? "avx2" : "portable";
 }
 
-// Returns the best instruction set of this CPU. ATROUSX_CPU=portable|avx2|avx512 can ask for a
-// lesser one.
+// Returns the best instruction set of this CPU.
+inline CpuIsa best_cpu_isa() {
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return CpuIsa::kPortable;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return CpuIsa::kAvx512;
+  return CpuIsa::kAvx2;
+#else
+  return CpuIsa::kPortable;
+#endif
+}
+
+// Returns the instruction set in use: the best one of this CPU. ATROUSX_CPU=portable|avx2|avx512
+// can ask for a lesser one.
 inline CpuIsa cpu_isa() {
   static const CpuIsa isa = [] {
-    CpuIsa best = CpuIsa::kPortable;
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = CpuIsa::kAvx2;
-    if (best == CpuIsa::kAvx2 && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-      best = CpuIsa::kAvx512;
-#endif
+    CpuIsa best = best_cpu_isa();
     const char* asked = std::getenv("ATROUSX_CPU");
     for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512})
       if (asked != nullptr && std::strcmp(asked, cpu_isa_name(isa)) == 0 && isa < best) best = isa;

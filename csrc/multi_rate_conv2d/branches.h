@@ -27,7 +27,7 @@ inline std::vector<ConvGeometry> branch_geometries(const Tensor& input,
     const int64_t d = dilations[i];
     const int64_t rows = checked_mul(d, weight[2] / 2), columns = checked_mul(d, weight[3] / 2);
     geometries.push_back(
-        conv_geometry(size, weight, {1, 1}, {rows, columns, rows, columns}, {d, d}, 1));
+        conv_geometry(size, weight, {{1, 1}, {rows, columns, rows, columns}, {d, d}, 1}));
   }
   return geometries;
 }

@@ -105,15 +105,17 @@ struct Lattice {
   ScalarType index_type() const { return corner_vertices.scalar_type(); }
 };
 
-// Checks shapes and types. The values of indices are checked by index_check.h on the CPU and by the
-// kernels on CUDA.
-inline void check_lattice(const Lattice& l) {
+inline void check_lattice_ranks(const Lattice& l) {
   STD_TORCH_CHECK(l.corner_vertices.dim() == 2 && l.corner_weights.dim() == 2 &&
                       l.neighbours.dim() == 3 && l.starts.dim() == 1 && l.entry_points.dim() == 1 &&
                       l.entry_weights.dim() == 1,
                   "the lattice's tensors have wrong ranks");
   STD_TORCH_CHECK(l.dims() >= 1 && l.dims() <= kMaxFeatures, "a lattice must have 1 to ",
                   kMaxFeatures, " dimensions");
+}
+
+// The tensors must have the right ranks.
+inline void check_lattice_sizes(const Lattice& l) {
   const int64_t corners = l.corners();
   STD_TORCH_CHECK(l.corner_weights.size(0) == l.points() &&
                       l.corner_weights.size(1) == l.dims() + 1 &&
@@ -121,13 +123,24 @@ inline void check_lattice(const Lattice& l) {
                       l.neighbours.size(0) == l.dims() + 1 && l.neighbours.size(1) == 2 &&
                       l.starts.numel() == l.vertices() + 1 && (l.vertices() > 0 || corners == 0),
                   "the lattice's tensors have sizes that do not belong together");
+}
+
+inline void check_lattice_types(const Lattice& l) {
   for (const Tensor* t : {&l.starts, &l.entry_points, &l.neighbours})
     STD_TORCH_CHECK(t->scalar_type() == l.index_type(), "lattice indices must have one dtype");
   STD_TORCH_CHECK(
-      l.index_type() != ScalarType::Int || std::max(corners, l.vertices()) < (int64_t{1} << 31),
+      l.index_type() != ScalarType::Int || std::max(l.corners(), l.vertices()) < (int64_t{1} << 31),
       "a lattice of so many corners must have int64 indices");
   STD_TORCH_CHECK(l.entry_weights.scalar_type() == l.corner_weights.scalar_type(),
                   "lattice weights must have one dtype");
+}
+
+// Checks shapes and types. The values of indices are checked by index_check.h on the CPU and by the
+// kernels on CUDA.
+inline void check_lattice(const Lattice& l) {
+  check_lattice_ranks(l);
+  check_lattice_sizes(l);
+  check_lattice_types(l);
   for (const Tensor* t : {&l.corner_vertices, &l.corner_weights, &l.starts, &l.entry_points,
                           &l.entry_weights, &l.neighbours})
     STD_TORCH_CHECK(t->is_contiguous(), "the lattice's tensors must be contiguous");

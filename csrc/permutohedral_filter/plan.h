@@ -110,6 +110,21 @@ ATROUSX_HOST_DEVICE int64_t vertex_coordinate(int64_t base, int rank, int k, int
 // larger features. The clamp below keeps a direct call of the operator within bounds.
 constexpr int64_t kCoordinateLimit = int64_t{1} << 30;
 
+// The weights of the vertices around a point, from the parts of its coordinates. `weight` needs
+// D + 2 entries.
+template <typename A>
+ATROUSX_HOST_DEVICE void barycentric_weights(const A* elevated, int dims, const int32_t* base,
+                                             const int* rank, A* weight) {
+  const A down = A(1) / static_cast<A>(dims + 1);
+  for (int i = 0; i < dims + 2; ++i) weight[i] = A(0);
+  for (int i = 0; i <= dims; ++i) {
+    const A part = rounded_product(elevated[i] - static_cast<A>(base[i]), down);
+    weight[dims - rank[i]] += part;
+    weight[dims - rank[i] + 1] -= part;
+  }
+  weight[0] += A(1) + weight[dims + 1];
+}
+
 // Finds base, rank and barycentric weights from elevated coordinates; `weight` needs D + 2 entries.
 template <typename A>
 ATROUSX_HOST_DEVICE void enclosing_simplex(const A* elevated, int dims, int32_t* base, int* rank,
@@ -145,13 +160,7 @@ ATROUSX_HOST_DEVICE void enclosing_simplex(const A* elevated, int dims, int32_t*
     }
     rank[i] = min_of(max_of(rank[i], 0), dims);
   }
-  for (int i = 0; i < dims + 2; ++i) weight[i] = A(0);
-  for (int i = 0; i <= dims; ++i) {
-    const A part = rounded_product(elevated[i] - static_cast<A>(base[i]), down);
-    weight[dims - rank[i]] += part;
-    weight[dims - rank[i] + 1] -= part;
-  }
-  weight[0] += A(1) + weight[dims + 1];
+  barycentric_weights(elevated, dims, base, rank, weight);
 }
 
 // Below this magnitude a point is computed in its own type. In float32 this gives exactly

@@ -11,6 +11,14 @@ namespace atrousx {
 
 enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
+// The arguments of the operators besides tensors.
+struct LossOptions {
+  int64_t ignore_index;
+  double label_smoothing;
+  bool align_corners;
+  int64_t reduction;
+};
+
 struct LossArguments {
   Tensor logits, target;  // [N, C, H, W], [N, OH, OW]
   std::optional<Tensor> class_weight;
@@ -20,22 +28,22 @@ struct LossArguments {
   Reduction reduction;
 
   static LossArguments make(const Tensor& logits, const Tensor& target,
-                            const std::optional<Tensor>& class_weight, int64_t ignore_index,
-                            double smoothing, bool align_corners, int64_t reduction) {
+                            const std::optional<Tensor>& class_weight, const LossOptions& options) {
     STD_TORCH_CHECK(target.dim() == 3 && target.is_contiguous() &&
                         target.size(0) == logits.size(0) && target.device() == logits.device(),
                     "target must be a contiguous [N, OH, OW] on the device of logits");
-    const auto r =
-        Resampling::forward(logits, {target.size(1), target.size(2)}, align_corners, {}, {});
+    const auto r = Resampling::forward(logits, {target.size(1), target.size(2)},
+                                       options.align_corners, {}, {});
     STD_TORCH_CHECK(r.channels > 0, "logits must have a channel");
-    STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction must be 0, 1 or 2");
+    STD_TORCH_CHECK(options.reduction >= 0 && options.reduction <= 2,
+                    "reduction must be 0, 1 or 2");
     const LossArguments arguments{logits,
                                   target,
                                   class_weight,
                                   r,
-                                  ignore_index,
-                                  smoothing,
-                                  static_cast<Reduction>(reduction)};
+                                  options.ignore_index,
+                                  options.label_smoothing,
+                                  static_cast<Reduction>(options.reduction)};
     STD_TORCH_CHECK(
         !class_weight.has_value() ||
             (class_weight->dim() == 1 && class_weight->size(0) == r.channels &&
@@ -119,8 +127,8 @@ template <typename Device>
 std::tuple<Tensor, Tensor, Tensor> upsample_cross_entropy(
     const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, int64_t ignore_index,
     double label_smoothing, bool align_corners, int64_t reduction) {
-  const auto arguments = LossArguments::make(logits, target, weight, ignore_index, label_smoothing,
-                                             align_corners, reduction);
+  const auto arguments = LossArguments::make(
+      logits, target, weight, {ignore_index, label_smoothing, align_corners, reduction});
   const LossResults results(arguments);
   Device::forward(arguments, results);
   return {results.loss, results.total_weight, results.log_sum};
@@ -132,8 +140,8 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
                                        const Tensor& total_weight, const Tensor& log_sum,
                                        int64_t ignore_index, double label_smoothing,
                                        bool align_corners, int64_t reduction) {
-  const auto arguments = LossArguments::make(logits, target, weight, ignore_index, label_smoothing,
-                                             align_corners, reduction);
+  const auto arguments = LossArguments::make(
+      logits, target, weight, {ignore_index, label_smoothing, align_corners, reduction});
   const LossGradient gradient{grad, total_weight, log_sum};
   gradient.check(arguments);
   const Tensor grad_logits = empty4(logits, arguments.r.input_size(), is_channels_last(logits));

@@ -36,16 +36,16 @@ ALLOWED = {
         'launch({"_upsample_bilinear2d_backward", job_grid(jobs.count()), kGatherThreads, stream},',
     ): NO_COUNTER,
     (
-        f"{CONV}/simt_kernels.cuh",
-        "multiply_panels<T, kColumns>({source + group * shape.inner * source_strides.c, "
+        f"{CONV}/simt/simt_kernels.cuh",
+        "multiply_panels<T, kColumns>({{source + group * shape.inner * source_strides.c, "
         "source_lanes,",
     ): NO_COUNTER,
     (
-        f"{CONV}/simt_product.cuh",
+        f"{CONV}/simt/simt_product.cuh",
         "panel[depth<kAlongDepth>(i) * 4 * kRowQuads<kLanes> + place<kAlongDepth>(i)] =",
     ): NO_COUNTER,
     (
-        f"{CONV}/simt_product.cuh",
+        f"{CONV}/simt/simt_product.cuh",
         "T held_lanes[Operand<T, kProductLanes>::kCount], "
         "held_columns[Operand<T, kColumns>::kCount];",
     ): NO_COUNTER,

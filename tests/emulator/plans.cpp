@@ -3,7 +3,7 @@
 #include <ATen/ops/tensor.h>
 #include <torch/library.h>
 
-#include "atrous_conv2d/cuda/depthwise_plan.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise_plan.h"
 #include "atrous_conv2d/plan_cache.h"
 #include "multi_rate_conv2d/cuda/union_plan.h"
 #include "upsample_bilinear2d/plan.h"

@@ -20,7 +20,8 @@ Sizes atrous_conv2d_algorithm_cpu(const Tensor& like, int64_t pass_number, Sizes
                                   Sizes weight, Sizes stride, Sizes padding, Sizes dilation,
                                   int64_t groups, bool channels_last, bool frozen,
                                   bool /*allow_tf32*/) {
-  const ConvPass pass(conv_geometry(input, weight, stride, padding, dilation, groups), pass_number);
+  const ConvOptions options{std::move(stride), std::move(padding), std::move(dilation), groups};
+  const ConvPass pass(conv_geometry(input, weight, options), pass_number);
   const GatherShape& shape = pass.shape;
   const ScalarType dtype = like.scalar_type();
   if (pass.directly()) return number_of(direct_algorithm(pass, dtype, channels_last));

@@ -87,15 +87,23 @@ Tensor atrous_conv2d_pack_weight_cpu(const Tensor& weight, int64_t groups, Sizes
   return *packed;
 }
 
+// The weight of a gathering pass, and its strides in this pass. `packed` may hold it packed.
+struct PassWeight {
+  Tensor tensor;
+  WeightStrides strides;
+  std::optional<Tensor> packed = std::nullopt;
+};
+
 // Computes narrow groups. Returns the destination in the memory format asked for.
-Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                       const WeightStrides& weight_strides, const Tail& tail,
-                       const std::array<int64_t, 4>& size, bool channels_last) {
+Tensor gather_directly(const ConvCall& call, const GatherShape& shape, const Tensor& source,
+                       const PassWeight& given, const Tail& tail) {
   // The channels_last kernels need groups that are one channel wide.
   const bool depthwise = shape.outer == 1 && shape.inner == 1,
-             by_pixel = channels_last && depthwise;
+             by_pixel = call.channels_last && depthwise;
+  const Tensor& weight = given.tensor;
+  const WeightStrides& weight_strides = given.strides;
   const Tensor from = torch::stable::contiguous(source, memory_format(by_pixel));
-  const Tensor destination = in_huge_pages(empty4(source, size, by_pixel));
+  const Tensor destination = in_huge_pages(empty4(source, call.size, by_pixel));
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     Epilogue<T> epilogue;  // finish_directly adds the residual
@@ -111,7 +119,7 @@ Tensor gather_directly(const GatherShape& shape, const Tensor& source, const Ten
     else
       gather_planes(shape, data<T>(from), data<T>(weight), weight_strides, epilogue, to);
   });
-  return torch::stable::contiguous(destination, memory_format(channels_last));
+  return torch::stable::contiguous(destination, memory_format(call.channels_last));
 }
 
 // The direct kernels do not add a residual. This separate pass adds it and applies the ReLU.
@@ -137,57 +145,58 @@ void finish_directly(const Tail& tail, const Tensor& destination) {
   });
 }
 
-Tensor gather(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-              const WeightStrides& weight_strides, const Tail& tail,
-              const std::array<int64_t, 4>& size, bool channels_last,
-              const std::optional<Tensor>& packed = std::nullopt) {
-  if (size[0] * size[1] * size[2] * size[3] == 0) return empty4(source, size, channels_last);
+Tensor gather(const ConvCall& call, const GatherShape& shape, const Tensor& source,
+              const PassWeight& weight, const Tail& tail) {
+  const auto& size = call.size;
+  if (size[0] * size[1] * size[2] * size[3] == 0) return empty4(source, size, call.channels_last);
   if (gathers_directly(shape)) {
-    const Tensor destination =
-        gather_directly(shape, source, weight, weight_strides, tail, size, channels_last);
+    const Tensor destination = gather_directly(call, shape, source, weight, tail);
     finish_directly(tail, destination);
     return destination;
   }
-  const Tensor destination = in_huge_pages(empty4(source, size, channels_last));
-  gather_cpu(source, {{shape, weight, weight_strides, tail, destination, packed}});
+  const Tensor destination = in_huge_pages(empty4(source, size, call.channels_last));
+  gather_cpu(source, {{shape, weight.tensor, weight.strides, tail, destination, weight.packed}});
   return destination;
 }
 
-Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
-                const Sizes& padding, const Sizes& dilation, int64_t groups,
+Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const ConvOptions& options,
                 const std::optional<Tensor>& packed = std::nullopt) {
-  const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
-  return gather(call.g.forward(), input, weight, call.g.forward_weight(strides4(weight)), tail,
-                call.size, call.channels_last, packed);
+  const ConvCall call = forward_call(input, weight, tail, options);
+  return gather(call, call.g.forward(), input,
+                {weight, call.g.forward_weight(strides4(weight)), packed}, tail);
 }
 
 Tensor atrous_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                          Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
                          bool /*allow_tf32*/) {
-  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups);
+  return convolve(input, weight, {bias, std::nullopt, false},
+                  {std::move(stride), std::move(padding), std::move(dilation), groups});
 }
 
 Tensor atrous_conv2d_fused_cpu(const Tensor& input, const Tensor& weight,
                                std::optional<Tensor> bias, std::optional<Tensor> residual,
                                bool relu, Sizes stride, Sizes padding, Sizes dilation,
                                int64_t groups, bool /*allow_tf32*/, std::optional<Tensor> packed) {
-  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups, packed);
+  return convolve(input, weight, {bias, residual, relu},
+                  {std::move(stride), std::move(padding), std::move(dilation), groups}, packed);
 }
 
 Tensor atrous_conv2d_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
                                         Sizes input_size, Sizes stride, Sizes padding,
                                         Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
   const ConvCall call =
-      grad_input_call(grad_output, weight, input_size, stride, padding, dilation, groups);
-  return gather(call.g.grad_input(), grad_output, weight,
-                call.g.grad_input_weight(strides4(weight)), Tail{}, call.size, call.channels_last);
+      grad_input_call(grad_output, weight, input_size,
+                      {std::move(stride), std::move(padding), std::move(dilation), groups});
+  return gather(call, call.g.grad_input(), grad_output,
+                {weight, call.g.grad_input_weight(strides4(weight))}, Tail{});
 }
 
 Tensor atrous_conv2d_backward_weight_cpu(const Tensor& grad_output, const Tensor& input,
                                          Sizes weight_size, Sizes stride, Sizes padding,
                                          Sizes dilation, int64_t groups, bool /*allow_tf32*/) {
   const ConvCall call =
-      grad_weight_call(grad_output, input, weight_size, stride, padding, dilation, groups);
+      grad_weight_call(grad_output, input, weight_size,
+                       {std::move(stride), std::move(padding), std::move(dilation), groups});
   const ConvGeometry& g = call.g;
   const Tensor grad_weight = in_huge_pages(empty4(input, call.size, call.channels_last));
   if (grad_weight.numel() == 0) return grad_weight;

@@ -1,11 +1,11 @@
 // CUDA launchers and registration of atrous_conv2d and its two backward operators.
 #include "atrous_conv2d/arguments.h"
-#include "atrous_conv2d/cuda/depthwise.h"
-#include "atrous_conv2d/cuda/direct_kernels.cuh"
-#include "atrous_conv2d/cuda/simt_kernels.cuh"
-#include "atrous_conv2d/cuda/sum_parts.h"
-#include "atrous_conv2d/cuda/tensorcore.h"
-#include "atrous_conv2d/cuda/tensorcore_operands.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise.h"
+#include "atrous_conv2d/cuda/direct/direct_kernels.cuh"
+#include "atrous_conv2d/cuda/grad_weight/sum_parts.h"
+#include "atrous_conv2d/cuda/simt/simt_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_operands.h"
 #include "atrous_conv2d/plan_cache.h"
 #include "cuda/launch.h"
 
@@ -49,9 +49,8 @@ void gather_product(const GatherShape& shape, const Tensor& source,
 void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) {
   const auto& [shape, weight, weight_strides, tail, destination, packed] = call;
   if (destination.numel() == 0) return;
-  if (runs_on_tensorcores(source, shape, allow_tf32))
-    return gather_on_tensorcores(shape, source, weight, weight_strides, tail, destination);
-  if (gather_depthwise(shape, source, weight, weight_strides, tail, destination)) return;
+  if (runs_on_tensorcores(source, shape, allow_tf32)) return gather_on_tensorcores(source, call);
+  if (gather_depthwise(source, call)) return;
   const LaunchContext context(source.get_device_index());
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -69,9 +68,9 @@ void gather_cuda(const Tensor& source, const GatherCall& call, bool allow_tf32) 
 
 namespace {
 
-Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Sizes& stride,
-                const Sizes& padding, const Sizes& dilation, int64_t groups, bool allow_tf32) {
-  const ConvCall call = forward_call(input, weight, tail, stride, padding, dilation, groups);
+Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const ConvOptions& options,
+                bool allow_tf32) {
+  const ConvCall call = forward_call(input, weight, tail, options);
   const Tensor output = empty4(input, call.size, call.channels_last);
   gather_cuda(input,
               {call.g.forward(), weight, call.g.forward_weight(strides4(weight)), tail, output},
@@ -82,16 +81,16 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Tail tail, const Size
 Tensor atrous_conv2d_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                           Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
                           bool allow_tf32) {
-  return convolve(input, weight, {bias, std::nullopt, false}, stride, padding, dilation, groups,
-                  allow_tf32);
+  return convolve(input, weight, {bias, std::nullopt, false},
+                  {std::move(stride), std::move(padding), std::move(dilation), groups}, allow_tf32);
 }
 
 Tensor atrous_conv2d_fused_cuda(const Tensor& input, const Tensor& weight,
                                 std::optional<Tensor> bias, std::optional<Tensor> residual,
                                 bool relu, Sizes stride, Sizes padding, Sizes dilation,
                                 int64_t groups, bool allow_tf32, std::optional<Tensor> /*packed*/) {
-  return convolve(input, weight, {bias, residual, relu}, stride, padding, dilation, groups,
-                  allow_tf32);
+  return convolve(input, weight, {bias, residual, relu},
+                  {std::move(stride), std::move(padding), std::move(dilation), groups}, allow_tf32);
 }
 
 // CUDA kernels read the weight itself, or pack it faster than they multiply, so the packed weight
@@ -107,7 +106,8 @@ Tensor atrous_conv2d_backward_input_cuda(const Tensor& grad_output, const Tensor
                                          Sizes input_size, Sizes stride, Sizes padding,
                                          Sizes dilation, int64_t groups, bool allow_tf32) {
   const ConvCall call =
-      grad_input_call(grad_output, weight, input_size, stride, padding, dilation, groups);
+      grad_input_call(grad_output, weight, input_size,
+                      {std::move(stride), std::move(padding), std::move(dilation), groups});
   const Tensor grad_input = empty4(grad_output, call.size, call.channels_last);
   gather_cuda(
       grad_output,
@@ -146,7 +146,8 @@ Tensor atrous_conv2d_backward_weight_cuda(const Tensor& grad_output, const Tenso
                                           Sizes weight_size, Sizes stride, Sizes padding,
                                           Sizes dilation, int64_t groups, bool allow_tf32) {
   const ConvCall call =
-      grad_weight_call(grad_output, input, weight_size, stride, padding, dilation, groups);
+      grad_weight_call(grad_output, input, weight_size,
+                       {std::move(stride), std::move(padding), std::move(dilation), groups});
   const ConvGeometry& g = call.g;
   const Tensor result = empty4(input, call.size, call.channels_last);
   if (result.numel() == 0) return result;

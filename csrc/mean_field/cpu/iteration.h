@@ -136,7 +136,8 @@ struct UpdateRows {
     const int64_t stride = vectors * RowVector<T>::kLanes;
     for (int64_t p = begin; p < end; ++p) {
       for (const MessageTerm<T, Index>* term = u.terms; term != u.terms + u.count; ++term)
-        prefetch_corners(term->lattice, stride, term->vertices, p, end, term->dims, vectors);
+        prefetch_corners(CornerRows<T, Index>{term->lattice, stride, term->vertices, term->dims}, p,
+                         end, vectors);
       T* row = u.rows + p * stride;
       if constexpr (kVectors == 0) {
         update<0>(u, p, row);

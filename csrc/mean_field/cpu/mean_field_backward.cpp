@@ -70,6 +70,11 @@ class TermGradient {
   std::vector<T> energies_;  // [chunks, 1 or L, padded L]
 };
 
+// Which gradients are computed besides that of the logits.
+struct Wanted {
+  bool energies, corners;
+};
+
 struct Gradients {
   Tensor logits;    // [N, L, P]
   Tensor energies;  // [terms, L, L], or empty
@@ -80,7 +85,7 @@ struct Gradients {
 template <typename T, typename Index>
 void differentiate(const Tensor& grad, const Tensor& states,
                    const std::vector<MeanFieldTensors>& given, const std::vector<double>& weights,
-                   bool of_energies, bool of_corners, Gradients& result) {
+                   Wanted wanted, Gradients& result) {
   const int64_t labels = grad.size(1), points = grad.size(2), rows = grad.size(0) * points;
   const int64_t vectors = row_vectors<T>(labels), stride = vectors * RowVector<T>::kLanes;
   const Tensor slopes = empty_large(grad, {rows, stride}, grad.scalar_type());
@@ -90,7 +95,7 @@ void differentiate(const Tensor& grad, const Tensor& states,
   const auto state = [&](int64_t i) { return data<T>(states) + i * rows * stride; };
   const auto terms = cpu_terms<T, Index>(given, weights, labels, true);
   CpuTerms<T, Index> forward;
-  if (of_corners) forward = cpu_terms<T, Index>(given, weights, labels, false);
+  if (wanted.corners) forward = cpu_terms<T, Index>(given, weights, labels, false);
   std::vector<TermGradient<T, Index>> parameters;
   for (const auto& term : terms) parameters.emplace_back(term, labels);
   parallel_for(0, rows, row_grain(stride), [&](int64_t begin, int64_t end) {
@@ -102,16 +107,16 @@ void differentiate(const Tensor& grad, const Tensor& states,
     T* corners = mutable_data<T>(result.corners);
     for (size_t k = 0; k < terms.size(); ++k) {
       terms[k].lift_rows(s);
-      if (!of_energies && !of_corners) continue;
-      if (of_corners) forward[k].lift_rows(q);
+      if (!wanted.energies && !wanted.corners) continue;
+      if (wanted.corners) forward[k].lift_rows(q);
       T* scales = mutable_data<T>(result.scales) + k * 2 * rows;
-      parameters[k].add(of_corners ? &forward[k] : nullptr, q, s, of_energies,
+      parameters[k].add(wanted.corners ? &forward[k] : nullptr, q, s, wanted.energies,
                         {nullptr, corners, scales, scales + rows});
       corners += rows * (given[k].lattice.dims() + 1);
     }
     update_rows(terms, SlopeStep<T>{q, mutable_data<T>(total)}, s, rows, labels);
   }
-  for (size_t k = 0; k < terms.size() && of_energies; ++k)
+  for (size_t k = 0; k < terms.size() && wanted.energies; ++k)
     parameters[k].finish(mutable_data<T>(result.energies) + k * labels * labels);
   result.logits = finish_rows(data<T>(total), grad);
 }
@@ -133,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mean_field_backward_cpu(
     dispatch_lattice(grad.scalar_type(), index, [&](auto zero, auto i) {
       check_states<decltype(zero)>(states, grad);
       differentiate<decltype(zero), decltype(i)>(contiguous(grad), states, terms, weights,
-                                                 of_energies, of_corners, result);
+                                                 {of_energies, of_corners}, result);
     });
   }
   return {result.logits, result.energies, result.corners, result.scales};

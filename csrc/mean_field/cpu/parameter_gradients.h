@@ -164,7 +164,8 @@ struct ParameterRows {
     const T scale = slice_scale<T>(dims);
     for (const MessageTerm<T, Index>* term : {forward, backward})
       if (term != nullptr)
-        prefetch_corners(term->lattice, stride, term->vertices, p, end, dims, pass.vectors);
+        prefetch_corners(CornerRows<T, Index>{term->lattice, stride, term->vertices, dims}, p, end,
+                         pass.vectors);
     const auto point_scale = [p](const MessageTerm<T, Index>* term) {
       return term == nullptr || term->slice_scale == nullptr ? T(1) : term->slice_scale[p];
     };

@@ -54,6 +54,14 @@ struct MeanFieldRows {
   LabelPack<T>* spare;     // [M, packs] of the largest lattice
 };
 
+// What a call computes.
+struct MeanFieldCall {
+  int64_t images, points, iterations;
+  RowShape shape;
+
+  int64_t rows() const { return images * points; }
+};
+
 // If there are few vertices, each gets a block, because some of them may be long runs.
 inline int64_t splat_threads(int64_t vertices) {
   constexpr int64_t kSpread = 1024;
@@ -85,15 +93,14 @@ void lift_rows(const Launch& launch, const MeanFieldTerm<T, Index>& term,
 template <typename T, typename Index, typename Launch>
 void begin_mean_field(const Launch& launch, const T* logits,
                       const std::vector<MeanFieldTerm<T, Index>>& terms,
-                      const MeanFieldRows<T>& rows, int64_t images, int64_t points,
-                      RowShape shape) {
-  launch(mean_field_start_kernel<T>, images * points, logits, rows.log_p, rows.q, images * points,
-         points, shape);
+                      const MeanFieldRows<T>& rows, const MeanFieldCall& call) {
+  const RowShape shape = call.shape;
+  launch(mean_field_start_kernel<T>, call.rows(), logits, rows.log_p, rows.q, call.rows(),
+         call.points, shape);
   for (const MeanFieldTerm<T, Index>& term : terms) {
     if (term.scaled_entries != nullptr)
       launch(mean_field_entries_kernel<T, Index>, term.entries, term.entry_weights,
-             term.entry_points, term.splat_scale, term.scaled_entries, term.entries,
-             images * points);
+             term.entry_points, term.splat_scale, term.scaled_entries, term.entries, call.rows());
     if (term.costs != nullptr) {
       T* costs = term.costs->v;
       const int64_t rows_of_costs = term.diagonal ? 1 : shape.labels;
@@ -107,19 +114,20 @@ void begin_mean_field(const Launch& launch, const T* logits,
 template <typename T, typename Index, typename Launch>
 void run_mean_field(const Launch& launch, const T* logits, T* output,
                     const std::vector<MeanFieldTerm<T, Index>>& terms, const MeanFieldRows<T>& rows,
-                    int64_t images, int64_t points, int64_t iterations, RowShape shape) {
-  begin_mean_field(launch, logits, terms, rows, images, points, shape);
+                    const MeanFieldCall& call) {
+  begin_mean_field(launch, logits, terms, rows, call);
+  const RowShape shape = call.shape;
   Messages<T, Index> messages{};
   for (const MeanFieldTerm<T, Index>& term : terms)
     messages.term[messages.count++] = term.message();
   const LabelPack<T>*log_p = rows.log_p, *q = rows.q;
-  for (int64_t iteration = 0; iteration < iterations; ++iteration) {
+  for (int64_t iteration = 0; iteration < call.iterations; ++iteration) {
     for (const MeanFieldTerm<T, Index>& term : terms)
-      lift_rows(launch, term, rows, images * points, shape);
-    launch(mean_field_update_kernel<T, Index>, (images * points) << shape.shift, messages, log_p,
-           rows.filtered, rows.q, images * points, shape);
+      lift_rows(launch, term, rows, call.rows(), shape);
+    launch(mean_field_update_kernel<T, Index>, call.rows() << shape.shift, messages, log_p,
+           rows.filtered, rows.q, call.rows(), shape);
   }
-  launch(mean_field_finish_kernel<T>, images * points, q, output, images * points, points, shape);
+  launch(mean_field_finish_kernel<T>, call.rows(), q, output, call.rows(), call.points, shape);
 }
 
 }  // namespace atrousx

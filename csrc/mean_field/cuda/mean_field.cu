@@ -68,7 +68,7 @@ void infer(const Tensor& logits, const std::vector<MeanFieldTensors>& tensors,
   if (matrix) rows.filtered = arena.take<LabelPack<T>>(packs);
   rows.spare = arena.take<LabelPack<T>>(most_vertices * shape.packs);
   run_mean_field(StreamLaunch{context.stream(), arena}, arena.reads<T>(logits),
-                 arena.writes<T>(output), terms, rows, images, points, iterations, shape);
+                 arena.writes<T>(output), terms, rows, {images, points, iterations, shape});
 }
 
 Tensor mean_field_cuda(const Tensor& logits, std::vector<Tensor> tensors,

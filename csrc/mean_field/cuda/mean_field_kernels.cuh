@@ -24,14 +24,29 @@ __device__ __forceinline__ void add_scaled(LabelPack<T>& sum, T factor, LabelPac
   for (int i = 0; i < LabelPack<T>::kLabels; ++i) sum.v[i] += factor * pack.v[i];
 }
 
-// Adds weights[e] * rows[points[e]] to `sum`, in one pack, for every step-th e in [from, end).
-// kBatch rows are loaded before the first is used: most sums are shorter than that, so a warp waits
-// once, not once per row. There are `count` rows.
+template <typename T>
+struct PackedRows {
+  const LabelPack<T>* data;  // [count, packs]
+  int64_t count;
+  int packs;
+};
+
+// Every step-th entry in [from, end): a row and its weight.
+template <typename T, typename Index>
+struct WeightedRows {
+  const Index* rows;
+  const T* weights;
+  int64_t from, end, step;
+};
+
+// Adds weights[e] * rows[entries.rows[e]] to `sum`, in one pack, for all entries e. kBatch rows are
+// loaded before the first is used: most sums are shorter than that, so a warp waits once, not once
+// per row.
 template <int kBatch, typename T, typename Index>
-__device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* rows, int64_t count,
-                                       const Index* points, const T* weights, int64_t from,
-                                       int64_t end, int64_t step, int pack, int packs) {
-  for (int64_t first = from; first < end; first += kBatch * step) {
+__device__ __forceinline__ void gather(LabelPack<T>& sum, const PackedRows<T>& rows,
+                                       const WeightedRows<T, Index>& entries, int pack) {
+  const int64_t end = entries.end, step = entries.step;
+  for (int64_t first = entries.from; first < end; first += kBatch * step) {
     Index point[kBatch];
     T weight[kBatch];
     LabelPack<T> row[kBatch];
@@ -41,13 +56,15 @@ __device__ __forceinline__ void gather(LabelPack<T>& sum, const LabelPack<T>* ro
       point[i] = Index(-1);
       weight[i] = T(0);
       if (e >= end) continue;
-      point[i] = points[e];
-      weight[i] = is_index(point[i], count) ? weights[e] : std::numeric_limits<T>::quiet_NaN();
+      point[i] = entries.rows[e];
+      weight[i] =
+          is_index(point[i], rows.count) ? entries.weights[e] : std::numeric_limits<T>::quiet_NaN();
     }
     ATROUSX_UNROLL
     for (int i = 0; i < kBatch; ++i) {
       row[i] = LabelPack<T>{};
-      if (is_index(point[i], count)) row[i] = rows[static_cast<int64_t>(point[i]) * packs + pack];
+      if (is_index(point[i], rows.count))
+        row[i] = rows.data[static_cast<int64_t>(point[i]) * rows.packs + pack];
     }
     ATROUSX_UNROLL
     for (int i = 0; i < kBatch; ++i) add_scaled(sum, weight[i], row[i]);
@@ -140,17 +157,15 @@ constexpr int kRowThreads = kSplatWarps * kWarpLanes;  // threads of a block, at
 // vertices, with tens of thousands on each.
 constexpr int64_t kLongRun = 256;
 
-// Returns one pack of the sum of every step-th entry in [from, end). The sum also goes over the
-// warp's groups of lanes, which start one entry apart. All lanes of the warp must call it.
+// Returns one pack of the sum of entries. The sum also goes over the warp's groups of lanes, which
+// start one entry apart. All lanes of the warp must call it.
 template <typename T, typename Index>
-__device__ __forceinline__ LabelPack<T> splat_pack(const LabelPack<T>* q, int64_t rows,
-                                                   const Index* points, const T* weights,
-                                                   int64_t from, int64_t end, int64_t step,
-                                                   int pack, RowShape shape) {
+__device__ __forceinline__ LabelPack<T> splat_pack(const PackedRows<T>& q,
+                                                   WeightedRows<T, Index> entries, int pack,
+                                                   RowShape shape) {
   LabelPack<T> sum{};
-  const int64_t group = threadIdx.x % kWarpLanes >> shape.shift;
-  if (pack < shape.packs)
-    gather<kSplatBatch>(sum, q, rows, points, weights, from + group, end, step, pack, shape.packs);
+  entries.from += threadIdx.x % kWarpLanes >> shape.shift;  // the number of the group
+  if (pack < shape.packs) gather<kSplatBatch>(sum, q, entries, pack);
   for (int distance = shape.lanes(); distance < kWarpLanes; distance *= 2) {
     ATROUSX_UNROLL
     for (int i = 0; i < LabelPack<T>::kLabels; ++i)
@@ -179,6 +194,7 @@ __global__ void __launch_bounds__(kRowThreads, 5)
   const int lanes = shape.lanes(), groups = kWarpLanes / lanes, member = lane & (lanes - 1);
   const int warps = blockDim.x / kWarpLanes;  // at most kSplatWarps
   const int64_t stride = gridDim.x;
+  const PackedRows<T> values{q, rows, shape.packs};
   for (int64_t first = blockIdx.x; first < vertices; first += warps * stride) {
     const int64_t own = first + warp * stride;
     const EntryRange run(starts, min_of(own, vertices - 1), entries);
@@ -186,7 +202,8 @@ __global__ void __launch_bounds__(kRowThreads, 5)
     if (own < vertices && end - begin <= kLongRun)
       for (int base = 0; base < shape.packs; base += lanes) {
         const int pack = base + member;
-        LabelPack<T> sum = splat_pack(q, rows, points, weights, begin, end, groups, pack, shape);
+        LabelPack<T> sum =
+            splat_pack<T, Index>(values, {points, weights, begin, end, groups}, pack, shape);
         if (!run.valid()) sum.v[0] = std::numeric_limits<T>::quiet_NaN();
         if (lane < lanes && pack < shape.packs) lattice[own * shape.packs + pack] = sum;
       }
@@ -198,8 +215,9 @@ __global__ void __launch_bounds__(kRowThreads, 5)
       if (to - from <= kLongRun) continue;
       for (int base = 0; base < shape.packs; base += lanes) {
         const int pack = base + member;
-        const LabelPack<T> part = splat_pack(q, rows, points, weights, from + warp * groups, to,
-                                             int64_t{warps} * groups, pack, shape);
+        const LabelPack<T> part = splat_pack<T, Index>(
+            values, {points, weights, from + warp * groups, to, int64_t{warps} * groups}, pack,
+            shape);
         if (lane < lanes) parts[warp * kWarpLanes + lane] = part;
         __syncthreads();  // the parts are written
         if (warp == 0 && lane < lanes && pack < shape.packs) {
@@ -256,8 +274,9 @@ struct Message {
   __device__ __forceinline__ LabelPack<T> sliced(int64_t row, int pack, int packs) const {
     LabelPack<T> sum{}, result{};
     const int64_t corner = row * (dims + 1);
-    gather<kSliceBatch>(sum, lattice, count, vertices, corner_weights, corner, corner + dims + 1,
-                        int64_t{1}, pack, packs);
+    gather<kSliceBatch>(
+        sum, PackedRows<T>{lattice, count, packs},
+        WeightedRows<T, Index>{vertices, corner_weights, corner, corner + dims + 1, 1}, pack);
     add_scaled(result, point_scale == nullptr ? scale : scale * point_scale[row], sum);
     return result;
   }

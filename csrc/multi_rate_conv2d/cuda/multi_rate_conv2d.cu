@@ -1,8 +1,8 @@
 // The CUDA side of multi_rate_conv2d. On tensor cores, concatenated branches read one packed input,
 // and summed branches are one launch over the union of their taps. Otherwise each branch is a pass
 // of its own, as on the CPU.
-#include "atrous_conv2d/cuda/tensorcore.h"
-#include "atrous_conv2d/cuda/tensorcore_operands.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_operands.h"
 #include "multi_rate_conv2d/branches.h"
 #include "multi_rate_conv2d/cuda/union_kernels.cuh"
 

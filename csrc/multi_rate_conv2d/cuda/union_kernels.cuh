@@ -2,7 +2,7 @@
 // registers and rounds once. Separate passes for the branches would round the sum once per pass.
 #pragma once
 
-#include "atrous_conv2d/cuda/tensorcore_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_kernels.cuh"
 #include "multi_rate_conv2d/cuda/union_plan.h"
 
 namespace atrousx {
@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     TensorSums<kColumns> sums = {};
     multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, stages, memory, sums);
     finish_tile<T, kColumns>(
-        sums, epilogue, first, static_cast<int>(min_of<int64_t>(outer - first, kColumns)),
-        residual_lanes, destination_lanes, vectors, destination_strides.c, destination, memory);
+        sums, epilogue, {first, static_cast<int>(min_of<int64_t>(outer - first, kColumns))},
+        {destination, destination_lanes, residual_lanes, destination_strides.c, vectors}, memory);
   }
 }
 

@@ -25,8 +25,9 @@ void embed(const Tensor& features, const Simplices<T>& out) {
   const auto plan = EmbeddingPlan<T>::make(static_cast<int>(dims));
   for (int64_t n = 0; n < features.size(0); ++n)
     parallel_for(0, points, kPointsPerTask, [&](int64_t begin, int64_t end) {
-      run_with_lanes<EmbedPoints>(&plan, data<T>(features) + n * dims * points, points, out,
-                                  n * points, begin, end);
+      run_with_lanes<EmbedPoints>(&plan,
+                                  ImageFeatures<T>{data<T>(features) + n * dims * points, points},
+                                  out, n * points, begin, end);
     });
 }
 
@@ -86,9 +87,10 @@ struct Assembly {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = first_point(task);
         classes[task].entries = entries.data() + task * points;
-        classes[task].sort(layout(task), static_cast<int>(task % width()),
-                           simplices.multiple + first, simplices.rank + first, simplices.rows,
-                           points, memory.data());
+        classes[task].sort(
+            layout(task), static_cast<int>(task % width()),
+            {simplices.multiple + first, simplices.rank + first, simplices.rows, points},
+            memory.data());
       }
     });
   }

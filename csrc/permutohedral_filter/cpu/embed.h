@@ -122,15 +122,22 @@ struct LaneSimplex {
   }
 };
 
-// Embeds points [begin, end) of an image, `features` [D, stride]. The results of point 0 go to row
-// `first`.
+// The features of an image.
+template <typename T>
+struct ImageFeatures {
+  const T* data;  // [D, stride]
+  int64_t stride;
+};
+
+// Embeds points [begin, end) of an image. The results of point 0 go to row `first`.
 template <int kBytes>
 struct EmbedPoints {
   template <typename T, int kDims>
-  static ATROUSX_ALWAYS_INLINE void run_dims(const EmbeddingPlan<T>& plan, const T* features,
-                                             int64_t stride, const Simplices<T>& out, int64_t first,
-                                             int64_t begin, int64_t end) {
+  static ATROUSX_ALWAYS_INLINE void run_dims(const EmbeddingPlan<T>& plan, ImageFeatures<T> image,
+                                             const Simplices<T>& out, int64_t first, int64_t begin,
+                                             int64_t end) {
     constexpr int kLanes = kLanesIn<kBytes, T>;
+    const auto [features, stride] = image;
     LaneSimplex<T, kLanes, kDims> simplex;
     simplex.dims = kDims != 0 ? kDims : plan.own.dims;
     int64_t p = begin;
@@ -147,12 +154,12 @@ struct EmbedPoints {
   }
 
   template <typename T>
-  static ATROUSX_ALWAYS_INLINE void run(const EmbeddingPlan<T>* plan, const T* features,
-                                        int64_t stride, Simplices<T> out, int64_t first,
-                                        int64_t begin, int64_t end) {
-    if (plan->own.dims == 2) return run_dims<T, 2>(*plan, features, stride, out, first, begin, end);
-    if (plan->own.dims == 5) return run_dims<T, 5>(*plan, features, stride, out, first, begin, end);
-    run_dims<T, 0>(*plan, features, stride, out, first, begin, end);
+  static ATROUSX_ALWAYS_INLINE void run(const EmbeddingPlan<T>* plan, ImageFeatures<T> image,
+                                        Simplices<T> out, int64_t first, int64_t begin,
+                                        int64_t end) {
+    if (plan->own.dims == 2) return run_dims<T, 2>(*plan, image, out, first, begin, end);
+    if (plan->own.dims == 5) return run_dims<T, 5>(*plan, image, out, first, begin, end);
+    run_dims<T, 0>(*plan, image, out, first, begin, end);
   }
 };
 

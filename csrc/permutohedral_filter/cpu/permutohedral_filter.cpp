@@ -118,12 +118,21 @@ Tensor neighbours_cpu(const Tensor& keys, const Tensor& steps) {
   return neighbours;
 }
 
+// The operands of a corner product.
+template <typename T, typename Index>
+struct CornerProduct {
+  const T* values;  // [P, channels]
+  int64_t channels;
+  CornerRows<T, Index> rows;
+  T* product;  // [P, D + 1]
+};
+
 // product[p, k] = <values[p], lattice[vertex k around p]>
 struct CornerProductRows {
   template <typename T, typename Index>
-  static ATROUSX_ALWAYS_INLINE void run(const T* values, const T* lattice, const Index* vertices,
-                                        T* product, int64_t begin, int64_t end, int64_t channels,
-                                        int64_t stride, int dims) {
+  static ATROUSX_ALWAYS_INLINE void run(CornerProduct<T, Index> given, int64_t begin, int64_t end) {
+    const auto& [values, channels, rows, product] = given;
+    const auto& [lattice, stride, vertices, dims] = rows;
     const T scale = slice_scale<T>(dims);
     for (int64_t i = begin * (dims + 1); i < end * (dims + 1); ++i) {
       const T* value = values + i / (dims + 1) * channels;
@@ -194,10 +203,13 @@ Tensor corner_product_cpu(const Tensor& rows, const Tensor& values, const Tensor
     using Index = decltype(index);
     const T* no_scale = nullptr;
     const Tensor lattice = lifted<T, Index>(l, source, no_scale, transpose);
+    const CornerProduct<T, Index> given{
+        data<T>(left),
+        channels,
+        {data<T>(lattice), lattice.size(1), data<Index>(corner_vertices), l.dims()},
+        mutable_data<T>(product)};
     parallel_for(0, l.points(), row_grain(channels), [&](int64_t begin, int64_t end) {
-      run_best<CornerProductRows>(data<T>(left), data<T>(lattice), data<Index>(corner_vertices),
-                                  mutable_data<T>(product), begin, end, channels, lattice.size(1),
-                                  l.dims());
+      run_best<CornerProductRows>(given, begin, end);
     });
   });
   return product;

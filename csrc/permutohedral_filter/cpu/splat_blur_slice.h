@@ -223,22 +223,34 @@ struct BlurChains {
   }
 };
 
+// The rows of a lattice, and which of them are around each point.
+template <typename T, typename Index>
+struct CornerRows {
+  const T* lattice;  // [M, stride]
+  int64_t stride;
+  const Index* vertices;  // [P, D + 1]
+  int dims;
+};
+
 // Prefetches the rows around a point a few points after `point`.
 template <typename T, typename Index>
-ATROUSX_ALWAYS_INLINE void prefetch_corners(const T* lattice, int64_t stride, const Index* vertices,
-                                            int64_t point, int64_t end, int dims, int64_t vectors) {
+ATROUSX_ALWAYS_INLINE void prefetch_corners(const CornerRows<T, Index>& rows, int64_t point,
+                                            int64_t end, int64_t vectors) {
   constexpr int64_t kAhead = 6;
-  const Index* soon = vertices + std::min(point + kAhead, end - 1) * (dims + 1);
-  for (int k = 0; k <= dims; ++k) prefetch_row(lattice + soon[k] * stride, vectors);
+  const Index* soon = rows.vertices + std::min(point + kAhead, end - 1) * (rows.dims + 1);
+  for (int k = 0; k <= rows.dims; ++k) prefetch_row(rows.lattice + soon[k] * rows.stride, vectors);
 }
 
 // Sums the vertices around one point, weighted.
 template <typename T, int kVectors, typename Index>
-ATROUSX_ALWAYS_INLINE void slice_block(const T* lattice, int64_t stride, const Index* vertex,
-                                       const T* weight, T scale, int dims,
-                                       RowBlock<T, kVectors>& sum) {
+ATROUSX_ALWAYS_INLINE void slice_block(const CornerRows<T, Index>& rows, int64_t point,
+                                       const T* weights,  // [P, D + 1]
+                                       T scale, RowBlock<T, kVectors>& sum) {
+  const Index* vertex = rows.vertices + point * (rows.dims + 1);
+  const T* weight = weights + point * (rows.dims + 1);
   sum.clear();
-  for (int k = 0; k <= dims; ++k) sum.add(scale * weight[k], lattice + vertex[k] * stride);
+  for (int k = 0; k <= rows.dims; ++k)
+    sum.add(scale * weight[k], rows.lattice + vertex[k] * rows.stride);
 }
 
 // The operands of a slice.
@@ -263,11 +275,11 @@ struct SliceRows {
     constexpr int64_t kLanes = kVectors * RowVector<T>::kLanes;
     const int64_t count = std::min<int64_t>(kLanes, channels - lane);
     const int64_t whole_end = begin + whole_rows(end - begin, lane, count, kLanes);
+    const CornerRows<T, Index> rows{lattice + lane, stride, vertices, dims};
     for (int64_t p = begin; p < end; ++p) {
-      prefetch_corners(lattice + lane, stride, vertices, p, end, dims, kVectors);
+      prefetch_corners(rows, p, end, kVectors);
       RowBlock<T, kVectors> sum;
-      slice_block(lattice + lane, stride, vertices + p * (dims + 1), weights + p * (dims + 1),
-                  point_scale == nullptr ? scale : scale * point_scale[p], dims, sum);
+      slice_block(rows, p, weights, point_scale == nullptr ? scale : scale * point_scale[p], sum);
       T* row = output + p * channels + lane;
       if (p < whole_end) {
         sum.store(row);

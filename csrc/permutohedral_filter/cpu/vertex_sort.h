@@ -59,13 +59,19 @@ struct ClassKeys {
   }
 };
 
-// Packs word `w` of the keys of corner k of points [0, count). The points' numbers are the low
-// bits.
+// The simplices around the points of an image.
+struct ImageSimplices {
+  const int32_t* multiple;  // [D + 1, rows]
+  const uint8_t* rank;      // [D + 1, rows]
+  int64_t rows, points;
+};
+
+// Packs word `w` of the keys of corner k of all points. The points' numbers are the low bits.
 struct PackClass {
-  static ATROUSX_ALWAYS_INLINE void run(const ClassKeys* keys, int w, int k,
-                                        const int32_t* multiple, const uint8_t* rank, int64_t rows,
-                                        int64_t count, uint64_t* out) {
+  static ATROUSX_ALWAYS_INLINE void run(const ClassKeys* keys, int w, int k, ImageSimplices image,
+                                        uint64_t* out) {
     constexpr int64_t kChunk = 512;
+    const auto [multiple, rank, rows, count] = image;
     for (int64_t begin = 0; begin < count; begin += kChunk) {
       const int64_t end = min_of(count, begin + kChunk);
       for (int64_t p = begin; p < end; ++p) out[p] = static_cast<uint64_t>(p);
@@ -116,13 +122,13 @@ struct VertexClass {
   Workspace<uint64_t> keys;  // [words, M' + 1]; the last key is all ones
 
   // Overwrites `memory` [words + 1, P].
-  void sort(const ClassKeys& layout, int k, const int32_t* multiple, const uint8_t* rank,
-            int64_t rows, int64_t points, uint64_t* memory) {
+  void sort(const ClassKeys& layout, int k, const ImageSimplices& image, uint64_t* memory) {
     const uint64_t mask = layout.point_mask();
+    const int64_t points = image.points;
     uint64_t* other = memory + layout.words * points;
     for (int w = layout.words - 1; w >= 0; --w) {
       uint64_t* word = memory + w * points;
-      run_best<PackClass>(&layout, w, k, multiple, rank, rows, points, word);
+      run_best<PackClass>(&layout, w, k, image, word);
       if (w == layout.words - 1)
         std::copy(word, word + points, other);
       else

@@ -32,6 +32,13 @@ struct BackwardPlan {
   }
 };
 
+// The outputs of a cell: those before `mixed` have weight 0 (axis.h).
+template <typename A>
+struct Cell {
+  const A* weight;  // of all outputs
+  int64_t begin, mixed, end;
+};
+
 // Sums along an axis, cell by cell. `here`: the sum for this input, which starts with the share
 // from the cell before. `next`: the share for the next input. kVectors vectors of sums stay in
 // registers.
@@ -49,7 +56,8 @@ struct CellSums {
   // Adds the cell's outputs. The vectors of output o are at from + o * step + at.
   template <typename T>
   ATROUSX_ALWAYS_INLINE void add(const T* from, int64_t step, const int64_t (&at)[kVectors],
-                                 const A* weight, int64_t begin, int64_t mixed, int64_t end) {
+                                 Cell<A> cell) {
+    const auto [weight, begin, mixed, end] = cell;
     // A weight of 0 must not turn an infinite gradient into NaN at the next input.
     for (int64_t o = begin; o < mixed; ++o)
       for (int v = 0; v < kVectors; ++v) here[v] += load_lanes<kLanes>(from + o * step + at[v]);
@@ -112,8 +120,9 @@ class DownRows {
       cell.next[v] = load_lanes<kLanes>(carried_ + column + at[v]);
     }
     cell.advance();
-    cell.add(map + column, plan_->out_row(), at, plan_->rows.weight.data(), plan_->rows.start[h],
-             plan_->rows.mixed[h], plan_->rows.start[h + 1]);
+    cell.add(map + column, plan_->out_row(), at,
+             {plan_->rows.weight.data(), plan_->rows.start[h], plan_->rows.mixed[h],
+              plan_->rows.start[h + 1]});
     for (int v = 0; v < kVectors; ++v) {
       store_lanes<kLanes>(sums + column + at[v], cell.here[v]);
       store_lanes<kLanes>(carry_ + column + at[v], cell.next[v]);
@@ -153,7 +162,7 @@ struct AlongRow {
     cell.clear();
     for (int64_t i = 0; i < in; ++i) {
       cell.advance();
-      cell.add(from, pixel, at, weight, start[i], mixed[i], start[i + 1]);
+      cell.add(from, pixel, at, {weight, start[i], mixed[i], start[i + 1]});
       for (int v = 0; v < kVectors; ++v) store_lanes<kLanes>(to + i * pixel + at[v], cell.here[v]);
     }
   }

@@ -103,8 +103,9 @@ class Lines {
     A *line = line_[which], *source = same ? line : source_;
     held_[which] = row;
     if (plan_->blend_first())
-      return plan_->logits.shrink(n, h, channels, plan_->columns, plan_->mirrored, line, pitch);
-    plan_->logits.read(n, h, channels, width, source, source_pitch);
+      return plan_->logits.shrink(n, h, channels, plan_->columns, plan_->mirrored,
+                                  ChannelLines<A>{line, pitch});
+    plan_->logits.read(n, h, channels, width, ChannelLines<A>{source, source_pitch});
     for (int64_t c = 0; c < channels; ++c) {
       if (plan_->mirrored)
         std::reverse(source + c * source_pitch, source + c * source_pitch + width);

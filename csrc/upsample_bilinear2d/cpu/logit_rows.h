@@ -16,14 +16,28 @@ ATROUSX_ALWAYS_INLINE void fetch_ahead(const T* from, int64_t count) {
   for (int64_t j = 0; j < count; j += kLine) __builtin_prefetch(from + j);
 }
 
+// A row of pixels of all channels.
+template <typename T>
+struct LogitRow {
+  const T* data;
+  int64_t channels, channel_stride, column_stride;
+};
+
+// A line for each channel.
+template <typename A>
+struct ChannelLines {
+  A* data;
+  int64_t pitch;  // the distance from one line to the next
+};
+
 // to[c][w] = from[c * channel_stride + w * column_stride]
 template <int kBytes>
 struct ReadLogits {
   template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* from, int64_t channels, int64_t width,
-                                        int64_t channel_stride, int64_t column_stride, A* to,
-                                        int64_t pitch) {
+  static ATROUSX_ALWAYS_INLINE void run(LogitRow<T> row, int64_t width, ChannelLines<A> lines) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
+    const auto [from, channels, channel_stride, column_stride] = row;
+    const auto [to, pitch] = lines;
     if (column_stride == 1) {
       for (int64_t c = 0; c < channels; ++c) {
         if (c + 1 < channels) fetch_ahead(from + (c + 1) * channel_stride, width);
@@ -43,10 +57,11 @@ struct ReadLogits {
 template <int kBytes>
 struct ShrinkLogits {
   template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const T* from, int64_t channels, const CpuAxis<A>* columns,
-                                        int64_t channel_stride, int64_t column_stride, A* to,
-                                        int64_t pitch) {
+  static ATROUSX_ALWAYS_INLINE void run(LogitRow<T> row, const CpuAxis<A>* columns,
+                                        ChannelLines<A> lines) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
+    const auto [from, channels, channel_stride, column_stride] = row;
+    const auto [to, pitch] = lines;
     const int64_t *lower = columns->lower.data(), out = columns->out;
     const A* weight = columns->weight.data();
     if (channel_stride == 1 && channels >= kLanes && out >= kLanes) {
@@ -96,22 +111,22 @@ struct LogitRows {
   explicit LogitRows(const Tensor& t)
       : data(t.const_data_ptr()), dtype(t.scalar_type()), strides(strides4(t)) {}
 
-  // Reads row h of image n and widens it to [channels, pitch].
+  // Reads row h of image n and widens it.
   template <typename A>
-  void read(int64_t n, int64_t h, int64_t channels, int64_t width, A* to, int64_t pitch) const {
-    row<A>(n, h, [&](auto* from) {
-      run_with_lanes<ReadLogits>(from, channels, width, strides.c, strides.w, to, pitch);
+  void read(int64_t n, int64_t h, int64_t channels, int64_t width, ChannelLines<A> to) const {
+    row<A>(n, h, [&]<typename T>(const T* from) {
+      run_with_lanes<ReadLogits>(LogitRow<T>{from, channels, strides.c, strides.w}, width, to);
     });
   }
 
   // Also resamples the row to columns->out columns. `mirrored`: reverses its columns.
   template <typename A>
   void shrink(int64_t n, int64_t h, int64_t channels, const CpuAxis<A>& columns, bool mirrored,
-              A* to, int64_t pitch) const {
-    row<A>(n, h, [&](auto* from) {
-      run_with_lanes<ShrinkLogits>(mirrored ? from + (columns.in - 1) * strides.w : from, channels,
-                                   &columns, strides.c, mirrored ? -strides.w : strides.w, to,
-                                   pitch);
+              ChannelLines<A> to) const {
+    row<A>(n, h, [&]<typename T>(const T* from) {
+      const LogitRow<T> row{mirrored ? from + (columns.in - 1) * strides.w : from, channels,
+                            strides.c, mirrored ? -strides.w : strides.w};
+      run_with_lanes<ShrinkLogits>(row, &columns, to);
     });
   }
 

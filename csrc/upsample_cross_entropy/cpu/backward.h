@@ -107,6 +107,12 @@ struct LossBackward {
     alignas(64) Index classes[kRows][kLineBlock];
   };
 
+  // The sums of the two rows of logits around some pixel rows, a line for each channel.
+  template <typename A>
+  struct RowSums {
+    A *here, *next;
+  };
+
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void run(const LossBackwardPlan<A>* plan, A* room, int64_t begin,
                                         int64_t end) {
@@ -121,11 +127,11 @@ struct LossBackward {
       const int64_t *start = at.rows.start.data() + h, *mixed = at.rows.mixed.data() + h;
       // The row before leaves a share only if pixels lie between it and this row.
       const bool carried = h > 0 && mixed[-1] < start[0];
-      if (carried && first) band(plan, &lines, r - 1, here, next);
+      if (carried && first) band(plan, &lines, r - 1, RowSums<A>{here, next});
       first = false;
       std::swap(here, next);
       std::fill_n(next, plan->lines.r.channels * at.pitch(), A(0));
-      band(plan, &lines, r, here, next);
+      band(plan, &lines, r, RowSums<A>{here, next});
       if (carried || start[0] < start[1])
         along(plan, static_cast<const A*>(here), by_pixel, r / height, h);
       else
@@ -137,18 +143,18 @@ struct LossBackward {
   // lines.
   template <typename A>
   static ATROUSX_ALWAYS_INLINE void band(const LossBackwardPlan<A>* plan, Lines<kBytes, A>* lines,
-                                         int64_t r, A* here, A* next) {
+                                         int64_t r, RowSums<A> sums) {
     const CpuAxis<A>& rows = plan->lines.rows;
     const int64_t h = r % rows.in, shift = r / rows.in * rows.out;
     const int64_t begin = rows.start[h], mixed = rows.mixed[h], end = rows.start[h + 1];
-    if (begin < mixed) group<false>(plan, lines->hold(r, false), shift, begin, mixed, here, next);
-    if (mixed < end) group<true>(plan, lines->hold(r, true), shift, mixed, end, here, next);
+    if (begin < mixed) group<false>(plan, lines->hold(r, false), shift, begin, mixed, sums);
+    if (mixed < end) group<true>(plan, lines->hold(r, true), shift, mixed, end, sums);
   }
 
   template <bool kMixed, typename A>
   static ATROUSX_ALWAYS_INLINE void group(const LossBackwardPlan<A>* plan,
                                           const BlendedLines<A>& lines, int64_t shift,
-                                          int64_t begin, int64_t end, A* here, A* next) {
+                                          int64_t begin, int64_t end, RowSums<A> sums) {
     const int64_t width = plan->lines.r.out_width;
     Pixels<A> pixels;
     for (int64_t oh = begin; oh < end; oh += kRows) {
@@ -161,10 +167,11 @@ struct LossBackward {
         BlendedLines<A> block = lines;
         block.top += j;
         block.bottom += j;
+        const RowSums<A> to{sums.here + j, sums.next + j};
         if (plan->loss.smoothing == A(0))
-          add<kMixed, false>(plan, block, &pixels, rows, count, here + j, next + j);
+          add<kMixed, false>(plan, block, &pixels, rows, count, to);
         else
-          add<kMixed, true>(plan, block, &pixels, rows, count, here + j, next + j);
+          add<kMixed, true>(plan, block, &pixels, rows, count, to);
       }
     }
   }
@@ -201,8 +208,9 @@ struct LossBackward {
   template <bool kMixed, bool kSmoothed, typename A>
   static ATROUSX_ALWAYS_INLINE void add(const LossBackwardPlan<A>* plan,
                                         const BlendedLines<A>& lines, const Pixels<A>* pixels,
-                                        int64_t rows, int64_t count, A* here, A* next) {
+                                        int64_t rows, int64_t count, RowSums<A> sums) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
+    const auto [here, next] = sums;
     using V = Lanes<A, kLanes>;
     using Indices = Lanes<ClassIndex<A>, kLanes>;
     const int64_t pitch = plan->lines.pitch();

@@ -47,22 +47,33 @@ struct SlopeJobs {
   }
 };
 
-// Sums the slopes of kSlopeChannels channels, from channel c on, down the pixels of a column. Each
-// slope is multiplied by the weight with which its pixel reads row h of the logits.
+// What the slopes of all pixels depend on.
+template <typename A, typename Label>
+struct SlopePixels {
+  const Label* target;  // [N, OH, OW]
+  const A* log_sum;     // [N, OH, OW]
+  const PixelGradient<A>& gradient;
+  const PixelLoss<A>& loss;
+  A total;  // loss.total_weight()
+  const BilinearPlan<A>& plan;
+};
+
+// Sums the slopes of kSlopeChannels channels, from channel c on, down the pixels of a column.
+// `first` is the pixel in row 0 of this column. Each slope is multiplied by the weight with which
+// its pixel reads row h of the logits.
 template <typename T, typename Label>
-__device__ __forceinline__ void sum_slopes(
-    const LogitColumn<T>& column, const Label* target, const Accumulate<T>* log_sum,
-    const PixelGradient<Accumulate<T>>& gradient, const PixelLoss<Accumulate<T>>& loss,
-    Accumulate<T> total, const BilinearPlan<Accumulate<T>>& plan, int64_t n, int64_t h, int64_t c,
-    int64_t ow, Accumulate<T> (&sums)[kSlopeChannels]) {
+__device__ __forceinline__ void sum_slopes(const SlopePixels<Accumulate<T>, Label>& pixels,
+                                           const LogitColumn<T>& column, int64_t first, int64_t h,
+                                           int64_t c, Accumulate<T> (&sums)[kSlopeChannels]) {
   using A = Accumulate<T>;
+  const auto& [target, log_sum, gradient, loss, total, plan] = pixels;
   ColumnWalk<T> walks[kSlopeChannels];
   const auto range = plan.rows.readers(h);
   for (int64_t oh = range.first; oh < range.last; ++oh) {
     const BilinearTap<A> row = plan.rows.tap(oh);
     const A share =
         (row.lower == h ? A(1) - row.weight : A(0)) + (row.upper == h ? row.weight : A(0));
-    const int64_t at = (n * plan.rows.out + oh) * plan.columns.out + ow;
+    const int64_t at = first + oh * plan.columns.out;
     const auto label = static_cast<int64_t>(target[at]);
     if (share == A(0) || loss.ignored(label)) continue;
     const A lse = log_sum[at], scale = loss.softmax_scale(label, total);
@@ -100,7 +111,7 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
   ATROUSX_SHARED(A, totals, kSlopeChannels * kLossThreads);
   ATROUSX_SHARED(BilinearTap<A>, taps, kLossThreads);
   const int thread = threadIdx.x;
-  const A total = loss.total_weight();
+  const SlopePixels<A, Label> pixels{target, log_sum, gradient, loss, loss.total_weight(), plan};
   for (int64_t job = blockIdx.x; job < jobs.count(); job += gridDim.x) {
     const int64_t n = job / jobs.tiles / jobs.rows, h = job / jobs.tiles % jobs.rows;
     const int64_t begin = job % jobs.tiles * jobs.columns;
@@ -115,7 +126,8 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks<T>)
         if (ow < last) {
           const LogitColumn<T> column{logits + n * strides.n, strides, plan.columns.tap(ow)};
           taps[thread] = column.tap;
-          sum_slopes(column, target, log_sum, gradient, loss, total, plan, n, h, c, ow, partial);
+          const int64_t top = n * plan.rows.out * plan.columns.out + ow;
+          sum_slopes(pixels, column, top, h, c, partial);
         }
         ATROUSX_UNROLL
         for (int i = 0; i < kSlopeChannels; ++i) sums[i * kLossThreads + thread] = partial[i];

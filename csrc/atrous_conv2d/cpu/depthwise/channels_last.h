@@ -26,6 +26,12 @@ struct PixelTap {
   const A* weights;  // [channels]
 };
 
+template <typename T, typename A>
+struct PixelTaps {
+  const PixelTap<T, A>* taps;
+  int64_t count;
+};
+
 // Pixels with the same live taps: their number, and the distance between their sources and between
 // the pixels.
 struct SpacedPixels {
@@ -66,13 +72,13 @@ ATROUSX_ALWAYS_INLINE Vector at_least(Vector v, Vector least) {
 template <int kBytes>
 struct SumPixelTaps {
   template <typename T, typename A>
-  static ATROUSX_ALWAYS_INLINE void run(const PixelTap<T, A>* taps, int64_t count,
-                                        Epilogue<T> epilogue, int64_t channels, SpacedPixels pixels,
-                                        NextLine<T> next, T* out) {
+  static ATROUSX_ALWAYS_INLINE void run(PixelTaps<T, A> live, Epilogue<T> epilogue,
+                                        int64_t channels, SpacedPixels pixels, NextLine<T> next,
+                                        T* out) {
     constexpr int64_t kChunk = 1024 / sizeof(A);
     for (int64_t c = 0; c < channels; c += kChunk) {
-      const Channels<T, A> chunk{taps,     count,  epilogue, c,  std::min(kChunk, channels - c),
-                                 channels, pixels, next,     out};
+      const Channels<T, A> chunk{live,     epilogue, c,    std::min(kChunk, channels - c),
+                                 channels, pixels,   next, out};
       int64_t p = 0;
       for (; p + 4 <= pixels.count; p += 4) sum<4, kLanesIn<kBytes, A>>(chunk, p);
       if (pixels.count - p == 3) sum<3, kLanesIn<kBytes, A>>(chunk, p);
@@ -84,8 +90,7 @@ struct SumPixelTaps {
  private:
   template <typename T, typename A>
   struct Channels {
-    const PixelTap<T, A>* taps;
-    int64_t tap_count;
+    PixelTaps<T, A> live;
     Epilogue<T> epilogue;
     int64_t first, count, all;
     SpacedPixels pixels;
@@ -116,7 +121,8 @@ struct SumPixelTaps {
         sums[0][v] = load_lanes<kLanes>(all.epilogue.bias + c + v * kLanes);
         for (int q = 1; q < kPixels; ++q) sums[q][v] = sums[0][v];
       }
-    for (const PixelTap<T, A>* tap = all.taps; tap < all.taps + all.tap_count; ++tap) {
+    const PixelTap<T, A>* const end = all.live.taps + all.live.count;
+    for (const PixelTap<T, A>* tap = all.live.taps; tap < end; ++tap) {
       const T* source = tap->source + p * step + c;
       Vector weights[kVectors];
       for (int v = 0; v < kVectors; ++v)
@@ -194,7 +200,7 @@ void gather_pixels(const GatherShape& shape,
                                min_of(shape.rows.scale, shape.rows.sources) *
                                    min_of(shape.columns.scale, shape.columns.sources)};
         run_with_lanes<SumPixelTaps>(
-            static_cast<const PixelTap<T, A>*>(live.taps.data()), live.count, epilogue, channels,
+            PixelTaps<T, A>{live.taps.data(), live.count}, epilogue, channels,
             SpacedPixels{c.destinations.count, c.source_per_destination * channels,
                          c.destinations.step * channels},
             next, destination + (r * width + c.destinations.first) * channels);

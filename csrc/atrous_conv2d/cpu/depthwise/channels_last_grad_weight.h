@@ -70,33 +70,39 @@ struct SumTapProducts {
   }
 };
 
-// Adds the products of one row of destinations, for channels [first, first + channels).
-template <typename T, typename A>
-void add_row_products(const ConvGeometry& g, const GatherShape& shape,
-                      const std::vector<AxisClass>& classes, int64_t row, int64_t first,
-                      int64_t channels,
-                      const T* grad_output,  // [N, OH, OW, C]
-                      const T* input,        // [N, H, W, C]
-                      A* sums,               // [KH, KW, C]
-                      std::vector<TapProduct<T, A>>& live) {
-  for (const AxisClass& c : classes) {
-    live.clear();
-    for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
-      const int64_t line = shape.rows.source(row % g.out_h, kh);
-      if (line < 0) continue;
-      const int64_t pixel = (row / g.out_h * g.height + line) * g.width + c.source_first;
-      for (int64_t i = 0; i < c.taps.count; ++i)
-        live.push_back({input + (pixel + i * c.source_per_tap) * g.channels + first,
-                        sums + (kh * g.kernel_w + c.taps.at(i)) * g.channels + first});
+// The products of the rows of both maps.
+template <typename T>
+struct RowProducts {
+  using A = Accumulate<T>;
+  const ConvGeometry g;
+  const TapAxis rows;
+  const std::vector<AxisClass> classes;  // of columns
+  const T* grad_output;                  // [N, OH, OW, C]
+  const T* input;                        // [N, H, W, C]
+
+  // Adds the products of one row of destinations, for channels [first, first + channels).
+  void add(int64_t row, int64_t first, int64_t channels,
+           A* sums,  // [KH, KW, C]
+           std::vector<TapProduct<T, A>>& live) const {
+    for (const AxisClass& c : classes) {
+      live.clear();
+      for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+        const int64_t line = rows.source(row % g.out_h, kh);
+        if (line < 0) continue;
+        const int64_t pixel = (row / g.out_h * g.height + line) * g.width + c.source_first;
+        for (int64_t i = 0; i < c.taps.count; ++i)
+          live.push_back({input + (pixel + i * c.source_per_tap) * g.channels + first,
+                          sums + (kh * g.kernel_w + c.taps.at(i)) * g.channels + first});
+      }
+      run_with_lanes<SumTapProducts>(
+          grad_output + (row * g.out_w + c.destinations.first) * g.channels + first,
+          static_cast<const TapProduct<T, A>*>(live.data()), static_cast<int64_t>(live.size()),
+          channels,
+          SpacedPixels{c.destinations.count, c.source_per_destination * g.channels,
+                       c.destinations.step * g.channels});
     }
-    run_with_lanes<SumTapProducts>(
-        grad_output + (row * g.out_w + c.destinations.first) * g.channels + first,
-        static_cast<const TapProduct<T, A>*>(live.data()), static_cast<int64_t>(live.size()),
-        channels,
-        SpacedPixels{c.destinations.count, c.source_per_destination * g.channels,
-                     c.destinations.step * g.channels});
   }
-}
+};
 
 template <typename T>
 void grad_weight_pixels(const ConvGeometry& g,
@@ -107,7 +113,7 @@ void grad_weight_pixels(const ConvGeometry& g,
   using A = Accumulate<T>;
   constexpr int64_t kChunk = 256;  // channels per task
   const GatherShape shape = g.forward();
-  const auto classes = axis_classes(shape.columns);
+  const RowProducts<T> products{g, shape.rows, axis_classes(shape.columns), grad_output, input};
   const int64_t rows = g.batch * g.out_h, taps = g.kernel_h * g.kernel_w;
   const int64_t chunks = ceil_div(g.channels, kChunk);
   const int64_t parts = grad_weight_splits(chunks, rows * g.out_w, 64);
@@ -120,7 +126,7 @@ void grad_weight_pixels(const ConvGeometry& g,
     for (int64_t t = 0; t < taps; ++t) std::fill_n(own + t * g.channels + first, channels, A(0));
     std::vector<TapProduct<T, A>> live;
     for (int64_t row = part * rows / parts; row < (part + 1) * rows / parts; ++row)
-      add_row_products(g, shape, classes, row, first, channels, grad_output, input, own, live);
+      products.add(row, first, channels, own, live);
   });
   for_each_task(taps, [&](int64_t tap, int64_t) {
     T* to = grad_weight + strides.offset(0, 0, tap / g.kernel_w, tap % g.kernel_w);

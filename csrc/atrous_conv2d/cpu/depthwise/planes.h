@@ -76,6 +76,13 @@ struct PlaneSums {
 template <typename A, int kResidues>
 using RowTaps = std::array<const RowTap<A>*, kResidues + 1>;
 
+// The live taps of a row: those of `lines` lines of the filter, residue after residue.
+template <typename A>
+struct TapList {
+  const RowTap<A>* taps;
+  int64_t lines;
+};
+
 // Some rows of a plane.
 template <typename T, typename A>
 struct PlaneStrip {
@@ -107,17 +114,16 @@ struct SumPlaneTaps {
     T* last = strip.destination + strip.end * width;
     for (int64_t row = strip.first; row < strip.end; ++row, next += ahead) {
       const auto [of, line] = plan->rows[row];
-      const int64_t lines = plan->classes[of].taps.count;
+      const TapList<A> live{lists + of * taps, plan->classes[of].taps.count};
       const A* from = source + (line - begin) * plan->columns.pitch;
       T* to = strip.destination + row * width;
       prefetch_next(next, ahead);
       if (plan->residues() == 1)
-        sum_row<1>(from, row_taps<1>(*plan, lists + of * taps, lines), strip, width, to, last);
+        sum_row<1>(from, row_taps<1>(*plan, live), strip, width, to, last);
       else if (plan->residues() == 2)
-        sum_row<2>(from, row_taps<2>(*plan, lists + of * taps, lines), strip,
-                   ceil_div<int64_t>(width, 2), to, last);
+        sum_row<2>(from, row_taps<2>(*plan, live), strip, ceil_div<int64_t>(width, 2), to, last);
       else
-        sum_residues(*plan, from, lists + of * taps, lines, strip, apart, to);
+        sum_residues(*plan, from, live, strip, apart, to);
     }
   }
 
@@ -141,24 +147,23 @@ struct SumPlaneTaps {
 
   template <int kResidues, typename A>
   static ATROUSX_ALWAYS_INLINE RowTaps<A, kResidues> row_taps(const PlaneSums<A>& plan,
-                                                              const RowTap<A>* list, int64_t lines,
+                                                              const TapList<A>& live,
                                                               int64_t first = 0) {
     RowTaps<A, kResidues> taps;
-    for (int r = 0; r <= kResidues; ++r) taps[r] = list + lines * plan.before[first + r];
+    for (int r = 0; r <= kResidues; ++r) taps[r] = live.taps + live.lines * plan.before[first + r];
     return taps;
   }
 
   // Sums the residues of a row one after another, then interleaves them.
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void sum_residues(const PlaneSums<A>& plan, const A* source,
-                                                 const RowTap<A>* list, int64_t lines,
+                                                 const TapList<A>& live,
                                                  const PlaneStrip<T, A>& strip, T* apart, T* to) {
     const int64_t width = plan.shape.columns.destinations, step = plan.shape.columns.divisor;
     for (int64_t r = 0; r < plan.residues(); ++r) {
       const int64_t count = ceil_div(width - r, step);
       T* sums = apart + r * plan.columns.pitch;
-      sum_row<1>(source, row_taps<1>(plan, list, lines, r), strip, count, sums,
-                 sums + plan.columns.pitch);
+      sum_row<1>(source, row_taps<1>(plan, live, r), strip, count, sums, sums + plan.columns.pitch);
       for (int64_t i = 0; i < count; ++i) to[i * step + r] = sums[i];
     }
   }
@@ -229,11 +234,11 @@ template <typename T, typename A>
 void sum_rows(const GatherShape& shape, const std::vector<TapSpan>& spans,
               const PlaneStrip<T, A>& strip) {
   const int64_t width = shape.columns.destinations;
-  const WeightStrides dense{0, 0, 0, shape.columns.taps, 1};
+  const PlaneFilter<A> filter{strip.weight, shape.columns.taps, 1};
   std::vector<A> sums(width);
   for (int64_t row = strip.first; row < strip.end; ++row) {
     std::fill(sums.begin(), sums.end(), strip.bias);
-    add_taps(shape, row, spans, strip.source, strip.weight, dense, sums.data());
+    add_taps(shape, row, spans, strip.source, filter, sums.data());
     for (int64_t j = 0; j < width; ++j)
       strip.destination[row * width + j] = static_cast<T>(at_least(sums[j], strip.least));
   }

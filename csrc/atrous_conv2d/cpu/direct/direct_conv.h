@@ -54,17 +54,26 @@ inline std::vector<TapSpan> all_spans(const TapAxis& axis) {
   return spans;
 }
 
+// The weights of one output channel and one input channel.
+template <typename W>
+struct PlaneFilter {
+  const W* weights;
+  int64_t row_step, column_step;  // the distance between taps
+
+  W at(int64_t kh, int64_t kw) const { return weights[kh * row_step + kw * column_step]; }
+};
+
 // Adds to the sums of a destination row the products of one source plane and the live taps of one
 // filter.
 template <typename T, typename W, typename A>
 void add_taps(const GatherShape& shape, int64_t row, const std::vector<TapSpan>& spans,
-              const T* plane, const W* filter, const WeightStrides& ws, A* sums) {
+              const T* plane, const PlaneFilter<W>& filter, A* sums) {
   for (int64_t kh = 0; kh < shape.rows.taps; ++kh) {
     const int64_t line = shape.rows.source(row, kh);
     if (line < 0) continue;
     for (int64_t kw = 0; kw < shape.columns.taps; ++kw)
-      run_best<AddTapRow>(plane + line * shape.columns.sources,
-                          static_cast<A>(filter[kh * ws.h + kw * ws.w]), spans[kw], sums);
+      run_best<AddTapRow>(plane + line * shape.columns.sources, static_cast<A>(filter.at(kh, kw)),
+                          spans[kw], sums);
   }
 }
 
@@ -98,8 +107,8 @@ void gather_planes(const GatherShape& shape,
           for (int64_t first = 0; first < shape.inner; first += block) {
             std::fill(part.begin(), part.end(), A(0));
             for (int64_t c = first; c < std::min(first + block, shape.inner); ++c)
-              add_taps(shape, row, spans, planes + c * source_plane, filter + c * ws.inner, ws,
-                       part.data());
+              add_taps(shape, row, spans, planes + c * source_plane,
+                       PlaneFilter<T>{filter + c * ws.inner, ws.h, ws.w}, part.data());
             for (int64_t j = 0; j < width; ++j) sums[j] += part[j];
           }
           T* out = destination + r * width;

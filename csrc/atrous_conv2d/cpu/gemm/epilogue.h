@@ -74,6 +74,11 @@ struct FinishPixels {
 struct PixelRun {
   int64_t first, count, to, residual;
 };
+// The runs that `pixels` pixels consist of.
+struct PixelRuns {
+  const PixelRun* runs;
+  int64_t count, pixels;
+};
 
 // For a few pixels of a destination in which each channel is a plane. The sums are transposed, then
 // stored run by run.
@@ -84,15 +89,16 @@ struct FinishPlanes {
 
   template <typename T, typename A>
   static ATROUSX_ALWAYS_INLINE void run(const A* sums,  // [pixels, step]
-                                        int64_t step, int64_t pixels, const PixelRun* runs,
-                                        int64_t count, int64_t channels, Epilogue<T> epilogue,
+                                        PixelRuns all, ChannelRange channels, Epilogue<T> epilogue,
                                         T* to, int64_t plane) {
     constexpr int kLanes = kLanesIn<kBytes, A>;
+    const auto [runs, count, pixels] = all;
     A by_channel[kLanes * kPixels];
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const int64_t first = std::min(c, step - kLanes);  // the last square overlaps the one before
-      transpose<kLanes>(sums + first, step, pixels, by_channel);
-      for (int64_t k = c; k < std::min(c + kLanes, channels); ++k) {
+    for (int64_t c = 0; c < channels.count; c += kLanes) {
+      // The last square overlaps the one before.
+      const int64_t first = std::min(c, channels.step - kLanes);
+      transpose<kLanes>(sums + first, channels.step, pixels, by_channel);
+      for (int64_t k = c; k < std::min(c + kLanes, channels.count); ++k) {
         const A bias = epilogue.bias == nullptr ? -A(0) : static_cast<A>(epilogue.bias[k]);
         const T* residual = epilogue.residual == nullptr
                                 ? nullptr
@@ -157,9 +163,8 @@ struct FinishedPixels {
       PixelRun runs[kRunPixels];
       const int64_t some = std::min(kRunPixels, pixels.count - p);
       const int64_t count = find_runs(pixels, p, some, runs);
-      run_with_lanes<FinishPlanes>(sums + p * channels.step, channels.step, some,
-                                   static_cast<const PixelRun*>(runs), count, channels.count, own,
-                                   destination + first * strides.c, strides.c);
+      run_with_lanes<FinishPlanes>(sums + p * channels.step, PixelRuns{runs, count, some}, channels,
+                                   own, destination + first * strides.c, strides.c);
     }
   }
 

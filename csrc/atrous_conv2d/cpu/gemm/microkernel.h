@@ -129,6 +129,14 @@ struct Prefetch {
   const int64_t* offsets;  // [kNextLanes]; kLine rows prefetch one line at each offset
 };
 
+// What a product multiplies.
+template <typename A>
+struct Factors {
+  const A* source;
+  const int64_t* lanes;  // where each lane begins in the source
+  const A* columns;      // [.., kColumns]
+};
+
 // sums[lane][column] += the product over the segments, for lanes < kLanesUsed. If `begins` is true,
 // the first sums overwrite memory. Row d of lane l is at lanes[l] + d * kDepthStep from the source
 // of a segment.
@@ -146,55 +154,25 @@ struct MultiplyLanes {
   // A pair is broadcast as bits, because it is not a number.
   typedef int32_t Bits __attribute__((vector_size(R::kVectorBytes)));
 
-  static ATROUSX_ALWAYS_INLINE void run(const A* source, const int64_t* lanes,
-                                        const A* columns,  // [.., kColumns]
-                                        const Segment* segments, int64_t count, int64_t running,
-                                        int64_t step, bool begins, Prefetch<A> next,
+  typedef Vector Sums[kLanesUsed][R::kVectors];
+
+  static ATROUSX_ALWAYS_INLINE void run(Factors<A> in, const SegmentList* list, Prefetch<A> next,
                                         A* sums) {  // [kLanesUsed, kColumns]
-    constexpr int kStep = R::kVectorBytes / sizeof(A);
-    constexpr int kAhead = 8;  // rows to prefetch ahead: columns come from the outer caches
-    constexpr bool kChannels = kDepthStep == 1 || kDepthStep == kPlanes;
-    constexpr int64_t kNextColumns = kChannels ? R::kColumns : R::kPack * R::kColumns;
-    const int64_t depth_step = kDepthStep == kPlanes ? step : kDepthStep;
+    const Segment* const segments = list->items.data();
+    const int64_t count = static_cast<int64_t>(list->items.size()), running = list->running;
+    const int64_t depth_step = kDepthStep == kPlanes ? list->step : kDepthStep;
+    bool begins = list->begins;
     for (int64_t s = 0; s < count;) {
-      Vector acc[kLanesUsed][R::kVectors] = {};
+      Sums acc = {};
       for (int64_t rows = 0; s < count && rows < running; ++s) {
         rows += segments[s].depth;
-        const A* a = source + segments[s].source;
-        const A* b = columns + segments[s].columns;
+        const A* a = in.source + segments[s].source;
+        const A* b = in.columns + segments[s].columns;
         const A* soon = next.from == nullptr ? a : next.from;
         if (next.from != nullptr) next.from += segments[s].depth;
         for (int64_t d = 0; d < segments[s].depth; ++d) {
-          Vector w[R::kVectors];
-          for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * kNextColumns) + byte);
-          if constexpr (kDepthStep != 1) __builtin_prefetch(a + lanes[0] + kAhead * depth_step);
-          if constexpr (kDepthStep == kPlanes)
-            __builtin_prefetch(a + lanes[0] + kSlab * depth_step, 0, 2);
-          if constexpr (kDepthStep == 1)
-            for (int l = 0; l < R::kLanes; l += kLine<A>)
-              __builtin_prefetch(soon + next.offsets[l + d % kLine<A>] + d / kLine<A> * kLine<A>, 0,
-                                 2);
-          for (int v = 0; v < R::kVectors; ++v)
-            w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
-          // The addresses are loaded again for each row, because no registers are left for them.
-          const int64_t* at = lanes;
-          asm("" : "+r"(at));
-          for (int l = 0; l < kLanesUsed; ++l) {
-            const A lane = a[at[l]];
-            if constexpr (R::kPack == 1) {
-              for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lane * w[v];
-            } else {
-              // Inline assembly, because the target of run_on does not include AVX512-BF16. It
-              // includes only what every AVX-512 CPU of CpuIsa::kAvx512 has.
-              const Bits pair = Bits{} + std::bit_cast<int32_t>(lane);
-              for (int v = 0; v < R::kVectors; ++v) {
-                Vector sum = acc[l][v];
-                asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pair), "v"(w[v]));
-                acc[l][v] = sum;
-              }
-            }
-          }
+          prefetch(a + in.lanes[0], depth_step, b, soon, next.offsets, d);
+          multiply_row(a, in.lanes, b, acc);
           a += depth_step;
           b += kNextColumns;
         }
@@ -202,34 +180,76 @@ struct MultiplyLanes {
       // Without this the compiler keeps these sums on the stack until the last segment. It then
       // copies each sum once more for each stretch of rows, and these copies span cache lines.
       asm("" : "+r"(sums));
-      for (int l = 0; l < kLanesUsed; ++l)
-        for (int v = 0; v < R::kVectors; ++v) {
-          Vector* const sum = reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep);
-          *sum = begins ? acc[l][v] : *sum + acc[l][v];
-        }
+      add_to_memory(acc, begins, sums);
       begins = false;
     }
+  }
+
+ private:
+  static constexpr int kStep = R::kVectorBytes / sizeof(A);
+  static constexpr int kAhead = 8;  // rows to prefetch ahead: columns come from the outer caches
+  static constexpr bool kChannels = kDepthStep == 1 || kDepthStep == kPlanes;
+  static constexpr int64_t kNextColumns = kChannels ? R::kColumns : R::kPack * R::kColumns;
+
+  // What row d of a segment prefetches. `lane` is the row of the first lane, `b` that of the
+  // columns.
+  static ATROUSX_ALWAYS_INLINE void prefetch(const A* lane, int64_t depth_step, const A* b,
+                                             const A* soon, const int64_t* offsets, int64_t d) {
+    for (int byte = 0; byte < R::kVectors * R::kVectorBytes; byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * kNextColumns) + byte);
+    if constexpr (kDepthStep != 1) __builtin_prefetch(lane + kAhead * depth_step);
+    if constexpr (kDepthStep == kPlanes) __builtin_prefetch(lane + kSlab * depth_step, 0, 2);
+    if constexpr (kDepthStep == 1)
+      for (int l = 0; l < R::kLanes; l += kLine<A>)
+        __builtin_prefetch(soon + offsets[l + d % kLine<A>] + d / kLine<A> * kLine<A>, 0, 2);
+  }
+
+  static ATROUSX_ALWAYS_INLINE void multiply_row(const A* a, const int64_t* lanes, const A* b,
+                                                 Sums& acc) {
+    Vector w[R::kVectors];
+    for (int v = 0; v < R::kVectors; ++v) w[v] = *reinterpret_cast<const Vector*>(b + v * kStep);
+    // The addresses are loaded again for each row, because no registers are left for them.
+    const int64_t* at = lanes;
+    asm("" : "+r"(at));
+    for (int l = 0; l < kLanesUsed; ++l) {
+      const A lane = a[at[l]];
+      if constexpr (R::kPack == 1) {
+        for (int v = 0; v < R::kVectors; ++v) acc[l][v] += lane * w[v];
+      } else {
+        // Inline assembly, because the target of run_on does not include AVX512-BF16. It includes
+        // only what every AVX-512 CPU of CpuIsa::kAvx512 has.
+        const Bits pair = Bits{} + std::bit_cast<int32_t>(lane);
+        for (int v = 0; v < R::kVectors; ++v) {
+          Vector sum = acc[l][v];
+          asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pair), "v"(w[v]));
+          acc[l][v] = sum;
+        }
+      }
+    }
+  }
+
+  static ATROUSX_ALWAYS_INLINE void add_to_memory(const Sums& acc, bool begins, A* sums) {
+    for (int l = 0; l < kLanesUsed; ++l)
+      for (int v = 0; v < R::kVectors; ++v) {
+        Vector* const sum = reinterpret_cast<Vector*>(sums + l * R::kColumns + v * kStep);
+        *sum = begins ? acc[l][v] : *sum + acc[l][v];
+      }
   }
 };
 
 // MultiplyLanes for any number of lanes. Each number has its own loop, so the last piece of a tile
 // does not multiply zeros.
 template <typename R, int64_t kDepthStep>
-void multiply_lanes(int64_t lanes_used, const typename R::A* source, const int64_t* lanes,
-                    const typename R::A* columns, const SegmentList& segments,
+void multiply_lanes(int64_t lanes_used, Factors<typename R::A> factors, const SegmentList& segments,
                     Prefetch<typename R::A> next, typename R::A* sums) {
   using A = typename R::A;
-  using Loop = void (*)(const A*, const int64_t*, const A*, const Segment*, int64_t, int64_t,
-                        int64_t, bool, Prefetch<A>, A*);
+  using Loop = void (*)(Factors<A>, const SegmentList*, Prefetch<A>, A*);
   static constexpr auto loops = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
     return std::array<Loop, R::kLanes>{
-        run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, const A*,
-               const int64_t*, const A*, const Segment*, int64_t, int64_t, int64_t, bool,
-               Prefetch<A>, A*>...};
+        run_on<R::kIsa, MultiplyLanes<R, static_cast<int>(kIndex) + 1, kDepthStep>, Factors<A>,
+               const SegmentList*, Prefetch<A>, A*>...};
   }(std::make_index_sequence<R::kLanes>{});
-  loops[lanes_used - 1](source, lanes, columns, segments.items.data(),
-                        static_cast<int64_t>(segments.items.size()), segments.running,
-                        segments.step, segments.begins, next, sums);
+  loops[lanes_used - 1](factors, &segments, next, sums);
 }
 
 // 0, kStep, 2 kStep, ...: the offsets of lanes, or of prefetches, at equal distances.

@@ -39,7 +39,7 @@ class Slabs {
   // `map` points to the first channel to pack. `memory` has room for elements(size) elements.
   template <typename T>
   Slabs(const MapSize& size, const T* map, const Strides4& strides, A* memory, int64_t distance = 1)
-      : size_(size), slabs_(slabs(size)), data_(memory) {
+      : size_(size), slabs_(slabs(size)), data_(memory), distance_(distance) {
     const int64_t pixels = size.height * size.width, panels = ceil_div(pixels, kPixels);
     const int64_t planes = size.batch * size.groups * slabs_;
     for_each_task(planes * panels, [&](int64_t task, int64_t) {
@@ -56,7 +56,7 @@ class Slabs {
         pack_panel<kWidth>(slab_map, PanelRows{from, depth}, lanes_apart(strides.c).data(),
                            channels, to);
       else if constexpr (kPairsPixels)
-        pair_pixels(slab_map, {from, depth}, first, distance, strides, channels, to);
+        pair_pixels(slab_map, {from, depth}, first, strides, channels, to);
       else
         pair_channels(slab_map, {from, depth}, strides, channels, to);
     });
@@ -99,19 +99,19 @@ class Slabs {
     for (int64_t d = 0; d < rows.depth; ++d) to[d * kWidth + channels / 2] = last[rows.from[d]];
   }
 
-  // The rows of the panel are the pixels from `first` on. The last `distance` pixels of a row of
+  // The rows of the panel are the pixels from `first` on. The last `distance_` pixels of a row of
   // the map have no partner.
-  void pair_pixels(const BFloat16* map, PanelRows rows, int64_t first, int64_t distance,
-                   const Strides4& strides, int64_t channels, A* to) const {
+  void pair_pixels(const BFloat16* map, PanelRows rows, int64_t first, const Strides4& strides,
+                   int64_t channels, A* to) const {
     int64_t from[2][kPixels], places[2][kPixels], depth[2] = {0, 0};
     for (int64_t d = 0; d < rows.depth; ++d) {
-      const bool pairs = (first + d) % size_.width + distance < size_.width;
+      const bool pairs = (first + d) % size_.width + distance_ < size_.width;
       from[pairs][depth[pairs]] = rows.from[d];
       places[pairs][depth[pairs]++] = d * kWidth;
     }
     const auto lanes = lanes_apart(strides.c);
     for (int pairs = 0; pairs < 2; ++pairs)
-      pack_panel<kWidth>(PairsApart{map, distance * strides.w, pairs == 1},
+      pack_panel<kWidth>(PairsApart{map, distance_ * strides.w, pairs == 1},
                          PanelRows{from[pairs], depth[pairs], places[pairs]}, lanes.data(),
                          channels, to);
   }
@@ -119,6 +119,7 @@ class Slabs {
   const MapSize size_;
   const int64_t slabs_;
   A* const data_;
+  const int64_t distance_;  // between the pixels of a pair
 };
 
 }  // namespace atrousx

@@ -112,50 +112,72 @@ class CpuGather {
     A* chunk;  // memory for weights, if the task packs them
   };
 
+  // What a task reads.
+  struct TaskSource {
+    const SourceView<A>& view;
+    const A* data;               // of its group
+    std::vector<int64_t> lanes;  // where the pixels of its tiles lie, from `data` on
+  };
+  // Source elements [first, end), and their weights. Offsets into the source begin at slab
+  // first_slab.
+  struct Chunk {
+    int64_t first_slab, first, end;
+    WeightChunk<A> weight;
+  };
+
   void run_task(const Task& task, const GatherStep& step, const SourceView<A>& packed,
                 A* sums) const {  // [pixels by tile, blocks, pixels of the tile, kColumns]
     const Group& group = task.tiles;
+    const TaskSource source{packed, packed.data + task.group * packed.group_size,
+                            lanes_of(group, packed.strides)};
+    const int64_t most = chunk_elements();
+    const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
+    if (step.first && step.last && end <= most) {
+      const Chunk all = chunk(task, step, 0, end);
+      for (size_t t = 0; t < group.tiles.size(); ++t) {
+        TileProduct product = tile_product(group, t, source, all);
+        product.segments.begins = true;
+        multiply_and_store(task, step.first_image, product, sums);
+      }
+      return;
+    }
+    for (int64_t first = step.first_slab * kSlab; first < end; first += most)
+      add_chunk(task, source, chunk(task, step, first, std::min(first + most, end)), sums);
+    if (!step.last) return;
+    for (size_t t = 0; t < group.tiles.size(); ++t)
+      store(task, step.first_image, group.tiles[t],
+            sums + group.first[t] * task.blocks * R::kColumns);
+  }
+
+  static std::vector<int64_t> lanes_of(const Group& group, const Strides4& strides) {
     std::vector<int64_t> lanes(group.pixels);
     for (size_t t = 0; t < group.tiles.size(); ++t) {
       const Tile& tile = group.tiles[t];
       for (int64_t i = 0; i < tile.pixels; ++i)
-        lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), packed.strides);
+        lanes[group.first[t] + i] = tile.source_offset(tile.pixel(i), strides);
     }
-    const int64_t tile_step = task.blocks * R::kColumns;  // number of sums of a pixel
-    const A* source = packed.data + task.group * packed.group_size;
-    const int64_t chunk = chunk_elements();
-    const int64_t end = std::min((step.first_slab + step.slabs) * kSlab, weight_.elements());
-    const auto weight = [&](int64_t from, int64_t to) {
-      return weights_.chunk(task.group, task.first_block, task.blocks, from, to, task.chunk);
-    };
-    if (step.first && step.last && end <= chunk) {
-      const WeightChunk<A> all = weight(0, end);
-      for (size_t t = 0; t < group.tiles.size(); ++t) {
-        SegmentList segments = lay_out(group.tiles[t], packed, 0, 0, end, all);
-        segments.begins = true;
-        multiply_and_store(task, step.first_image, group.tiles[t], segments, source,
-                           lanes.data() + group.first[t], all, sums);
-      }
-      return;
+    return lanes;
+  }
+
+  // Packs the weights of the chunk if the task does that.
+  Chunk chunk(const Task& task, const GatherStep& step, int64_t first, int64_t end) const {
+    return {step.first_slab, first, end,
+            weights_.chunk(task.group, task.first_block, task.blocks, first, end, task.chunk)};
+  }
+
+  // Adds the products of all tiles with a chunk, or writes them if it is the first one.
+  void add_chunk(const Task& task, const TaskSource& source, const Chunk& chunk, A* sums) const {
+    const Group& group = task.tiles;
+    const int64_t pixel_sums = task.blocks * R::kColumns;
+    for (size_t t = 0; t < group.tiles.size(); ++t) {
+      A* const own = sums + group.first[t] * pixel_sums;
+      TileProduct product = tile_product(group, t, source, chunk);
+      product.segments.begins = chunk.first == 0;
+      if (!product.segments.items.empty())
+        multiply(product, task.blocks, own);
+      else if (product.segments.begins)
+        std::fill_n(own, product.tile.pixels * pixel_sums, A(0));
     }
-    for (int64_t first = step.first_slab * kSlab; first < end; first += chunk) {
-      const int64_t until = std::min(first + chunk, end);
-      const WeightChunk<A> some = weight(first, until);
-      for (size_t t = 0; t < group.tiles.size(); ++t) {
-        const Tile& tile = group.tiles[t];
-        A* const own = sums + group.first[t] * tile_step;
-        SegmentList segments = lay_out(tile, packed, step.first_slab, first, until, some);
-        segments.begins = first == 0;
-        if (!segments.items.empty())
-          multiply(segments, source, lanes.data() + group.first[t], tile.pixels, some, task.blocks,
-                   own);
-        else if (segments.begins)
-          std::fill_n(own, tile.pixels * tile_step, A(0));
-      }
-    }
-    if (!step.last) return;
-    for (size_t t = 0; t < group.tiles.size(); ++t)
-      store(task, step.first_image, group.tiles[t], sums + group.first[t] * tile_step);
   }
 
   // Returns how many source elements are multiplied at a time: a part of a slab, or whole slabs.
@@ -168,20 +190,18 @@ class CpuGather {
     return fit >= kSlab ? fit / kSlab * kSlab : std::bit_floor(static_cast<uint64_t>(fit));
   }
 
-  // Returns the segments of the live taps of a tile, for source elements [first, end). Offsets into
-  // the source begin at slab first_slab.
-  SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, int64_t first_slab,
-                      int64_t first, int64_t end, const WeightChunk<A>& weight) const {
+  // Returns the segments of the live taps of a tile in a chunk.
+  SegmentList lay_out(const Tile& tile, const SourceView<A>& packed, const Chunk& chunk) const {
     SegmentList segments{kRunning<A>, packed.step};
-    for (int64_t at = first; at < end;) {
+    for (int64_t at = chunk.first; at < chunk.end;) {
       const int64_t slab = at / kSlab, within = at % kSlab;
       const int64_t all = std::min<int64_t>(kSlab, weight_.elements() - slab * kSlab);
-      const int64_t depth = std::min(all - within, end - at);
-      const auto& own = weight.first_packed;
+      const int64_t depth = std::min(all - within, chunk.end - at);
+      const auto& own = chunk.weight.first_packed;
       const int64_t width = own.has_value() ? depth : all;
       const int64_t begin =
           own.has_value() ? (at - *own) * weight_.taps() : slab * kSlab * weight_.taps() + within;
-      const int64_t source = (slab - first_slab) * packed.slab_size + within * packed.step;
+      const int64_t source = (slab - chunk.first_slab) * packed.slab_size + within * packed.step;
       for (int64_t i = 0; i < tile.rows.taps.count; ++i)
         for (int64_t j = 0; j < tile.columns.taps.count; ++j) {
           const int64_t tap = tile.rows.taps.at(i) * shape_.columns.taps + tile.columns.taps.at(j);
@@ -206,52 +226,66 @@ class CpuGather {
     }
   };
 
-  static void multiply(const SegmentList& segments, const A* source, const int64_t* lanes,
-                       const Piece& piece, const A* weight, A* sums) {  // [pixels, kColumns]
+  // A tile, and what its product with a chunk reads.
+  struct TileProduct {
+    const Tile& tile;
+    SegmentList segments;
+    const A* source;
+    const int64_t* lanes;  // where the pixels of the tile lie in the source
+    WeightChunk<A> weight;
+  };
+
+  TileProduct tile_product(const Group& group, size_t t, const TaskSource& source,
+                           const Chunk& chunk) const {
+    const Tile& tile = group.tiles[t];
+    return {tile, lay_out(tile, source.view, chunk), source.data,
+            source.lanes.data() + group.first[t], chunk.weight};
+  }
+
+  // Multiplies a piece by a block of the weight.
+  static void multiply(const TileProduct& product, const Piece& piece, int64_t block,
+                       A* sums) {  // [pixels, kColumns]
+    const Factors<A> factors{product.source, product.lanes + piece.first,
+                             product.weight.data + block * product.weight.block_size};
+    const SegmentList& segments = product.segments;
     const Prefetch<A> next{nullptr, piece.next};
     if (segments.step == 1)
-      return multiply_lanes<R, 1>(piece.pixels, source, lanes + piece.first, weight, segments, next,
-                                  sums);
+      return multiply_lanes<R, 1>(piece.pixels, factors, segments, next, sums);
     // Only maps in float32 are read in place as planes.
     if constexpr (std::is_same_v<A, float> && R::kPack == 1)
-      multiply_lanes<R, kPlanes>(piece.pixels, source, lanes + piece.first, weight, segments, next,
-                                 sums);
+      multiply_lanes<R, kPlanes>(piece.pixels, factors, segments, next, sums);
   }
 
   // Multiplies the pixels of a tile. The lanes of a piece stay in the L1 cache while all blocks of
   // the weight are read.
-  void multiply(const SegmentList& segments, const A* source, const int64_t* lanes, int64_t pixels,
-                const WeightChunk<A>& weight, int64_t blocks,
+  void multiply(const TileProduct& product, int64_t blocks,
                 A* sums) const {  // [blocks, pixels, kColumns]
+    const int64_t pixels = product.tile.pixels;
     const LanePieces pieces(pixels, R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s) {
-      const Piece piece(pieces, s, lanes);
+      const Piece piece(pieces, s, product.lanes);
       for (int64_t b = 0; b < blocks; ++b)
-        multiply(segments, source, lanes, piece, weight.data + b * weight.block_size,
-                 sums + (b * pixels + piece.first) * R::kColumns);
+        multiply(product, piece, b, sums + (b * pixels + piece.first) * R::kColumns);
     }
   }
 
   // The same if one product has the whole depth. The sums of a few pieces at a time are stored
   // while they are still in the inner caches.
-  void multiply_and_store(const Task& task, int64_t first_image, const Tile& tile,
-                          const SegmentList& segments, const A* source, const int64_t* lanes,
-                          const WeightChunk<A>& weight,
+  void multiply_and_store(const Task& task, int64_t first_image, const TileProduct& product,
                           A* sums) const {  // [pixels, kColumns]
-    const Places places = places_of(tile, first_image);
-    const LanePieces pieces(tile.pixels, R::kLanes);
+    const Places places = places_of(product.tile, first_image);
+    const LanePieces pieces(product.tile.pixels, R::kLanes);
+    const bool empty = product.segments.items.empty();
     const int64_t some = finished_.pixels_at_once(R::kLanes) / R::kLanes;
     for (int64_t first = 0; first < pieces.count; first += some) {
       const int64_t end = std::min(first + some, pieces.count), from = pieces.first(first);
       const int64_t pixels = pieces.first(end) - from;
       for (int64_t b = 0; b < task.blocks; ++b) {
-        if (segments.items.empty()) std::fill_n(sums, pixels * R::kColumns, A(0));
+        if (empty) std::fill_n(sums, pixels * R::kColumns, A(0));
         for (int64_t s = first; s < end; ++s) {
-          const Piece piece(pieces, s, lanes);
+          const Piece piece(pieces, s, product.lanes);
           prefetch(task, places, b, piece);
-          if (!segments.items.empty())
-            multiply(segments, source, lanes, piece, weight.data + b * weight.block_size,
-                     sums + (piece.first - from) * R::kColumns);
+          if (!empty) multiply(product, piece, b, sums + (piece.first - from) * R::kColumns);
         }
         store(task, places, b, from, pixels, sums);
       }

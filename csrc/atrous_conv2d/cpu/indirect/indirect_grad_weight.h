@@ -280,9 +280,10 @@ class CpuGradWeight {
     for (int64_t s = 0; s < pieces.count; ++s)
       for (int64_t b = 0; b < blocks(r); ++b)
         multiply_lanes<R, int64_t{kSlab} * R::kPack>(
-            pieces.size(s), in.from + pieces.first(s), kEquallySpaced<R::kLanes, 1>.data(),
-            in.grad + b * in.grad_block, segments, {},
-            sums + b * block_size() + pieces.first(s) * R::kColumns);
+            pieces.size(s),
+            {in.from + pieces.first(s), kEquallySpaced<R::kLanes, 1>.data(),
+             in.grad + b * in.grad_block},
+            segments, {}, sums + b * block_size() + pieces.first(s) * R::kColumns);
   }
 
   int64_t channels(const Rectangle& r) const {

@@ -59,9 +59,18 @@ struct TilePlanes {
   constexpr int64_t offset(int i, int j) const { return i * row + j * column; }
 };
 
-// Transforms some channels of the tiles' pixels to [points, tiles, width]. offsets: where the
-// pixels of each tile lie, rows first. A negative offset means padding, which is read as zero. Axes
-// defines the pixels of a tile along an axis and their transform.
+// Some channels of the pixels of tiles.
+template <typename T>
+struct TilePixels {
+  const T* map;  // from the first of these channels on
+  // Where the pixels of each tile lie, rows first. A negative offset means padding, which is read
+  // as zero.
+  const int64_t* offsets;
+  int64_t tiles, channels;
+};
+
+// Transforms the pixels of tiles to [points, tiles, width]. Axes defines the pixels of a tile along
+// an axis and their transform.
 template <typename RowTile, typename ColumnTile, typename Axes>
 struct TransformTiles {
   static constexpr int kRows = RowTile::kPoints, kHigh = Axes::template kPixels<RowTile>;
@@ -70,9 +79,9 @@ struct TransformTiles {
   template <int kBytes>
   struct Loop {
     template <typename T, typename A>
-    static ATROUSX_ALWAYS_INLINE void run(const T* source, const int64_t* offsets, int64_t tiles,
-                                          int64_t channels, int64_t width, TilePlanes planes,
+    static ATROUSX_ALWAYS_INLINE void run(TilePixels<T> from, int64_t width, TilePlanes planes,
                                           A* to) {
+      auto [source, offsets, tiles, channels] = from;
       constexpr int kLanes = kLanesIn<kBytes, A>;
       constexpr int kAhead = 2;  // tiles; the CPU does not foresee pixels that lie so far apart
       // Vectors of a cache line. Each vector prefetches its share of the pixels of a later tile.

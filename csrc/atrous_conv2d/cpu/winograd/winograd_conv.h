@@ -188,34 +188,40 @@ class CpuWinograd {
     std::vector<std::vector<int64_t>> from;
     for (const Run& run : task.runs) from.push_back(offsets(run).sources(source.strides));
     const int64_t width = std::min<int64_t>(kSlab, shape_.inner);
-    const int64_t source_plane = task.tiles * width + kLine<A>;
+    const Transformed transformed{scratch, width, task.tiles * width + kLine<A>};
     const int64_t last = step.first_slab + step.slabs - 1;
     for (int64_t slab = step.first_slab; slab <= last; ++slab) {
       const T* channels = source.data + (slab - step.first_slab) * source.slab_size;
       for (size_t i = 0; i < task.runs.size(); ++i)
-        transform(task.runs[i], channels, from[i], channels_of(slab), width, source_plane, scratch);
+        transform(task.runs[i], {channels, from[i].data(), task.runs[i].tiles, channels_of(slab)},
+                  transformed);
       for (size_t i = 0; i < order_.size(); ++i) {
         const int64_t point = order_[i];
         SegmentList segments{running(), 1, slab == 0};
         for (int64_t c = 0; c < channels_of(slab); c += running())
-          segments.items.push_back({point * source_plane + c,
+          segments.items.push_back({point * transformed.plane + c,
                                     filters_at(slab, point) + c * R::kColumns,
                                     std::min(running(), channels_of(slab) - c)});
         const int64_t after = i + 1 < order_.size()
                                   ? filters_at(slab, order_[i + 1])
                                   : filters_at(std::min(slab + 1, last), order_[0]);
         for (const auto& [first, end] : tiles_with(task, row_of(point), column_of(point)))
-          multiply(task, segments, scratch, width, {first, end - first}, after,
+          multiply(task, segments, transformed, {first, end - first}, after,
                    sums + point * plane(task));
       }
     }
   }
 
-  void transform(const Run& run, const T* source, const std::vector<int64_t>& from,
-                 int64_t channels, int64_t width, int64_t plane, A* to) const {
+  // The transformed sources of a task, [points, tiles, width]. `plane`: from one point to the next.
+  struct Transformed {
+    A* data;
+    int64_t width, plane;
+  };
+
+  void transform(const Run& run, const TilePixels<T>& from, const Transformed& to) const {
     with_tiles<kHalf>(run.rows->tile, run.columns->tile, [&](auto rows, auto columns) {
       run_with_lanes<TransformSources<decltype(rows), decltype(columns)>::template Loop>(
-          source, from.data(), run.tiles, channels, width, planes(plane), to + run.begin * width);
+          from, to.width, planes(to.plane), to.data + run.begin * to.width);
     });
   }
 
@@ -237,7 +243,7 @@ class CpuWinograd {
 
   // The lanes of the product are tiles. Meanwhile it prefetches the filters that follow: those of
   // the next block or, after the last block, those at `after` in the first block.
-  void multiply(const Task& task, const SegmentList& segments, const A* sources, int64_t width,
+  void multiply(const Task& task, const SegmentList& segments, const Transformed& sources,
                 const TileRange& tiles, int64_t after,
                 A* sums) const {  // [blocks, task.tiles, kColumns]
     // A slab's product prefetches kSlab elements from each address, so addresses lie kSlab apart.
@@ -252,8 +258,8 @@ class CpuWinograd {
       for (int64_t s = 0; s < pieces.count; ++s) {
         const int64_t first = tiles.first + pieces.first(s);
         int64_t lanes[R::kLanes];
-        for (int64_t l = 0; l < pieces.size(s); ++l) lanes[l] = (first + l) * width;
-        multiply_lanes<R, 1>(pieces.size(s), sources, lanes, filters, segments,
+        for (int64_t l = 0; l < pieces.size(s); ++l) lanes[l] = (first + l) * sources.width;
+        multiply_lanes<R, 1>(pieces.size(s), {sources.data, lanes, filters}, segments,
                              {next + s * kNextLanes<R> * kSlab, kLines.data()},
                              sums + (b * task.tiles + first) * R::kColumns);
       }

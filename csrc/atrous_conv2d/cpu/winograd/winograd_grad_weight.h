@@ -49,13 +49,13 @@ class WinogradGradWeight {
   // Adds to sums the products of every point over tiles [first, last) of the images. Tiles are
   // numbered group by group.
   void add(const Part& part, int64_t images, int64_t first, int64_t last, A* sums) const {
-    std::vector<A> sources, gradients;
+    Transformed memory;
     int64_t begin = 0;
     for (const Group& group : groups_) {
       const int64_t end = begin + images * group.tiles(), most = kTaskPoints / group.points();
       const int64_t to = std::min(last, end);
       for (int64_t t = std::max(first, begin); t < to; t += most)
-        add(part, group, t - begin, std::min(most, to - t), sources, gradients, sums);
+        add(part, group, t - begin, std::min(most, to - t), memory, sums);
       begin = end;
     }
   }
@@ -78,8 +78,14 @@ class WinogradGradWeight {
     int64_t points() const { return int64_t{rows.tile.points()} * columns.tile.points(); }
   };
 
-  void add(const Part& part, const Group& group, int64_t first, int64_t tiles,
-           std::vector<A>& sources, std::vector<A>& gradients, A* sums) const {
+  // The transformed tiles of a few channels of both maps.
+  struct Transformed {
+    std::vector<A> sources, gradients;
+  };
+
+  void add(const Part& part, const Group& group, int64_t first, int64_t tiles, Transformed& memory,
+           A* sums) const {
+    std::vector<A>&sources = memory.sources, &gradients = memory.gradients;
     // An extra cache line, because planes a power of two apart would share few cache sets.
     const int64_t points = group.points(), source_plane = tiles * part.width + kLine<A>;
     const int64_t plane = tiles * R::kColumns + kLine<A>;
@@ -92,13 +98,13 @@ class WinogradGradWeight {
     const auto planes = [&](int64_t plane) { return TilePlanes{columns * plane, plane}; };
     with_tiles<false>(group.rows.tile, group.columns.tile, [&](auto r, auto c) {
       run_with_lanes<TransformSources<decltype(r), decltype(c)>::template Loop>(
-          part.lanes.data, at_source.data(), tiles, part.channels, part.width, planes(source_plane),
-          sources.data());
+          TilePixels<A>{part.lanes.data, at_source.data(), tiles, part.channels}, part.width,
+          planes(source_plane), sources.data());
       for (int64_t b = 0; b < part.blocks; ++b)
         run_with_lanes<TransformGradients<decltype(r), decltype(c)>::template Loop>(
-            part.columns.data + b * part.columns.slab_size, at_gradient.data(), tiles,
-            int64_t{R::kColumns}, int64_t{R::kColumns}, planes(plane),
-            gradients.data() + b * points * plane);
+            TilePixels<A>{part.columns.data + b * part.columns.slab_size, at_gradient.data(), tiles,
+                          R::kColumns},
+            int64_t{R::kColumns}, planes(plane), gradients.data() + b * points * plane);
     });
     for (int64_t own = 0; own < points; ++own) {
       const int64_t filter = winograd_filter(own / columns, own % columns, points_);
@@ -116,9 +122,10 @@ class WinogradGradWeight {
     segments.items.push_back({0, 0, tiles});
     const LanePieces pieces(part.channels, R::kLanes);
     for (int64_t s = 0; s < pieces.count; ++s)
-      multiply_lanes<R, kGradWeightSlab<R>>(pieces.size(s), sources + pieces.first(s),
-                                            kEquallySpaced<R::kLanes, 1>.data(), gradients,
-                                            segments, {}, sums + pieces.first(s) * R::kColumns);
+      multiply_lanes<R, kGradWeightSlab<R>>(
+          pieces.size(s),
+          {sources + pieces.first(s), kEquallySpaced<R::kLanes, 1>.data(), gradients}, segments, {},
+          sums + pieces.first(s) * R::kColumns);
   }
 
   const TapAxis rows_, columns_;

@@ -274,6 +274,21 @@ inline bool winograd_fits(const GatherShape& shape, const WinogradPoints& points
   return winograd_serves(shape, points);
 }
 
+// The forms that a pass should use, given the cost of forms. It uses pairs even if they fit only
+// one axis. It uses triples and quads if they fit both and cost less.
+template <typename Cost>
+WinogradPoints winograd_choice(const GatherShape& shape, bool half, const Cost& cost) {
+  using enum WinogradForm;
+  const WinogradForm plain = half ? kF4 : kF2;
+  WinogradPoints points{plain, plain};
+  if (winograd_fits(shape, {kPairs, plain}, half)) points[0] = kPairs;
+  if (winograd_fits(shape, {plain, kPairs}, half)) points[1] = kPairs;
+  for (const WinogradForm form : {kTriples, kQuads})
+    if (winograd_fits(shape, {form, form}, half) && cost({form, form}) < cost(points))
+      points = {form, form};
+  return points;
+}
+
 // The forms that a pass should use, or none if its live taps are faster.
 inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
                                                    const WinogradCosts& costs) {
@@ -293,13 +308,7 @@ inline std::optional<WinogradPoints> winograd_pays(const GatherShape& shape,
                            static_cast<double>(costs.frozen ? 0 : winograd_filters(points));
     return static_cast<double>(shape.batch * products) + packing;
   };
-  // Use pairs even if they fit only one axis. Use triples and quads if they fit both and cost less.
-  WinogradPoints points{plain, plain};
-  if (winograd_fits(shape, {kPairs, plain}, costs.half)) points[0] = kPairs;
-  if (winograd_fits(shape, {plain, kPairs}, costs.half)) points[1] = kPairs;
-  for (const WinogradForm form : {kTriples, kQuads})
-    if (winograd_fits(shape, {form, form}, costs.half) && cost({form, form}) < cost(points))
-      points = {form, form};
+  const WinogradPoints points = winograd_choice(shape, costs.half, cost);
   const int64_t live = live_products(rows) * live_products(columns);
   const double otherwise =
       costs.live * static_cast<double>(shape.batch * live) +

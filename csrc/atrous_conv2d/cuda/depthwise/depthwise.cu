@@ -1,8 +1,8 @@
 // CUDA launchers of atrous_conv2d's depthwise kernels.
-#include "atrous_conv2d/cuda/depthwise.h"
-#include "atrous_conv2d/cuda/depthwise_grad_weight_kernels.cuh"
-#include "atrous_conv2d/cuda/depthwise_kernels.cuh"
-#include "atrous_conv2d/cuda/sum_parts.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise_grad_weight_kernels.cuh"
+#include "atrous_conv2d/cuda/depthwise/depthwise_kernels.cuh"
+#include "atrous_conv2d/cuda/grad_weight/sum_parts.h"
 #include "cuda/launch.h"
 
 namespace atrousx {
@@ -19,9 +19,8 @@ int64_t most_shared_memory(const Tensor& t) {
 }
 
 template <typename T>
-bool gather_vectors(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                    const WeightStrides& weight_strides, const Tail& tail,
-                    const Tensor& destination, cudaStream_t stream) {
+bool gather_vectors(const Tensor& source, const GatherCall& call, cudaStream_t stream) {
+  const GatherShape& shape = call.shape;
   const int64_t bytes = depthwise_shared_bytes<T>(shape);
   if (bytes > most_shared_memory(source)) return false;
   const int64_t pixels = shape.rows.destinations * shape.columns.destinations;
@@ -30,22 +29,21 @@ bool gather_vectors(const GatherShape& shape, const Tensor& source, const Tensor
   const int64_t parts =
       min_of(ceil_div(kWantedBlocks, chunks), ceil_div<int64_t>(pixels, kPixelsAtOnce));
   launch({"atrous_conv2d, depthwise", job_grid(chunks * parts), kDepthwiseThreads, stream, bytes},
-         atrous_conv2d_depthwise_kernel<T>, reads<T>(source), reads<T>(weight),
-         held_epilogue<T>(tail), writes<T>(destination), parts, shape, strides4(source),
-         weight_strides, strides4(destination));
+         atrous_conv2d_depthwise_kernel<T>, reads<T>(source), reads<T>(call.weight),
+         held_epilogue<T>(call.tail), writes<T>(call.destination), parts, shape, strides4(source),
+         call.weight_strides, strides4(call.destination));
   return true;
 }
 
 template <typename T, int kPlanes>
-bool gather_planes(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                   const WeightStrides& weight_strides, const Tail& tail, const Tensor& destination,
-                   cudaStream_t stream) {
+bool gather_planes(const Tensor& source, const GatherCall& call, cudaStream_t stream) {
+  const GatherShape& shape = call.shape;
   const int64_t bytes = planes_shared_bytes<T>(shape, kPlanes);
   if (bytes > most_shared_memory(source)) return false;
   const int64_t jobs = ceil_div<int64_t>(shape.batch * shape.groups, kPlanes);
   launch({"atrous_conv2d, depthwise planes", job_grid(jobs), kPlaneThreads, stream, bytes},
-         atrous_conv2d_depthwise_planes_kernel<T, kPlanes>, reads<T>(source), reads<T>(weight),
-         held_epilogue<T>(tail), writes<T>(destination), shape, weight_strides);
+         atrous_conv2d_depthwise_planes_kernel<T, kPlanes>, reads<T>(source), reads<T>(call.weight),
+         held_epilogue<T>(call.tail), writes<T>(call.destination), shape, call.weight_strides);
   return true;
 }
 
@@ -84,18 +82,14 @@ bool grad_weight_planes(const GatherShape& shape, const Tensor& grad_output, con
 
 }  // namespace
 
-bool gather_depthwise(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                      const WeightStrides& weight_strides, const Tail& tail,
-                      const Tensor& destination) {
-  if (!is_depthwise(shape) || !is_countable(shape)) return false;
+bool gather_depthwise(const Tensor& source, const GatherCall& call) {
+  if (!is_depthwise(call.shape) || !is_countable(call.shape)) return false;
   const LaunchContext context(source.get_device_index());
   bool served = false;
   dispatch_floating(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto run = [&](auto pass) {
-      return pass(shape, source, weight, weight_strides, tail, destination, context.stream());
-    };
-    switch (depthwise_layout(dense_map(source), dense_map(destination), kDepthwiseVector<T>)) {
+    const auto run = [&](auto pass) { return pass(source, call, context.stream()); };
+    switch (depthwise_layout(dense_map(source), dense_map(call.destination), kDepthwiseVector<T>)) {
       case DepthwiseLayout::kPlanes:
         served = run(gather_planes<T, kMostPlanes<T>>) || run(gather_planes<T, 1>);
         return;

@@ -161,15 +161,23 @@ __device__ __forceinline__ void multiply_panel(const Quad<A>* panel, const Threa
   }
 }
 
+// What a block multiplies.
+template <typename T, int kColumns>
+struct PanelOperands {
+  Operand<T, kProductLanes> lanes;
+  Operand<T, kColumns> columns;
+};
+
 // Adds the products of all `depth` to `sums`. find_offsets(d) writes the depth offsets of both
 // operands at d to their tables; each thread computes one depth. Synchronisation: one barrier per
 // panel, one per table, one at the end.
 template <typename T, int kColumns, typename A, typename FindOffsets>
-__device__ __forceinline__ void multiply_panels(const Operand<T, kProductLanes>& lanes,
-                                                const Operand<T, kColumns>& columns, int64_t depth,
-                                                const FindOffsets& find_offsets,
+__device__ __forceinline__ void multiply_panels(const PanelOperands<T, kColumns>& operands,
+                                                int64_t depth, const FindOffsets& find_offsets,
                                                 const ThreadPlace& place, Quad<A>* memory,
                                                 ProductSums<A, kColumns>& sums) {
+  const auto& lanes = operands.lanes;
+  const auto& columns = operands.columns;
   T held_lanes[Operand<T, kProductLanes>::kCount], held_columns[Operand<T, kColumns>::kCount];
   const auto load = [&](int64_t start) {
     const int at = static_cast<int>(start % kTableDepth);

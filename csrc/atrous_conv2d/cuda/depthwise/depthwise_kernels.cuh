@@ -3,10 +3,10 @@
 // per layout:
 //   channels_last  a thread owns a 16-byte vector of channels at a pixel
 //   planes (NCHW)  a block stages kPlanes planes in shared memory; a thread owns a pixel of each
-// For other layouts see direct_kernels.cuh.
+// For other layouts see direct/direct_kernels.cuh.
 #pragma once
 
-#include "atrous_conv2d/cuda/depthwise_plan.h"
+#include "atrous_conv2d/cuda/depthwise/depthwise_plan.h"
 #include "cuda/device.cuh"
 
 namespace atrousx {

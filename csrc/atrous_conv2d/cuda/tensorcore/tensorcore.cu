@@ -1,25 +1,31 @@
 // CUDA launchers of atrous_conv2d's tensor-core kernels. Results keep their own layout.
-#include "atrous_conv2d/cuda/sum_parts.h"
-#include "atrous_conv2d/cuda/tensorcore.h"
-#include "atrous_conv2d/cuda/tensorcore_grad_weight_kernels.cuh"
-#include "atrous_conv2d/cuda/tensorcore_kernels.cuh"
-#include "atrous_conv2d/cuda/tensorcore_operands.h"
+#include "atrous_conv2d/cuda/grad_weight/sum_parts.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_grad_weight_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_operands.h"
 #include "atrous_conv2d/plan_cache.h"
 
 namespace atrousx {
 namespace {
 
+// The map and the weight of a gathering pass, as the kernels read them.
+template <typename T>
+struct GatherOperands {
+  Held<const T*> source, weight;
+  TensorGatherStrides strides;
+};
+
 template <typename T, int kColumns>
-void launch_gather(const GatherShape& shape, const Held<const T*>& source,
-                   const Held<const T*>& weight, const Tail& tail, const Tensor& destination,
-                   const TensorGatherStrides& strides, cudaStream_t stream) {
+void launch_gather(const GatherShape& shape, const GatherOperands<T>& operands, const Tail& tail,
+                   const Tensor& destination, cudaStream_t stream) {
   const auto plans = cached_tap_plans(shape.rows, shape.columns, shape.batch, kTensorLanes);
   for (const TapPlan& plan : *plans) {
     const int64_t jobs = plan.tiles() * shape.groups * ceil_div<int64_t>(shape.outer, kColumns);
     launch({"atrous_conv2d on tensor cores", job_grid(jobs), kTensorThreads, stream,
             kTensorSharedBytes<kColumns>},
-           atrous_conv2d_gather_tensorcore_kernel<T, kColumns>, source, weight,
-           held_epilogue<T>(tail), writes<T>(destination), plan, shape, strides);
+           atrous_conv2d_gather_tensorcore_kernel<T, kColumns>, operands.source, operands.weight,
+           held_epilogue<T>(tail), writes<T>(destination), plan, shape, operands.strides);
   }
 }
 
@@ -63,9 +69,8 @@ Tensor map_for_tensorcores(const Tensor& t) {
   return packed.value_or(t);
 }
 
-void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                           const WeightStrides& weight_strides, const Tail& tail,
-                           const Tensor& destination) {
+void gather_on_tensorcores(const Tensor& source, const GatherCall& call) {
+  const GatherShape& shape = call.shape;
   const int32_t device = source.get_device_index();
   const LaunchContext context(device);
   // Uses narrow tiles where wide tiles would be half empty, or too few for two rounds of the two
@@ -80,14 +85,18 @@ void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const
   dispatch_tensorcore(source.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto from = map_operand<T>(source, shape.groups, context.stream());
-    const auto by = weight_operand<T>(weight, weight_size(shape), weight_strides, context.stream());
+    const auto by =
+        weight_operand<T>(call.weight, weight_size(shape), call.weight_strides, context.stream());
     GatherShape whole = shape;
     whole.inner = whole_vectors(shape.inner, kVector<T>);
-    const TensorGatherStrides strides{from.strides, whole.inner, by.strides, strides4(destination)};
+    const GatherOperands<T> operands{
+        from.memory,
+        by.memory,
+        {from.strides, whole.inner, by.strides, strides4(call.destination)}};
     const auto gather = shape.outer <= 32 ? launch_gather<T, 32>
                         : wide            ? launch_gather<T, 128>
                                           : launch_gather<T, 64>;
-    gather(whole, from.memory, by.memory, tail, destination, strides, context.stream());
+    gather(whole, operands, call.tail, call.destination, context.stream());
   });
 }
 

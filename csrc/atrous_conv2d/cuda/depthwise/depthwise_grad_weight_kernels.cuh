@@ -3,7 +3,7 @@
 // registers.
 #pragma once
 
-#include "atrous_conv2d/cuda/depthwise_kernels.cuh"
+#include "atrous_conv2d/cuda/depthwise/depthwise_kernels.cuh"
 
 namespace atrousx {
 

@@ -1,10 +1,10 @@
 // General kernels of atrous convolution, for any dtype, strides, groups and layout. All passes are
 // one product of tiles (simt_product.cuh) whose operands are found by offset. No map is copied
-// first, and padding is never read. For groups that are too narrow see direct_kernels.cuh.
+// first, and padding is never read. For groups that are too narrow see direct/direct_kernels.cuh.
 #pragma once
 
-#include "atrous_conv2d/cuda/grad_weight_parts.h"
-#include "atrous_conv2d/cuda/simt_product.cuh"
+#include "atrous_conv2d/cuda/grad_weight/grad_weight_parts.h"
+#include "atrous_conv2d/cuda/simt/simt_product.cuh"
 
 namespace atrousx {
 
@@ -57,10 +57,10 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
                              channel * weight_strides.inner;
     };
     ProductSums<A, kColumns> sums = {};
-    multiply_panels<T, kColumns>({source + group * shape.inner * source_strides.c, source_lanes,
-                                  source_depth, source_strides.c == 1},
-                                 {weight + group * weight_strides.group, weight_columns,
-                                  weight_depth, weight_strides.inner < weight_strides.outer},
+    multiply_panels<T, kColumns>({{source + group * shape.inner * source_strides.c, source_lanes,
+                                   source_depth, source_strides.c == 1},
+                                  {weight + group * weight_strides.group, weight_columns,
+                                   weight_depth, weight_strides.inner < weight_strides.outer}},
                                  depth, find_offsets, place, panels, sums);
     const int64_t pixels = tile->pixels;
     for_each_sum<A, kColumns>(
@@ -111,10 +111,10 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
       grad_depth[thread] = tile->destination_offset(pixel, grad_output_strides);
     };
     ProductSums<A, kColumns> sums = {};
-    multiply_panels<T, kColumns>({input + at.group * shape.inner * input_strides.c, input_lanes,
-                                  input_depth, input_strides.c != 1},
-                                 {grad_output + at.group * shape.outer * grad_output_strides.c,
-                                  grad_columns, grad_depth, grad_output_strides.c != 1},
+    multiply_panels<T, kColumns>({{input + at.group * shape.inner * input_strides.c, input_lanes,
+                                   input_depth, input_strides.c != 1},
+                                  {grad_output + at.group * shape.outer * grad_output_strides.c,
+                                   grad_columns, grad_depth, grad_output_strides.c != 1}},
                                  tile->live_taps() > 0 ? tile->pixels : 0, find_offsets, place,
                                  panels, sums);
     for_each_sum<A, kColumns>(

@@ -4,7 +4,7 @@
 // host.
 #pragma once
 
-#include "atrous_conv2d/cuda/pack_kernels.cuh"
+#include "atrous_conv2d/cuda/tensorcore/pack_kernels.cuh"
 #include "atrous_conv2d/plan.h"
 
 namespace atrousx {

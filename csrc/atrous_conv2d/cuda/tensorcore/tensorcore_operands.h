@@ -5,8 +5,8 @@
 #pragma once
 
 #include "atrous_conv2d/cuda/held_epilogue.h"
-#include "atrous_conv2d/cuda/tensorcore_pack.h"
-#include "atrous_conv2d/cuda/tensorcore_product.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_pack.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_product.cuh"
 #include "cuda/launch.h"
 
 namespace atrousx {

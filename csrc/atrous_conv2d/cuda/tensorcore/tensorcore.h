@@ -14,10 +14,8 @@ bool runs_on_tensorcores(const Tensor& t, const GatherShape& shape, bool allow_t
 // passes read the same map.
 Tensor map_for_tensorcores(const Tensor& t);
 
-// Computes `destination`, which must not be empty, from `source`.
-void gather_on_tensorcores(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                           const WeightStrides& weight_strides, const Tail& tail,
-                           const Tensor& destination);
+// Computes the destination of `call`, which must not be empty, from `source`.
+void gather_on_tensorcores(const Tensor& source, const GatherCall& call);
 
 // Writes the gradient of the weight to `result`, which must not be empty.
 void grad_weight_on_tensorcores(const ConvGeometry& g, const Tensor& grad_output,

@@ -5,11 +5,9 @@
 
 namespace atrousx {
 
-// Computes `destination`, which must not be empty, from `source`. Returns false, and does nothing,
-// if no depthwise kernel exists for the sizes or layouts.
-bool gather_depthwise(const GatherShape& shape, const Tensor& source, const Tensor& weight,
-                      const WeightStrides& weight_strides, const Tail& tail,
-                      const Tensor& destination);
+// Computes the destination of `call`, which must not be empty, from `source`. Returns false, and
+// does nothing, if no depthwise kernel exists for the sizes or layouts.
+bool gather_depthwise(const Tensor& source, const GatherCall& call);
 
 // Writes the gradient of the weight to `result`, which must not be empty. Returns false as above.
 bool grad_weight_depthwise(const ConvGeometry& g, const Tensor& grad_output, const Tensor& input,

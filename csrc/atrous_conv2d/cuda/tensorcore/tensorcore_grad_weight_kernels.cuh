@@ -3,8 +3,8 @@
 // multiplied. Sums are float32.
 #pragma once
 
-#include "atrous_conv2d/cuda/grad_weight_parts.h"
-#include "atrous_conv2d/cuda/tensorcore_product.cuh"
+#include "atrous_conv2d/cuda/grad_weight/grad_weight_parts.h"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_product.cuh"
 
 namespace atrousx {
 

@@ -4,7 +4,7 @@
 // are multiplied. Sums are float32.
 #pragma once
 
-#include "atrous_conv2d/cuda/tensorcore_product.cuh"
+#include "atrous_conv2d/cuda/tensorcore/tensorcore_product.cuh"
 #include "atrous_conv2d/plan.h"
 
 namespace atrousx {
@@ -88,21 +88,30 @@ struct GatherFeed {
   }
 };
 
+// What a job reads: both operands of a group, and where the lanes of its tile begin in the source.
+template <typename T>
+struct GatherSources {
+  const T *source, *weight;
+  const int64_t* lanes;
+};
+
 template <typename T, int kColumns>
-__device__ __forceinline__ GatherFeed<T, kColumns> gather_feed(
-    const T* source, const T* weight, const int64_t* offsets, const Tile& tile,
-    const GatherShape& shape, const TensorGatherStrides& strides, int64_t first_column) {
+__device__ __forceinline__ GatherFeed<T, kColumns> gather_feed(const GatherSources<T>& from,
+                                                               const Tile& tile,
+                                                               const GatherShape& shape,
+                                                               const TensorGatherStrides& strides,
+                                                               int64_t first_column) {
   using Feed = GatherFeed<T, kColumns>;
   const int64_t column = first_column + threadIdx.x / 8;
   const int64_t columns_left = min_of<int64_t>(shape.outer - column, kColumns);
   const int64_t row_taps = tile.columns.taps.count;
   const int64_t weight_step = tile.columns.taps.step * strides.weight.w;
   Feed feed{
-      source,
-      weight + tile.rows.taps.first * strides.weight.h +
+      from.source,
+      from.weight + tile.rows.taps.first * strides.weight.h +
           tile.columns.taps.first * strides.weight.w +
           (columns_left > 0 ? column : first_column) * strides.weight.outer,
-      offsets,
+      from.lanes,
       tile.tap_offset(0, 1, strides.source) - shape.inner,
       tile.tap_offset(1, 1 - row_taps, strides.source) - shape.inner,
       static_cast<int>(weight_step - shape.inner),
@@ -198,20 +207,34 @@ __device__ __forceinline__ bool stores_vectors(const T* destination, int64_t out
   return strides.c == 1 && (outer | strides.n | strides.h | strides.w | start) % kVector<T> == 0;
 }
 
-// The end of a job: writes the sums to `columns` channels of the destinations, starting at
-// `channel`. It reuses the ring's memory. Synchronisation: two barriers.
+// Channels [first, first + count).
+struct TileChannels {
+  int64_t first;
+  int count;
+};
+
+// Where the lanes of a tile are written, and where their residuals are read. `vectors`: in whole
+// vectors of channels.
+template <typename T>
+struct TileDestination {
+  T* data;
+  const int64_t *lanes, *residual_lanes;
+  int64_t channel_stride;
+  bool vectors;
+};
+
+// The end of a job: writes the sums to some channels of the destination. It reuses the ring's
+// memory. Synchronisation: two barriers.
 template <typename T, int kColumns>
 __device__ __forceinline__ void finish_tile(const TensorSums<kColumns>& sums,
-                                            const Epilogue<T>& epilogue, int64_t channel,
-                                            int columns, const int64_t* residual_lanes,
-                                            const int64_t* destination_lanes, bool vectors,
-                                            int64_t channel_stride, T* destination,
-                                            unsigned char* memory) {
+                                            const Epilogue<T>& epilogue, TileChannels channels,
+                                            const TileDestination<T>& to, unsigned char* memory) {
   T* rounded = reinterpret_cast<T*>(memory);
-  round_sums<T, kColumns>(sums, epilogue, channel, residual_lanes, columns, rounded);
+  round_sums<T, kColumns>(sums, epilogue, channels.first, to.residual_lanes, channels.count,
+                          rounded);
   __syncthreads();  // the tile is complete
-  store_rounded<T, kColumns>(rounded, destination_lanes, columns, channel_stride, vectors,
-                             destination + channel * channel_stride);
+  store_rounded<T, kColumns>(rounded, to.lanes, channels.count, to.channel_stride, to.vectors,
+                             to.data + channels.first * to.channel_stride);
   __syncthreads();  // all threads have stored; the next job overwrites lanes and tile
 }
 
@@ -253,16 +276,18 @@ __global__ void __launch_bounds__(kTensorThreads, kTensorBlocks<kColumns>)
       residual_lanes[threadIdx.x] =
           inside ? tile.destination_offset(pixel, epilogue.residual_strides) : kNowhere;
     }
-    auto feed = gather_feed<T, kColumns>(source + group * strides.source_group,
-                                         weight + group * strides.weight.group, source_lanes, tile,
-                                         shape, strides, first);
+    auto feed = gather_feed<T, kColumns>({source + group * strides.source_group,
+                                          weight + group * strides.weight.group, source_lanes},
+                                         tile, shape, strides, first);
     const int stages =
         static_cast<int>(ceil_div<int64_t>(tile.live_taps() * shape.inner, kStageDepth<T>));
     TensorSums<kColumns> sums = {};
     multiply_stages<T, PanelOrder::kDepthFastest, kColumns>(feed, stages, memory, sums);
-    finish_tile<T, kColumns>(sums, epilogue, group * shape.outer + first,
-                             static_cast<int>(min_of<int64_t>(shape.outer - first, kColumns)),
-                             residual_lanes, destination_lanes, vectors, to.c, destination, memory);
+    finish_tile<T, kColumns>(sums, epilogue,
+                             {group * shape.outer + first,
+                              static_cast<int>(min_of<int64_t>(shape.outer - first, kColumns))},
+                             {destination, destination_lanes, residual_lanes, to.c, vectors},
+                             memory);
   }
 }
 

@@ -1,7 +1,7 @@
 // Launches the last step of grad-weight, for all kernels that write parts.
 #pragma once
 
-#include "atrous_conv2d/cuda/sum_parts_kernel.cuh"
+#include "atrous_conv2d/cuda/grad_weight/sum_parts_kernel.cuh"
 #include "cuda/launch.h"
 
 namespace atrousx {
