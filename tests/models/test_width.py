@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atrousx import models
 from atrousx.models.width import scaled, width_of
+from tests.optional import given, settings, st
 
 BUILDERS = [
     (models.deeplab_v1, {}),

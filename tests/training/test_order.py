@@ -1,9 +1,7 @@
 """The order of samples: each once an epoch, for any number of processes and from any start."""
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from atrousx.training.order import Order
+from tests.optional import given, settings, st
 
 
 def steps(length, batch_size, parts, start=0, stop=5, seed=0):
