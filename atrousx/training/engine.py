@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import signal
-import threading
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from .. import _version, backend
 from .._processes import rank_and_world
-from ..data import Augmentation, Augmented, Sample, SegmentationDataset
+from ..data import Sample, SegmentationDataset
 from ..metrics import Evaluation, Labels, evaluate
 from ..models.segmenter import Segmenter
 from .checkpoint import Checkpoints, preprocess_state, weights_of
 from .frequencies import median_frequency_weights
-from .loading import Readable, collate_readable
+from .loading import StepBatch, mean_pixel, step_batches
 from .losses import criterion_of
 from .network import builder_arguments
-from .order import Order
 from .processes import is_first, mean_over_processes, parallel, prepared, shared_only_if
 from .recipe import Recipe
 from .schedule import rate_factor
+from .signals import noticed_signals
 from .watch import Progress, Watcher
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -166,13 +162,26 @@ class Trainer:
         torch.manual_seed(self.recipe.seed)
         if self.recipe.class_weights != "none" and self.class_weight is None:
             self.class_weight = median_frequency_weights(self.dataset)
-        found = None
-        with self._signals(), self._backend():
+        found, first = None, self.iteration
+        with noticed_signals(self._notice), self._backend():
             for images, targets in self._batches():
                 loss = self._step(images, targets)
+                if self.iteration == first and rank_and_world()[1] > 1:
+                    # All processes compute with the same kernels, where these were chosen by time.
+                    backend.broadcast(src=0)
                 self.iteration += 1
                 found = self._after_step(loss)
         return found
+
+    def _batches(self) -> Iterator[StepBatch]:
+        return step_batches(
+            self.dataset,
+            self.recipe,
+            self.iteration,
+            fill=mean_pixel(self.model.preprocess),
+            workers=self.running.workers,
+            device=self.running.device,
+        )
 
     # One step
 
@@ -232,49 +241,6 @@ class Trainer:
         factor = rate_factor(self.recipe, self.iteration)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
-
-    # Data
-
-    def _batches(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Yields the photographs and labels of each step, in micro-batches, on the device."""
-        recipe, running, (rank, _) = self.recipe, self.running, rank_and_world()
-        own = tuple(range(rank * recipe.accumulate, (rank + 1) * recipe.accumulate))
-        order = Order(
-            length=len(self.dataset),
-            batch_size=recipe.batch_size,
-            parts=self.parts,
-            own=own,
-            seed=recipe.seed,
-            start=self.iteration,
-            stop=recipe.iterations,
-        )
-        augmentation = Augmentation(
-            recipe.crop,
-            recipe.scale,
-            recipe.scale_step,
-            recipe.flip,
-            fill=_mean_pixel(self.model),
-            ignore_index=self.dataset.ignore_index,
-        )
-        loader = DataLoader(
-            Readable(Augmented(self.dataset, augmentation, seed=recipe.seed)),
-            batch_sampler=order,
-            collate_fn=collate_readable,
-            num_workers=running.workers,
-            pin_memory=running.device.type == "cuda",
-            generator=torch.Generator(),
-        )
-        images: list[Tensor] = []
-        targets: list[Tensor] = []
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            image, target = batch
-            images.append(image.to(running.device, non_blocking=True))
-            targets.append(target.to(running.device, non_blocking=True))
-            if len(images) == recipe.accumulate:
-                yield images, targets
-                images, targets = [], []
 
     # After a step
 
@@ -393,6 +359,9 @@ class Trainer:
             self.average.n_averaged.fill_(training["averaged"])
         backend.load_state_dict(state["backend"])
 
+    def _notice(self, number: int) -> None:
+        self._stop_signal = number
+
     # Surroundings
 
     @contextlib.contextmanager
@@ -404,27 +373,3 @@ class Trainer:
             yield
         finally:
             backend.set_backend(before)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Lets SIGTERM and SIGINT end the run after the present step, with a checkpoint."""
-
-        def stop(number: int, frame: types.FrameType | None) -> None:
-            self._stop_signal = number
-
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers
-            return
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _mean_pixel(model: Segmenter) -> tuple[int, int, int]:
-    """Returns the red, green and blue that the network sees as 0, to the nearest whole number."""
-    mean = model.preprocess.mean.flatten().tolist()
-    red, green, blue = reversed(mean) if model.preprocess.bgr else mean
-    return round(red), round(green), round(blue)
