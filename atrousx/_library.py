@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -79,7 +79,8 @@ _gpu_kernels: list[tuple[str, Callable[..., Any]]] = []
 _autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
     torch._C.DispatchKey.AutocastCUDA
 )
-_autocast_rules: list[tuple[torch._ops.OpOverload, bool]] = []
+AutocastRule = Literal["lower", "float32", "unchanged"]
+_autocast_rules: list[tuple[torch._ops.OpOverload, AutocastRule]] = []
 
 
 def is_gpu(tensor: torch.Tensor) -> bool:
@@ -103,8 +104,8 @@ def add_gpu_type(device_type: str, key: str) -> None:
     _autocast_keys = _autocast_keys.add(torch._C._dispatch_key_parse(f"Autocast{key}"))
     for name, kernel in _gpu_kernels:
         _library.impl(name, kernel, key)
-    for op, to_lower_precision in _autocast_rules:
-        _register_autocast(op, to_lower_precision, device_type, f"Autocast{key}")
+    for op, rule in _autocast_rules:
+        _register_autocast(op, rule, device_type, f"Autocast{key}")
 
 
 # Compute capabilities of Tegra GPUs, which do not run code for another GPU of their generation.
@@ -197,37 +198,38 @@ def implement_composite(op: torch._ops.OpOverload, function: Callable[..., Any])
     _library.impl(name, function, "CompositeImplicitAutograd")
 
 
-def register_autocast(op: torch._ops.OpOverload, to_lower_precision: bool) -> None:
+def register_autocast(
+    op: torch._ops.OpOverload, rule: AutocastRule, *, cpu: AutocastRule | None = None
+) -> None:
     """Registers the autocast rule of an operator on CPU and CUDA.
 
-    With ``to_lower_precision`` floating tensors are cast to the dtype of autocast, as PyTorch does
-    for convolutions. Otherwise half tensors are cast to float32, as PyTorch does for sensitive
-    operators.
+    "lower" casts floating tensors to the dtype of autocast, as PyTorch does for convolutions.
+    "float32" casts half tensors to float32, as PyTorch does for sensitive operators. "unchanged"
+    casts nothing. ``cpu`` is the CPU's rule where it differs.
     """
-    _autocast_rules.append((op, to_lower_precision))
-    for device_type in ("cpu", "cuda"):
-        key = f"Autocast{device_type.upper()}"
-        _register_autocast(op, to_lower_precision, device_type, key)
+    _autocast_rules.append((op, rule))
+    _register_autocast(op, rule if cpu is None else cpu, "cpu", "AutocastCPU")
+    _register_autocast(op, rule, "cuda", "AutocastCUDA")
 
 
 def _register_autocast(
-    op: torch._ops.OpOverload, to_lower_precision: bool, device_type: str, key: str
+    op: torch._ops.OpOverload, rule: AutocastRule, device_type: str, key: str
 ) -> None:
     name = op._schema.name.removeprefix(f"{NAMESPACE}::")
-    rule = functools.partial(_autocast, op, device_type, to_lower_precision)
-    _library.impl(name, rule, key)
+    _library.impl(name, functools.partial(_autocast, op, device_type, rule), key)
 
 
 def _autocast(
-    op: Callable[..., Any], device_type: str, to_lower_precision: bool, *args: Any, **kwargs: Any
+    op: Callable[..., Any], device_type: str, rule: AutocastRule, *args: Any, **kwargs: Any
 ) -> Any:
-    dtype = torch.get_autocast_dtype(device_type) if to_lower_precision else torch.float32
+    dtype = torch.get_autocast_dtype(device_type) if rule == "lower" else torch.float32
 
     def cast(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [cast(item) for item in value]
         castable = (
-            isinstance(value, torch.Tensor)
+            rule != "unchanged"
+            and isinstance(value, torch.Tensor)
             and value.is_floating_point()
             and value.dtype != torch.float64
             and value.device.type == device_type

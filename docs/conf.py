@@ -43,7 +43,7 @@ python_use_unqualified_type_names = True
 nitpicky = True
 # Types of other packages, and names that docstrings use in prose, have no page here.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|nn|np|numpy|collections|typing|Tensor|Sequence|Mapping|Path)\b.*"),
+    ("py:.*", r"(torch|nn|np|numpy|collections|typing|Tensor|Sequence|Mapping|Path|pathlib)\b.*"),
 ]
 
 html_theme = "furo"

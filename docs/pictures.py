@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from atrousx.data import SCENE_CLASSES, voc_palette
+from atrousx.data._scene import draw_scene
 
 HERE = Path(__file__).resolve().parent
 GENERATED = HERE / "_generated"
@@ -241,7 +245,30 @@ def lattice() -> Figure:
     return figure
 
 
-EXPLANATIONS: dict[str, Draw] = {"live-taps": live_taps, "phases": phases, "lattice": lattice}
+def scenes(numbers: Sequence[int] = (0, 6, 1), side: int = 241) -> Figure:
+    """Generated scenes, one at night, and below each its labels."""
+    figure, panels = plt.subplots(2, len(numbers), figsize=(8.2, 6.2), layout="constrained")
+    colours = voc_palette() / 255
+    for number, (above, below) in zip(numbers, panels.T, strict=True):
+        image, labels = draw_scene((side, side), np.random.default_rng((0, 0, number)))
+        above.imshow(image, interpolation="none")
+        below.imshow(colours[labels], interpolation="none")
+        for axes in (above, below):
+            axes.axis("off")
+    named = zip(
+        (*SCENE_CLASSES, "border, 255"), (*colours[: len(SCENE_CLASSES)], colours[255]), strict=True
+    )
+    patches = [Patch(color=colour, label=name) for name, colour in named]
+    figure.legend(handles=patches, loc="outside lower center", ncols=4)
+    return figure
+
+
+EXPLANATIONS: dict[str, Draw] = {
+    "live-taps": live_taps,
+    "phases": phases,
+    "lattice": lattice,
+    "scenes": scenes,
+}
 
 
 def drawings() -> dict[str, Draw]:

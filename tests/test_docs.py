@@ -6,9 +6,13 @@ random weights and small images. Commands that compile, measure or check a machi
 
 import argparse
 import importlib
+import json
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +22,7 @@ import pytest
 import torch
 
 import atrousx
-from atrousx import cli
+from atrousx import cli, data
 from tests.models import torchvision_reference as reference
 from tests.models.checkpoints.published import coco_initialisation, port_with_base
 
@@ -32,6 +36,7 @@ WRITTEN = [
     if not name.startswith(GENERATED)
 ]
 PAGES = [name for name in WRITTEN if name == "README.md" or name.startswith("docs/")]
+TRAINING = "docs/tutorial/train.md"  # run by test_the_tutorial_about_training
 HEIGHT, WIDTH = SIZE = (33, 41)
 # What torchrun tells the only process of a group; port 0: any.
 LAUNCHED = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
@@ -77,6 +82,20 @@ def weights(tmp_path_factory):
     return folder
 
 
+def write_voc(root: Path, photo: data.Image, labels: data.Image) -> None:
+    """One photograph for each split of PASCAL VOC, of which "test" has no labels."""
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    framed = labels.copy()
+    framed[0] = 255
+    for split in ("train", "val", "test"):
+        data.write_image(root / "JPEGImages" / "x.png", photo)
+        (root / "JPEGImages" / "x.png").rename(root / "JPEGImages" / f"{split}_1.jpg")
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{split}_1\n")
+        if split != "test":
+            data.write_labels(root / "SegmentationClass" / f"{split}_1.png", framed)
+
+
 @pytest.fixture
 def folder(weights, tmp_path, monkeypatch):
     """The current folder, with the files that a reader has."""
@@ -92,6 +111,7 @@ def folder(weights, tmp_path, monkeypatch):
     labels = random.integers(3, size=SIZE, dtype=np.uint8)
     for name in ("coarse_labels.png", "truth/one.png"):
         cv2.imwrite(str(tmp_path / name), labels)
+    write_voc(tmp_path / "VOC2012", photo, labels)
     np.save(tmp_path / "logits" / "one.npy", random.random((3, 5, 6), dtype=np.float32))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -182,8 +202,10 @@ def check_pip(action, *arguments):
 
 def run_command(words):
     program, *arguments = words
-    if program == "atrousx" and arguments[0] == "doctor":
+    if program == "atrousx" and arguments[0] in ("doctor", "train"):
         parse_atrousx(arguments)
+    elif program == "torchrun":
+        parse_atrousx(arguments[arguments.index("atrousx") + 1 :])
     elif program == "atrousx":
         assert cli.main(arguments) == 0
     else:
@@ -191,7 +213,7 @@ def run_command(words):
 
 
 @pytest.mark.usefixtures("settings")
-@pytest.mark.parametrize("page", [page for page in PAGES if steps(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if steps(page) and page != TRAINING])
 def test_a_page_runs_from_top_to_bottom(page, folder, monkeypatch):
     blocks = steps(page)
     text = "".join(block.text for block in blocks)
@@ -211,6 +233,31 @@ def test_a_page_runs_from_top_to_bottom(page, folder, monkeypatch):
                 run_command(words)
     for written in re.findall(r"`((?:results|search)/[\w.-]+)`", (ROOT / page).read_text()):
         assert (folder / written).is_file(), written
+
+
+@pytest.mark.slow
+def test_the_tutorial_about_training(tmp_path, monkeypatch):
+    """The training is stopped in the middle and goes on; the network becomes good."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    *blocks, code, _ = steps(TRAINING)
+    generate, train, resume, evaluate, segment = (
+        words for block in blocks for words in commands(block)
+    )
+    assert resume == [*train, "--resume"]
+    assert cli.main(generate[1:]) == 0
+    stopped = subprocess.Popen([sys.executable, "-m", "atrousx", *train[1:]])
+    while not list(Path("run").glob("iteration_*")) and stopped.poll() is None:
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.wait() == 128 + signal.SIGINT
+    for words in (resume, evaluate, segment):
+        assert cli.main(words[1:]) == 0
+    found = json.loads(Path("results/evaluation.json").read_text())
+    assert found["with_crf"]["mean_iou"] > 0.8
+    run_python(TRAINING, code, {})
+    for name in ("log.jsonl", "best.pt", "iteration_00000400.pt", "curves.png"):
+        assert Path("run", name).is_file(), name
 
 
 def test_pages_are_found():
@@ -237,7 +284,11 @@ def is_code(value):
 
 @pytest.mark.parametrize(
     "package",
-    ["atrousx"] + [f"atrousx.{name}" for name in ("ops", "models", "backend", "metrics", "crf")],
+    ["atrousx"]
+    + [
+        f"atrousx.{name}"
+        for name in ("ops", "models", "backend", "training", "metrics", "crf", "data")
+    ],
 )
 def test_every_public_function_and_class_is_in_the_reference(package):
     pages = [page for page in PAGES if page.startswith("docs/reference/")]

@@ -119,6 +119,8 @@ def test_torch_marks_constants_for_its_compiler_in_the_same_way():
         "segment photograph.jpg --weights w.pth --out folder",
         "refine photograph.jpg labels.png --out refined.png",
         "crf-search --images a --scores b --labels c --out folder",
+        "generate-scenes folder",
+        "check-data folder --format voc",
     ],
 )
 def test_without_opencv_commands_say_so_in_a_sentence(monkeypatch, capsys, arguments: str):

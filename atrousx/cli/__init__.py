@@ -15,7 +15,17 @@ from typing import NoReturn
 from ..data import OpenCVMissing
 from ._shared import CommandError
 
-PAGES = ("segment", "refine", "crf_search", "doctor", "info")
+PAGES = (
+    "segment",
+    "train",
+    "evaluate",
+    "refine",
+    "crf_search",
+    "generate_scenes",
+    "check_data",
+    "doctor",
+    "info",
+)
 
 
 class _Parser(argparse.ArgumentParser):

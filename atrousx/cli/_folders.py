@@ -8,8 +8,6 @@ from pathlib import Path
 
 from ._shared import CommandError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-
 
 def listed(folder: Path, option: str, suffixes: Sequence[str]) -> list[Path]:
     """Returns a folder's files with one of the suffixes, by name; a name may occur only once."""

@@ -8,11 +8,11 @@ import numpy as np
 
 from ..crf import Grid, Round, Setting
 from ..data import Image, opencv
+from ._drawing import PAPER, text_width, write
 
 CELL_WIDTH, CELL_HEIGHT = 60, 34
 LEFT, TOP, BOTTOM, GAP = 64, 34, 46, 14
 PANELS_PER_ROW = 4
-INK, PAPER = (40, 40, 40), 255
 
 
 def draw_heat_maps(rounds: Sequence[Round], best: Setting, title: str) -> Image:
@@ -30,13 +30,13 @@ def draw_heat_maps(rounds: Sequence[Round], best: Setting, title: str) -> Image:
             rows.append(_columns([_panel(done, w, best, low, high) for w in shown]))
             heading = f"round {number}" if first == 0 else ""
             rows[-1] = np.pad(rows[-1], ((28, 0), (0, 0), (0, 0)), constant_values=PAPER)
-            _write(rows[-1], heading, (GAP, 20), 0.5)
+            write(rows[-1], heading, (GAP, 20), 0.5)
     lines = [title, f"best, framed: w1 {best[0]:g}, sigma_xy {best[1]:g}, sigma_rgb {best[2]:g}"]
     width = max(row.shape[1] for row in rows)
-    width = max([width, *(_text_width(line, 0.55) + 2 * GAP for line in lines)])
+    width = max([width, *(text_width(line, 0.55) + 2 * GAP for line in lines)])
     head = np.full((58, width, 3), PAPER, np.uint8)
     for place, line in enumerate(lines):
-        _write(head, line, (GAP, 24 + 24 * place), 0.55)
+        write(head, line, (GAP, 24 + 24 * place), 0.55)
     return np.concatenate([head, *(_widened(row, width) for row in rows)])
 
 
@@ -46,20 +46,20 @@ def _panel(done: Round, weight: float, best: Setting, low: float, high: float) -
     across, upwards = grid.bilateral_sigma_xy, grid.bilateral_sigma_rgb
     height, width = len(upwards) * CELL_HEIGHT, len(across) * CELL_WIDTH
     panel = np.full((TOP + height + BOTTOM, LEFT + width + GAP, 3), PAPER, np.uint8)
-    _write(panel, f"w1 = {weight:g}", (LEFT, TOP - 10), 0.5)
+    write(panel, f"w1 = {weight:g}", (LEFT, TOP - 10), 0.5)
     for row, rgb in enumerate(reversed(upwards)):
         top = TOP + row * CELL_HEIGHT
-        _write(panel, f"{rgb:g}", (LEFT - 8 - _text_width(f"{rgb:g}", 0.42), top + 22), 0.42)
+        write(panel, f"{rgb:g}", (LEFT - 8 - text_width(f"{rgb:g}", 0.42), top + 22), 0.42)
         for column, xy in enumerate(across):
             setting = Setting(weight, xy, rgb)
             cell = panel[top : top + CELL_HEIGHT, LEFT + column * CELL_WIDTH :][:, :CELL_WIDTH]
             _fill(cell, done.scores[setting], low, high, framed=setting == best)
     for column, xy in enumerate(across):
         text = f"{xy:g}"
-        middle = LEFT + column * CELL_WIDTH + (CELL_WIDTH - _text_width(text, 0.42)) // 2
-        _write(panel, text, (middle, TOP + height + 16), 0.42)
-    _write(panel, "sigma_xy", (LEFT, TOP + height + 36), 0.42)
-    _write(panel, "sigma_rgb", (4, TOP - 10), 0.38)
+        middle = LEFT + column * CELL_WIDTH + (CELL_WIDTH - text_width(text, 0.42)) // 2
+        write(panel, text, (middle, TOP + height + 16), 0.42)
+    write(panel, "sigma_xy", (LEFT, TOP + height + 36), 0.42)
+    write(panel, "sigma_rgb", (4, TOP - 10), 0.38)
     return panel
 
 
@@ -69,9 +69,9 @@ def _fill(cell: Image, score: float, low: float, high: float, framed: bool) -> N
     colour = cv2.applyColorMap(np.array([[round(255 * level)]], np.uint8), cv2.COLORMAP_VIRIDIS)
     cell[:] = colour[0, 0, ::-1]
     text = f"{100 * score:.2f}"
-    place = ((CELL_WIDTH - _text_width(text, 0.42)) // 2, CELL_HEIGHT // 2 + 5)
+    place = ((CELL_WIDTH - text_width(text, 0.42)) // 2, CELL_HEIGHT // 2 + 5)
     # The text is black on light colours and white on dark ones, so that it can be read.
-    _write(cell, text, place, 0.42, (0, 0, 0) if level > 0.6 else (255, 255, 255))
+    write(cell, text, place, 0.42, (0, 0, 0) if level > 0.6 else (255, 255, 255))
     if framed:
         cell[:3] = cell[-3:] = cell[:, :3] = cell[:, -3:] = (220, 30, 30)
 
@@ -82,21 +82,3 @@ def _columns(panels: Sequence[Image]) -> Image:
 
 def _widened(row: Image, width: int) -> Image:
     return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=PAPER)
-
-
-def _text_width(text: str, scale: float) -> int:
-    cv2 = opencv()
-    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0])
-
-
-def _write(
-    image: Image,
-    text: str,
-    place: tuple[int, int],
-    scale: float,
-    ink: tuple[int, int, int] = INK,
-) -> None:
-    cv2 = opencv()
-    drawn = np.ascontiguousarray(image)
-    cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
-    image[:] = drawn

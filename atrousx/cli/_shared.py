@@ -48,15 +48,22 @@ def add_crf_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def crf_arguments(
+    args: argparse.Namespace, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Returns the arguments of the CRF that the options describe, those left out included."""
+    chosen: dict[str, Any] = {name.replace("-", "_"): value for name, value, _ in CRF_OPTIONS}
+    chosen |= {"iterations": 10, "normalization": "symmetric", **defaults}
+    given = {name: getattr(args, name) for name in chosen}
+    return chosen | {name: value for name, value in given.items() if value is not None}
+
+
 def make_crf(
     num_labels: int, args: argparse.Namespace, defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> DenseCRF:
     """Returns the CRF that the options describe. DenseCRF checks the values itself."""
-    names = [name.replace("-", "_") for name, _, _ in CRF_OPTIONS]
-    names += ["iterations", "normalization"]
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     try:
-        return DenseCRF(num_labels, **{**defaults, **given})
+        return DenseCRF(num_labels, **crf_arguments(args, defaults))
     except (TypeError, ValueError) as error:
         raise CommandError(one_line(error)) from error
 

@@ -9,7 +9,7 @@ import torch
 
 from .. import data
 from ..crf import IGNORED, Sample
-from ._folders import IMAGE_SUFFIXES, check_scores_fit, listed, partners, size_text
+from ._folders import check_scores_fit, listed, partners, size_text
 from ._shared import CommandError
 
 
@@ -22,7 +22,7 @@ class Files(NamedTuple):
 def find_files(images: Path, scores: Path, labels: Path) -> list[Files]:
     """Returns the files that belong together by name, one triple for each scores file."""
     found = listed(scores, "--scores", data.SCORES_SUFFIXES)
-    photographs = partners(found, images, "--images", IMAGE_SUFFIXES, "photograph")
+    photographs = partners(found, images, "--images", data.IMAGE_SUFFIXES, "photograph")
     true = partners(found, labels, "--labels", (".png",), "labels")
     return [Files(*files) for files in zip(photographs, found, true, strict=True)]
 

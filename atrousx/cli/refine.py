@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import data
 from ..ops import upsample_argmax, upsample_bilinear2d
-from ._folders import IMAGE_SUFFIXES, check_scores_fit, listed, partners, size_text
+from ._folders import check_scores_fit, listed, partners, size_text
 from ._progress import Progress
 from ._shared import (
     CommandError,
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _refine_folders(args: argparse.Namespace, device: torch.device) -> int:
     found = listed(args.labels, "LABELS", (".png", *data.SCORES_SUFFIXES))
-    photographs = partners(found, args.image, "IMAGE", IMAGE_SUFFIXES, "photograph")
+    photographs = partners(found, args.image, "IMAGE", data.IMAGE_SUFFIXES, "photograph")
     make_folder(args.out)
     inputs = {path.resolve() for path in (*found, *photographs)}
     progress, done = Progress(len(found)), 0

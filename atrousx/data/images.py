@@ -13,6 +13,7 @@ from ._opencv import opencv
 from .palette import voc_palette
 
 Image = NDArray[np.uint8]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class ImageError(ValueError):
@@ -92,7 +93,8 @@ def _read(path: str | Path) -> bytes:
 
 
 def _in_colour(file: bytes, path: str | Path) -> Image:
-    return np.ascontiguousarray(_decode(file, opencv().IMREAD_COLOR, path)[..., ::-1])
+    cv2 = opencv()
+    return np.asarray(cv2.cvtColor(_decode(file, cv2.IMREAD_COLOR, path), cv2.COLOR_BGR2RGB))
 
 
 def _decode(file: bytes, flags: int, path: str | Path) -> NDArray[Any]:
@@ -113,12 +115,23 @@ def _decode(file: bytes, flags: int, path: str | Path) -> NDArray[Any]:
 
 
 def _labels_from_colours(colours: Image, path: str | Path) -> Image:
-    weights = np.array([1 << 16, 1 << 8, 1])
-    codes, palette = colours @ weights, voc_palette() @ weights
-    order = np.argsort(palette)
-    nearest = order[np.searchsorted(palette[order], codes).clip(max=255)]
-    if foreign := int((palette[nearest] != codes).sum()):
+    # In the palette a label's bits 0, 3, 6 are the highest of red, from the top down; 1, 4, 7 those
+    # of green, and 2, 5 those of blue. All lower bits of the colours are 0.
+    cv2 = opencv()
+    red, green, blue = cv2.split(colours)
+    if foreign := np.count_nonzero((red | green) & 31 | blue & 63):
         raise ImageError(
             f"{path}: colour labels must use the palette of PASCAL VOC; {foreign} pixels do not"
         )
-    return np.asarray(nearest, np.uint8)
+    return np.asarray(cv2.LUT(red | green >> 3 | blue >> 6, _LABEL_OF_HIGH_BITS))
+
+
+def _label_of_high_bits() -> Image:
+    """Returns the label of a byte that has the high bits of red, green and blue in this order."""
+    palette = voc_palette()
+    labels = np.empty(256, np.uint8)
+    labels[palette[:, 0] | palette[:, 1] >> 3 | palette[:, 2] >> 6] = np.arange(256)
+    return labels
+
+
+_LABEL_OF_HIGH_BITS = _label_of_high_bits()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..nn.aspp import ASPP, PooledBatchNorm2d
 from ..nn.atrous_conv2d import hooked
+from ..nn.frozen_batch_norm import FrozenBatchNorm2d
 
 RELUS = {torch.relu, F.relu, "relu", "relu_"}
 SUMS = {operator.add, torch.add, "add"}
@@ -228,7 +229,9 @@ def is_norm(layer: nn.Module) -> bool:
         type(layer) is PooledBatchNorm2d
         or type(layer).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
     )
-    frozen = _is_torchvisions(layer, "torchvision.ops.misc", "FrozenBatchNorm2d")
+    frozen = type(layer) is FrozenBatchNorm2d or _is_torchvisions(
+        layer, "torchvision.ops.misc", "FrozenBatchNorm2d"
+    )
     return (
         (own or frozen)
         and getattr(layer, "running_mean", None) is not None
@@ -251,7 +254,7 @@ def _is_torchvisions(layer: nn.Module, module: str, name: str) -> bool:
 
 def _only_reads(layer: nn.Module) -> bool:
     first = next(iter(layer), None) if isinstance(layer, nn.Sequential) else layer
-    return isinstance(first, (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d))
+    return isinstance(first, (nn.Conv2d, nn.BatchNorm2d, FrozenBatchNorm2d, nn.AdaptiveAvgPool2d))
 
 
 def is_relu(layer: nn.Module) -> bool:

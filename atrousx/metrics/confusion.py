@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops._check import check_tensor
+from .._processes import summed
+from ._labels import check_label_maps, check_num_classes, counted
 
 
 class ConfusionMatrix:
@@ -21,14 +22,13 @@ class ConfusionMatrix:
 
     Attributes:
         matrix: ``[num_classes, num_classes]`` int64. The row is the true label, the column the
-            predicted one. It is on the device of the last labels. To evaluate in several processes,
-            add up their matrices.
+            predicted one. It is on the device of the last labels.
 
     Raises:
         ValueError: ``num_classes`` is not positive.
 
-    Source: the metric of arXiv:1412.7062, section 5. The mean IoU leaves out classes that neither
-    occur nor are predicted.
+    Source: the metric of arXiv:1412.7062, section 5; the other measures are those of
+    arXiv:1411.4038, section 5. The means leave out classes that neither occur nor are predicted.
 
     Example:
         >>> import torch
@@ -42,8 +42,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
@@ -57,33 +56,34 @@ class ConfusionMatrix:
                 also be ``ignore_index``.
             RuntimeError: the labels are on different devices.
         """
-        for name, labels in (("predicted", predicted), ("true", true)):
-            check_tensor(name, labels)
-            if labels.is_floating_point() or labels.is_complex():
-                raise TypeError(f"{name} must be integers, got {str(labels.dtype)[6:]}")
-        if predicted.shape != true.shape:
-            raise ValueError(
-                f"predicted and true must have the same shape, got {tuple(predicted.shape)} and "
-                f"{tuple(true.shape)}"
-            )
-        if predicted.device != true.device:
-            raise RuntimeError(
-                f"predicted must be on the device of true, {true.device}, got {predicted.device}"
-            )
+        check_label_maps(predicted, true)
         counts = true != self.ignore_index
-        pair = [labels[counts].long() for labels in (true, predicted)]
-        for name, labels in zip(("true", "predicted"), pair, strict=True):
-            if (
-                labels.numel()
-                and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
-            ):
-                raise ValueError(
-                    f"{name} must hold labels from 0 to {self.num_classes - 1}, "
-                    f"got {int(labels.min())} to {int(labels.max())}"
-                )
-        places = pair[0] * self.num_classes + pair[1]
+        pair = counted(predicted[counts], true[counts], self.num_classes)
+        places = pair.true * self.num_classes + pair.predicted
         seen = torch.bincount(places, minlength=self.num_classes**2).view_as(self.matrix)
         self.matrix = self.matrix.to(seen.device) + seen
+        return self
+
+    def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        """Adds the counts of another matrix, and returns this object.
+
+        Raises:
+            ValueError: the matrices have different numbers of classes.
+        """
+        if other.num_classes != self.num_classes:
+            raise ValueError(
+                f"other must have {self.num_classes} classes as this matrix has, "
+                f"got {other.num_classes}"
+            )
+        self.matrix = self.matrix + other.matrix.to(self.matrix.device)
+        return self
+
+    def all_reduce(self) -> ConfusionMatrix:
+        """Adds up the matrices of all processes of ``torch.distributed``; each gets the sum.
+
+        All processes must call it. Without an initialised process group nothing changes.
+        """
+        self.matrix = summed(self.matrix)
         return self
 
     def iou(self) -> Tensor:
@@ -98,6 +98,33 @@ class ConfusionMatrix:
     def mean_iou(self) -> float:
         """Returns the mean IoU of the classes that occur or are predicted; NaN without pixels."""
         return float(self.iou().nanmean())
+
+    def frequency_weighted_iou(self) -> float:
+        r"""Returns the IoU weighted by the share of pixels of each class; NaN without pixels.
+
+        .. math:: \sum_c \frac{\sum_p M_{cp}}{\sum_{tp} M_{tp}} \, \mathrm{IoU}_c
+        """
+        frequency = self.matrix.double().sum(1)
+        # A class that never occurs has the weight 0; its IoU may be NaN.
+        return float((frequency * self.iou().nan_to_num()).sum() / frequency.sum())
+
+    def class_accuracy(self) -> Tensor:
+        r"""Returns the share of each class's pixels that got its label, ``[num_classes]`` float64.
+
+        .. math:: M_{cc} / \textstyle\sum_p M_{cp}
+
+        It is NaN for a class that does not occur.
+        """
+        matrix = self.matrix.double()
+        return matrix.diagonal() / matrix.sum(1)
+
+    def mean_accuracy(self) -> float:
+        """Returns the mean of ``class_accuracy`` over the classes that occur; NaN without pixels.
+
+        Unlike the mean IoU it leaves out classes that are only predicted: they have no pixels whose
+        accuracy could be measured.
+        """
+        return float(self.class_accuracy().nanmean())
 
     def accuracy(self) -> float:
         """Returns the share of pixels with the right label; NaN without pixels."""

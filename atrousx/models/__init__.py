@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from ..metrics import ConfusionMatrix as _ConfusionMatrix
+from ..metrics.confusion import ConfusionMatrix as _ConfusionMatrix
 from .checkpoints import LoadReport, from_vgg16, from_weights, load_weights
 from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v2 import DeepLabV2, deeplab_v2

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from ..nn import AtrousConv2d, DenseCRF
 from ._check import check_choice, check_classes
+from .parameter_groups import Multipliers
 from .preprocess import Preprocess
 from .segmenter import Segmenter
-from .vgg import POOLINGS, VGG16, Fc6, Pooling, fully_convolutional
+from .vgg import OUT_CHANNELS, POOLINGS, VGG16, Fc6, Pooling, fully_convolutional
+from .width import check_width, scaled
 
 MULTI_SCALE_CHANNELS = 128
 # Channels of the image and of the first four poolings' results, and the strides that bring them to
@@ -35,19 +37,21 @@ Fc6Name = Literal["large_fov", "7x7_r4", "4x4_r4", "4x4_r8"]
 class MultiScaleFeatures(nn.Module):
     """A 3x3 and a 1x1 convolution on the image and on each of the first four poolings' results."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        width = MULTI_SCALE_CHANNELS
+        own = scaled(MULTI_SCALE_CHANNELS, width)
+        image, *pools = MULTI_SCALE_INPUTS
+        inputs = [image, *((scaled(channels, width), stride) for channels, stride in pools)]
         self.branches = nn.ModuleList(
             nn.Sequential(
-                AtrousConv2d(channels, width, 3, stride, padding=1),
+                AtrousConv2d(channels, own, 3, stride, padding=1),
                 nn.ReLU(inplace=True),
                 nn.Dropout(0.5),
-                AtrousConv2d(width, width, 1),
+                AtrousConv2d(own, own, 1),
                 nn.ReLU(inplace=True),
                 nn.Dropout(0.5),
             )
-            for channels, stride in MULTI_SCALE_INPUTS
+            for channels, stride in inputs
         )
 
     def forward(self, sources: list[Tensor], height: int, width: int) -> list[Tensor]:
@@ -87,29 +91,40 @@ class DeepLabV1(Segmenter):
 
     fusion = "mean"
     downsamples_labels = True
+    published = Multipliers(lr=1e-3, weight_decay=5e-4, head=10, bias=2, decay_all=False)
     # These values are in public use with the networks of the first paper.
     crf_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"bilateral_sigma_xy": 121.0, "bilateral_sigma_rgb": 5.0}
     )
 
     def __init__(
-        self, num_classes: int, fc6: Fc6, multi_scale_features: bool, pooling: Pooling
+        self,
+        num_classes: int,
+        fc6: Fc6,
+        multi_scale_features: bool,
+        pooling: Pooling,
+        width: float = 1.0,
     ) -> None:
         super().__init__(Preprocess.caffe(), DenseCRF(num_classes, **self.crf_defaults))
-        self.fc6 = fc6
-        self.backbone = VGG16(pooling, smooth=pooling == "3x3" and fc6.kernel == 3)
-        extra = len(MULTI_SCALE_INPUTS) * MULTI_SCALE_CHANNELS if multi_scale_features else 0
-        self.classifier = fully_convolutional(fc6, num_classes, extra)
-        self.multi_scale = MultiScaleFeatures() if multi_scale_features else None
+        self.fc6 = fc6.scaled(width)
+        self.backbone = VGG16(pooling, smooth=pooling == "3x3" and fc6.kernel == 3, width=width)
+        own = scaled(MULTI_SCALE_CHANNELS, width)
+        self.classifier = fully_convolutional(
+            self.fc6,
+            num_classes,
+            extra=len(MULTI_SCALE_INPUTS) * own if multi_scale_features else 0,
+            in_channels=scaled(OUT_CHANNELS, width),
+        )
+        self.multi_scale = MultiScaleFeatures(width) if multi_scale_features else None
         # With 3x3 windows the features lie on the pixels 0, 8, 16, ... With 2x2 windows each
         # feature covers a cell of 8 pixels.
         self.align_corners = pooling == "3x3"
 
-    def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        logits = self.coarse_logits(input)
+    def outputs(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        logits = self.coarse_logits(images)
         if self.training:
             return logits
-        size = input.shape[-2:]
+        size = images.shape[-2:]
         return OrderedDict(out=self.resample(logits["out"], size, align_corners=self.align_corners))
 
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -133,6 +148,7 @@ def deeplab_v1(
     *,
     multi_scale_features: bool = False,
     pooling: Pooling = "3x3",
+    width: float = 1.0,
 ) -> DeepLabV1:
     r"""Builds DeepLab v1 with random weights; :func:`from_vgg16` uses ImageNet weights.
 
@@ -165,6 +181,8 @@ def deeplab_v1(
         pooling: "3x3" uses windows as in the released networks. "2x2" uses VGG's own windows,
             dilated after the removed strides. They are exact with VGG's own weights, and need
             images of at least 16 pixels in height and width.
+        width: a factor for the channels of all layers, rounded to multiples of 8. A narrow network
+            costs little, for tests and small devices.
 
     Returns:
         A :class:`DeepLabV1`. It maps images ``[N, 3, H, W]`` to an ordered dictionary with "out",
@@ -185,4 +203,5 @@ def deeplab_v1(
     check_classes(num_classes)
     check_choice("fc6", fc6, FC6)
     check_choice("pooling", pooling, POOLINGS)
-    return DeepLabV1(num_classes, FC6[fc6], multi_scale_features, pooling)
+    check_width(width)
+    return DeepLabV1(num_classes, FC6[fc6], multi_scale_features, pooling, width)

@@ -3,55 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..nn import AtrousConv2d, DenseCRF
-from ..ops import multi_rate_conv2d
 from ._check import check_choice, check_classes
 from .freezing import freeze_bn
+from .heads import SummedBranches
+from .parameter_groups import Multipliers
 from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
-from .vgg import VGG16, Fc6, fully_convolutional
+from .vgg import OUT_CHANNELS, VGG16, Fc6, fully_convolutional
+from .width import check_width, scaled
 
 RATES = {"aspp_l": (6, 12, 18, 24), "aspp_s": (2, 4, 8, 12), "large_fov": (12,)}
 BACKBONES = ("resnet101", "vgg16")
 SMALLER_SCALES = (0.75, 0.5)
 FC6_WIDTH = 1024
-
-
-class SummedBranches(nn.Module):
-    r"""Atrous spatial pyramid pooling as in DeepLab v2: the sum of parallel branches.
-
-    .. math:: y = \sum_i B_{r_i}(x)
-
-    A branch is one 3x3 convolution with bias at its rate, or VGG's layers fc6, fc7 and fc8.
-    """
-
-    def __init__(self, branches: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if all(isinstance(branch, AtrousConv2d) for branch in self.branches):
-            convs = self.last_layers()
-            weights = [conv.weight for conv in convs]
-            biases = [cast(Tensor, conv.bias) for conv in convs]
-            rates = [conv.dilation[0] for conv in convs]
-            return multi_rate_conv2d(input, weights, biases, rates, reduce="sum")
-        total: Tensor = self.branches[0](input)
-        for branch in self.branches[1:]:
-            total = total + branch(input)
-        return total
-
-    def last_layers(self) -> list[AtrousConv2d]:
-        """Returns the convolutions that make the logits, one for each branch."""
-        layers = (b[-1] if isinstance(b, nn.Sequential) else b for b in self.branches)
-        return [cast(AtrousConv2d, layer) for layer in layers]
 
 
 class DeepLabV2(Segmenter):
@@ -75,6 +46,7 @@ class DeepLabV2(Segmenter):
     fusion = "max"
     downsamples_labels = True
     align_corners = True
+    published = Multipliers(lr=2.5e-4, weight_decay=5e-4, head=10, bias=2, decay_all=False)
 
     def __init__(
         self, backbone: nn.Module, classifier: SummedBranches, num_classes: int, multi_scale: bool
@@ -85,11 +57,11 @@ class DeepLabV2(Segmenter):
         self.classifier = classifier
         self.scales = SMALLER_SCALES if multi_scale else ()
 
-    def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        logits = self.coarse_logits(input)
+    def outputs(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        logits = self.coarse_logits(images)
         if self.training:
             return logits
-        return OrderedDict(out=self.resample(logits["out"], input.shape[-2:], align_corners=True))
+        return OrderedDict(out=self.resample(logits["out"], images.shape[-2:], align_corners=True))
 
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         pyramid = OrderedDict({"scale_1": self.scores(images)})
@@ -111,37 +83,6 @@ class DeepLabV2(Segmenter):
         result: Tensor = self.classifier(last)
         return result
 
-    def parameter_groups(
-        self, lr: float = 2.5e-4, weight_decay: float = 5e-4
-    ) -> list[dict[str, Any]]:
-        """Returns parameter groups for an optimizer, with the paper's learning rates.
-
-        The weights of the layers that make the logits learn at 10 ``lr``. Their biases learn at
-        20 ``lr`` without weight decay. All other parameters that are not frozen learn at ``lr``.
-
-        Returns:
-            Three dictionaries with "params", "lr" and "weight_decay".
-
-        Source: arXiv:1606.00915 section 4.
-
-        Example:
-            >>> import torch, atrousx
-            >>> model = atrousx.models.deeplab_v2(2, "vgg16", "large_fov")
-            >>> optimizer = torch.optim.SGD(model.parameter_groups(), momentum=0.9)
-            >>> [round(group["lr"], 5) for group in optimizer.param_groups]
-            [0.00025, 0.0025, 0.005]
-        """
-        layers = self.classifier.last_layers()
-        weights = [layer.weight for layer in layers]
-        biases = [layer.bias for layer in layers]
-        fast = {id(parameter) for parameter in (*weights, *biases)}
-        slow = [p for p in self.parameters() if p.requires_grad and id(p) not in fast]
-        return [
-            {"params": slow, "lr": lr, "weight_decay": weight_decay},
-            {"params": weights, "lr": 10 * lr, "weight_decay": weight_decay},
-            {"params": biases, "lr": 20 * lr, "weight_decay": 0.0},
-        ]
-
 
 def deeplab_v2(
     num_classes: int = 21,
@@ -149,6 +90,7 @@ def deeplab_v2(
     head: Literal["aspp_l", "aspp_s", "large_fov"] = "aspp_l",
     *,
     multi_scale: bool = True,
+    width: float = 1.0,
 ) -> DeepLabV2:
     r"""Builds DeepLab v2 with random weights.
 
@@ -172,6 +114,7 @@ def deeplab_v2(
             with rate 12.
         multi_scale: also runs the network at 0.75 and 0.5 of the image's size and takes the maximum
             of the logits.
+        width: a factor for the channels of all layers, as in :func:`deeplab_v1`.
 
     Returns:
         A :class:`DeepLabV2`.
@@ -191,15 +134,17 @@ def deeplab_v2(
     check_classes(num_classes)
     check_choice("backbone", backbone, BACKBONES)
     check_choice("head", head, RATES)
+    check_width(width)
     extractor: nn.Module
     branches: list[nn.Module]
     if backbone == "vgg16":
-        extractor = VGG16("3x3", smooth=True)
-        forms = [Fc6(3, rate, FC6_WIDTH) for rate in RATES[head]]
-        branches = [fully_convolutional(fc6, num_classes) for fc6 in forms]
+        extractor = VGG16("3x3", smooth=True, width=width)
+        forms = [Fc6(3, rate, FC6_WIDTH).scaled(width) for rate in RATES[head]]
+        channels = scaled(OUT_CHANNELS, width)
+        branches = [fully_convolutional(fc6, num_classes, in_channels=channels) for fc6 in forms]
     else:
-        extractor = freeze_bn(ResNet(plan_stages(UNITS[backbone], 8), caffe=True))
-        channels = EXPANSION * STAGE_WIDTHS[-1]
+        extractor = freeze_bn(ResNet(plan_stages(UNITS[backbone], 8), caffe=True, width=width))
+        channels = EXPANSION * scaled(STAGE_WIDTHS[-1], width)
         branches = [
             AtrousConv2d(channels, num_classes, 3, padding=rate, dilation=rate)
             for rate in RATES[head]

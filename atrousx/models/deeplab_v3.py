@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ..nn import ASPP, AtrousConv2d
 from ._check import check_choice, check_classes
+from .parameter_groups import Multipliers
 from .preprocess import Preprocess
 from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
+from .width import check_width, scaled
 
 PAPER_RATES = (6, 12, 18)
 PAPER_OUTPUT_STRIDE = 16
@@ -41,6 +43,7 @@ class DeepLabV3(Segmenter):
     """
 
     fusion = "mean"
+    published = Multipliers(lr=7e-3, weight_decay=1e-4, bias=2, decay_all=False)
 
     def __init__(
         self, backbone: ResNet, classifier: nn.Module, aux_classifier: nn.Module | None = None
@@ -49,11 +52,6 @@ class DeepLabV3(Segmenter):
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
-
-    def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
-        size = input.shape[-2:]
-        logits = self.coarse_logits(input)
-        return OrderedDict((name, self.resample(z, size)) for name, z in logits.items())
 
     def coarse_logits(self, images: Tensor) -> OrderedDict[str, Tensor]:
         features = self.backbone(images)
@@ -77,21 +75,25 @@ class FCNHead(nn.Sequential):
         )
 
 
-def paper_head(in_channels: int, num_classes: int, rates: Sequence[int]) -> nn.Sequential:
+def paper_head(
+    in_channels: int, num_classes: int, rates: Sequence[int], channels: int = HEAD_CHANNELS
+) -> nn.Sequential:
     return nn.Sequential(
-        ASPP(in_channels, rates, HEAD_CHANNELS, dropout=0.0),
-        AtrousConv2d(HEAD_CHANNELS, num_classes, 1),
+        ASPP(in_channels, rates, channels, dropout=0.0),
+        AtrousConv2d(channels, num_classes, 1),
     )
 
 
-def torchvision_head(in_channels: int, num_classes: int, rates: Sequence[int]) -> nn.Sequential:
+def torchvision_head(
+    in_channels: int, num_classes: int, rates: Sequence[int], channels: int = HEAD_CHANNELS
+) -> nn.Sequential:
     """Returns the paper's head with dropout and one more 3x3 convolution before the logits."""
     return nn.Sequential(
-        ASPP(in_channels, rates, HEAD_CHANNELS, dropout=0.5),
-        AtrousConv2d(HEAD_CHANNELS, HEAD_CHANNELS, 3, padding=1, bias=False),
-        nn.BatchNorm2d(HEAD_CHANNELS),
+        ASPP(in_channels, rates, channels, dropout=0.5),
+        AtrousConv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
         nn.ReLU(),
-        AtrousConv2d(HEAD_CHANNELS, num_classes, 1),
+        AtrousConv2d(channels, num_classes, 1),
     )
 
 
@@ -105,6 +107,7 @@ def deeplab_v3(
     multi_grid: Sequence[int] | None = None,
     layout: Literal["paper", "torchvision"] = "paper",
     aux: bool = False,
+    width: float = 1.0,
 ) -> DeepLabV3:
     r"""Builds DeepLab v3 with random weights.
 
@@ -144,6 +147,7 @@ def deeplab_v3(
             paper: (1, 2, 4) for ASPP and (1, 2, 1) for the cascade.
         layout: "paper" or "torchvision".
         aux: adds torchvision's auxiliary classifier, a second output for training.
+        width: a factor for the channels of all layers, as in :func:`deeplab_v1`.
 
     Returns:
         A :class:`DeepLabV3`. It maps images ``[N, 3, H, W]`` to an ordered dictionary with "out",
@@ -165,26 +169,28 @@ def deeplab_v3(
     check_choice("backbone", backbone, UNITS)
     check_choice("layout", layout, ("paper", "torchvision"))
     check_choice("head", head, ("aspp", "cascade"))
+    check_width(width)
     _check_head(head, blocks, multi_grid, layout)
     last_block = 4 if head == "aspp" else blocks or 7
     default = PAPER_OUTPUT_STRIDE if layout == "paper" else 8
     stride = default if output_stride is None else output_stride
     check_output_stride(stride, last_block)
     units = UNITS[backbone] + UNITS[backbone][-1:] * (last_block - 4)
-    _, _, before, last = (EXPANSION * width for width in STAGE_WIDTHS)
+    _, _, before, last = (EXPANSION * scaled(channels, width) for channels in STAGE_WIDTHS)
+    own = scaled(HEAD_CHANNELS, width)
     rates = [rate * PAPER_OUTPUT_STRIDE // stride for rate in PAPER_RATES]
     if layout == "torchvision":
         stages = plan_stages(units, stride, first_unit_keeps_rate=True)
-        classifier = torchvision_head(last, num_classes, rates)
+        classifier = torchvision_head(last, num_classes, rates, own)
     else:
         stages = plan_stages(units, stride, multi_grid or PAPER_MULTI_GRID[head])
         classifier = (
-            paper_head(last, num_classes, rates)
+            paper_head(last, num_classes, rates, own)
             if head == "aspp"
             else nn.Sequential(AtrousConv2d(last, num_classes, 1))
         )
     auxiliary = FCNHead(before, num_classes) if aux else None
-    model = DeepLabV3(ResNet(stages, aux), classifier, auxiliary)
+    model = DeepLabV3(ResNet(stages, aux, width=width), classifier, auxiliary)
     if layout == "paper":
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..nn.frozen_batch_norm import FrozenBatchNorm2d
 from ..ops._check import pair
 
 Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 # Layers that treat every pixel alike or normalise per channel. They are right at any density.
 POINTWISE = (
     nn.modules.batchnorm._BatchNorm,
+    FrozenBatchNorm2d,
     nn.modules.dropout._DropoutNd,
     nn.LayerNorm,
     nn.Linear,

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """A ``torch.nn.BatchNorm2d`` that stays in evaluation mode, even after ``train()``."""
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(False)
+from ..nn.frozen_batch_norm import FrozenBatchNorm2d
 
 
 def freeze_bn(module: nn.Module) -> nn.Module:
@@ -24,8 +14,9 @@ def freeze_bn(module: nn.Module) -> nn.Module:
 
     The running statistics :math:`\mu, \sigma^2` and the parameters :math:`\gamma, \beta` keep their
     present values. ``model.train()`` does not restore batch statistics, and the parameters get no
-    gradient. Keys and values of the ``state_dict`` stay the same. The third paper freezes at the
-    start of the second half of training. The second paper's ResNet is frozen from the start.
+    gradient. ``SyncBatchNorm.convert_sync_batchnorm`` leaves frozen layers alone. Keys and values
+    of the ``state_dict`` stay the same. The third paper freezes at the start of the second half of
+    training. The second paper's ResNet is frozen from the start.
 
     Args:
         module: any module; its ``torch.nn.BatchNorm2d`` and ``SyncBatchNorm`` layers are frozen.
@@ -50,6 +41,6 @@ def freeze_bn(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             # Only the class changes, so the layer's hooks and all references to it stay valid.
-            layer.__class__ = FrozenBatchNorm2d
+            layer.__class__ = FrozenBatchNorm2d  # type: ignore[assignment]
             layer.eval().requires_grad_(False)
     return module

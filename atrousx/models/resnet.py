@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 from torch import Tensor, nn
 
 from ..nn import AtrousConv2d
+from .width import scaled
 
 UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 STAGE_WIDTHS = (64, 128, 256, 512)
@@ -131,24 +132,32 @@ class ResNet(nn.Module):
         aux: whether to return the third stage's result too.
         caffe: whether to use the original network's form: strides on the first 1x1 convolution of
             a unit, and a max-pooling that rounds sizes up.
+        width: a factor for the channels of all layers.
     """
 
-    def __init__(self, stages: Sequence[Stage], aux: bool = False, caffe: bool = False) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        aux: bool = False,
+        caffe: bool = False,
+        width: float = 1.0,
+    ) -> None:
         super().__init__()
         self.aux = aux
-        channels = STAGE_WIDTHS[0]
+        widths = [scaled(channels, width) for channels in STAGE_WIDTHS]
+        channels = widths[0]
         self.conv1 = AtrousConv2d(3, channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=caffe)
         self.stage_names = [f"layer{index}" for index in range(1, len(stages) + 1)]
         for index, stage in enumerate(stages):
-            width = STAGE_WIDTHS[min(index, len(STAGE_WIDTHS) - 1)]
+            inner = widths[min(index, len(widths) - 1)]
             units = []
             for place, rate in enumerate(stage.rates):
                 stride = 1 if place else stage.stride
-                units.append(Bottleneck(channels, width, stride, rate, caffe))
-                channels = EXPANSION * width
+                units.append(Bottleneck(channels, inner, stride, rate, caffe))
+                channels = EXPANSION * inner
             self.add_module(self.stage_names[index], nn.Sequential(*units))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -6,15 +6,17 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
+from .._processes import rank_and_world
 from ..nn import DenseCRF
-from ..ops import upsample_argmax, upsample_bilinear2d, upsample_cross_entropy
-from ..ops._check import check_rank
+from ..ops import upsample_argmax, upsample_bilinear2d
+from .loss import Criterion, SegmentationLoss, warn_of_unshared_gradients
 from .multi_scale import MultiScale, Prediction, checked_photograph
+from .parameter_groups import Multipliers, parameter_groups
 from .preprocess import Preprocess
 
 # Bilinear resampling: atrousx's function, or PyTorch's in a model for export.
@@ -22,12 +24,16 @@ Resample = Callable[..., Tensor]
 
 
 class Segmenter(nn.Module):
-    """A network with ``forward(images) -> OrderedDict(out=logits)`` that can label photographs.
+    """A network that can label photographs and compute its training loss.
+
+    ``forward(images)`` returns ``OrderedDict(out=logits)``; ``forward(images, target)`` the loss.
 
     ``preprocess`` and ``crf`` belong to the model but not to its ``state_dict``.
     """
 
     fusion: ClassVar[Literal["mean", "max"]]
+    # The paper's learning rates.
+    published: ClassVar[Multipliers]
     # Whether the paper's loss downsamples the labels to the logits' size. Else it upsamples logits.
     downsamples_labels: ClassVar[bool] = False
     # Arguments of the dense CRF for the paper's networks that differ from DenseCRF's defaults.
@@ -48,6 +54,30 @@ class Segmenter(nn.Module):
         """
         raise NotImplementedError
 
+    @overload
+    def forward(self, input: Tensor, target: None = None) -> OrderedDict[str, Tensor]: ...
+
+    @overload
+    def forward(self, input: Tensor, target: Tensor, **options: Any) -> Tensor: ...
+
+    def forward(
+        self, input: Tensor, target: Tensor | None = None, **options: Any
+    ) -> OrderedDict[str, Tensor] | Tensor:
+        """Returns the logits; with ``target`` the loss, with the ``options`` of ``loss``."""
+        if target is not None:
+            return self.loss(self.coarse_logits(input), target, **options)
+        if options:
+            raise TypeError(f"{', '.join(options)}: needs a target, as the loss does")
+        return self.outputs(input)
+
+    def outputs(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Returns what ``forward`` returns without a target: the logits at the images' size."""
+        size, corners = images.shape[-2:], self.align_corners
+        logits = self.coarse_logits(images)
+        return OrderedDict(
+            (name, self.resample(z, size, align_corners=corners)) for name, z in logits.items()
+        )
+
     def loss(
         self,
         images_or_logits: Tensor | Mapping[str, Tensor],
@@ -58,6 +88,9 @@ class Segmenter(nn.Module):
         label_smoothing: float = 0.0,
         downsample_labels: bool | None = None,
         aux_weight: float = 0.5,
+        criterion: Criterion | None = None,
+        step_targets: Sequence[Tensor] | None = None,
+        across_processes: bool = False,
     ) -> Tensor:
         r"""Returns the training loss of the model's paper, without logits at the images' size.
 
@@ -72,9 +105,13 @@ class Segmenter(nn.Module):
         ``ops.upsample_cross_entropy``. Versions 1 and 2 downsample the labels to the nearest pixel
         (:math:`D`).
 
+        ``model(images, target, ...)`` returns the same loss. In several processes call the wrapped
+        model in this way: ``DistributedDataParallel(model)(images, target)``. Its forward must
+        compute the loss, or gradients are not shared and logits have the images' size.
+
         Args:
             images_or_logits: images ``[N, 3, H, W]`` as ``preprocess`` makes them; or the result of
-                ``forward`` or ``coarse_logits``, for instance with ``DistributedDataParallel``.
+                ``forward`` or ``coarse_logits``.
             target: labels ``[N, H, W]``, int64, int32 or uint8.
             weight: ``[classes]``, a factor for each class.
             ignore_index: the label of pixels that do not count.
@@ -82,6 +119,16 @@ class Segmenter(nn.Module):
             downsample_labels: True downsamples the labels, False upsamples the logits, None does as
                 the model's paper.
             aux_weight: factor of the auxiliary classifier's loss; the default is torchvision's.
+            criterion: another loss than the cross-entropy: a function of logits ``[N, C, H, W]``
+                and labels ``[N, OH, OW]``. It replaces ``weight``, ``ignore_index`` and
+                ``label_smoothing``, which it must apply itself.
+            step_targets: the labels of all micro-batches of one step of the optimizer, with this
+                one. The sum over this micro-batch is then divided by the number of labelled pixels
+                of the whole step, so that adding up the gradients gives those of one large batch.
+                Without labelled pixels the loss is 0, not NaN.
+            across_processes: whether to count the labelled pixels of all processes of
+                ``torch.distributed``. All processes must call this function together. The mean
+                of their losses is then that of one large batch.
 
         Returns:
             A scalar.
@@ -93,29 +140,83 @@ class Segmenter(nn.Module):
 
         Example:
             >>> import torch, atrousx
-            >>> model = atrousx.models.deeplab_v3(num_classes=3, aux=True)
+            >>> model = atrousx.models.deeplab_v3(num_classes=3, aux=True, width=0.1)
             >>> images, target = torch.rand(2, 3, 33, 33), torch.randint(3, (2, 33, 33))
             >>> loss = model.loss(images, target)
             >>> loss.backward()
         """
         given = images_or_logits
-        logits = self.coarse_logits(given) if isinstance(given, Tensor) else given
+        if isinstance(given, Tensor):
+            if self.training and torch.is_grad_enabled() and rank_and_world()[1] > 1:
+                warn_of_unshared_gradients()
+            given = self.coarse_logits(given)
         shrink = self.downsamples_labels if downsample_labels is None else downsample_labels
-        if shrink:
-            check_rank("target", target, 3, "[N, H, W]")
-        terms = []
-        for name, scores in logits.items():
-            labels = _shrunk(target, scores.shape[-2:], self.align_corners) if shrink else target
-            term = upsample_cross_entropy(
-                scores,
-                labels,
-                weight,
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                align_corners=self.align_corners,
-            )
-            terms.append(aux_weight * term if name == "aux" else term)
-        return torch.stack(terms).sum()
+        loss = SegmentationLoss(
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            downsample_labels=shrink,
+            aux_weight=aux_weight,
+            criterion=criterion,
+            step_targets=step_targets,
+            across_processes=across_processes,
+            align_corners=self.align_corners,
+        )
+        return loss(given, target)
+
+    def parameter_groups(
+        self,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        *,
+        head: float | None = None,
+        bias: float | None = None,
+        aux: float | None = None,
+        decay_all: bool | None = None,
+    ) -> list[dict[str, Any]]:
+        """Returns parameter groups for an optimizer, by default with the paper's learning rates.
+
+        Frozen parameters are in no group. The defaults are, by version:
+
+        ======= ======= ============ ==== ==== === =========
+        version lr      weight_decay head bias aux decay_all
+        ======= ======= ============ ==== ==== === =========
+        v1      0.001   0.0005       10   2    1   False
+        v2      0.00025 0.0005       10   2    1   False
+        v3      0.007   0.0001       1    2    1   False
+        ======= ======= ============ ==== ==== === =========
+
+        Args:
+            lr: the learning rate.
+            weight_decay: the weight decay.
+            head: factor of the learning rate for the layers that make the logits.
+            bias: factor for the biases of convolutions, in addition to ``head`` or ``aux``.
+            aux: factor for the auxiliary classifier of v3; torchvision uses 10.
+            decay_all: whether biases and the parameters of normalisation decay as well.
+
+        Returns:
+            Dictionaries with "params", "lr" and "weight_decay", the smallest learning rate first.
+
+        Source: arXiv:1412.7062 section 4.1, arXiv:1606.00915 section 4.1, arXiv:1706.05587
+        section 4.1; for ``bias`` and ``decay_all`` the authors' released configurations.
+
+        Example:
+            >>> import torch, atrousx
+            >>> model = atrousx.models.deeplab_v2(2, "vgg16", "large_fov", width=0.1)
+            >>> optimizer = torch.optim.SGD(model.parameter_groups(), momentum=0.9)
+            >>> [round(group["lr"], 5) for group in optimizer.param_groups]
+            [0.00025, 0.0005, 0.0025, 0.005]
+        """
+        given: dict[str, Any] = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "head": head,
+            "bias": bias,
+            "aux": aux,
+            "decay_all": decay_all,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        return parameter_groups(self, self.published._replace(**changes))
 
     @torch.inference_mode()
     def labels(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
@@ -214,7 +315,7 @@ class Segmenter(nn.Module):
         if crf is not None and not isinstance(crf, (bool, nn.Module)):
             raise TypeError(f"crf must be a DenseCRF, a bool or None, got {type(crf).__name__}")
         refiner = (self.crf if crf else None) if isinstance(crf, bool) else crf
-        with _evaluating(self):
+        with evaluating(self):
             probabilities = inference.probabilities(self, photograph)
             labels = probabilities.argmax(1)
             if refiner is None:
@@ -226,7 +327,7 @@ class Segmenter(nn.Module):
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Sets evaluation mode inside the context; afterwards every module has its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -235,15 +336,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _shrunk(target: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Returns the labels at the pixels nearest to the places of logits of a given size."""
-    for dim, count in zip((1, 2), size, strict=True):
-        extent, places = target.shape[dim], torch.arange(count, device=target.device)
-        if align_corners and count > 1:
-            places = (2 * places * (extent - 1) + count - 1) // (2 * (count - 1))
-        elif not align_corners:
-            places = (2 * places + 1) * extent // (2 * count)
-        target = target.index_select(dim, places)
-    return target

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import AtrousConv2d
+from .width import scaled
 
 Pooling = Literal["3x3", "2x2"]
 POOLINGS = ("3x3", "2x2")
@@ -31,14 +32,19 @@ class Fc6(NamedTuple):
         # This keeps the map's size. It is exact for even kernels too, because their rates are even.
         return self.rate * (self.kernel - 1) // 2
 
+    def scaled(self, width: float) -> Fc6:
+        return self._replace(width=scaled(self.width, width))
 
-def fully_convolutional(fc6: Fc6, num_classes: int, extra: int = 0) -> nn.Sequential:
+
+def fully_convolutional(
+    fc6: Fc6, num_classes: int, extra: int = 0, in_channels: int = OUT_CHANNELS
+) -> nn.Sequential:
     """Returns VGG's three fully connected layers as convolutions, with torchvision's keys.
 
     ``extra`` is the number of channels that are added to the last layer's input.
     """
     return nn.Sequential(
-        AtrousConv2d(OUT_CHANNELS, fc6.width, fc6.kernel, padding=fc6.padding, dilation=fc6.rate),
+        AtrousConv2d(in_channels, fc6.width, fc6.kernel, padding=fc6.padding, dilation=fc6.rate),
         nn.ReLU(inplace=True),
         nn.Dropout(0.5),
         AtrousConv2d(fc6.width, fc6.width, 1),
@@ -84,9 +90,10 @@ class VGG16(nn.Module):
             windows, dilated after the removed stride. Every feature is then one that the original
             network computes on some shift of the image. ``H' = H // 8`` must be at least 2.
         smooth: whether to end with a 3x3 average, as the released networks with a 3x3 fc6 do.
+        width: a factor for the channels of all layers.
     """
 
-    def __init__(self, pooling: Pooling = "3x3", smooth: bool = False) -> None:
+    def __init__(self, pooling: Pooling = "3x3", smooth: bool = False, width: float = 1.0) -> None:
         super().__init__()
         self.pooling = pooling
         layers: list[nn.Module] = []
@@ -94,10 +101,10 @@ class VGG16(nn.Module):
         for index, widths in enumerate(STAGES):
             # The fifth stage follows one removed stride, fc6 two.
             rate = 2 if index == 4 else 1
-            for width in widths:
-                layers.append(AtrousConv2d(in_channels, width, 3, padding=rate, dilation=rate))
+            for channels in (scaled(full, width) for full in widths):
+                layers.append(AtrousConv2d(in_channels, channels, 3, padding=rate, dilation=rate))
                 layers.append(nn.ReLU(inplace=True))
-                in_channels = width
+                in_channels = channels
             layers.append(_pool(pooling, strided=index < 3, rate=rate))
         if smooth:
             layers.append(nn.AvgPool2d(3, stride=1, padding=1))

@@ -61,7 +61,7 @@ class ImagePooling(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         pooled = self.pooled(input)
         resized = self.resample(pooled, size=input.shape[-2:])
-        # Autocast resamples in float32, and normalising a 1x1 map loses channels_last. Without this
+        # Autocast may resample in float32. Normalising a 1x1 map loses channels_last. Without this
         # line the concatenation would spread both to all branches.
         channels_last = input.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if channels_last else torch.preserve_format

@@ -258,4 +258,4 @@ def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 register_derivatives(_build, _build_gradient, _save_build)
 for _op in (_assemble, _embed, _embed_backward):
     register_derivatives(_op, no_second_derivative)
-register_autocast(_build, to_lower_precision=False)
+register_autocast(_build, "float32")

@@ -305,5 +305,5 @@ _grad_weight = register_derivatives(
 )
 refuse_derivatives(_pack_weight)
 convolve_fused = refuse_derivatives(_fused)
-register_autocast(_forward, to_lower_precision=True)
-register_autocast(_fused, to_lower_precision=True)
+register_autocast(_forward, "lower")
+register_autocast(_fused, "lower")

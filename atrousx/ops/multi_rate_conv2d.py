@@ -228,6 +228,6 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 for _name in ("multi_rate_conv2d", "_multi_rate_conv2d_relu"):
     register_fake(_name)(_fake)
 for _op in (_forward, _forward_relu):
-    register_autocast(_op, to_lower_precision=True)
+    register_autocast(_op, "lower")
 _convolve = register_derivatives(_forward, _gradient, _save, multilinear(_forward, 0, 1, added=2))
 multi_rate_conv2d_relu = refuse_derivatives(_forward_relu)

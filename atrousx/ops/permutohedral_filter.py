@@ -271,4 +271,4 @@ def _apply_tangent(arguments: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
 
 register_derivatives(_apply, _apply_gradient, _save_apply, _apply_tangent)
 register_derivatives(_corner_product, no_second_derivative)
-register_autocast(_apply, to_lower_precision=False)
+register_autocast(_apply, "float32")

@@ -134,4 +134,4 @@ def _(
 
 
 _labels = refuse_derivatives(_argmax)
-register_autocast(_argmax, to_lower_precision=False)
+register_autocast(_argmax, "float32")

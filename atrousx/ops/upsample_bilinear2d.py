@@ -166,4 +166,5 @@ _resample = register_derivatives(
 _transposed = register_derivatives(
     _backward, _backward_gradient, _save_backward, multilinear(_backward, 0)
 )
-register_autocast(_forward, to_lower_precision=False)
+# As PyTorch's: on the CPU the result has the dtype of the input.
+register_autocast(_forward, "float32", cpu="unchanged")

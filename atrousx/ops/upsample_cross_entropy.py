@@ -61,8 +61,8 @@ def upsample_cross_entropy(
             the borders of the maps coincide.
 
     Returns:
-        A scalar, or ``[N, OH, OW]`` for "none", in the dtype of ``logits``. It has derivatives of
-        first order only.
+        A scalar, or ``[N, OH, OW]`` for "none", in the dtype of ``logits``; under autocast float32
+        for half types. It has derivatives of first order only.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -95,7 +95,9 @@ def upsample_cross_entropy(
     )[0]
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         _explain_nan(loss, target, logits.shape[1], ignore_index)
-    return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
+    # Under autocast a loss is float32, as PyTorch's losses are.
+    kept = loss.dtype == logits.dtype or torch.is_autocast_enabled(logits.device.type)
+    return loss if kept else loss.to(logits.dtype)
 
 
 def _explain_nan(loss: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
@@ -209,4 +211,4 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
 
 _loss = register_derivatives(_forward, _gradient, _save)
 _slopes = register_derivatives(_backward, _no_gradient)
-register_autocast(_forward, to_lower_precision=False)
+register_autocast(_forward, "float32")

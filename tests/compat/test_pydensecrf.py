@@ -17,7 +17,7 @@ import pytest
 from atrousx.compat.pydensecrf import densecrf as dcrf
 from atrousx.compat.pydensecrf import utils
 
-DATA = Path(__file__).parents[1] / "data" / "pydensecrf"
+DATA = Path(__file__).parents[1] / "goldens" / "pydensecrf"
 NORMALIZATIONS = {
     "sym": dcrf.NORMALIZE_SYMMETRIC,
     "after": dcrf.NORMALIZE_AFTER,

@@ -39,3 +39,28 @@ def test_the_old_name_warns_and_is_the_same():
         assert models.ConfusionMatrix is ConfusionMatrix
     with pytest.raises(AttributeError, match="no attribute 'Confusion'"):
         _ = models.Confusion
+
+
+def test_measures_by_hand():
+    confusion = ConfusionMatrix(4)
+    assert torch.tensor(confusion.frequency_weighted_iou()).isnan()
+    assert torch.tensor(confusion.mean_accuracy()).isnan()
+    # Class 2 is predicted but does not occur; class 3 does neither.
+    confusion.matrix = torch.tensor([[6, 2, 0, 0], [1, 3, 1, 0], [0] * 4, [0] * 4])
+    assert confusion.class_accuracy()[:2].tolist() == [6 / 8, 3 / 5]
+    assert confusion.class_accuracy()[2:].isnan().all()
+    assert confusion.mean_accuracy() == pytest.approx((6 / 8 + 3 / 5) / 2)
+    assert confusion.mean_iou() == pytest.approx((6 / 9 + 3 / 7 + 0) / 3)
+    weighted = (8 * 6 / 9 + 5 * 3 / 7) / 13
+    assert confusion.frequency_weighted_iou() == pytest.approx(weighted)
+
+
+def test_matrices_add_up():
+    one, other = ConfusionMatrix(2), ConfusionMatrix(2)
+    labels = torch.tensor([0, 1, 1])
+    one.update(labels, labels)
+    other.update(labels, labels).merge(one)
+    assert other.matrix.tolist() == [[2, 0], [0, 4]]
+    assert one.all_reduce().matrix.tolist() == [[1, 0], [0, 2]]
+    with pytest.raises(ValueError, match="other must have 2 classes as this matrix has, got 3"):
+        one.merge(ConfusionMatrix(3))

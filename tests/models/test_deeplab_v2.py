@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from atrousx import AtrousConv2d, DenseCRF
 from atrousx.models import deeplab_v2
+from atrousx.nn.frozen_batch_norm import FrozenBatchNorm2d
 
 RATES = {"aspp_l": [6, 12, 18, 24], "aspp_s": [2, 4, 8, 12], "large_fov": [12]}
 
@@ -61,7 +62,7 @@ def test_resnet_is_the_original():
     assert network.layer2[0].conv1.stride == network.layer2[0].downsample[0].stride == (2, 2)
     assert network.layer2[0].conv2.stride == (1, 1)
     assert network.layer3[0].stride == network.layer4[0].stride == 1
-    assert {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
+    assert {m.eps for m in network.modules() if isinstance(m, FrozenBatchNorm2d)} == {1e-5}
 
 
 @pytest.mark.parametrize("backbone", ["resnet101", "vgg16"])
@@ -125,17 +126,6 @@ def test_normalisation_is_frozen_in_training(resnet):
     for name, parameter in network.named_parameters():
         frozen = ".bn" in name or "downsample.1" in name
         assert parameter.requires_grad == (parameter.grad is not None) == (not frozen), name
-
-
-def test_parameter_groups(resnet, vgg):
-    for network in (resnet, vgg):
-        slow, weights, biases = network.parameter_groups(lr=0.5, weight_decay=0.25)
-        assert [g["lr"] for g in (slow, weights, biases)] == [0.5, 5, 10]
-        assert [g["weight_decay"] for g in (slow, weights, biases)] == [0.25, 0.25, 0]
-        assert [tuple(p.shape[:1]) for p in weights["params"]] == [(5,)] * 4
-        assert [tuple(p.shape) for p in biases["params"]] == [(5,)] * 4
-        trained = [id(p) for g in (slow, weights, biases) for p in g["params"]]
-        assert sorted(trained) == sorted(id(p) for p in network.parameters() if p.requires_grad)
 
 
 @pytest.mark.slow

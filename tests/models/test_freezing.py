@@ -46,6 +46,25 @@ def test_one_layer_itself_copies_and_files(network):
         assert not twin.train().training
 
 
+def test_synchronised_normalisation_leaves_frozen_layers_alone(network):
+    freeze_bn(network[2])
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(network).train()
+    assert isinstance(converted[1], nn.SyncBatchNorm)
+    frozen = converted[2][0]
+    assert not frozen.training
+    assert not isinstance(frozen, nn.SyncBatchNorm)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    images = torch.randn(2, 4, 5, 5)
+    assert torch.equal(frozen(images), frozen.eval()(images))
+
+
+def test_a_frozen_layer_without_running_statistics_uses_those_of_the_batch():
+    layer = nn.BatchNorm2d(4, track_running_stats=False)
+    images = torch.randn(2, 4, 5, 5)
+    expected = layer.eval()(images)
+    assert torch.equal(freeze_bn(layer).train()(images), expected)
+
+
 def test_rejects():
     with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got int"):
         freeze_bn(3)

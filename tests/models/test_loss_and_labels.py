@@ -26,9 +26,9 @@ def upsampled(logits, size, align_corners):
 def networks():
     torch.manual_seed(0)
     return {
-        "v1": deeplab_v1(CLASSES),
-        "v2": deeplab_v2(CLASSES, "vgg16", "large_fov"),
-        "v3": deeplab_v3(CLASSES, aux=True),
+        "v1": deeplab_v1(CLASSES, width=0.1),
+        "v2": deeplab_v2(CLASSES, "vgg16", "large_fov", width=0.1),
+        "v3": deeplab_v3(CLASSES, aux=True, width=0.1),
     }
 
 
@@ -73,6 +73,52 @@ def test_loss_of_either_kind_and_of_upsampled_logits(networks):
     small = F.cross_entropy(logits["out"], target[:, 3::6][:, :5][:, :, 3::7], ignore_index=IGNORED)
     actual = v3.loss(logits, F.pad(target, (0, 1), value=0)[:, :30], downsample_labels=True)
     torch.testing.assert_close(actual, small)
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
+def test_a_call_with_a_target_returns_the_loss(networks, name):
+    network = networks[name].eval()
+    images, target = torch.randn(2, 3, 33, 41), labels_of((33, 41))
+    called = network(images, target, label_smoothing=0.1)
+    assert torch.equal(called, network.loss(images, target, label_smoothing=0.1))
+    with pytest.raises(TypeError, match="label_smoothing: needs a target"):
+        network(images, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 2.0, 1.0])])
+@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
+def test_micro_batches_add_up_to_the_loss_of_the_batch(networks, name, weight):
+    network = networks[name].eval()  # normalisation and dropout must not see the batch
+    images, target = torch.randn(3, 3, 33, 33), torch.randint(CLASSES, (3, 33, 33))
+    target[0, 2:] = IGNORED
+    parts = target.split(1)
+    whole = network.loss(images, target, weight)
+    added = sum(
+        network.loss(image, labels, weight, step_targets=parts)
+        for image, labels in zip(images.split(1), parts, strict=True)
+    )
+    torch.testing.assert_close(added, whole)
+    torch.testing.assert_close(network.loss(images, target, weight, step_targets=[target]), whole)
+
+
+def test_a_step_without_labelled_pixels_has_the_loss_zero(networks):
+    images, target = torch.randn(1, 3, 33, 33), torch.full((1, 33, 33), IGNORED)
+    assert networks["v3"].eval().loss(images, target).isnan()
+    assert networks["v3"].loss(images, target, step_targets=[target]) == 0
+
+
+def test_another_criterion(networks):
+    images, target = torch.randn(2, 3, 33, 41), labels_of((33, 41))
+    for name, size in (("v1", (5, 6)), ("v3", (33, 41))):
+        seen = []
+
+        def criterion(logits, labels, seen=seen):
+            seen.append(labels.shape[1:])
+            return logits.sum() * 0 + 3
+
+        loss = networks[name].loss(images, target, criterion=criterion)
+        assert seen[0] == size
+        assert loss == (3 if name == "v1" else 3 + 0.5 * 3)
 
 
 def test_a_step_of_training_lowers_the_loss(networks):

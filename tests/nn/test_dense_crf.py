@@ -14,7 +14,7 @@ import atrousx
 from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, to_float64
 from tests.reference import permutohedral as reference
 
-DATA = Path(__file__).parents[1] / "data" / "pydensecrf"
+DATA = Path(__file__).parents[1] / "goldens" / "pydensecrf"
 # Where H W is not a multiple of 4, results depend on pydensecrf's padding points.
 GOLDENS = sorted(DATA.glob("Q_s_48x64x5_*.npz"))
 ITERATION_0 = sorted(DATA.glob("Q_*_it0.npz"))

@@ -15,7 +15,7 @@ from atrousx.ops.permutohedral_filter import NORMALIZATIONS
 from tests.ops.common import FLOATING, assert_same_bits_with_any_threads, strided_views, to_float64
 from tests.reference import permutohedral as reference
 
-GOLDENS = sorted((Path(__file__).parents[1] / "data" / "pydensecrf").glob("phl_*.npz"))
+GOLDENS = sorted((Path(__file__).parents[1] / "goldens" / "pydensecrf").glob("phl_*.npz"))
 ops = torch.ops.atrousx
 apply_op = ops._permutohedral_apply.default
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..deeplab_v1 import FC6, deeplab_v1
-from ..deeplab_v2 import BACKBONES, RATES, deeplab_v2
-from ..deeplab_v3 import deeplab_v3
-from ..resnet import UNITS
+from ..deeplab_v2 import BACKBONES, FC6_WIDTH, RATES, deeplab_v2
+from ..deeplab_v3 import HEAD_CHANNELS, deeplab_v3
+from ..resnet import STAGE_WIDTHS, UNITS
 from ..segmenter import Segmenter
+from ..vgg import STAGES
+from ..width import width_of
 from .layouts import Weights, recognise, renamed
 
 Arguments = dict[str, object]
@@ -49,7 +51,13 @@ class Architecture(NamedTuple):
 
 
 def architecture_of(weights: Weights) -> Architecture | None:
-    """Returns the architecture of weights in any known layout, or None if no builder makes it."""
+    """Returns the architecture of weights in any known layout, or None if no builder makes it.
+
+    A checkpoint of ``atrousx train`` names it. Keys and shapes tell it of all other weights.
+    """
+    network = getattr(weights, "network", None)
+    if network is not None and network.get("version") in BUILDERS:
+        return Architecture(network["version"], dict(network["arguments"]))
     layout = recognise(weights)
     version = "" if layout is None else layout.name.removeprefix("deeplab_")[:2]
     if layout is None or version not in READERS:
@@ -58,12 +66,19 @@ def architecture_of(weights: Weights) -> Architecture | None:
 
 
 def _v1(weights: Weights) -> Architecture | None:
-    first = _shape(weights, "classifier.0.weight")
-    fitting = [name for name, fc6 in FC6.items() if (fc6.width, fc6.kernel) == first[::3]]
+    found, _, kernel, _ = _shape(weights, "classifier.0.weight")
+    widths = {
+        name: _width(weights, (fc6.width, found))
+        for name, fc6 in FC6.items()
+        if fc6.kernel == kernel
+    }
+    fitting = [name for name, width in widths.items() if width is not None]
+    if not fitting:
+        return None
     arguments: Arguments = {"num_classes": _shape(weights, "classifier.6.weight")[0]}
     if any(key.startswith("multi_scale.") for key in weights):
         arguments["multi_scale_features"] = True
-    return _decided("v1", arguments, "fc6", fitting)
+    return _decided("v1", arguments, widths[fitting[0]], "fc6", fitting)
 
 
 def _v2(weights: Weights) -> Architecture | None:
@@ -74,7 +89,9 @@ def _v2(weights: Weights) -> Architecture | None:
     count = sum(last % index in weights for index in range(max(map(len, RATES.values()))))
     fitting = [name for name, rates in RATES.items() if len(rates) == count]
     arguments: Arguments = {"num_classes": _shape(weights, last % 0)[0], "backbone": backbone}
-    return _decided("v2", arguments, "head", fitting)
+    first = _shape(weights, "classifier.branches.0.0.weight")[0]
+    width = _width(weights, *([(FC6_WIDTH, first)] if backbone == "vgg16" else []))
+    return _decided("v2", arguments, width, "head", fitting)
 
 
 def _v3(weights: Weights) -> Architecture | None:
@@ -87,19 +104,43 @@ def _v3(weights: Weights) -> Architecture | None:
     arguments["layout"] = "torchvision" if last == "classifier.4.weight" else "paper"
     if last == "classifier.0.weight":
         arguments |= {"head": "cascade", "blocks": len(_units(weights))}
-    return Architecture("v3", arguments)
+        return _decided("v3", arguments, _width(weights))
+    projected = _shape(weights, "classifier.0.project.0.weight")[0]
+    return _decided("v3", arguments, _width(weights, (HEAD_CHANNELS, projected)))
 
 
 def _decided(
-    version: str, arguments: Arguments, name: str, fitting: list[str]
+    version: str,
+    arguments: Arguments,
+    width: float | None,
+    name: str = "",
+    fitting: Sequence[str] = (),
 ) -> Architecture | None:
     """Returns the architecture with the one fitting value of an argument, or a choice of several.
 
-    None if no value fits.
+    None if no width fits, or no value of an argument that the version has.
     """
-    if len(fitting) == 1:
-        return Architecture(version, arguments | {name: fitting[0]})
-    return Architecture(version, arguments, (name, tuple(fitting))) if fitting else None
+    if width is None or (name and not fitting):
+        return None
+    # A builder's width is 1 unless it is told another.
+    arguments = arguments if width == 1 else arguments | {"width": width}
+    if len(fitting) > 1:
+        return Architecture(version, arguments, (name, tuple(fitting)))
+    return Architecture(version, arguments | ({name: fitting[0]} if fitting else {}))
+
+
+def _width(weights: Weights, *layers: tuple[int, int]) -> float | None:
+    """Returns the factor for the channels of the backbone and of more layers, None if none fits.
+
+    ``layers`` has their channels at width 1 and in the weights.
+    """
+    if "backbone.features.0.weight" in weights:
+        keys = {"backbone.features.0.weight": STAGES[0][0]}
+        keys["backbone.features.28.weight"] = STAGES[-1][-1]
+    else:
+        keys = {f"backbone.layer{i}.0.conv2.weight": w for i, w in enumerate(STAGE_WIDTHS, 1)}
+    found = [(full, _shape(weights, key)[0]) for key, full in keys.items()]
+    return width_of([*found, *layers])
 
 
 def _shape(weights: Weights, key: str) -> tuple[int, ...]:

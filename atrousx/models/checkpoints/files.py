@@ -7,13 +7,26 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def read_weights(given: object) -> Mapping[str, Tensor]:
+class StoredWeights(dict[str, Tensor]):
+    """Tensors by name, and what a checkpoint of ``atrousx train`` says of their network.
+
+    Attributes:
+        network: version, arguments of the builder and preprocessing; None for any other file.
+    """
+
+    network: Mapping[str, Any] | None = None
+
+
+def read_weights(given: object) -> StoredWeights:
     """Returns the tensors of a file or a state_dict by name, without a checkpoint's wrappings."""
+    if isinstance(given, StoredWeights):
+        return given
     if isinstance(given, (str, os.PathLike)):
         origin, weights = str(given), _read(Path(given))
     elif isinstance(given, Mapping):
@@ -22,6 +35,7 @@ def read_weights(given: object) -> Mapping[str, Tensor]:
         raise TypeError(
             f"path_or_state_dict must be a path or a state_dict, got {type(given).__name__}"
         )
+    network = weights.get("network") if isinstance(weights, Mapping) else None
     for wrapping in ("model", "model_state", "state_dict"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapping), Mapping):
             weights = weights[wrapping]
@@ -33,8 +47,10 @@ def read_weights(given: object) -> Mapping[str, Tensor]:
                 f"{origin} must hold tensors by name, got {type(value).__name__} at {key!r}"
             )
     if weights and all(key.startswith("module.") for key in weights):
-        return {key.removeprefix("module."): value for key, value in weights.items()}
-    return weights
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    result = StoredWeights(weights)
+    result.network = network if isinstance(network, Mapping) else None
+    return result
 
 
 def _read(path: Path) -> object:

@@ -9,11 +9,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..deeplab_v2 import SummedBranches
+from ..heads import last_layers
 from ..preprocess import Preprocess
 from ..segmenter import Segmenter
 from .architecture import BUILDERS, architecture_of
-from .files import read_weights
+from .files import StoredWeights, read_weights
 from .layouts import SOURCES, Layout, recognise, translate
 
 Source = Literal[
@@ -126,19 +126,26 @@ def load_weights(
     """
     if source not in ("auto", *SOURCES):
         raise ValueError(f"source must be 'auto' or one of {', '.join(SOURCES)}, got {source!r}")
-    weights = read_weights(path_or_state_dict)
-    layout = recognise(weights)
+    stored = read_weights(path_or_state_dict)
+    layout = recognise(stored)
     if layout is None or source not in ("auto", layout.name):
         wanted = "any layout known here" if source == "auto" else f"source={source!r}"
-        raise ValueError(f"the weights are not those of {wanted}: {_abridged(tuple(weights))}")
-    weights = translate(weights, layout, model)
+        raise ValueError(f"the weights are not those of {wanted}: {_abridged(tuple(stored))}")
+    weights = translate(stored, layout, model)
     if other_classes:
         weights = _without_other_classes(model, weights)
     report = _compare(model, weights, layout, other_classes)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
-    if layout.name in ("resnet", "vgg16") and isinstance(model, Segmenter):
-        model.preprocess = Preprocess.imagenet().to(model.preprocess.mean)
+    if isinstance(model, Segmenter):
+        model.preprocess = _preprocess(model, stored, layout).to(model.preprocess.mean)
     return report
+
+
+def _preprocess(model: Segmenter, stored: StoredWeights, layout: Layout) -> Preprocess:
+    """Returns how the network of the weights sees photographs."""
+    if stored.network is not None:
+        return Preprocess(**stored.network["preprocess"])
+    return Preprocess.imagenet() if layout.name in ("resnet", "vgg16") else model.preprocess
 
 
 def from_weights(
@@ -150,7 +157,8 @@ def from_weights(
     v1, and the number of classes. They do not determine strides, rates and poolings. These have the
     builder's defaults unless ``options`` give them: for example ``output_stride`` and
     ``multi_grid`` of v3, and ``head`` of v2 with four branches. ``fc6`` of v1 with 4x4 filters must
-    always be given.
+    always be given. A checkpoint of ``atrousx train`` says all this itself, and how its network
+    sees photographs.
 
     Args:
         path_or_state_dict: weights of a whole DeepLab, as in :func:`load_weights`, in any layout.
@@ -186,7 +194,7 @@ def from_weights(
             f"{_abridged(tuple(weights))}"
         )
     arguments = told.arguments | options
-    if told.version == "v1" and "fc6" not in arguments:
+    if told.choice is not None and told.version == "v1" and "fc6" not in options:
         raise ValueError(f"fc6 must be given, the weights are those of {told}")
     model = BUILDERS[told.version](**arguments)
     load_weights(model, weights)
@@ -231,18 +239,6 @@ def _misfits(report: LoadReport, layout: Layout, excused: tuple[str, ...]) -> li
     unplaced = tuple(key for key in report.left_over if not key.startswith(layout.ignorable))
     found = [f"it lacks {_abridged(lacking)}"] if lacking else []
     return found + ([f"the model has no place for {_abridged(unplaced)}"] if unplaced else [])
-
-
-def last_layers(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the convolutions that make the logits."""
-    names = []
-    for name, head in model.named_modules():
-        if name in ("classifier", "aux_classifier") and isinstance(head, nn.Sequential):
-            names.append(f"{name}.{len(head) - 1}")
-        if isinstance(head, SummedBranches):
-            wanted = {id(layer) for layer in head.last_layers()}
-            names += [f"{name}.{part}" for part, m in head.named_modules() if id(m) in wanted]
-    return tuple(names)
 
 
 def _without_other_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -84,6 +84,23 @@ def test_grey_and_coloured_labels(tmp_path: Path):
         assert np.array_equal(read_labels(tmp_path / f"{name}.png"), labels), name
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_every_colour_of_the_palette_is_read(tmp_path: Path, order: int):
+    labels = np.arange(256, dtype=np.uint8)[::order].reshape(16, 16)
+    write_image(tmp_path / "colour.png", voc_palette()[labels])
+    assert np.array_equal(read_labels(tmp_path / "colour.png"), labels)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("bit", range(5))
+def test_colours_beside_the_palette_are_refused(tmp_path: Path, channel: int, bit: int):
+    colours = voc_palette()[np.arange(256).reshape(16, 16)]
+    colours[3, 5, channel] ^= 1 << bit
+    write_image(tmp_path / "colour.png", colours)
+    with pytest.raises(ImageError, match="palette of PASCAL VOC; 1 pixels do not"):
+        read_labels(tmp_path / "colour.png")
+
+
 def test_unusable_labels(tmp_path: Path):
     cv2.imwrite(str(tmp_path / "large.png"), np.full((2, 2), 300, np.uint16))
     with pytest.raises(ImageError, match=r"large\.png: labels must be at most 255, found 300"):

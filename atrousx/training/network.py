@@ -1,0 +1,56 @@
+"""Builds the network of a recipe, with the weights that training starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import LoadReport, deeplab_v1, deeplab_v2, deeplab_v3, freeze_bn, load_weights
+from ..models.segmenter import Segmenter
+from .recipe import Recipe
+
+
+def builder_arguments(recipe: Recipe, num_classes: int) -> dict[str, Any]:
+    """Returns the arguments of the model's builder; what the recipe leaves open is not in it."""
+    given: dict[str, Any] = {"num_classes": num_classes, "width": recipe.width}
+    if recipe.model == "v1":
+        given |= {"fc6": recipe.head, "multi_scale_features": recipe.multi_scale}
+    elif recipe.model == "v2":
+        given |= {"backbone": recipe.backbone, "head": recipe.head}
+        given["multi_scale"] = recipe.multi_scale
+    else:
+        given |= {"backbone": recipe.backbone, "head": recipe.head, "layout": recipe.layout}
+        given |= {"output_stride": recipe.output_stride, "multi_grid": recipe.multi_grid}
+        given["aux"] = recipe.aux
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def build_network(
+    recipe: Recipe, num_classes: int, weights: str | Path | Mapping[str, Tensor] | None = None
+) -> tuple[Segmenter, LoadReport | None]:
+    """Returns the network that a recipe trains, and what was loaded.
+
+    Random weights depend on the recipe's seed alone. A last layer for another number of classes in
+    the file is left out.
+    """
+    builders: dict[str, Any] = {"v1": deeplab_v1, "v2": deeplab_v2, "v3": deeplab_v3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model: Segmenter = builders[recipe.model](**builder_arguments(recipe, num_classes))
+    report = None if weights is None else load_weights(model, weights, other_classes=True)
+    set_normalisation(model, recipe)
+    return model, report
+
+
+def set_normalisation(model: nn.Module, recipe: Recipe) -> None:
+    """Freezes batch normalisation, or sets the share of a batch in its running statistics."""
+    if recipe.freeze_bn:
+        freeze_bn(model)
+    if recipe.bn_momentum is not None:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = recipe.bn_momentum
