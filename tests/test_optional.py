@@ -21,8 +21,10 @@ ABSENT = (
     "matplotlib",
     "pybind11",
     "skimage",
+    "tensorboard",
     "timm",
     "torchvision",
+    "tqdm",
 )
 HIDING = f"""
 from importlib.machinery import PathFinder
