@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import LoadReport, deeplab_v1, deeplab_v2, deeplab_v3, freeze_bn, load_weights
+from ..models.resnet import Bottleneck
 from ..models.segmenter import Segmenter
 from .recipe import Recipe
 
@@ -34,16 +35,28 @@ def build_network(
 ) -> tuple[Segmenter, LoadReport | None]:
     """Returns the network that a recipe trains, and what was loaded.
 
-    Random weights depend on the recipe's seed alone. A last layer for another number of classes in
-    the file is left out.
+    Random weights depend on the recipe's seed alone. With them residual units start as the
+    identity (arXiv:1706.02677 section 5.1), else a deep network hardly learns at first. A last
+    layer for another number of classes in the file is left out.
     """
     builders: dict[str, Any] = {"v1": deeplab_v1, "v2": deeplab_v2, "v3": deeplab_v3}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model: Segmenter = builders[recipe.model](**builder_arguments(recipe, num_classes))
-    report = None if weights is None else load_weights(model, weights, other_classes=True)
+    report = None
+    if weights is not None:
+        report = load_weights(model, weights, other_classes=True)
+    elif not recipe.freeze_bn:
+        _start_as_identity(model)
     set_normalisation(model, recipe)
     return model, report
+
+
+def _start_as_identity(model: nn.Module) -> None:
+    """Makes the last normalisation of each residual unit return 0."""
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
 
 
 def set_normalisation(model: nn.Module, recipe: Recipe) -> None:
