@@ -93,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
             return 128 + stopped.signal_number
         except (TrainingError, CheckpointError, data.DatasetError) as error:
             raise CommandError(one_line(error)) from error
+        except OSError as error:
+            # For instance a full disk, when the log is written.
+            raise CommandError(f"{error.filename or args.out}: {error.strerror}") from error
     return 0
 
 

@@ -59,8 +59,12 @@ class JsonLines(Watcher):
 
     def event(self, event: str, progress: Progress, values: dict[str, Any]) -> None:
         line = {"event": event, "iteration": progress.iteration, **_known(values)}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            # A failed write does not name its file.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -146,9 +146,18 @@ def test_a_damaged_photograph_is_named_before_or_while_training(tmp_path, capsys
         assert error.startswith(f"atrousx train: {broken}: not an image")
 
 
+def test_a_full_disk_is_named(scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("atrousx.training.watch.LOG", "full.jsonl")
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("os.replace", lambda source, target: os.symlink("/dev/full", target))
+    assert run(scenes, tmp_path / "run", "--iterations", 1, "--no-validation") == 2
+    error = capsys.readouterr().err.strip()
+    assert error == f"atrousx train: {tmp_path / 'run/full.jsonl'}: No space left on device"
+
+
 def command(scenes, out, *options, processes=1):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    launch = launch if processes > 1 else []
+    launch = [*launch, "--max-restarts", "1"] if processes > 1 else []
     fixed = ["-m", "atrousx", "train", scenes, *SMALL, "--no-validation", "--out", out]
     return [sys.executable, *launch, *map(str, [*fixed, *options])]
 
@@ -192,3 +201,21 @@ def test_under_torchrun(scenes, tmp_path):
     assert (tmp_path / "run" / "iteration_00000002.pt").exists()
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert len(lines) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_a_process_that_dies_restarts_the_job_from_its_checkpoint(scenes, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = ["--iterations", 30, "--save-every", 1]
+    whole = command(scenes, tmp_path / "whole", *options, processes=2)
+    subprocess.run(whole, cwd=ROOT, env=environment, check=True, timeout=600)
+    out = tmp_path / "killed"
+    job = subprocess.Popen(command(scenes, out, *options, processes=2), cwd=ROOT, env=environment)
+    while job.poll() is None and not list(out.glob("iteration_*")):
+        time.sleep(0.01)
+    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    assert job.wait(600) == 0
+    last = "iteration_00000030.pt"
+    assert same(weights(tmp_path / "whole" / last), weights(out / last))
