@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from timing import DTYPES, CsvWriter, describe_machine, peak_memory
 from torch import Tensor, nn
+from torchvision_models import twin
 
 import atrousx
 from atrousx.doctor.timing import fair_settings, interleaved
@@ -96,14 +97,8 @@ def torchvisions(name: str, model: nn.Module) -> nn.Module | None:
     """Returns torchvision's DeepLab v3 with the model's weights, or None if there is none."""
     if not name.endswith("_torchvision"):
         return None
-    try:
-        from torchvision.models import segmentation
-    except (ImportError, RuntimeError):  # not installed, or built for another PyTorch
-        return None
-    build = getattr(segmentation, f"deeplabv3_{name.split('_')[1]}")
-    twin: nn.Module = build(weights=None, weights_backbone=None, aux_loss=False)
-    twin.load_state_dict(model.state_dict())
-    return twin.eval()
+    theirs = twin(model, name.split("_")[1])
+    return None if theirs is None else theirs.eval()
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from statistics import median
 
 import limits
 import networks
+import training_speed
 from measurements import (
     CASES,
     LAYOUTS,
@@ -192,6 +193,9 @@ def slower_cases(machine: str) -> list[tuple[str, float, str]]:
         if is_slower(networks.gain(r)):
             what = f"`{r['model']}`, optimized, {r['dtype']}, {LAYOUTS[r['memory_format']]}"
             found.append((what, networks.gain(r), ""))
+    for what, r in training_speed.steps(machine):
+        if is_slower(r["ratio"]):
+            found.append((what, float(r["ratio"]), ""))
     return sorted(found, key=lambda case: case[1])
 
 
@@ -206,6 +210,8 @@ def summary(machine: str) -> str:
         found.setdefault((name, r["dtype"]), []).append(float(r["ratio"]))
     for r in measured(machine, "deeplab"):
         found.setdefault(("whole networks, optimized", r["dtype"]), []).append(networks.gain(r))
+    for _, r in training_speed.steps(machine):
+        found.setdefault(("training steps", r["dtype"]), []).append(float(r["ratio"]))
     if not found:
         return ""
     lines = [
@@ -233,6 +239,7 @@ def _kind_of_convolution(row: Row) -> str:
 
 def where_torch_is_faster(machine: str) -> str:
     rows = [row for kind in KINDS for row in measured(machine, kind)]
+    rows += [row for _, row in training_speed.steps(machine)]
     if not rows:
         return ""
     wrong = Counter(row["wrong"] for row in rows if row.get("wrong"))
@@ -251,7 +258,8 @@ def where_torch_is_faster(machine: str) -> str:
     return text + table(["case", "native", "auto"], lines)
 
 
-# What is measured beside PyTorch's; dense_crf is not.
+# What is always measured beside PyTorch's; dense_crf is not, and a training step only beside
+# torchvision's, where that is installed.
 KINDS = ("atrous_conv2d", "upsample", "deeplab")
 
 
@@ -281,6 +289,7 @@ def page(machine: str) -> str:
         upsampling(machine),
         dense_crf(machine),
         networks.section(machine),
+        training_speed.section(machine),
         commits(machine),
     ]
     return "\n".join(section for section in sections if section)

@@ -22,7 +22,7 @@ CONVOLUTION = (
 @pytest.fixture
 def docs(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
-    names = ("measurements", "performance", "networks", "limits")
+    names = ("measurements", "performance", "networks", "training_speed", "limits")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -118,6 +118,65 @@ def test_a_folder_without_measurements_of_operators_has_no_page(docs, results):
     assert docs.measurements.machines() == []
     write(results / "small" / "atrous_conv2d.csv", CONVOLUTION, convolution("a", "2.0"))
     assert docs.measurements.machines() == ["small"]
+
+
+TRAINED = "2026-01-02,abc,cpu,A CPU,2.13,oneDNN,2,bfloat16"
+TRAINING = "date,commit,device,machine,torch,library,threads,dtype,memory_format,batch,extent,width"
+STEPS = (
+    f"{TRAINING},ours_s,torchvision_s,ratio,ratio_to_best_layout,ours_peak_mib,torchvision_peak_mib"
+)
+
+
+def test_training_steps_are_listed_beside_torchvisions(docs, results):
+    lines = [
+        f"{TRAINED},contiguous,4,513,1.0,2.0,5.0,2.5,1.5,1000.4,2000.6",
+        f"{TRAINED},channels_last,4,513,1.0,4.0,3.0,0.75,0.75,,",
+    ]
+    write(results / "small" / "training_step.csv", STEPS, *lines)
+    page = docs.performance.page("small")
+    assert table_under(page, "### Training step, bfloat16, batch 4, crop 513x513, 2 threads")[
+        1:
+    ] == [
+        ["NCHW", "2.000", "5.000", "2.50", "1.50", "1000", "2001", "2026-01-02"],
+        ["channels_last", "4.000", "3.000", "**0.75**", "**0.75**", "", "", "2026-01-02"],
+    ]
+    name = "training step, bfloat16, batch 4, crop 513x513, 2 threads, channels_last"
+    assert table_under(page, "## Where PyTorch is faster")[1:] == [[name, "**0.75**", ""]]
+    assert "PyTorch is faster in 1 of 2 measured lines." in page
+    summary = table_under(page, "## Summary")
+    assert summary[1] == ["training steps", "bfloat16", "2", "**0.75**", "1.62", "2.50"]
+
+
+def test_training_steps_without_torchvision_have_no_ratio(docs, results):
+    line = f"{TRAINED},contiguous,2,65,0.1,2.0,,,,1000.4,"
+    write(results / "small" / "training_step.csv", STEPS, line)
+    page = docs.performance.page("small")
+    heading = "### Training step, bfloat16, batch 2, crop 65x65, width 0.1, 2 threads"
+    assert table_under(page, heading)[1][:5] == ["NCHW", "2.000", "", "", ""]
+    assert "## Where PyTorch is faster" not in page
+    assert "## Summary" not in page
+
+
+def test_loading_and_memory_of_the_loss_are_listed(docs, results):
+    case = "bfloat16, batch 4, crop 513x513, 2 threads"
+    write(
+        results / "small" / "training_loading.csv",
+        f"{TRAINING},workers,loaded_images_per_s,trained_images_per_s,ratio",
+        f"{TRAINED},channels_last,4,513,1.0,1,80.04,0.5,160.08",
+        f"{TRAINED},channels_last,4,513,1.0,2,150.0,0.5,300",
+    )
+    write(
+        results / "small" / "memory_of_loss.csv",
+        f"{TRAINING},ours_peak_mib,full_size_logits_peak_mib",
+        f"{TRAINED},channels_last,4,513,1.0,1000.2,1200.7",
+    )
+    page = docs.performance.page("small")
+    assert table_under(page, "### Reading and augmenting images")[1:] == [
+        [case, "1", "80.0", "0.500", "160.1"],
+        [case, "2", "150.0", "0.500", "300.0"],
+    ]
+    expected = [f"{case}, channels_last", "1000", "1201"]
+    assert table_under(page, "### Memory of the loss")[1:] == [expected]
 
 
 def newest(machine, kind, *case):
