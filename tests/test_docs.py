@@ -256,7 +256,7 @@ def test_the_tutorial_about_training(tmp_path, monkeypatch):
     found = json.loads(Path("results/evaluation.json").read_text())
     assert found["with_crf"]["mean_iou"] > 0.8
     run_python(TRAINING, code, {})
-    for name in ("log.jsonl", "best.pt", "iteration_00000400.pt", "curves.png"):
+    for name in ("log.jsonl", "best.pt", "iteration_00001500.pt", "curves.png"):
         assert Path("run", name).is_file(), name
 
 
