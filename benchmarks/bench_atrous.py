@@ -2,7 +2,7 @@
 
 Both run in turns in one process, and their results are compared. Speeds count only live
 multiply-adds, which touch data and not padding: a library may skip padding, but gets no credit for
-it. "ours" is backend="native". "auto" is the default backend. "other" is PyTorch in the other
+it. "atrousx" is backend="native". "auto" is the default backend. "other" is PyTorch in the other
 memory format. The pass "inference" is the forward of the layer that atrousx.optimize makes, with
 its weight packed beforehand.
 
@@ -57,19 +57,19 @@ class Result:
 
     layer: Layer
     pass_name: str
-    ours: Measured
+    atrousx: Measured
     auto: Measured
     torch: Measured
     other: Measured | None  # not measured with --one-format
     operations: float
     peak: float
     error: float  # difference of the two results
-    wrong: tuple[str, ...]  # which of "ours" and "torch" is wrong according to double precision
+    wrong: tuple[str, ...]  # which of "atrousx" and "torch" is wrong according to double precision
 
     @property
     def ratio(self) -> float:
         """How many times faster atrousx is. Below 1 it is slower."""
-        return self.torch.median / self.ours.median
+        return self.torch.median / self.atrousx.median
 
     @property
     def auto_ratio(self) -> float:
@@ -164,23 +164,23 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
     tensors = make_tensors(layer, args)
     (elsewhere,) = (f for name, f in FORMATS.items() if name != args.memory_format)
 
-    def ours(backend: Backend) -> Callable[[], tuple[Tensor, ...]]:
+    def own_pass(backend: Backend) -> Callable[[], tuple[Tensor, ...]]:
         if pass_name == "inference":
             return make_inference(backend, layer, tensors)
         return make_pass(partial(atrous_conv2d, backend=backend), layer, pass_name, tensors)
 
     functions = {
-        "ours": ours("native"),
+        "atrousx": own_pass("native"),
         "torch": make_pass(F.conv2d, layer, pass_name, tensors),
     }
     if not args.one_format:
         others = [t.contiguous(memory_format=elsewhere) for t in tensors]
         functions["other"] = make_pass(F.conv2d, layer, pass_name, others)
     if args.device == "cpu":  # on a GPU "auto" is always "native"
-        functions["auto"] = ours("auto")
-    results = {name: functions[name]() for name in ("ours", "torch")}
+        functions["auto"] = own_pass("auto")
+    results = {name: functions[name]() for name in ("atrousx", "torch")}
     tolerance, wrong = TOLERANCE[args.dtype], []
-    error = difference(results["ours"], results["torch"])
+    error = difference(results["atrousx"], results["torch"])
     if not error <= tolerance:
         # Either library may have a bug. A result in double precision shows which one is wrong.
         doubles = [tensor.double() for tensor in tensors]
@@ -190,11 +190,11 @@ def measure(layer: Layer, pass_name: str, args: argparse.Namespace, peak: float)
         functions, torch.device(args.device), args.seconds, least_rounds=1 if args.quick else 3
     )
     operations = layer.live_operations * args.batch * max(1, len(PASSES[pass_name]))
-    timed.setdefault("auto", timed["ours"])
+    timed.setdefault("auto", timed["atrousx"])
     return Result(
         layer,
         pass_name,
-        timed["ours"],
+        timed["atrousx"],
         timed["auto"],
         timed["torch"],
         timed.get("other"),
@@ -210,19 +210,19 @@ def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -
     row |= {"batch": args.batch, **asdict(result.layer), "pass": result.pass_name}
     row |= {
         "live_fraction": round(result.layer.live_fraction, 4),
-        "ours_ms": round(result.ours.median * 1e3, 5),
+        "atrousx_ms": round(result.atrousx.median * 1e3, 5),
         "torch_ms": round(result.torch.median * 1e3, 5),
-        "ours_fastest_ms": round(result.ours.fastest * 1e3, 5),
+        "atrousx_fastest_ms": round(result.atrousx.fastest * 1e3, 5),
         "torch_fastest_ms": round(result.torch.fastest * 1e3, 5),
         "ratio": round(result.ratio, 4),
         "auto_ms": round(result.auto.median * 1e3, 5),
         "auto_ratio": round(result.auto_ratio, 4),
         "torch_other_format_ms": round(result.other.median * 1e3, 5) if result.other else "",
-        "ours_live_gflops": round(result.speed(result.ours), 2),
+        "atrousx_live_gflops": round(result.speed(result.atrousx), 2),
         "torch_live_gflops": round(result.speed(result.torch), 2),
         "peak_gflops": round(result.peak, 1),
-        "ours_of_peak": round(result.speed(result.ours) / result.peak, 4),
-        "rounds": len(result.ours.samples),
+        "atrousx_of_peak": round(result.speed(result.atrousx) / result.peak, 4),
+        "rounds": len(result.atrousx.samples),
         "difference": f"{result.error:.1e}",
         "wrong": " ".join(result.wrong),
     }
@@ -231,19 +231,21 @@ def csv_row(machine: dict[str, Any], args: argparse.Namespace, result: Result) -
 
 HEADER = (
     f"{'layer':<18} {'pass':<11} {'live':>4} | "
-    f"{'ours ms':>9} {'auto':>9} {'torch':>9} {'other':>9} | {'ratio':>6} {'auto':>6}        | "
-    f"{'ours GF/s':>9} {'of peak':>7} {'torch':>9} {'of peak':>7}"
+    f"{'atrousx ms':>10} {'auto':>10} {'torch':>10} {'other':>10} | "
+    f"{'ratio':>6} {'auto':>6}        | "
+    f"{'atrousx GF/s':>12} {'of peak':>7} {'torch':>9} {'of peak':>7}"
 )
 
 
 def table_row(result: Result) -> str:
-    ours, theirs = result.speed(result.ours), result.speed(result.torch)
-    times = (result.ours, result.auto, result.torch, result.other)
+    own_speed, torch_speed = result.speed(result.atrousx), result.speed(result.torch)
+    times = (result.atrousx, result.auto, result.torch, result.other)
     return (
         f"{result.layer.name:<18} {result.pass_name:<11} {result.layer.live_fraction:>4.0%} | "
-        + " ".join(f"{time.median * 1e3 if time else math.nan:>9.3f}" for time in times)
+        + " ".join(f"{time.median * 1e3 if time else math.nan:>10.3f}" for time in times)
         + f" | {result.ratio:>5.2f}x {result.auto_ratio:>5.2f}x {result.verdict:<6} | "
-        f"{ours:>9.1f} {ours / result.peak:>7.1%} {theirs:>9.1f} {theirs / result.peak:>7.1%}"
+        f"{own_speed:>12.1f} {own_speed / result.peak:>7.1%} "
+        f"{torch_speed:>9.1f} {torch_speed / result.peak:>7.1%}"
         + (f"  WRONG RESULT: {', '.join(result.wrong)}" if result.wrong else "")
     )
 
@@ -312,13 +314,13 @@ def main(arguments: list[str] | None = None) -> int:
                 if writer:
                     writer.write(csv_row(machine, args, result))
     print(
-        f"\nratio: PyTorch's time over ours. Of {verdicts.total()} lines ours is faster on "
-        f"{verdicts['faster']}, even (within {NOISE:.0%}) on {verdicts['even']}, "
+        f"\nratio: PyTorch's time divided by atrousx's. Of {verdicts.total()} lines atrousx is "
+        f"faster on {verdicts['faster']}, even (within {NOISE:.0%}) on {verdicts['even']}, "
         f"slower on {verdicts['SLOWER']}. Peak, the best of the run: {peak.gflops:.0f} GFLOP/s."
     )
     for name, lines in wrong.items():
         print(f"On {lines} of them the result of {name} is wrong, by double precision.")
-    return 1 if wrong["ours"] else 0
+    return 1 if wrong["atrousx"] else 0
 
 
 if __name__ == "__main__":

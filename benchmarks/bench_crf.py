@@ -32,9 +32,9 @@ from atrousx.ops._mean_field import mean_field
 from atrousx.ops._permutohedral_lattice import build_lattice
 
 try:
-    import pydensecrf.densecrf as their_densecrf
+    import pydensecrf.densecrf as original_densecrf
 except ImportError:
-    their_densecrf = None
+    original_densecrf = None
 
 try:
     import monai._C  # noqa: F401
@@ -110,8 +110,8 @@ def stages(logits: Tensor, image: Tensor) -> list[Stage]:
     found: list[Stage] = [("all-in", lambda: crf(logits, image))]
     if logits.device.type == "cpu":
         found.append(("all-in, compat", compat_call(logits, image)))
-        if their_densecrf is not None:
-            found.append(("pydensecrf, all-in", compat_call(logits, image, their_densecrf)))
+        if original_densecrf is not None:
+            found.append(("pydensecrf, all-in", compat_call(logits, image, original_densecrf)))
     terms = []
     for name, kernel, coloured in (
         ("gaussian", crf.gaussian, False),
@@ -155,16 +155,16 @@ def training(logits: Tensor, image: Tensor) -> list[Stage]:
 
 def compare(logits: Tensor, image: Tensor) -> None:
     """Prints the difference between the two libraries' results, before either is timed."""
-    theirs = compat_call(logits, image, their_densecrf)()
+    expected = compat_call(logits, image, original_densecrf)()
     with torch.no_grad():
-        ours = atrousx.DenseCRF(len(theirs), iterations=ITERATIONS)(logits, image)
+        found = atrousx.DenseCRF(len(expected), iterations=ITERATIONS)(logits, image)
     for name, q in (
-        ("DenseCRF", ours[0].flatten(1).numpy()),
+        ("DenseCRF", found[0].flatten(1).numpy()),
         ("compat", compat_call(logits, image)()),
     ):
-        labels = (q.argmax(0) != theirs.argmax(0)).mean()
+        labels = (q.argmax(0) != expected.argmax(0)).mean()
         print(
-            f"  {name} and pydensecrf: probabilities differ by {np.abs(q - theirs).max():.1e} at "
+            f"  {name} and pydensecrf: probabilities differ by {np.abs(q - expected).max():.1e} at "
             f"most, labels on {100 * labels:.4f} % of pixels"
         )
 
@@ -176,7 +176,7 @@ def measure(size: str, args: argparse.Namespace, machine: dict[str, Any]) -> Non
     logits, image = make_input(size, device)
     functions = dict(stages(logits, image))
     on_cpu = device.type == "cpu"
-    if on_cpu and their_densecrf is not None:
+    if on_cpu and original_densecrf is not None:
         compare(logits, image)
     whole = ("all-in", "forward", "pydensecrf")
     whole_calls = {n: f for n, f in functions.items() if n.startswith(whole)}
@@ -214,8 +214,8 @@ def print_peers(seconds: dict[str, float]) -> None:
         if peer not in seconds:
             print(f"  {name} is not installed: not run; {MISSING[name]}")
             continue
-        for ours in ("all-in", "all-in, compat"):
-            print(f"  {ours}: {seconds[peer] / seconds[ours]:.2f} times {name}")
+        for stage in ("all-in", "all-in, compat"):
+            print(f"  {stage}: {seconds[peer] / seconds[stage]:.2f} times {name}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -109,10 +109,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     model = build().eval()
     image = torch.randn(args.batch, 3, args.extent, args.extent)
     dense, live = operations(model, image)
-    sides = {"ours": model, "optimized": atrousx.optimize(model), "torch": to_torch(model)}
-    theirs = torchvisions(name, model)
-    if theirs is not None:
-        sides["torchvision"] = theirs
+    sides = {"atrousx": model, "optimized": atrousx.optimize(model), "torch": to_torch(model)}
+    twin = torchvisions(name, model)
+    if twin is not None:
+        sides["torchvision"] = twin
     kind: dict[str, Any] = {"device": device, "dtype": DTYPES[args.dtype]}
     for side in sides.values():
         # Each side gets the memory format separately: the optimized model has its own copy of the
@@ -128,7 +128,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     timed = interleaved(calls, device, args.seconds, args.rounds)
     memory = {key: round(peak_memory(call, device)) for key, call in calls.items()}
     speed = {key: round(args.batch / taken.median, 4) for key, taken in timed.items()}
-    names = ("ours", "optimized", "torch", "torchvision")
+    names = ("atrousx", "optimized", "torch", "torchvision")
     return {
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -137,7 +137,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         **{f"{key}_images_per_s": speed.get(key, "") for key in names},
         "paper_images_per_s": paper or "",
         **{f"{key}_peak_mib": memory.get(key, "") for key in names},
-        "rounds": len(timed["ours"].samples),
+        "rounds": len(timed["atrousx"].samples),
         "difference": f"{difference:.1e}",
     }
 
@@ -147,7 +147,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> str:
     listed = {row["model"]: row for row in rows if row["paper_images_per_s"]}
     if YARDSTICK not in listed or len(listed) < 2:
         return ""
-    columns = ("ours", "optimized", "torch", "paper")
+    columns = ("atrousx", "optimized", "torch", "paper")
     lines = [f"images per second over {YARDSTICK}'s, {', '.join(columns)}:"]
     for name, row in listed.items():
         keys = [f"{column}_images_per_s" for column in columns]
@@ -162,7 +162,7 @@ COLUMNS = {
     "parameters": 11,
     "gflop": 8,
     "live_gflop": 10,
-    "ours": 8,
+    "atrousx": 8,
     "optimized": 9,
     "torch": 8,
     "torchvision": 11,
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine |= {"batch": args.batch, "extent": args.extent}
     print(
         f"{machine['machine']}, torch {machine['torch']}, {args.dtype}, {args.memory_format}, "
-        f"{args.batch} x {args.extent}x{args.extent}; from 'ours' to 'paper': images per second"
+        f"{args.batch} x {args.extent}x{args.extent}; from 'atrousx' to 'paper': images per second"
     )
     print(" ".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
     rows = []

@@ -58,7 +58,7 @@ class Case:
 
     operator: str
     pass_name: str
-    ours: Function
+    atrousx: Function
     torch: Function
     exact: Function
     bytes: int
@@ -84,7 +84,7 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
     def upsampled(x: Tensor) -> Tensor:
         return F.interpolate(x, size, mode="bilinear")
 
-    def ours(x: Tensor) -> Tensor:
+    def atrousx_upsampled(x: Tensor) -> Tensor:
         return ops.upsample_bilinear2d(x, size)
 
     found, double = [], logits.double()
@@ -93,25 +93,25 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
         grad = torch.randn_like(upsampled(logits))
         moved = size_of(logits, grad)
         found += [
-            Case("bilinear", "forward", _bind(ours, logits), _bind(upsampled, logits),
+            Case("bilinear", "forward", _bind(atrousx_upsampled, logits), _bind(upsampled, logits),
                  _bind(upsampled, double), moved),
-            Case("bilinear", "backward", gradient_of(ours, logits, grad),
+            Case("bilinear", "backward", gradient_of(atrousx_upsampled, logits, grad),
                  gradient_of(upsampled, logits, grad),
                  gradient_of(upsampled, double, grad.double()), moved),
         ]  # fmt: skip
     if "argmax" in operators and logits.shape[1] > 1:
 
-        def our_labels() -> Any:  # an option decides whether probabilities are returned, too
+        def atrousx_labels() -> Any:  # an option decides whether probabilities are returned, too
             return ops.upsample_argmax(logits, size)
 
         found.append(
-            Case("argmax", "forward", our_labels,
+            Case("argmax", "forward", atrousx_labels,
                  lambda: upsampled(logits).argmax(1), lambda: upsampled(double).argmax(1),
                  size_of(logits, labels))
         )  # fmt: skip
     if "cross_entropy" in operators and logits.shape[1] > 1:
 
-        def our_loss(x: Tensor) -> Tensor:
+        def atrousx_loss(x: Tensor) -> Tensor:
             return ops.upsample_cross_entropy(x, labels)
 
         def loss(x: Tensor) -> Tensor:
@@ -119,9 +119,9 @@ def cases(operators: list[str], logits: Tensor, size: tuple[int, int]) -> list[C
 
         moved = size_of(logits, labels)
         found += [
-            Case("cross_entropy", "forward", _bind(our_loss, logits), _bind(loss, logits),
+            Case("cross_entropy", "forward", _bind(atrousx_loss, logits), _bind(loss, logits),
                  _bind(loss, double), moved),
-            Case("cross_entropy", "training", training_of(our_loss, logits),
+            Case("cross_entropy", "training", training_of(atrousx_loss, logits),
                  training_of(loss, logits), training_of(loss, double), moved + size_of(logits)),
         ]  # fmt: skip
     if "softmax_add" in operators and logits.shape[1] > 1:
@@ -145,10 +145,10 @@ def softmax_add(logits: Tensor, size: tuple[int, int]) -> Case:
         total = total.to(memory_format=layout)
         return lambda: add(total, x)
 
-    def ours(total: Tensor, x: Tensor) -> Tensor:
+    def by_atrousx(total: Tensor, x: Tensor) -> Tensor:
         return ops.upsample_softmax_add_(total, x, 0.5, flip=True)
 
-    def torchs(total: Tensor, x: Tensor) -> Tensor:
+    def by_torch(total: Tensor, x: Tensor) -> Tensor:
         upsampled = F.interpolate(x.flip(-1), size, mode="bilinear")
         return total.add_(upsampled.softmax(1), alpha=0.5)
 
@@ -156,8 +156,8 @@ def softmax_add(logits: Tensor, size: tuple[int, int]) -> Case:
     values = logits.shape[0] * logits.shape[1] * size[0] * size[1]
     return Case(
         "softmax_add", "forward",
-        added_by(ours, logits, computed), added_by(torchs, logits, computed),
-        added_by(torchs, logits.double(), torch.float64),
+        added_by(by_atrousx, logits, computed), added_by(by_torch, logits, computed),
+        added_by(by_torch, logits.double(), torch.float64),
         size_of(logits) + 2 * values * computed.itemsize,
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ class Result:
     @property
     def ratio(self) -> float:
         """How many times faster atrousx is. Below 1 it is slower."""
-        return self.timed["torch"].median / self.timed["ours"].median
+        return self.timed["torch"].median / self.timed["atrousx"].median
 
     @property
     def verdict(self) -> str:
@@ -197,7 +197,7 @@ class Result:
 
 def measure(case: Case, device: torch.device, seconds: float) -> Result:
     exact = case.exact()
-    functions = {"ours": case.ours, "torch": case.torch}
+    functions = {"atrousx": case.atrousx, "torch": case.torch}
     error = {name: error_of(function(), exact) for name, function in functions.items()}
     del exact
     memory = {name: peak_memory(function, device) for name, function in functions.items()}
@@ -212,19 +212,19 @@ def csv_row(machine: dict[str, Any], args: argparse.Namespace, name: str, result
     row = {**machine, "dtype": args.dtype, "memory_format": args.memory_format, "shape": name}
     row |= {"n": n * args.batch, "c": c, "h": h, "w": w, "oh": oh, "ow": ow}
     row |= {"operator": result.case.operator, "pass": result.case.pass_name}
-    for who in ("ours", "torch", "copy"):
+    for who in ("atrousx", "torch", "copy"):
         row[f"{who}_ms"] = round(result.timed[who].median * 1e3, 5)
         row[f"{who}_fastest_ms"] = round(result.timed[who].fastest * 1e3, 5)
     row |= {"ratio": round(result.ratio, 4), "bytes": result.case.bytes}
-    for who in ("ours", "torch"):
+    for who in ("atrousx", "torch"):
         row[f"{who}_of_copy"] = round(result.share(who), 4)
         row[f"{who}_peak_mib"] = round(result.memory[who], 2)
         row[f"{who}_error"] = f"{result.error[who]:.1e}"
-    return row | {"rounds": len(result.timed["ours"].samples)}
+    return row | {"rounds": len(result.timed["atrousx"].samples)}
 
 
 HEADER = (
-    f"{'shape':<14} {'operator':<13} {'pass':<8} | {'ours ms':>9} {'torch ms':>9} | "
+    f"{'shape':<14} {'operator':<13} {'pass':<8} | {'atrousx ms':>10} {'torch ms':>9} | "
     f"{'ratio':>6}        | {'of copy':>7} {'torch':>6} | {'peak MiB':>8} {'torch':>8}"
 )
 
@@ -232,9 +232,10 @@ HEADER = (
 def table_row(name: str, result: Result, wrong: bool) -> str:
     return (
         f"{name:<14} {result.case.operator:<13} {result.case.pass_name:<8} | "
-        f"{result.timed['ours'].median * 1e3:>9.3f} {result.timed['torch'].median * 1e3:>9.3f} | "
-        f"{result.ratio:>5.2f}x {result.verdict:<6} | {result.share('ours'):>7.0%} "
-        f"{result.share('torch'):>6.0%} | {result.memory['ours']:>8.1f} "
+        f"{result.timed['atrousx'].median * 1e3:>10.3f} "
+        f"{result.timed['torch'].median * 1e3:>9.3f} | "
+        f"{result.ratio:>5.2f}x {result.verdict:<6} | {result.share('atrousx'):>7.0%} "
+        f"{result.share('torch'):>6.0%} | {result.memory['atrousx']:>8.1f} "
         f"{result.memory['torch']:>8.1f}" + ("  WRONG RESULT" if wrong else "")
     )
 
@@ -285,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         for case in cases(args.operators, logits, size):
             result = measure(case, device, args.seconds)
             allowed = max(TOLERANCE[args.dtype], 2 * result.error["torch"])
-            failed = not result.error["ours"] <= allowed
+            failed = not result.error["atrousx"] <= allowed
             print(table_row(name, result, failed), flush=True)
             verdicts[result.verdict] += 1
             wrong += failed
@@ -293,9 +294,9 @@ def main(arguments: list[str] | None = None) -> int:
                 writer.write(csv_row(machine, args, name, result))
     torch.set_num_threads(before)
     print(
-        f"\nratio: PyTorch's time over ours. Of {verdicts.total()} lines ours is faster on "
-        f"{verdicts['faster']}, even (within {NOISE:.0%}) on {verdicts['even']}, slower on "
-        f"{verdicts['SLOWER']}. Peak: memory that one call adds, its result included."
+        f"\nratio: PyTorch's time divided by atrousx's. Of {verdicts.total()} lines atrousx is "
+        f"faster on {verdicts['faster']}, even (within {NOISE:.0%}) on {verdicts['even']}, slower "
+        f"on {verdicts['SLOWER']}. Peak: memory that one call adds, its result included."
     )
     return 1 if wrong else 0
 

@@ -57,7 +57,7 @@ def draw(curves: dict[int, dict[str, Points]], title: str, path: Path) -> None:
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(title=f"{extent}x{extent} map", xlabel="dilation rate", ylim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("PyTorch's time / ours, forward")
+    axes[0][0].set_ylabel("PyTorch's time / atrousx's, forward")
     axes[0][0].legend(loc="upper left")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()

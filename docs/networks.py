@@ -26,7 +26,7 @@ BUILDERS = {
 }
 RUN = ("dtype", "memory_format", "batch", "threads")
 SIDES = {
-    "ours": "as built",
+    "atrousx": "as built",
     "optimized": "optimized",
     "torch": "PyTorch's layers",
     "torchvision": "torchvision's own",

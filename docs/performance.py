@@ -246,7 +246,7 @@ def where_torch_is_faster(machine: str) -> str:
     slower = slower_cases(machine)
     text = f"## Where PyTorch is faster\n\nPyTorch is faster in {len(slower)} of "
     text += f"{len(rows) - wrong.total()} measured lines."
-    for side, name in (("torch", "PyTorch"), ("ours", "atrousx")):
+    for side, name in (("torch", "PyTorch"), ("atrousx", "atrousx")):
         count = sum(number for sides, number in wrong.items() if side in sides)
         if count:
             left_out = "line is left out" if count == 1 else "lines are left out"

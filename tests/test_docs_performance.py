@@ -85,7 +85,7 @@ def test_a_ratio_is_slower_exactly_where_it_is_printed_so(docs, results):
 
 
 def test_a_wrong_result_has_no_ratio(docs, results):
-    lines = [convolution("a", "0.5", wrong="torch"), convolution("b", "2.0", wrong="ours")]
+    lines = [convolution("a", "0.5", wrong="torch"), convolution("b", "2.0", wrong="atrousx")]
     write(results / "small" / "atrous_conv2d.csv", CONVOLUTION, *lines)
     page = docs.performance.page("small")
     cells = dict(table_under(page, "### float32, batch 1, 2 threads, NCHW")[1:])

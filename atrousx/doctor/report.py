@@ -98,7 +98,7 @@ def _timings(findings: Findings) -> Iterator[str]:
         if t.status == NOT_RUN:
             yield f"{what} {NOT_RUN}: {t.message}"
         else:
-            yield f"{what} {t.ours_ms:>11.3f} {t.torch_ms:>11.3f} {t.ratio:>6.2f}x  {t.status}"
+            yield f"{what} {t.atrousx_ms:>11.3f} {t.torch_ms:>11.3f} {t.ratio:>6.2f}x  {t.status}"
     if findings.clocks:
         yield ", ".join(f"{name} {value}" for name, value in findings.clocks.items())
 

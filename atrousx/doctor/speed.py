@@ -47,18 +47,18 @@ class Timing:
     pass_name: str
     dtype: str
     batch: int
-    ours_ms: float
+    atrousx_ms: float
     torch_ms: float
     message: str = ""
 
     @property
     def ratio(self) -> float:
         """The time of PyTorch divided by the time of atrousx."""
-        return self.torch_ms / self.ours_ms
+        return self.torch_ms / self.atrousx_ms
 
     @property
     def status(self) -> str:
-        if self.ours_ms != self.ours_ms:
+        if self.atrousx_ms != self.atrousx_ms:
             return "not run"
         return "slower" if self.ratio * MARGIN < 1 else "ok"
 
@@ -69,7 +69,7 @@ class _Line:
     pass_name: str
     dtype: str
     batch: int
-    make: Callable[[], dict[str, Function]]  # "ours", "torch"
+    make: Callable[[], dict[str, Function]]  # "atrousx", "torch"
 
 
 def timings(device: Device, seconds: float) -> Iterator[Timing]:
@@ -89,7 +89,7 @@ def timings(device: Device, seconds: float) -> Iterator[Timing]:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             yield what(nan, nan, message=message)
             continue
-        yield what(_milliseconds(timed["ours"]), _milliseconds(timed["torch"]))
+        yield what(_milliseconds(timed["atrousx"]), _milliseconds(timed["torch"]))
 
 
 def _milliseconds(measured: Measured) -> float:
@@ -143,14 +143,14 @@ def _convolution(
         y = convolve(x, w, **options)
         return torch.autograd.grad(y, (x, w), torch.ones_like(y)) if trains else y
 
-    ours = partial(ops.atrous_conv2d, backend="native")
-    return {"ours": partial(pass_of, ours), "torch": partial(pass_of, F.conv2d)}
+    native = partial(ops.atrous_conv2d, backend="native")
+    return {"atrousx": partial(pass_of, native), "torch": partial(pass_of, F.conv2d)}
 
 
 def _upsample(device: torch.device, dtype: str, batch: int) -> dict[str, Function]:
     logits = torch.randn(batch, 21, 65, 65, device=device).to(DTYPES[dtype])
     return {
-        "ours": lambda: ops.upsample_bilinear2d(logits, (513, 513)),
+        "atrousx": lambda: ops.upsample_bilinear2d(logits, (513, 513)),
         "torch": lambda: F.interpolate(logits, (513, 513), mode="bilinear"),
     }
 
@@ -159,14 +159,14 @@ def _loss(device: torch.device, dtype: str, batch: int) -> dict[str, Function]:
     logits = torch.randn(batch, 21, 65, 65, device=device).to(DTYPES[dtype]).requires_grad_()
     target = torch.randint(21, (batch, 513, 513), device=device)
 
-    def ours() -> object:
+    def by_atrousx() -> object:
         return torch.autograd.grad(ops.upsample_cross_entropy(logits, target), logits)
 
-    def torchs() -> object:
+    def by_torch() -> object:
         upsampled = F.interpolate(logits, (513, 513), mode="bilinear")
         return torch.autograd.grad(F.cross_entropy(upsampled, target), logits)
 
-    return {"ours": ours, "torch": torchs}
+    return {"atrousx": by_atrousx, "torch": by_torch}
 
 
 def _crf(device: torch.device, size: tuple[int, int]) -> dict[str, Function]:
@@ -184,6 +184,6 @@ def _crf(device: torch.device, size: tuple[int, int]) -> dict[str, Function]:
         terms.append((*term.lattice, scale, scale, scale.new_empty(0)))
         weights.append(kernel.fixed_weight)
     return {
-        "ours": lambda: crf(logits, image),
+        "atrousx": lambda: crf(logits, image),
         "torch": lambda: twins.mean_field(logits.flatten(2), terms, weights, 5),
     }

@@ -113,8 +113,8 @@ def test_auto_of_undilated_depthwise_layers_by_taps(limits, taps, expected):
     x = torch.empty(1, 64, 33, 33).to(memory_format=torch.channels_last)
     sides = (taps[0] // 2, taps[1] // 2) * 2
     geometry = ((1, 1), sides, (1, 1))
-    theirs = torch_computes("auto", x, torch.empty(64, 1, *taps), None, *geometry)
-    assert theirs is (expected == "torch")
+    by_torch = torch_computes("auto", x, torch.empty(64, 1, *taps), None, *geometry)
+    assert by_torch is (expected == "torch")
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_auto_of_a_depthwise_layer(limits, options, trains, expected):
     w = torch.empty(6, 1, 3, 3, requires_grad=trains)
     for memory_format in (torch.channels_last, torch.contiguous_format):
         x = torch.empty(1, 6, 33, 33).to(memory_format=memory_format)
-        theirs = expected == "torch" and memory_format == torch.channels_last
-        assert torch_computes("auto", x, w, None, *geometry) is theirs
+        by_torch = expected == "torch" and memory_format == torch.channels_last
+        assert torch_computes("auto", x, w, None, *geometry) is by_torch
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -146,8 +146,8 @@ def test_auto_takes_minimal_filtering_where_it_pays(limits, channels_last):
         x = torch.empty(1, 64, size, size, dtype=dtype).to(memory_format=chosen)
         w = torch.empty(64, 64, 3, 3, dtype=dtype, requires_grad=trains)
         geometry = ((1, 1), (1, 1, 1, 1), (1, 1))
-        theirs = torch_computes("auto", x, w, None, *geometry, packed=packed)
-        return "torch" if theirs else "native"
+        by_torch = torch_computes("auto", x, w, None, *geometry, packed=packed)
+        return "torch" if by_torch else "native"
 
     assert computes(33) == "native"
     assert computes(33, torch.bfloat16, packed=True) == "native"

@@ -16,7 +16,7 @@ def bench_crf(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_prints_stages_and_writes_csv(bench_crf, monkeypatch, tmp_path: Path, capsys):
-    monkeypatch.setattr(bench_crf, "their_densecrf", None)
+    monkeypatch.setattr(bench_crf, "original_densecrf", None)
     monkeypatch.setattr(bench_crf, "MonaiCRF", None)
     file = tmp_path / "crf.csv"
     options = ["--device", "cpu", "--sizes", "24x16x3", "--threads", "1,2", "--rounds", "1"]

@@ -49,7 +49,9 @@ def test_prints_and_writes_csv(bench, monkeypatch, tmp_path: Path, capsys):
         (row,) = csv.DictReader(lines)
     assert row["parameters"] == str(sum(p.numel() for p in build().parameters()))
     assert float(row["live_gflop"]) < float(row["gflop"])
-    assert all(float(row[f"{s}_images_per_s"]) > 0 for s in ("ours", "optimized", "torch", "paper"))
+    assert all(
+        float(row[f"{s}_images_per_s"]) > 0 for s in ("atrousx", "optimized", "torch", "paper")
+    )
     assert row["torchvision_images_per_s"] == ""
     assert float(row["difference"]) < 1e-4
 
@@ -58,8 +60,8 @@ def test_ratios_by_hand(bench):
     speeds = {"v1_7x7_r4": (1.0, 1.44), "v1_large_fov": (4.0, 4.84), "v3": (9.0, "")}
     rows = [
         {"model": name, "paper_images_per_s": paper}
-        | {f"{side}_images_per_s": ours for side in ("ours", "optimized", "torch")}
-        for name, (ours, paper) in speeds.items()
+        | {f"{side}_images_per_s": measured for side in ("atrousx", "optimized", "torch")}
+        for name, (measured, paper) in speeds.items()
     ]
     _, first, second = bench.ratios(rows).splitlines()
     assert first.split() == ["v1_7x7_r4", "0.25", "0.25", "0.25", "0.30"]
@@ -71,11 +73,11 @@ def test_torchvisions_own_model_has_the_same_weights(bench):
     reference.segmentation()
     for depth, units in ((50, 6), (101, 23)):
         name = f"v3_resnet{depth}_torchvision"
-        ours = bench.MODELS[name][0]()
-        theirs = bench.torchvisions(name, ours)
-        assert len(theirs.backbone.layer3) == units
-        assert torch.equal(theirs.classifier[4].weight, ours.classifier[4].weight)
-    assert bench.torchvisions("v3_resnet50_os8", ours) is None
+        model = bench.MODELS[name][0]()
+        twin = bench.torchvisions(name, model)
+        assert len(twin.backbone.layer3) == units
+        assert torch.equal(twin.classifier[4].weight, model.classifier[4].weight)
+    assert bench.torchvisions("v3_resnet50_os8", model) is None
 
 
 def test_an_unknown_model_is_named(bench, capsys):

@@ -23,7 +23,7 @@ def test_prints_every_operator_and_writes_csv(bench_upsample, tmp_path: Path, ca
     file = tmp_path / "upsample.csv"
     options = ["--device", "cpu", "--shapes", "test", "--seconds", "0.01", "--csv", str(file)]
     assert bench_upsample.main([*options, "--memory-format", "channels_last"]) == 0
-    assert "Of 6 lines ours is faster on" in capsys.readouterr().out
+    assert "Of 6 lines atrousx is faster on" in capsys.readouterr().out
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [(row["operator"], row["pass"]) for row in rows] == [
@@ -38,9 +38,9 @@ def test_prints_every_operator_and_writes_csv(bench_upsample, tmp_path: Path, ca
     assert [int(row["bytes"]) for row in rows] == [1116, 1116, 864, 864, 1224, 1872]
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(
-            float(row["torch_ms"]) / float(row["ours_ms"]), rel=1e-2, abs=1e-3
+            float(row["torch_ms"]) / float(row["atrousx_ms"]), rel=1e-2, abs=1e-3
         )
-        assert float(row["ours_error"]) < 1e-5
+        assert float(row["atrousx_error"]) < 1e-5
 
 
 def test_memory_of_a_call_is_seen(bench_upsample):

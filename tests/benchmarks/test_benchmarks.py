@@ -90,7 +90,7 @@ def test_bench_atrous_writes_a_table_and_csv(tmp_path: Path):
     assert [row["pass"] for row in rows] == ["forward", "inference", "grad_input"]
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(
-            float(row["torch_ms"]) / float(row["ours_ms"]), rel=1e-2
+            float(row["torch_ms"]) / float(row["atrousx_ms"]), rel=1e-2
         )
         assert row["memory_format"] == "channels_last"
         assert row["machine"]
@@ -124,8 +124,8 @@ def test_wrong_results_are_called_wrong(bench_atrous, monkeypatch, capsys):
     ]
     assert bench_atrous.main(options) == 1
     out = capsys.readouterr().out
-    assert "WRONG RESULT: ours\n" in out
-    assert "On 1 of them the result of ours is wrong" in out
+    assert "WRONG RESULT: atrousx\n" in out
+    assert "On 1 of them the result of atrousx is wrong" in out
 
 
 def test_csv_with_other_columns_is_left_alone(bench_atrous, tmp_path: Path):

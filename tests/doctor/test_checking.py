@@ -182,9 +182,9 @@ def test_what_is_timed_computes_the_same():
         lambda: speed._crf(device, (16, 20)),
     ):
         both = make()
-        ours, torchs = (both[name]() for name in ("ours", "torch"))
+        found, expected = (both[name]() for name in ("atrousx", "torch"))
         for a, b in zip(
-            *(x if isinstance(x, tuple) else (x,) for x in (ours, torchs)), strict=True
+            *(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True
         ):
             torch.testing.assert_close(a.flatten(), b.flatten(), rtol=1e-4, atol=1e-4)
 

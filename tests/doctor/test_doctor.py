@@ -222,7 +222,7 @@ def test_report():
     assert "clocks.sm 1980 MHz\n" in text
     assert "cuda:0: 3 ok, 1 WRONG, 2 not run; 1 of 1 timed lines slower" in text
     found = json.loads(as_json(report))
-    assert found["devices"][0]["timings"][1]["ours_ms"] is None
+    assert found["devices"][0]["timings"][1]["atrousx_ms"] is None
     assert [row["status"] for row in found["devices"][0]["timings"]] == ["slower", "not run"]
     # A slow result is not wrong. A check that did not run is not known to be right.
     assert not report.is_well

@@ -52,10 +52,10 @@ def test_wide_tiles(emulated_device, name, dtype, memory_format):
         for actual, expected in ((y, exact), (gx, exact_gx)):
             assert (abs(to_float64(actual) - expected)).max() < 2e-3 * abs(expected).max()
         return
-    theirs = (F.conv2d(x, w, b, 1, padding, dilation) + residual).relu()
-    assert_as_accurate_as_torch(y, theirs, exact)
-    theirs = torch.nn.grad.conv2d_input(x.shape, w, grad, 1, padding, dilation)
-    assert_as_accurate_as_torch(gx, theirs, exact_gx)
+    torch_result = (F.conv2d(x, w, b, 1, padding, dilation) + residual).relu()
+    assert_as_accurate_as_torch(y, torch_result, exact)
+    torch_result = torch.nn.grad.conv2d_input(x.shape, w, grad, 1, padding, dilation)
+    assert_as_accurate_as_torch(gx, torch_result, exact_gx)
 
 
 # On a GPU with 64 KiB: as many planes at once as registers allow, one plane, none.

@@ -57,9 +57,9 @@ MODELS = {
 def assert_as_accurate(fast, model, input):
     """Asserts that the error against float64 is at most twice the model's own, or two roundings."""
     exact = copy.deepcopy(model).double()(input.double())
-    ours, theirs = ((m(input).double() - exact).norm() for m in (fast, model))
+    error, error_before = ((m(input).double() - exact).norm() for m in (fast, model))
     floor = 2 * torch.finfo(input.dtype).eps * exact.norm()
-    assert ours <= max(2 * theirs, floor), f"error {ours:.3g}, before {theirs:.3g}"
+    assert error <= max(2 * error_before, floor), f"error {error:.3g}, before {error_before:.3g}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -116,9 +116,9 @@ def test_deeplab_v3():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     input = torch.randn(1, 3, 49, 33)
     with torch.no_grad():
-        ours, theirs = fast(input)["out"], model(input)["out"]
+        after, before = fast(input)["out"], model(input)["out"]
         exact = copy.deepcopy(model).double()(input.double())["out"]
-    errors = [(result.double() - exact).norm() for result in (ours, theirs)]
+    errors = [(result.double() - exact).norm() for result in (after, before)]
     assert errors[0] <= 2 * errors[1]
 
 

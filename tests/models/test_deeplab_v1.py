@@ -114,7 +114,9 @@ def test_multi_scale_features_reach_the_logits():
 
 @torch.inference_mode()
 def test_exact_pooling_gives_the_classifiers_own_scores(vgg16):
-    ours = from_vgg16(vgg16, num_classes=6, fc6="7x7_r4", pooling="2x2", keep_classes=True).eval()
+    network = from_vgg16(
+        vgg16, num_classes=6, fc6="7x7_r4", pooling="2x2", keep_classes=True
+    ).eval()
     image = torch.randn(1, 3, 64, 96)
     features = image
     for index in range(31):
@@ -129,7 +131,7 @@ def test_exact_pooling_gives_the_classifiers_own_scores(vgg16):
     ).relu()
     hidden = F.conv2d(hidden, weights[3][..., None, None], vgg16["classifier.3.bias"]).relu()
     expected = F.conv2d(hidden, weights[6][..., None, None], vgg16["classifier.6.bias"])
-    dense = ours.scores(image)
+    dense = network.scores(image)
     assert dense.shape == (1, 6, 8, 12)
     assert expected.shape == (1, 6, 2, 3)
     # Windows are centred: the classifier's first window is the dense network's second.
@@ -201,7 +203,7 @@ def test_rejects(arguments, message):
         deeplab_v1(**arguments)
 
 
-def test_every_convolution_is_ours(model):
+def test_every_convolution_is_an_atrous_conv2d(model):
     kinds = {type(m) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
     assert kinds == {AtrousConv2d}
 

@@ -173,7 +173,7 @@ def test_predict_takes_the_maximum_and_refines(vgg):
     assert torch.equal(refined, crf(looks[0], photograph).argmax(1))
 
 
-def test_every_convolution_is_ours(resnet, vgg):
+def test_every_convolution_is_an_atrous_conv2d(resnet, vgg):
     for network in (resnet, vgg):
         convolutions = [m for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)]
         assert {type(m) for m in convolutions} == {AtrousConv2d}

@@ -33,55 +33,55 @@ def images() -> torch.Tensor:
 
 def pair_of(backbone):
     """Returns both libraries' models with the same random weights, with no key left over."""
-    theirs = reference.deeplab(backbone)
-    ours = deeplab_v3(backbone=backbone, layout="torchvision", aux=True).eval()
-    state = reference.random_state(theirs)
-    theirs.load_state_dict(state)
-    ours.load_state_dict(state, strict=True)
-    assert list(ours.state_dict()) == list(state)
-    return theirs, ours
+    torchvision_model = reference.deeplab(backbone)
+    atrousx_model = deeplab_v3(backbone=backbone, layout="torchvision", aux=True).eval()
+    state = reference.random_state(torchvision_model)
+    torchvision_model.load_state_dict(state)
+    atrousx_model.load_state_dict(state, strict=True)
+    assert list(atrousx_model.state_dict()) == list(state)
+    return torchvision_model, atrousx_model
 
 
-def assert_agree(ours, theirs):
-    assert type(ours) is type(theirs) is OrderedDict
-    assert list(ours) == list(theirs)
-    for key, expected in theirs.items():
-        assert ours[key].shape == expected.shape
-        assert (ours[key] - expected).abs().max() <= 1e-4 * expected.abs().max(), key
+def assert_agree(actual, expected):
+    assert type(actual) is type(expected) is OrderedDict
+    assert list(actual) == list(expected)
+    for key, value in expected.items():
+        assert actual[key].shape == value.shape
+        assert (actual[key] - value).abs().max() <= 1e-4 * value.abs().max(), key
 
 
 @torch.inference_mode()
 def test_equals_torchvision_on_a_photograph():
-    theirs, ours = pair_of("resnet50")
+    torchvision_model, atrousx_model = pair_of("resnet50")
     data = pytest.importorskip("skimage.data")
     photograph = torch.from_numpy(data.coffee()[50:350, 100:500].copy()) / 255
     image = ((photograph - MEAN) / DEVIATION).permute(2, 0, 1)[None]
     assert image.shape == (1, 3, 300, 400)
-    assert_agree(ours(image), theirs(image))
+    assert_agree(atrousx_model(image), torchvision_model(image))
 
 
 @torch.inference_mode()
 def test_equals_torchvision_with_resnet101(images):
-    theirs, ours = pair_of("resnet101")
-    assert_agree(ours(images), theirs(images))
+    torchvision_model, atrousx_model = pair_of("resnet101")
+    assert_agree(atrousx_model(images), torchvision_model(images))
 
 
 @torch.inference_mode()
-def test_torchvisions_model_takes_our_convolutions(images):
-    theirs = reference.deeplab("resnet50")
-    theirs.load_state_dict(reference.random_state(theirs))
-    expected = theirs(images)
-    replace_convs(theirs)
-    assert sum(type(m) is AtrousConv2d for m in theirs.modules()) == 63
-    assert_agree(theirs(images), expected)
+def test_torchvisions_model_takes_atrous_conv2d(images):
+    torchvision_model = reference.deeplab("resnet50")
+    torchvision_model.load_state_dict(reference.random_state(torchvision_model))
+    expected = torchvision_model(images)
+    replace_convs(torchvision_model)
+    assert sum(type(m) is AtrousConv2d for m in torchvision_model.modules()) == 63
+    assert_agree(torchvision_model(images), expected)
 
 
 @pytest.mark.slow
 def test_trains_as_torchvision_does(images):
-    theirs, ours = pair_of("resnet50")
+    torchvision_model, atrousx_model = pair_of("resnet50")
     results = []
     # In float64, because normalisation over so few pixels magnifies rounding errors too much.
-    for network in (theirs, ours):
+    for network in (torchvision_model, atrousx_model):
         network.double().train()
         torch.manual_seed(5)
         logits = network(images.double())
@@ -90,12 +90,12 @@ def test_trains_as_torchvision_does(images):
         loss.backward()
         results.append(logits)
     assert_agree(results[1], results[0])
-    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
-    for name, parameter in theirs.named_parameters():
+    gradients = {name: parameter.grad for name, parameter in atrousx_model.named_parameters()}
+    for name, parameter in torchvision_model.named_parameters():
         difference = (gradients[name] - parameter.grad).norm()
         assert difference <= 1e-9 * parameter.grad.norm() + 1e-12, name
-    for name, expected in theirs.named_buffers():
-        torch.testing.assert_close(ours.get_buffer(name), expected)
+    for name, expected in torchvision_model.named_buffers():
+        torch.testing.assert_close(atrousx_model.get_buffer(name), expected)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_parameter_counts(backbone, count):
     assert sum(p.numel() for p in network.parameters()) == count
 
 
-def test_every_convolution_is_ours(model):
+def test_every_convolution_is_an_atrous_conv2d(model):
     convolutions = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     # The stem, 16 units of 3, 4 projections; ASPP; its head; the auxiliary classifier.
     assert len(convolutions) == 1 + 48 + 4 + 6 + 2 + 2

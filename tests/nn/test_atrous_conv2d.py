@@ -71,17 +71,17 @@ def test_equals_conv2d(configuration):
     assert isinstance(layer, nn.Conv2d)
     assert repr(layer) == repr(reference).replace("Conv2d", "AtrousConv2d")
     assert list(layer.state_dict()) == list(reference.state_dict())
-    for ours, theirs in zip(layer.parameters(), reference.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for own, other in zip(layer.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(own, other)
 
     input = torch.randn(2, layer.in_channels, 9, 11, requires_grad=True)
     expected = reference(input)
     torch.testing.assert_close(layer(input), expected)
     seed = torch.randn_like(expected)
     arguments = (input, *reference.parameters())
-    theirs = torch.autograd.grad(expected, arguments, seed)
-    ours = torch.autograd.grad(layer(input), (input, *layer.parameters()), seed)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    expected_grads = torch.autograd.grad(expected, arguments, seed)
+    actual_grads = torch.autograd.grad(layer(input), (input, *layer.parameters()), seed)
+    torch.testing.assert_close(actual_grads, expected_grads, rtol=1e-4, atol=1e-5)
 
 
 def test_an_image_without_a_batch():
@@ -101,11 +101,11 @@ def test_an_image_without_a_batch():
     ],
 )
 def test_the_constructor_rejects_what_conv2d_does(arguments):
-    with pytest.raises(ValueError) as theirs:  # noqa: PT011
+    with pytest.raises(ValueError) as expected:  # noqa: PT011
         nn.Conv2d(3, 3, 3, **arguments)
-    with pytest.raises(ValueError) as ours:  # noqa: PT011
+    with pytest.raises(ValueError) as found:  # noqa: PT011
         AtrousConv2d(3, 3, 3, **arguments)
-    assert str(ours.value) == str(theirs.value)
+    assert str(found.value) == str(expected.value)
 
 
 @pytest.mark.parametrize(

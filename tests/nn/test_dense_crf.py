@@ -315,10 +315,10 @@ def test_compiled_training(device, recompute):
     compiled = torch.compile(crf, fullgraph=True, backend="aot_eager")
     logits.requires_grad_()
     inputs = (logits, *crf.parameters())
-    ours, expected = (
+    actual, expected = (
         torch.autograd.grad(f(logits, image).square().sum(), inputs) for f in (compiled, crf)
     )
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_trainable_starts_where_the_fixed_one_is(device):

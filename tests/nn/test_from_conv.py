@@ -66,7 +66,7 @@ def test_a_compiled_conv_gives_a_layer_of_its_own():
     assert conv._compiled_call_impl is not None
 
 
-def test_an_atrous_conv_and_a_subclass_of_ours():
+def test_an_atrous_conv_and_a_subclass_of_it():
     class Named(AtrousConv2d):
         pass
 

@@ -30,21 +30,23 @@ def to_float64(tensor: Tensor) -> NDArray[np.float64]:
     return result
 
 
-def assert_as_accurate_as_torch(ours: Tensor, theirs: Tensor, exact: NDArray[np.float64]) -> None:
+def assert_as_accurate_as_torch(
+    actual: Tensor, torch_result: Tensor, exact: NDArray[np.float64]
+) -> None:
     """Asserts that the error against float64 is at most twice PyTorch's own in the same dtype.
 
     Errors are Euclidean norms, because the maximum over a small tensor varies by chance. If PyTorch
     happens to be exact, two roundings of every value are still allowed.
     """
-    assert ours.dtype == theirs.dtype
-    assert ours.shape == theirs.shape == exact.shape
-    our_error = np.linalg.norm(to_float64(ours) - exact)
-    their_error = np.linalg.norm(to_float64(theirs) - exact)
-    rounding = 2 * torch.finfo(ours.dtype).eps * np.linalg.norm(exact)
+    assert actual.dtype == torch_result.dtype
+    assert actual.shape == torch_result.shape == exact.shape
+    error = np.linalg.norm(to_float64(actual) - exact)
+    torch_error = np.linalg.norm(to_float64(torch_result) - exact)
+    rounding = 2 * torch.finfo(actual.dtype).eps * np.linalg.norm(exact)
     # The order of max() matters if PyTorch's error is NaN, as it was in float16 channels_last
     # gradients.
-    assert our_error <= max(rounding, 2 * their_error), (
-        f"error {our_error:.3g}, PyTorch's {their_error:.3g}, two roundings {rounding:.3g}"
+    assert error <= max(rounding, 2 * torch_error), (
+        f"error {error:.3g}, PyTorch's {torch_error:.3g}, two roundings {rounding:.3g}"
     )
 
 

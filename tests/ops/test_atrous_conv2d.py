@@ -214,24 +214,24 @@ def test_against_oracle(device, name, memory_format, dtype):
 def check_against_oracle(name, dtype, device, memory_format):
     x, w, b, (stride, padding, dilation, groups) = make(name, dtype, device, memory_format)
     tensors = [t.requires_grad_() for t in (x, w, b)]
-    ours = atrous_conv2d(x, w, b, stride, padding, dilation, groups)
-    theirs = F.conv2d(x, w, b, stride, padding, dilation, groups)
+    actual = atrous_conv2d(x, w, b, stride, padding, dilation, groups)
+    torch_result = F.conv2d(x, w, b, stride, padding, dilation, groups)
     geometry = (stride, (*padding, *padding), dilation, groups)
     exact = reference.forward(*map(to_float64, tensors), *geometry)
-    assert_as_accurate_as_torch(ours, theirs, exact)
-    assert ours.is_contiguous(memory_format=memory_format)
+    assert_as_accurate_as_torch(actual, torch_result, exact)
+    assert actual.is_contiguous(memory_format=memory_format)
 
-    grad = torch.randn_like(ours)
-    our_grads = torch.autograd.grad(ours, tensors, grad)
-    their_grads = torch.autograd.grad(theirs, tensors, grad)
+    grad = torch.randn_like(actual)
+    actual_grads = torch.autograd.grad(actual, tensors, grad)
+    torch_grads = torch.autograd.grad(torch_result, tensors, grad)
     g = to_float64(grad)
     exact_grads = (
         reference.backward_input(g, to_float64(w), x.shape[2:], *geometry),
         reference.backward_weight(g, to_float64(x), w.shape[2:], *geometry),
         g.sum((0, 2, 3)),
     )
-    for our_grad, their_grad, exact in zip(our_grads, their_grads, exact_grads, strict=True):
-        assert_as_accurate_as_torch(our_grad, their_grad, exact)
+    for actual_grad, torch_grad, exact in zip(actual_grads, torch_grads, exact_grads, strict=True):
+        assert_as_accurate_as_torch(actual_grad, torch_grad, exact)
 
 
 @st.composite
@@ -258,12 +258,12 @@ def problems(draw):
 @settings(deadline=None, max_examples=60)
 def test_any_geometry_as_conv2d(problem):
     x, w, (stride, padding, dilation, groups) = problem
-    ours = atrous_conv2d(x, w, None, stride, padding, dilation, groups)
-    theirs = F.conv2d(x, w, None, stride, padding, dilation, groups)
-    torch.testing.assert_close(ours, theirs)
-    grad = torch.randn_like(ours)
-    our_grads = torch.autograd.grad(ours, (x, w), grad)
-    torch.testing.assert_close(our_grads, torch.autograd.grad(theirs, (x, w), grad))
+    actual = atrous_conv2d(x, w, None, stride, padding, dilation, groups)
+    expected = F.conv2d(x, w, None, stride, padding, dilation, groups)
+    torch.testing.assert_close(actual, expected)
+    grad = torch.randn_like(actual)
+    actual_grads = torch.autograd.grad(actual, (x, w), grad)
+    torch.testing.assert_close(actual_grads, torch.autograd.grad(expected, (x, w), grad))
 
 
 OPTIONS = [(1, (40, 2), (40, 2)), ((2, 3), (6, 3), (5, 3)), (3, 9, 1), (2, (80, 2), (40, 1))]
@@ -275,11 +275,11 @@ def test_large_depthwise_planes_as_conv2d(device, options):
     x = torch.randn(1, 2, 303, 521, dtype=torch.float64, device=device)
     w = torch.randn(2, 1, 3, 4, dtype=torch.float64, device=device)
     leaves = [t.requires_grad_() for t in (x, w)]
-    ours, theirs = (f(x, w, None, *options, 2) for f in (atrous_conv2d, F.conv2d))
-    torch.testing.assert_close(ours, theirs)
-    grad = torch.randn_like(ours)
-    ours, theirs = (torch.autograd.grad(y, leaves, grad) for y in (ours, theirs))
-    torch.testing.assert_close(ours, theirs)
+    actual, expected = (f(x, w, None, *options, 2) for f in (atrous_conv2d, F.conv2d))
+    torch.testing.assert_close(actual, expected)
+    grad = torch.randn_like(actual)
+    actual, expected = (torch.autograd.grad(y, leaves, grad) for y in (actual, expected))
+    torch.testing.assert_close(actual, expected)
 
 
 GRADCHECK = ["strided, unequal axes", "narrow groups", "pixels without a live tap"]
@@ -338,9 +338,9 @@ def test_planes_are_read_where_they_lie(device, outputs, size):
     for x in (whole, whole[:, 3:138], whole[..., 2:20, 1:30], whole[:1].expand(3, -1, -1, -1)):
         w = torch.randn(outputs, x.shape[1], 3, 2, device=device)
         options = (torch.randn(outputs, device=device), (1, 2), (6, 3), (6, 5))
-        ours, theirs = (f(x, w, *options) for f in (atrous_conv2d, F.conv2d))
+        actual, torch_result = (f(x, w, *options) for f in (atrous_conv2d, F.conv2d))
         exact = F.conv2d(x.double(), w.double(), options[0].double(), *options[1:])
-        assert_as_accurate_as_torch(ours, theirs, to_float64(exact))
+        assert_as_accurate_as_torch(actual, torch_result, to_float64(exact))
 
 
 @pytest.mark.parametrize("channels", [5, 8, 131])

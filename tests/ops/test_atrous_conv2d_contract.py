@@ -89,8 +89,8 @@ def test_compile_and_export(device):
     for height in (8, 11):
         x = torch.randn(1, 3, height, 7, device=device)
         torch.testing.assert_close(compiled(x), convolve(x))
-        ours = torch.autograd.grad(compiled(x).square().sum(), w)
-        torch.testing.assert_close(ours, torch.autograd.grad(convolve(x).square().sum(), w))
+        actual = torch.autograd.grad(compiled(x).square().sum(), w)
+        torch.testing.assert_close(actual, torch.autograd.grad(convolve(x).square().sum(), w))
 
     class Module(torch.nn.Module):
         def __init__(self):
@@ -266,8 +266,8 @@ def test_so_many_pixels_that_tiles_are_wide(device, dtype, memory_format):
             leaves = [t.to(kind).requires_grad_() for t in (x, w)]
             y = convolve(*leaves, None, 1, (0, 3), (1, 3))
             results.append((y, *torch.autograd.grad(y, leaves, grad.to(kind))))
-    for ours, theirs, exact in zip(*results, strict=True):
+    for actual, torch_result, exact in zip(*results, strict=True):
         if dtype == torch.float32:
-            assert (ours - exact).norm() < 2e-3 * exact.norm()
+            assert (actual - exact).norm() < 2e-3 * exact.norm()
         else:
-            assert_as_accurate_as_torch(ours, theirs, to_float64(exact))
+            assert_as_accurate_as_torch(actual, torch_result, to_float64(exact))

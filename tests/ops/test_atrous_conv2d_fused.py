@@ -42,16 +42,18 @@ def test_fused_epilogue(device, name, memory_format, dtype):
     plain = forward_op(x, w, b, *geometry)
     full = torch.randn_like(plain)
     for residual in (None, full, full[:1, :, :1, :1].expand_as(plain), strided_views(full)[1]):
-        theirs = F.conv2d(x, w, b, stride, padding, dilation, groups)
+        torch_result = F.conv2d(x, w, b, stride, padding, dilation, groups)
         exact = reference.forward(*map(to_float64, (x, w, b)), *geometry)
         if residual is not None:
-            theirs, exact = theirs + residual, exact + to_float64(residual)
+            torch_result, exact = torch_result + residual, exact + to_float64(residual)
         for relu in (False, True):
-            ours = fused_op(x, w, b, residual, relu, *geometry)
+            actual = fused_op(x, w, b, residual, relu, *geometry)
             assert_as_accurate_as_torch(
-                ours, theirs.relu() if relu else theirs, exact.clip(0) if relu else exact
+                actual,
+                torch_result.relu() if relu else torch_result,
+                exact.clip(0) if relu else exact,
             )
-            assert ours.is_contiguous(memory_format=memory_format)
+            assert actual.is_contiguous(memory_format=memory_format)
     torch.library.opcheck(fused_op, (x, w, b, full, True, *geometry))
     with pytest.raises(RuntimeError, match="residual does not have the size"):
         fused_op(x, w, b, full[:, :-1], False, *geometry)
@@ -114,11 +116,11 @@ def make_large(name, dtype, memory_format):
 @pytest.mark.parametrize("name", LARGE)
 def test_large_weight_against_oracle(name, memory_format, dtype):
     x, w, b, other, plain, geometry = make_large(name, dtype, memory_format)
-    ours = fused_op(x, w, b, other, True, *geometry)
+    actual = fused_op(x, w, b, other, True, *geometry)
     exact = reference.forward(*map(to_float64, (x, w, b)), *geometry) + to_float64(other)
-    assert_as_accurate_as_torch(ours, (plain + other).relu(), exact.clip(0))
+    assert_as_accurate_as_torch(actual, (plain + other).relu(), exact.clip(0))
     stride, padding, dilation, groups = geometry
-    theirs = torch.ops.aten.convolution_backward(
+    torch_result = torch.ops.aten.convolution_backward(
         other,
         x,
         w,
@@ -132,7 +134,9 @@ def test_large_weight_against_oracle(name, memory_format, dtype):
         (True, False, False),
     )[0]
     exact = reference.backward_input(*map(to_float64, (other, w)), x.shape[2:], *geometry)
-    assert_as_accurate_as_torch(backward_input_op(other, w, x.shape, *geometry), theirs, exact)
+    assert_as_accurate_as_torch(
+        backward_input_op(other, w, x.shape, *geometry), torch_result, exact
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATING)

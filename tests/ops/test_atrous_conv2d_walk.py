@@ -59,24 +59,24 @@ def test_walks_against_oracle(device, name, dtype):
     for channels in CHANNELS if "four" in name else CHANNELS[:-1]:
         x, w, b, (stride, sides, dilation, groups) = make(name, channels, dtype, device)
         geometry = (stride, sides, dilation, groups)
-        theirs = F.conv2d(x, w, b, stride, sides[:2], dilation, groups)
+        torch_result = F.conv2d(x, w, b, stride, sides[:2], dilation, groups)
         exact = reference.forward(*map(to_float64, (x, w, b)), *geometry)
-        ours = fused_op(x, w, b, None, False, *geometry)
-        assert_as_accurate_as_torch(ours, theirs, exact)
-        assert ours.is_contiguous(memory_format=torch.channels_last)
-        ours = fused_op(x, w, b, None, True, *geometry)
-        assert_as_accurate_as_torch(ours, theirs.relu(), exact.clip(0))
+        actual = fused_op(x, w, b, None, False, *geometry)
+        assert_as_accurate_as_torch(actual, torch_result, exact)
+        assert actual.is_contiguous(memory_format=torch.channels_last)
+        actual = fused_op(x, w, b, None, True, *geometry)
+        assert_as_accurate_as_torch(actual, torch_result.relu(), exact.clip(0))
 
-        grad = torch.full((4, *ours.shape[1:]), torch.nan, dtype=dtype, device=device)
+        grad = torch.full((4, *actual.shape[1:]), torch.nan, dtype=dtype, device=device)
         grad = grad.to(memory_format=torch.channels_last)
-        grad[1:3] = torch.randn_like(ours)
+        grad[1:3] = torch.randn_like(actual)
         grad = grad[1:3]
         exact = reference.backward_input(to_float64(grad), to_float64(w), x.shape[2:], *geometry)
-        theirs = torch.nn.grad.conv2d_input(
+        torch_result = torch.nn.grad.conv2d_input(
             x.shape, w, grad.contiguous(), stride, sides[:2], dilation, groups
         )
-        ours = backward_input_op(grad, w, list(x.shape), *geometry)
-        assert_as_accurate_as_torch(ours, theirs, exact)
+        actual = backward_input_op(grad, w, list(x.shape), *geometry)
+        assert_as_accurate_as_torch(actual, torch_result, exact)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -110,13 +110,13 @@ def test_walks_keep_what_is_not_finite(device, dtype):
     # The result is the same as PyTorch's, whose padding meets only finite weights.
     x, w, b, (stride, sides, dilation, groups) = make("phases of five", 70, dtype, device)
     x[0, :, 4, 5], x[1, :35, 2, 3], x[1, 35:, 2, 3] = torch.nan, torch.inf, -torch.inf
-    theirs = F.conv2d(x, w, b, stride, sides[:2], dilation, groups)
+    torch_result = F.conv2d(x, w, b, stride, sides[:2], dilation, groups)
     for relu in (False, True):
-        ours = fused_op(x, w, b, None, relu, stride, sides, dilation, groups)
-        expected = theirs.relu() if relu else theirs
-        assert torch.equal(ours.isnan(), expected.isnan())
-        assert torch.equal(ours == torch.inf, expected == torch.inf)
-        assert torch.equal(ours == -torch.inf, expected == -torch.inf)
+        actual = fused_op(x, w, b, None, relu, stride, sides, dilation, groups)
+        expected = torch_result.relu() if relu else torch_result
+        assert torch.equal(actual.isnan(), expected.isnan())
+        assert torch.equal(actual == torch.inf, expected == torch.inf)
+        assert torch.equal(actual == -torch.inf, expected == -torch.inf)
 
 
 @pytest.mark.parametrize("dtype", FLOATING)

@@ -243,9 +243,9 @@ def test_convolution_of_extremes_raises_or_is_right(
         grad = torch.randn_like(result)
         found = (result, *torch.autograd.grad(result, (batch, weight), grad))
         expected = definition((batch, stride, padding, dilation, groups), weight, grad)
-        for ours, exact in zip(found, expected, strict=True):
+        for actual, exact in zip(found, expected, strict=True):
             rounding = 8 * torch.finfo(dtype).eps
-            np.testing.assert_allclose(to_float64(ours), exact, rounding, 1e-4)
+            np.testing.assert_allclose(to_float64(actual), exact, rounding, 1e-4)
     assert time.perf_counter() - began < 20
 
 
@@ -267,8 +267,8 @@ def test_memory_follows_live_taps(groups, memory_format, stride, padding, dilati
     found = (result, *torch.autograd.grad(result, (data, filters), grad))
     assert time.perf_counter() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
-    for ours, exact in zip(found, definition((data, *options), filters, grad), strict=True):
-        np.testing.assert_allclose(to_float64(ours), exact, 1e-5, 1e-5)
+    for actual, exact in zip(found, definition((data, *options), filters, grad), strict=True):
+        np.testing.assert_allclose(to_float64(actual), exact, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-300, 5e-324, 1e300, float("inf"), float("nan")])

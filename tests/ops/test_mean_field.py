@@ -72,14 +72,14 @@ def test_cpu_operators_against_oracle_of_rows(labels, compatibility, normalizati
     torch.testing.assert_close(states[..., :labels], expected_states)
     assert torch.equal(q, ops._mean_field(*inputs, 3))
     grad = torch.randn_like(q)
-    ours = ops._mean_field_backward(grad, states, *inputs[1:], True, True)
+    actual = ops._mean_field_backward(grad, states, *inputs[1:], True, True)
     rows = _mean_field_rows.gradients_of_rows(grad, expected_states, *inputs[1:], True, True)
     if compatibility == "potts":
         rows = (rows[0], torch.diag_embed(rows[1].diagonal(dim1=1, dim2=2)), *rows[2:])
-    for a, b in zip(ours, rows, strict=True):
+    for a, b in zip(actual, rows, strict=True):
         torch.testing.assert_close(a, b)
     of_logits, *none = ops._mean_field_backward(grad, states, *inputs[1:], False, False)
-    assert torch.equal(of_logits, ours[0])
+    assert torch.equal(of_logits, actual[0])
     assert not any(t.numel() for t in none)
 
 

@@ -107,22 +107,24 @@ def test_long_sums_against_oracle(device, name, reduce, memory_format, dtype):
 def check_against_oracle(name, reduce, memory_format, dtype, device):
     x, ws, bs, rates = make(name, dtype, device, memory_format)
     leaves = [t.requires_grad_() for t in (x, *ws, *bs)]
-    ours = multi_rate_conv2d(x, ws, bs, rates, reduce=reduce)
-    theirs = separately(x, ws, bs, rates, reduce)
+    actual = multi_rate_conv2d(x, ws, bs, rates, reduce=reduce)
+    torch_result = separately(x, ws, bs, rates, reduce)
     exact = reference.forward(
         to_float64(x), [*map(to_float64, ws)], [*map(to_float64, bs)], rates, reduce
     )
-    assert_as_accurate_as_torch(ours, theirs, exact)
-    assert ours.is_contiguous(memory_format=memory_format)
+    assert_as_accurate_as_torch(actual, torch_result, exact)
+    assert actual.is_contiguous(memory_format=memory_format)
 
-    grad = torch.randn_like(ours)
+    grad = torch.randn_like(actual)
     exact_grads = reference.backward(
         to_float64(grad), to_float64(x), [*map(to_float64, ws)], rates, reduce
     )
-    our_grads = torch.autograd.grad(ours, leaves, grad)
-    their_grads = torch.autograd.grad(theirs, leaves, grad)
-    for our_grad, their_grad, exact_grad in zip(our_grads, their_grads, exact_grads, strict=True):
-        assert_as_accurate_as_torch(our_grad, their_grad, exact_grad)
+    actual_grads = torch.autograd.grad(actual, leaves, grad)
+    torch_grads = torch.autograd.grad(torch_result, leaves, grad)
+    for actual_grad, torch_grad, exact_grad in zip(
+        actual_grads, torch_grads, exact_grads, strict=True
+    ):
+        assert_as_accurate_as_torch(actual_grad, torch_grad, exact_grad)
 
 
 @pytest.mark.parametrize("name", ["v2's", "v2's, 24 channels", "more than 32 outputs", "v3's"])
@@ -161,8 +163,10 @@ def problems(draw):
 @settings(deadline=None, max_examples=60)
 def test_any_geometry(problem, reduce):
     x, ws, rates = problem
-    ours, theirs = (f(x, ws, None, rates, reduce=reduce) for f in (multi_rate_conv2d, separately))
-    torch.testing.assert_close(ours, theirs)
+    actual, expected = (
+        f(x, ws, None, rates, reduce=reduce) for f in (multi_rate_conv2d, separately)
+    )
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("reduce", ["cat", "sum"])
@@ -285,9 +289,9 @@ def test_compile_and_export(device):
     for height in (8, 11):
         x = torch.randn(1, 3, height, 7, device=device)
         torch.testing.assert_close(compiled(x), module(x))
-        ours = torch.autograd.grad(compiled(x).square().sum(), list(module.weights))
-        theirs = torch.autograd.grad(module(x).square().sum(), list(module.weights))
-        torch.testing.assert_close(ours, theirs)
+        actual = torch.autograd.grad(compiled(x).square().sum(), list(module.weights))
+        expected = torch.autograd.grad(module(x).square().sum(), list(module.weights))
+        torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(torch.export.export(module, (x,)).module()(x), module(x))
 
 

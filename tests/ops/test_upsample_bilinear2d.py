@@ -57,17 +57,17 @@ def test_against_oracle(device, small, large, align_corners, memory_format, dtyp
 def check_against_oracle(values, large, align_corners):
     small = values.shape[2:]
     values.requires_grad_()
-    ours = upsample_bilinear2d(values, large, align_corners=align_corners)
-    theirs = F.interpolate(values, large, mode="bilinear", align_corners=align_corners)
+    actual = upsample_bilinear2d(values, large, align_corners=align_corners)
+    torch_result = F.interpolate(values, large, mode="bilinear", align_corners=align_corners)
     exact = reference.forward(to_float64(values), large, align_corners)
-    assert_as_accurate_as_torch(ours, theirs, exact)
-    assert ours.stride() == theirs.stride()
+    assert_as_accurate_as_torch(actual, torch_result, exact)
+    assert actual.stride() == torch_result.stride()
 
-    grad = torch.randn_like(ours)
-    (our_grad,) = torch.autograd.grad(ours, values, grad)
-    (their_grad,) = torch.autograd.grad(theirs, values, grad)
+    grad = torch.randn_like(actual)
+    (actual_grad,) = torch.autograd.grad(actual, values, grad)
+    (torch_grad,) = torch.autograd.grad(torch_result, values, grad)
     exact = reference.backward(to_float64(grad), small, align_corners)
-    assert_as_accurate_as_torch(our_grad, their_grad, exact)
+    assert_as_accurate_as_torch(actual_grad, torch_grad, exact)
 
 
 # Sizes that reach every loop of the CPU kernels for any vector length: pixels shorter than a

@@ -86,7 +86,7 @@ def test_against_oracle(device, small, large, options, reduction, memory_format,
         label_smoothing=smoothing,
         align_corners=align_corners,
     )
-    theirs = two_steps(
+    torch_loss = two_steps(
         logits,
         target,
         weight,
@@ -106,16 +106,16 @@ def test_against_oracle(device, small, large, options, reduction, memory_format,
         align_corners,
         to_float64(grad),
     )
-    (our_gradient,) = torch.autograd.grad(loss, logits, grad)
-    (their_gradient,) = torch.autograd.grad(theirs, logits, grad)
+    (gradient,) = torch.autograd.grad(loss, logits, grad)
+    (torch_gradient,) = torch.autograd.grad(torch_loss, logits, grad)
     if dtype == torch.float64:
         # The reference has the same rounding error, and much cancels in a gradient's sum.
         scale = np.abs(to_float64(grad)).sum() / (target.numel() if reduction == "mean" else 1)
         np.testing.assert_allclose(to_float64(loss), exact, rtol=1e-13)
-        np.testing.assert_allclose(to_float64(our_gradient), exact_gradient, atol=1e-13 * scale)
+        np.testing.assert_allclose(to_float64(gradient), exact_gradient, atol=1e-13 * scale)
     else:
-        assert_as_accurate_as_torch(loss, theirs, exact)
-        assert_as_accurate_as_torch(our_gradient, their_gradient, exact_gradient)
+        assert_as_accurate_as_torch(loss, torch_loss, exact)
+        assert_as_accurate_as_torch(gradient, torch_gradient, exact_gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])

@@ -45,14 +45,14 @@ def test_against_oracle(device, small, large, flip, align_corners, memory_format
     computed = torch.float64 if dtype == torch.float64 else torch.float32
     before = torch.rand(2, 6, *large, dtype=computed, device=device)
     before = before.to(memory_format=memory_format)
-    ours = upsample_softmax_add_(
+    actual = upsample_softmax_add_(
         before.clone(), logits, 0.3, flip=flip, align_corners=align_corners
     )
     wide = logits.to(computed)
     values = F.interpolate(wide, large, mode="bilinear", align_corners=align_corners)
-    theirs = before + 0.3 * (values.flip(-1) if flip else values).softmax(1)
+    torch_result = before + 0.3 * (values.flip(-1) if flip else values).softmax(1)
     exact = reference.probabilities(to_float64(logits), large, flip, align_corners)
-    assert_as_accurate_as_torch(ours, theirs, to_float64(before) + 0.3 * exact)
+    assert_as_accurate_as_torch(actual, torch_result, to_float64(before) + 0.3 * exact)
 
 
 @pytest.mark.parametrize("flip", [False, True])

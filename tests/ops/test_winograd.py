@@ -107,9 +107,9 @@ def test_against_oracle_on_cpu(name, dtype, memory_format):
     x, w, b, geometry, points = make(name, memory_format, dtype)
     _, (top, left, bottom, right), dilation, _ = geometry
     result = convolve(x, w, b, geometry, points)
-    theirs = F.conv2d(F.pad(x, (left, right, top, bottom)), w, b, dilation=dilation)
+    torch_result = F.conv2d(F.pad(x, (left, right, top, bottom)), w, b, dilation=dilation)
     exact = reference.forward(*map(to_float64, (x, w, b)), *geometry)
-    assert_as_accurate_as_torch(result, theirs, exact)
+    assert_as_accurate_as_torch(result, torch_result, exact)
     assert result.is_contiguous(memory_format=memory_format)
 
 
@@ -129,7 +129,7 @@ def problem(case, memory_format, dtype):
     return points, x, w, grad, geometry, (1, dilation, dilation)
 
 
-def theirs_and_exact(convolve, *tensors):
+def torch_result_and_exact(convolve, *tensors):
     return convolve(*tensors), to_float64(convolve(*(t.double() for t in tensors)))
 
 
@@ -141,12 +141,12 @@ def test_chosen_in_forward_and_grad_input(case, dtype, memory_format):
     assert tuple(points_of(x.shape, w.shape, *geometry, False, dtype)) == points
     assert_as_accurate_as_torch(
         forward_op(x, w, b, *geometry),
-        *theirs_and_exact(lambda x, w, b: F.conv2d(x, w, b, *options), x, w, b),
+        *torch_result_and_exact(lambda x, w, b: F.conv2d(x, w, b, *options), x, w, b),
     )
     result = backward_input_op(grad, w, x.shape, *geometry)
     assert_as_accurate_as_torch(
         result,
-        *theirs_and_exact(
+        *torch_result_and_exact(
             lambda grad, w: torch.nn.grad.conv2d_input(x.shape, w, grad, *options), grad, w
         ),
     )
@@ -161,7 +161,7 @@ def test_chosen_in_grad_weight(case, dtype, memory_format):
     result = backward_weight_op(grad, x, w.shape, *geometry)
     assert_as_accurate_as_torch(
         result,
-        *theirs_and_exact(
+        *torch_result_and_exact(
             lambda grad, x: torch.nn.grad.conv2d_weight(x, w.shape, grad, *options), grad, x
         ),
     )

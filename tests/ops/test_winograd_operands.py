@@ -123,15 +123,15 @@ FEW += [("a spike", "positive"), ("few pixels", "normal"), ("a hundredth", "norm
 FEW += [("subnormal", "normal"), ("large", "normal"), ("normal", "a corner"), ("normal", "tiny")]
 
 
-def assert_accurate(result, theirs, exact, products):
+def assert_accurate(result, torch_result, exact, products):
     unit = torch.finfo(result.dtype).eps / 2
     # Subnormal numbers have only a few bits, so smaller errors than this do not count.
     least = torch.finfo(result.dtype).smallest_normal * unit
-    ours, their = (t.double() - exact for t in (result, theirs))
-    largest = max(their.abs().max().item(), unit * products.abs().max().item(), least)
-    norm = max(their.norm().item(), 2 * unit * exact.norm().item(), least)
-    assert ours.abs().max().item() <= 4 * largest
-    assert ours.norm().item() <= 2 * norm
+    error, torch_error = (t.double() - exact for t in (result, torch_result))
+    largest = max(torch_error.abs().max().item(), unit * products.abs().max().item(), least)
+    norm = max(torch_error.norm().item(), 2 * unit * exact.norm().item(), least)
+    assert error.abs().max().item() <= 4 * largest
+    assert error.norm().item() <= 2 * norm
 
 
 def operands(layer, of_map, of_filter, dtype=torch.float32):
@@ -147,10 +147,10 @@ def assert_forward(layer, of_map, of_filter, dtype=torch.float32):
     exact, products = (
         F.conv2d(f(x.double()), f(w.double()), None, *options) for f in (lambda t: t, torch.abs)
     )
-    theirs = F.conv2d(x, w, None, *options)
-    if not theirs.isfinite().all():
+    torch_result = F.conv2d(x, w, None, *options)
+    if not torch_result.isfinite().all():
         pytest.skip("beyond the range of the dtype")
-    assert_accurate(forward_op(x, w, None, *geometry), theirs, exact, products)
+    assert_accurate(forward_op(x, w, None, *geometry), torch_result, exact, products)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_grad_weight(layer, of_map, of_grad):
         torch.nn.grad.conv2d_weight(f(x.double()), w.shape, f(grad.double()), *options)
         for f in (lambda t: t, torch.abs)
     )
-    theirs = torch.nn.grad.conv2d_weight(x, w.shape, grad, *options)
-    assert_accurate(backward_weight_op(grad, x, w.shape, *geometry), theirs, exact, products)
+    torch_result = torch.nn.grad.conv2d_weight(x, w.shape, grad, *options)
+    assert_accurate(backward_weight_op(grad, x, w.shape, *geometry), torch_result, exact, products)
 
 
 @pytest.mark.parametrize("of_map", GRADIENTS)
@@ -194,28 +194,30 @@ def test_grad_input(of_map, of_filter):
         torch.nn.grad.conv2d_input(x_size, f(w.double()), f(grad.double()), *options)
         for f in (lambda t: t, torch.abs)
     )
-    theirs = torch.nn.grad.conv2d_input(x_size, w, grad, *options)
-    assert_accurate(backward_input_op(grad, w, x_size, *geometry), theirs, exact, products)
+    torch_result = torch.nn.grad.conv2d_input(x_size, w, grad, *options)
+    assert_accurate(backward_input_op(grad, w, x_size, *geometry), torch_result, exact, products)
 
 
 def test_what_is_finite_by_live_taps_stays_finite():
     x, w, geometry, options = operands(LAYERS["tiles"], "normal", "normal")
     x = 1e38 * x.sign()
     w *= 1e-3
-    theirs = F.conv2d(x, w, None, *options)
-    assert theirs.isfinite().all()
-    torch.testing.assert_close(forward_op(x, w, None, *geometry), theirs, rtol=1e-3, atol=1e31)
+    torch_result = F.conv2d(x, w, None, *options)
+    assert torch_result.isfinite().all()
+    torch.testing.assert_close(
+        forward_op(x, w, None, *geometry), torch_result, rtol=1e-3, atol=1e31
+    )
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_a_number_that_is_not_finite_reaches_its_own_outputs_alone(value):
     x, w, geometry, options = operands(LAYERS["tiles"], "normal", "normal")
     x[0, 3, 7, 8] = value
-    theirs, result = F.conv2d(x, w, None, *options), forward_op(x, w, None, *geometry)
+    torch_result, result = F.conv2d(x, w, None, *options), forward_op(x, w, None, *geometry)
     assert (~result[0, 0].isfinite()).sum() == 9
-    assert torch.equal(result.isfinite(), theirs.isfinite())
-    assert torch.equal(result.isnan(), theirs.isnan())
-    weight = backward_weight_op(torch.ones_like(theirs), x, w.shape, *geometry)
+    assert torch.equal(result.isfinite(), torch_result.isfinite())
+    assert torch.equal(result.isnan(), torch_result.isnan())
+    weight = backward_weight_op(torch.ones_like(torch_result), x, w.shape, *geometry)
     assert weight[:, 4:].isfinite().all()
 
 

@@ -40,8 +40,8 @@ BASE_RULES = (
     (r"(?:base\.)?layer1\.conv1\.conv\.(.+)", r"backbone.conv1.\1"),
     (r"(?:base\.)?layer1\.conv1\.bn\.(.+)", r"backbone.bn1.\1"),
     *(
-        (rf"(?:base\.)?layer(\d)\.block(\d+)\.{theirs}\.{kind}\.(.+)", rf"{kind}{ours}.\3")
-        for theirs, ours in UNIT
+        (rf"(?:base\.)?layer(\d)\.block(\d+)\.{name}\.{kind}\.(.+)", rf"{kind}{number}.\3")
+        for name, number in UNIT
         for kind in ("conv", "bn")
     ),
     (r"(?:base\.)?layer(\d)\.block(\d+)\.shortcut\.conv\.(.+)", r"downsample.0.\3"),

@@ -261,10 +261,10 @@ def _hint(model: nn.Module, key: str) -> str:
 
 def _other(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     """Returns words that name the weights' model, if it is known and differs from this model."""
-    theirs, ours = architecture_of(weights), architecture_of(own)
-    if theirs is None or ours is None or theirs.for_any_classes() == ours.for_any_classes():
+    saved, built = architecture_of(weights), architecture_of(own)
+    if saved is None or built is None or saved.for_any_classes() == built.for_any_classes():
         return ""
-    return f"; the weights are those of {theirs}, the model is {ours}"
+    return f"; the weights are those of {saved}, the model is {built}"
 
 
 def _abridged(keys: tuple[str, ...], shown: int = 4) -> str:

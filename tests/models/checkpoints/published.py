@@ -9,20 +9,20 @@ def port_with_base(model, prefix="base."):
     """Returns the state_dict of a port that wraps convolution and normalisation in one module."""
     own, port = model.state_dict(), {}
 
-    def put(theirs, conv, norm):
-        port[f"{prefix}{theirs}.conv.weight"] = own[f"backbone.{conv}.weight"]
+    def put(in_port, conv, norm):
+        port[f"{prefix}{in_port}.conv.weight"] = own[f"backbone.{conv}.weight"]
         for name in STATISTICS:
-            port[f"{prefix}{theirs}.bn.{name}"] = own[f"backbone.{norm}.{name}"]
+            port[f"{prefix}{in_port}.bn.{name}"] = own[f"backbone.{norm}.{name}"]
 
     put("layer1.conv1", "conv1", "bn1")
     for stage in range(1, 5):
         for unit in range(len(getattr(model.backbone, f"layer{stage}"))):
-            theirs, ours = f"layer{stage + 1}.block{unit + 1}", f"layer{stage}.{unit}"
-            put(f"{theirs}.reduce", f"{ours}.conv1", f"{ours}.bn1")
-            put(f"{theirs}.conv3x3", f"{ours}.conv2", f"{ours}.bn2")
-            put(f"{theirs}.increase", f"{ours}.conv3", f"{ours}.bn3")
+            in_port, in_model = f"layer{stage + 1}.block{unit + 1}", f"layer{stage}.{unit}"
+            put(f"{in_port}.reduce", f"{in_model}.conv1", f"{in_model}.bn1")
+            put(f"{in_port}.conv3x3", f"{in_model}.conv2", f"{in_model}.bn2")
+            put(f"{in_port}.increase", f"{in_model}.conv3", f"{in_model}.bn3")
             if unit == 0:
-                put(f"{theirs}.shortcut", f"{ours}.downsample.0", f"{ours}.downsample.1")
+                put(f"{in_port}.shortcut", f"{in_model}.downsample.0", f"{in_model}.downsample.1")
     for branch in range(4):
         for name in ("weight", "bias"):
             port[f"{prefix}aspp.c{branch}.{name}"] = own[f"classifier.branches.{branch}.{name}"]

@@ -89,10 +89,10 @@ def test_from_weights_asks_for_what_it_cannot_know():
 
 def test_an_error_names_the_model_that_the_weights_are_of():
     paper = on_meta(deeplab_v3, 5, "resnet101").state_dict()
-    theirs = "deeplab_v3(num_classes=5, backbone='resnet101', layout='paper')"
-    ours = "deeplab_v3(num_classes=5, backbone='resnet101', layout='torchvision')"
+    of_weights = "deeplab_v3(num_classes=5, backbone='resnet101', layout='paper')"
+    of_model = "deeplab_v3(num_classes=5, backbone='resnet101', layout='torchvision')"
     model = on_meta(deeplab_v3, 5, "resnet101", layout="torchvision")
-    wanted = f"; the weights are those of {theirs}, the model is {ours}"
+    wanted = f"; the weights are those of {of_weights}, the model is {of_model}"
     with pytest.raises(ValueError, match=re.escape(wanted) + "$"):
         load_weights(model, paper)
     second = on_meta(deeplab_v2, 5).state_dict()

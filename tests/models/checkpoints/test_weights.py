@@ -94,11 +94,11 @@ def test_an_imagenet_resnet_fills_the_backbone(imagenet, layout):
 
 
 def test_torchvisions_own_resnet_is_understood():
-    theirs = reference.segmentation().deeplabv3.resnet50(weights=None).state_dict()
+    weights = reference.segmentation().deeplabv3.resnet50(weights=None).state_dict()
     model = build()
-    report = load_weights(model, theirs)
+    report = load_weights(model, weights)
     assert (report.source, report.left_over) == ("resnet", ("fc.weight", "fc.bias"))
-    assert_holds(model.backbone, {key: theirs[key] for key in model.backbone.state_dict()})
+    assert_holds(model.backbone, {key: weights[key] for key in model.backbone.state_dict()})
 
 
 def test_counters_may_be_absent_and_values_are_converted(published):
