@@ -97,8 +97,8 @@ def torchvisions(name: str, model: nn.Module) -> nn.Module | None:
     """Returns torchvision's DeepLab v3 with the model's weights, or None if there is none."""
     if not name.endswith("_torchvision"):
         return None
-    theirs = twin(model, name.split("_")[1])
-    return None if theirs is None else theirs.eval()
+    found = twin(model, name.split("_")[1])
+    return None if found is None else found.eval()
 
 
 @torch.inference_mode()

@@ -105,11 +105,11 @@ def described(case: Case) -> Row:
 
 def measure_steps(layouts: dict[str, Case], args: argparse.Namespace) -> list[Row]:
     """Returns one row for each layout. Ratios are torchvision's time divided by atrousx's."""
-    sides = ["ours"] if segmentation() is None else ["ours", "torchvision"]
+    sides = ["atrousx"] if segmentation() is None else ["atrousx", "torchvision"]
     steps = {(side, name): Step(side, case) for name, case in layouts.items() for side in sides}
     compared = {}
     for name in layouts if len(sides) == 2 else ():
-        loss, gradient = differences(steps["ours", name], steps["torchvision", name])
+        loss, gradient = differences(steps["atrousx", name], steps["torchvision", name])
         compared[name] = (f"{loss:.1e}", f"{gradient:.1e}")
     calls = {f"{side} {name}": step for (side, name), step in steps.items()}
     timed = interleaved(calls, torch.device(args.device), args.seconds, args.rounds)
@@ -118,7 +118,7 @@ def measure_steps(layouts: dict[str, Case], args: argparse.Namespace) -> list[Ro
     for name, case in layouts.items():
         row = described(case)
         row |= seconds_and_ratios({side: timed[f"{side} {name}"] for side in sides}, best)
-        for side in ("ours", "torchvision"):
+        for side in ("atrousx", "torchvision"):
             step = steps.get((side, name))
             row[f"{side}_peak_mib"] = "" if step is None else peak(side, case, step)
         row["loss_difference"], row["gradient_difference"] = compared.get(name, ("", ""))
@@ -128,14 +128,14 @@ def measure_steps(layouts: dict[str, Case], args: argparse.Namespace) -> list[Ro
 
 def seconds_and_ratios(found: dict[str, Measured], best: float) -> Row:
     """Returns the columns of the times; those of a side that is not installed are empty."""
-    row: Row = {"rounds": len(found["ours"].samples)}
-    for side in ("ours", "torchvision"):
+    row: Row = {"rounds": len(found["atrousx"].samples)}
+    for side in ("atrousx", "torchvision"):
         timed = found.get(side)
         row[f"{side}_s"] = "" if timed is None else round(timed.median, 5)
         row[f"{side}_fastest_s"] = "" if timed is None else round(timed.fastest, 5)
-    ours, theirs = found["ours"].median, found.get("torchvision")
-    row["ratio"] = "" if theirs is None else round(theirs.median / ours, 4)
-    row["ratio_to_best_layout"] = "" if theirs is None else round(best / ours, 4)
+    own, other = found["atrousx"].median, found.get("torchvision")
+    row["ratio"] = "" if other is None else round(other.median / own, 4)
+    row["ratio_to_best_layout"] = "" if other is None else round(best / own, 4)
     return row
 
 
@@ -148,7 +148,7 @@ def measure_loading(layouts: dict[str, Case], args: argparse.Namespace) -> list[
     The workers are timed while no step runs. On a CPU both share the cores in a real training.
     """
     case = layouts["channels_last"]
-    calls: dict[str, Callable[[], object]] = {"step": Step("ours", case)}
+    calls: dict[str, Callable[[], object]] = {"step": Step("atrousx", case)}
     with loaders(case.batch, case.extent, args.quick) as (images, epochs):
         calls |= {str(workers): epoch for workers, epoch in epochs.items()}
         timed = interleaved(calls, torch.device(args.device), args.seconds, args.rounds)
@@ -167,7 +167,7 @@ def measure_loading(layouts: dict[str, Case], args: argparse.Namespace) -> list[
 
 def measure_loss(layouts: dict[str, Case], args: argparse.Namespace) -> list[Row]:
     """Returns the peak memory of a step that stores no full-size logits, and of one that does."""
-    sides = ("ours", "full_size_logits")
+    sides = ("atrousx", "full_size_logits")
     return [
         described(case) | {f"{side}_peak_mib": peak(side, case) for side in sides}
         for case in layouts.values()
@@ -188,11 +188,11 @@ STEPS = Part(
     measure_steps,
     {
         **SIZES,
-        "ours_s": 9,
+        "atrousx_s": 9,
         "torchvision_s": 13,
         "ratio": 7,
         "ratio_to_best_layout": 20,
-        "ours_peak_mib": 13,
+        "atrousx_peak_mib": 13,
         "torchvision_peak_mib": 20,
         "loss_difference": 15,
         "gradient_difference": 19,
@@ -213,7 +213,7 @@ LOADING = Part(
 )
 LOSS = Part(
     measure_loss,
-    {**SIZES, "ours_peak_mib": 13, "full_size_logits_peak_mib": 25},
+    {**SIZES, "atrousx_peak_mib": 13, "full_size_logits_peak_mib": 25},
     "Peak: what a step adds to weights and momentum, with model(images, target), and with "
     "model.loss(model(images), target).",
 )

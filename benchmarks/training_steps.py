@@ -36,7 +36,7 @@ def reference_loss(logits: Mapping[str, Tensor], target: Tensor) -> Tensor:
 # The loss of a model, images and labels.
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 SIDES: dict[str, Loss] = {
-    "ours": lambda model, images, target: model(images, target),
+    "atrousx": lambda model, images, target: model(images, target),
     "full_size_logits": lambda model, images, target: model.loss(model(images), target),
     "torchvision": lambda model, images, target: reference_loss(model(images), target),
 }

@@ -32,9 +32,9 @@ def _steps(machine: str) -> str:
         lines = [
             [
                 LAYOUTS[row["memory_format"]],
-                *(_decimals(row[f"{side}_s"], 3) for side in ("ours", "torchvision")),
+                *(_decimals(row[f"{side}_s"], 3) for side in ("atrousx", "torchvision")),
                 *(_ratio(row[name]) for name in ("ratio", "ratio_to_best_layout")),
-                *(_decimals(row[f"{side}_peak_mib"]) for side in ("ours", "torchvision")),
+                *(_decimals(row[f"{side}_peak_mib"]) for side in ("atrousx", "torchvision")),
                 row["date"],
             ]
             for row in found
@@ -74,7 +74,7 @@ def _memory_of_loss(machine: str) -> str:
     lines = [
         [
             f"{_run(tuple(row[name] for name in RUN))}, {LAYOUTS[row['memory_format']]}",
-            *(_decimals(row[f"{side}_peak_mib"]) for side in ("ours", "full_size_logits")),
+            *(_decimals(row[f"{side}_peak_mib"]) for side in ("atrousx", "full_size_logits")),
         ]
         for row in rows
     ]

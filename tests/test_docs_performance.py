@@ -123,7 +123,8 @@ def test_a_folder_without_measurements_of_operators_has_no_page(docs, results):
 TRAINED = "2026-01-02,abc,cpu,A CPU,2.13,oneDNN,2,bfloat16"
 TRAINING = "date,commit,device,machine,torch,library,threads,dtype,memory_format,batch,extent,width"
 STEPS = (
-    f"{TRAINING},ours_s,torchvision_s,ratio,ratio_to_best_layout,ours_peak_mib,torchvision_peak_mib"
+    f"{TRAINING},atrousx_s,torchvision_s,ratio,ratio_to_best_layout,"
+    "atrousx_peak_mib,torchvision_peak_mib"
 )
 
 
@@ -167,7 +168,7 @@ def test_loading_and_memory_of_the_loss_are_listed(docs, results):
     )
     write(
         results / "small" / "memory_of_loss.csv",
-        f"{TRAINING},ours_peak_mib,full_size_logits_peak_mib",
+        f"{TRAINING},atrousx_peak_mib,full_size_logits_peak_mib",
         f"{TRAINED},channels_last,4,513,1.0,1000.2,1200.7",
     )
     page = docs.performance.page("small")

@@ -34,7 +34,7 @@ def case(bench, dtype="float32", layout="contiguous"):
 def run(bench, monkeypatch, tmp_path: Path, *options):
     """Runs a tiny benchmark without processes for the memory; returns the lines of its CSV file."""
     monkeypatch.setattr(
-        bench.bench_training, "peak_of", lambda side, case: {"ours": 2.0}.get(side, 3.0)
+        bench.bench_training, "peak_of", lambda side, case: {"atrousx": 2.0}.get(side, 3.0)
     )
     sizes = ["--extent", "41", "--width", "0.1", "--dtypes", "float32"]
     file = tmp_path / "rows.csv"
@@ -49,19 +49,19 @@ def run(bench, monkeypatch, tmp_path: Path, *options):
 def test_both_libraries_compute_the_same_loss(with_torchvision, dtype, layout, bound):
     steps = with_torchvision.training_steps
     given = case(with_torchvision, dtype, layout)
-    ours, theirs, full = (steps.Step(side, given) for side in steps.SIDES)
-    loss, gradient = steps.differences(ours, full)
+    own, twin, full = (steps.Step(side, given) for side in steps.SIDES)
+    loss, gradient = steps.differences(own, full)
     assert loss < bound
     # Values near 0 before a ReLU make gradients of float32 differ more than losses.
     assert gradient < 0.1
-    loss, gradient = steps.differences(theirs, steps.Step("ours", given))
+    loss, gradient = steps.differences(twin, steps.Step("atrousx", given))
     assert loss < bound
     assert gradient < 0.1
 
 
 def test_a_step_changes_all_weights_by_the_reference_rule(bench):
     steps = bench.training_steps
-    step = steps.Step("ours", case(bench))
+    step = steps.Step("atrousx", case(bench))
     before = {name: p.detach().clone() for name, p in step.model.named_parameters()}
     step()
     for name, p in step.model.named_parameters():
@@ -84,13 +84,13 @@ def test_the_reference_loss_by_hand(bench):
 
 def test_a_narrow_twin_has_the_same_results(with_torchvision):
     torch.manual_seed(0)
-    ours = deeplab_v3(5, layout="torchvision", aux=True, width=0.1).eval()
-    theirs = with_torchvision.torchvision_models.twin(ours, "resnet50", aux=True).eval()
+    model = deeplab_v3(5, layout="torchvision", aux=True, width=0.1).eval()
+    twin = with_torchvision.torchvision_models.twin(model, "resnet50", aux=True).eval()
     images = torch.rand(1, 3, 33, 41)
-    for name, logits in ours(images).items():
-        torch.testing.assert_close(theirs(images)[name], logits, rtol=1e-4, atol=1e-4)
-    own = {id(p) for p in ours.parameters()}
-    assert not any(id(p) in own for p in theirs.parameters())
+    for name, logits in model(images).items():
+        torch.testing.assert_close(twin(images)[name], logits, rtol=1e-4, atol=1e-4)
+    own = {id(p) for p in model.parameters()}
+    assert not any(id(p) in own for p in twin.parameters())
 
 
 def test_a_twin_with_other_parameters_is_refused(with_torchvision):
@@ -105,10 +105,10 @@ def test_prints_both_layouts_and_writes_csv(with_torchvision, monkeypatch, tmp_p
     assert [row["memory_format"] for row in rows] == ["contiguous", "channels_last"]
     best = min(float(row["torchvision_s"]) for row in rows)
     for row in rows:
-        ours, theirs = float(row["ours_s"]), float(row["torchvision_s"])
-        assert float(row["ratio"]) == pytest.approx(theirs / ours, rel=1e-2)
-        assert float(row["ratio_to_best_layout"]) == pytest.approx(best / ours, rel=1e-2)
-        assert (row["ours_peak_mib"], row["torchvision_peak_mib"]) == ("2.0", "3.0")
+        own, other = float(row["atrousx_s"]), float(row["torchvision_s"])
+        assert float(row["ratio"]) == pytest.approx(other / own, rel=1e-2)
+        assert float(row["ratio_to_best_layout"]) == pytest.approx(best / own, rel=1e-2)
+        assert (row["atrousx_peak_mib"], row["torchvision_peak_mib"]) == ("2.0", "3.0")
         assert float(row["loss_difference"]) < 1e-5
         assert (row["batch"], row["extent"], row["width"]) == ("2", "41", "0.1")
 
@@ -116,7 +116,7 @@ def test_prints_both_layouts_and_writes_csv(with_torchvision, monkeypatch, tmp_p
 def test_without_torchvision_its_columns_are_empty(bench, monkeypatch, tmp_path: Path):
     monkeypatch.setattr(bench.bench_training, "segmentation", lambda: None)
     for row in run(bench, monkeypatch, tmp_path):
-        assert float(row["ours_s"]) > 0
+        assert float(row["atrousx_s"]) > 0
         empty = ("torchvision_s", "torchvision_peak_mib", "ratio", "loss_difference")
         assert [row[name] for name in empty] == [""] * 4
 
@@ -141,7 +141,7 @@ def test_an_epoch_has_as_many_crops_as_it_says(bench, monkeypatch):
 
 def test_memory_of_the_loss_compares_two_forms(bench, monkeypatch, tmp_path: Path):
     rows = run(bench, monkeypatch, tmp_path, "--memory-of-loss")
-    columns = ("ours_peak_mib", "full_size_logits_peak_mib")
+    columns = ("atrousx_peak_mib", "full_size_logits_peak_mib")
     assert [[row[name] for name in columns] for row in rows] == [["2.0", "3.0"]] * 2
 
 
@@ -149,12 +149,12 @@ def test_memory_of_the_loss_compares_two_forms(bench, monkeypatch, tmp_path: Pat
 def test_a_fresh_process_sees_full_size_logits(bench):
     large = bench.training_steps.Case("cpu", "float32", "contiguous", 2, 257, 0.1)
     peaks = {
-        side: bench.training_steps.peak_of(side, large) for side in ("ours", "full_size_logits")
+        side: bench.training_steps.peak_of(side, large) for side in ("atrousx", "full_size_logits")
     }
-    if peaks["ours"] == peaks["ours"]:  # NaN if the system does not tell
+    if peaks["atrousx"] == peaks["atrousx"]:  # NaN if the system does not tell
         # float32 logits of 21 classes of both heads.
         logits = 2 * 4 * (2 * 21) * 257**2 / 2**20
-        assert peaks["full_size_logits"] - peaks["ours"] > 0.8 * logits
+        assert peaks["full_size_logits"] - peaks["atrousx"] > 0.8 * logits
 
 
 @pytest.mark.parametrize(
