@@ -13,8 +13,8 @@ help:
 	@echo "make demo    benchmark a few layers, refine a photograph's labels, run DeepLab v3"
 	@echo "make test    the whole test-suite"
 	@echo "make quick   the CPU's tests without those that take more than 10 seconds each"
-	@echo "make long    checks that take hours: 'make wheel', 'make emulated', 'make odr', then the"
-	@echo "             operators' tests on a CPU library with UBSan, for each instruction set"
+	@echo "make long    checks that take hours: 'make wheel', 'make emulated', 'make odr', a training,"
+	@echo "             then the operators' tests with UBSan, for each instruction set"
 	@echo "make odr     whether types and functions of one name are the same in all CPU sources"
 	@echo "make emulated  all tests of the CUDA operators, on a device in host memory"
 	@echo "make coverage  the same, and which lines of the .cu files they run"
@@ -68,9 +68,10 @@ odr: install
 		../../$(BIN)/python setup.py --quiet build_ext --inplace
 
 # What takes too long for each change: the wheel from the sdist, all tests on the emulated device,
-# the one definition rule, and the operators' tests on a CPU library with UBSan, for each
-# instruction set.
+# the one definition rule, the training of the tutorial, and the operators' tests on a CPU library
+# with UBSan, for each instruction set.
 long: wheel emulated odr
+	ATROUSX_LONG=1 $(BIN)/python -m pytest -m long
 	for isa in portable avx2 avx512; do ATROUSX_CPU=$$isa $(BIN)/python -m tests.sanitize_cpu || exit 1; done
 
 # Every operator's tests on the device that runs CUDA's launchers and kernels in host memory.

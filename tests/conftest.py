@@ -85,11 +85,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "emulated: runs CUDA code in host memory")
     config.addinivalue_line("markers", "slow: takes more than 10 seconds on two cores")
+    config.addinivalue_line("markers", "long: takes minutes; `make long` runs it")
 
 
 def is_wanted(item: pytest.Item) -> bool:
     if item.get_closest_marker("cuda") is not None:
         return torch.cuda.is_available()
+    if item.get_closest_marker("long") is not None:
+        return os.environ.get("ATROUSX_LONG") == "1"
     if item.get_closest_marker("emulated") is None:
         return True
     folder = item.path.parent.name

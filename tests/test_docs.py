@@ -36,7 +36,7 @@ WRITTEN = [
     if not name.startswith(GENERATED)
 ]
 PAGES = [name for name in WRITTEN if name == "README.md" or name.startswith("docs/")]
-TRAINING = "docs/tutorial/train.md"  # run by test_the_tutorial_about_training
+TRAINING = "docs/tutorial/train.md"  # run by follow_training
 HEIGHT, WIDTH = SIZE = (33, 41)
 # What torchrun tells the only process of a group; port 0: any.
 LAUNCHED = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
@@ -235,10 +235,12 @@ def test_a_page_runs_from_top_to_bottom(page, folder, monkeypatch):
         assert (folder / written).is_file(), written
 
 
-@pytest.mark.slow
-def test_the_tutorial_about_training(tmp_path, monkeypatch):
-    """The training is stopped in the middle and goes on; the network becomes good."""
-    monkeypatch.chdir(tmp_path)
+def follow_training(folder, monkeypatch, *changes):
+    """Runs the tutorial about training in a folder. The training is stopped once, and goes on.
+
+    ``changes`` are options of the training in addition to those of the page.
+    """
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     *blocks, code, _ = steps(TRAINING)
     generate, train, resume, evaluate, segment = (
@@ -246,16 +248,27 @@ def test_the_tutorial_about_training(tmp_path, monkeypatch):
     )
     assert resume == [*train, "--resume"]
     assert cli.main(generate[1:]) == 0
-    stopped = subprocess.Popen([sys.executable, "-m", "atrousx", *train[1:]])
+    stopped = subprocess.Popen([sys.executable, "-m", "atrousx", *train[1:], *changes])
     while not list(Path("run").glob("iteration_*")) and stopped.poll() is None:
         time.sleep(0.1)
     stopped.send_signal(signal.SIGINT)
     assert stopped.wait() == 128 + signal.SIGINT
-    for words in (resume, evaluate, segment):
+    for words in ([*resume, *changes], evaluate, segment):
         assert cli.main(words[1:]) == 0
+    run_python(TRAINING, code, {})
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_about_training(tmp_path, monkeypatch):
+    follow_training(tmp_path, monkeypatch, "--iterations", "12", "--save-every", "2")
+    assert Path("results/evaluation.json").is_file()
+
+
+@pytest.mark.long
+def test_the_network_of_the_tutorial_becomes_good(tmp_path, monkeypatch):
+    follow_training(tmp_path, monkeypatch)
     found = json.loads(Path("results/evaluation.json").read_text())
     assert found["with_crf"]["mean_iou"] > 0.8
-    run_python(TRAINING, code, {})
     for name in ("log.jsonl", "best.pt", "iteration_00001500.pt", "curves.png"):
         assert Path("run", name).is_file(), name
 
