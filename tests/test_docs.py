@@ -235,10 +235,10 @@ def test_a_page_runs_from_top_to_bottom(page, folder, monkeypatch):
         assert (folder / written).is_file(), written
 
 
-def follow_training(folder, monkeypatch, *changes):
+def follow_training(folder, monkeypatch, scenes=(), training=()):
     """Runs the tutorial about training in a folder. The training is stopped once, and goes on.
 
-    ``changes`` are options of the training in addition to those of the page.
+    ``scenes`` and ``training`` are options of the first two commands beside those of the page.
     """
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -247,20 +247,21 @@ def follow_training(folder, monkeypatch, *changes):
         words for block in blocks for words in commands(block)
     )
     assert resume == [*train, "--resume"]
-    assert cli.main(generate[1:]) == 0
-    stopped = subprocess.Popen([sys.executable, "-m", "atrousx", *train[1:], *changes])
+    assert cli.main([*generate[1:], *scenes]) == 0
+    stopped = subprocess.Popen([sys.executable, "-m", "atrousx", *train[1:], *training])
     while not list(Path("run").glob("iteration_*")) and stopped.poll() is None:
         time.sleep(0.1)
     stopped.send_signal(signal.SIGINT)
     assert stopped.wait() == 128 + signal.SIGINT
-    for words in ([*resume, *changes], evaluate, segment):
+    for words in ([*resume, *training], evaluate, segment):
         assert cli.main(words[1:]) == 0
     run_python(TRAINING, code, {})
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_tutorial_about_training(tmp_path, monkeypatch):
-    follow_training(tmp_path, monkeypatch, "--iterations", "12", "--save-every", "2")
+    fewer = ("--iterations", "12", "--save-every", "2")
+    follow_training(tmp_path, monkeypatch, ("--train", "16", "--val", "3"), fewer)
     assert Path("results/evaluation.json").is_file()
 
 
