@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -10,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from .._processes import rank_and_world
+from ..data.readable import Readable
 from ..models.segmenter import Segmenter, evaluating
 from ..nn import DenseCRF
 from ..ops import upsample_argmax
@@ -218,47 +218,20 @@ class _Network:
             )
 
 
-class _Reader(Dataset[Any]):
-    """Reads an item, or catches why it could not be read.
-
-    The error travels to the main process as a value: a DataLoader would put the traceback of its
-    worker before the message.
-    """
-
-    def __init__(self, dataset: LabelledImages) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return index, self.dataset[index]
-        except Exception as error:
-            return index, _portable(error)
-
-
-def _portable(error: Exception) -> Exception:
-    """Returns an error that can leave a worker; one that cannot would make the loader wait."""
-    if get_worker_info() is None:
-        return error
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
 def _own_samples(dataset: LabelledImages, workers: int) -> Iterator[tuple[int, Any]]:
     """Yields index and item of every image that this process evaluates."""
     rank, world = rank_and_world()
+    own = range(rank, len(dataset), world)
     loader = DataLoader(
-        _Reader(dataset),
+        Readable(dataset),
         batch_size=None,
-        sampler=range(rank, len(dataset), world),
+        sampler=own,
         num_workers=workers,
         collate_fn=_as_it_is,
         # A loader draws a seed. The generator of training must not notice an evaluation.
         generator=torch.Generator(),
     )
-    for index, sample in loader:
+    for index, sample in zip(own, loader, strict=True):
         if isinstance(sample, Exception):
             raise sample
         yield index, sample

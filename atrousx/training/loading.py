@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from .._processes import rank_and_world
 from ..data import Augmentation, Augmented, SegmentationDataset
+from ..data.readable import Readable
 from ..models import Preprocess
 from .order import Order
 from .recipe import Recipe
@@ -52,7 +53,7 @@ def step_batches(
         ignore_index=dataset.ignore_index,
     )
     loader = DataLoader(
-        _Readable(Augmented(dataset, augmentation, seed=recipe.seed)),
+        Readable(Augmented(dataset, augmentation, seed=recipe.seed)),
         batch_sampler=order,
         collate_fn=_collate,
         num_workers=workers,
@@ -70,23 +71,6 @@ def step_batches(
         if len(images) == recipe.accumulate:
             yield images, targets
             images, targets = [], []
-
-
-class _Readable(Dataset[Any]):
-    """Reads an item, or catches why it could not be read.
-
-    The error travels to the main process as a value: a DataLoader would put the traceback of its
-    worker before the message.
-    """
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except Exception as error:
-            return error
 
 
 def _collate(items: list[Any]) -> Any:
