@@ -19,6 +19,7 @@ from atrousx.cli import main
 from atrousx.training.checkpoint import read
 from tests.training.scenes import make_scenes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("--format", "voc", "--recipe", "v1", "--width", "0.05", "--crop", "33", "--batch-size", "2"),
@@ -29,14 +30,6 @@ SMALL = [
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     return make_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(root, out, *options):

@@ -1,7 +1,6 @@
 """The generated scenes, made once for all tests of training."""
 
 import pytest
-import torch
 
 from tests.training.scenes import make_scenes
 
@@ -12,9 +11,5 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """The networks are so small that more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _small(one_thread):
+    pass
