@@ -13,6 +13,11 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank_and_world()[0] == 0
+
+
 def summed(counts: Tensor) -> Tensor:
     """Returns the sum of ``counts`` over all processes, which must all call this function."""
     if rank_and_world()[1] == 1:

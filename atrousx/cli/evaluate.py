@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from .. import DenseCRF, data, metrics
-from .._processes import rank_and_world
+from .._processes import is_first, rank_and_world
 from ..data import SegmentationDataset
 from ..metrics import Evaluation, Labels
 from ..metrics.trimap import WIDTHS
@@ -134,9 +134,9 @@ def run(args: argparse.Namespace) -> int:
         found = _Run(args, dataset, outputs)
         evaluation = found.evaluate(model.to(device), crf)
         found.gather()
-        if _is_first() and args.no_truth:
+        if is_first() and args.no_truth:
             print(f"the labels of {len(dataset)} images are in {args.write}")
-        elif _is_first():
+        elif is_first():
             results = Results(dataset.classes, evaluation, _settings(args, model))
             # First the table: a full disk must not cost a long evaluation.
             print(text_table(results))
@@ -150,10 +150,6 @@ def _check_without_truth(args: argparse.Namespace) -> None:
     for option in ("out", "report", "boundary", "trimap"):
         if getattr(args, option):
             raise CommandError(f"--{option} needs the labels that --no-truth says are missing")
-
-
-def _is_first() -> bool:
-    return rank_and_world()[0] == 0
 
 
 class _Run:

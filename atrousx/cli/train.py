@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import data
+from .._processes import is_first
 from ..models import LoadReport
 from ..models.checkpoints.files import StoredWeights
 from ..models.segmenter import Segmenter
@@ -26,7 +27,6 @@ from ..training import (
     build_network,
     draw_curves,
 )
-from ..training.processes import is_first
 from ..training.watch import has_tensorboard
 from ._dataset import add_dataset_options, chosen_dataset
 from ._processes import process_group

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import _version, backend
-from .._processes import rank_and_world
+from .._processes import is_first, rank_and_world
 from ..data import Sample, SegmentationDataset
 from ..metrics import Evaluation, Labels, evaluate
 from ..models.segmenter import Segmenter
@@ -24,7 +24,7 @@ from .frequencies import median_frequency_weights
 from .loading import StepBatch, mean_pixel, step_batches
 from .losses import criterion_of
 from .network import builder_arguments
-from .processes import is_first, mean_over_processes, parallel, prepared, shared_only_if
+from .processes import mean_over_processes, parallel, prepared, shared_only_if
 from .recipe import Recipe
 from .schedule import rate_factor
 from .signals import noticed_signals
@@ -255,6 +255,7 @@ class Trainer:
             self._log_loss(loss)
         found = self._evaluate() if evaluates else None
         if saves or self._stop_signal:
+            self._check_weights()
             is_best = found is not None and found.mean_iou() >= self.best
             if found is not None and is_best:
                 self.best = found.mean_iou()
@@ -267,15 +268,23 @@ class Trainer:
     def _log_loss(self, loss: Tensor) -> None:
         mean = mean_over_processes(loss)
         if not np.isfinite(mean):
-            kept = self.checkpoints.files()
-            advice = (
-                f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was saved"
-            )
-            raise TrainingError(
-                f"the loss is {mean} at iteration {self.iteration}: try a smaller learning rate; "
-                f"{advice}"
-            )
+            raise self._diverged(f"the loss is {mean}")
         self._tell("loss", loss=mean, lr=self.optimizer.param_groups[0]["lr"])
+
+    def _check_weights(self) -> None:
+        """Raises TrainingError for weights that must not be saved.
+
+        The step after the last finite loss may have made them.
+        """
+        if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
+            raise self._diverged("a weight is not finite")
+
+    def _diverged(self, what: str) -> TrainingError:
+        kept = self.checkpoints.files()
+        advice = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was saved"
+        return TrainingError(
+            f"{what} at iteration {self.iteration}: try a smaller learning rate; {advice}"
+        )
 
     def _evaluate(self) -> Evaluation:
         assert self.validation is not None

@@ -53,7 +53,3 @@ def shared_only_if(last: bool, network: nn.Module) -> Iterator[None]:
 def mean_over_processes(value: Tensor) -> float:
     total: Any = summed(value.detach().double())
     return float(total) / rank_and_world()[1]
-
-
-def is_first() -> bool:
-    return rank_and_world()[0] == 0

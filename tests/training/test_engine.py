@@ -152,6 +152,23 @@ def test_a_loss_that_is_no_number_ends_the_run(scenes, tmp_path):
     assert [path.name for path in trainer.checkpoints.files()] == ["iteration_00000001.pt"]
 
 
+def test_weights_that_are_no_numbers_are_not_saved(scenes, tmp_path):
+    """The loss is computed before the step that breaks the weights."""
+    trainer = trainer_of(RECIPE, scenes, tmp_path, save_every=1)
+    step = trainer.optimizer.step
+
+    def breaking_step():
+        step()
+        if trainer.iteration == 1:
+            with torch.no_grad():
+                trainer.model.classifier[-1].bias[0] = float("inf")
+
+    trainer.optimizer.step = breaking_step
+    with pytest.raises(TrainingError, match="a weight is not finite at iteration 2"):
+        trainer.run()
+    assert [path.name for path in trainer.checkpoints.files()] == ["iteration_00000001.pt"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_a_checkpoint(scenes, tmp_path, number):
     class Sender(Watcher):
