@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..data import Augmentation
 from ..models.deeplab_v1 import FC6
 from ..models.deeplab_v2 import RATES
 
@@ -165,9 +166,10 @@ class Recipe:
             self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         for name in ("iterations", "batch_size", "accumulate", "step_size", "seed"):
             self._check(name, isinstance(getattr(self, name), int), "a whole number")
-        self._check("crop", len(self.crop) == 2 and min(self.crop) > 0, "two positive numbers")
-        low, high = self.scale if len(self.scale) == 2 else (1, 0)
-        self._check("scale", 0 < low <= high < math.inf, "two positive numbers in order")
+        # Images of a batch must have one size, so a whole photograph is not enough.
+        self._check("crop", self.crop is not None, "two positive whole numbers")
+        self._check("scale", len(self.scale) == 2, "two positive numbers in order")
+        Augmentation(self.crop, self.scale, self.scale_step, self.flip)  # checks the rest of them
         backbones, heads = BACKBONES[self.model], (None, *HEADS[self.model])
         self._check(
             "backbone", self.backbone in backbones, f"{' or '.join(backbones)} for {self.model}"

@@ -106,7 +106,7 @@ def test_weights_of_other_classes_start_a_run(scenes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--crop", "0"], "--recipe: crop must be two positive numbers"),
+        (["--crop", "0"], "--recipe: crop must be two positive whole numbers"),
         (["--crop", "a"], "argument --crop: invalid HxW value: 'a'"),
         (["--backbone", "resnet50"], "--recipe: backbone must be vgg16 for v1"),
         (["--then", "v9"], "--then v9: a recipe is one of v1, v2_vgg16"),
