@@ -41,8 +41,11 @@ class Stopped(Exception):
     """The process was asked to end. The state of the run is saved."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
+        super().__init__(signal_number)
         self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return f"stopped by signal {self.signal_number}"
 
 
 @dataclass(frozen=True)

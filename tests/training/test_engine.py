@@ -1,6 +1,7 @@
 """The training loop: it learns, repeats and continues to the bit, and stops with a sentence."""
 
 import os
+import pickle
 import signal
 
 import pytest
@@ -180,7 +181,10 @@ def test_a_signal_ends_the_run_after_a_checkpoint(scenes, tmp_path, number):
     handler = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         trainer.run()
-    assert stopped.value.signal_number == number
+    # A worker of a pool of processes sends the exception to its parent.
+    sent = pickle.loads(pickle.dumps(stopped.value))
+    assert stopped.value.signal_number == sent.signal_number == number
+    assert str(sent) == f"stopped by signal {int(number)}"
     assert read(trainer.checkpoints.files()[-1])["training"]["iteration"] == 2
     assert signal.getsignal(number) == handler
 
