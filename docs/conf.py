@@ -22,7 +22,7 @@ extensions = [
     "mathml",
     "pages_made_by_scripts",
 ]
-exclude_patterns = ["_build", "extensions"]
+exclude_patterns = ["_build", "_generated", "extensions"]
 myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 copybutton_prompt_text = "$ "

@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 import measurements
 import numpy as np
+import reproduction_tables
 from performance import PASSES
 
 matplotlib.use("svg")
@@ -169,15 +170,18 @@ def networks(machine: str) -> Figure:
 # Explanations.
 
 
+def valid_at_each_pixel(extent: int, rate: int) -> np.ndarray:
+    """How many of the nine weights of a 3x3 filter lie on the map, at each pixel."""
+    along = np.arange(extent)
+    counts = 1 + (along >= rate) + (along + rate < extent)
+    return np.outer(counts, counts)
+
+
 def live_taps(extent: int = 33, rate: int = 18) -> Figure:
     """How many of nine taps are live at every pixel, and the taps of three of them."""
-    along = np.arange(extent)
-    live = sum(
-        ((along + k * rate >= 0) & (along + k * rate < extent)).astype(int) for k in (-1, 0, 1)
-    )
     figure, panels = plt.subplots(1, 2, figsize=(8.2, 3.7), layout="tight")
     colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-    picture = panels[0].imshow(np.outer(live, live), cmap=ListedColormap(colours[:3]))
+    picture = panels[0].imshow(valid_at_each_pixel(extent, rate), cmap=ListedColormap(colours[:3]))
     bar = figure.colorbar(picture, ax=panels[0], fraction=0.046, ticks=[4 / 6 + 0.5, 2.5, 3.5])
     bar.set_ticks([1.5, 2.5, 3.5], labels=["1 tap", "2 taps", "4 taps"])
     panels[0].set_title(f"live taps, {extent}x{extent} map, rate {rate}")
@@ -263,16 +267,53 @@ def scenes(numbers: Sequence[int] = (0, 6, 1), side: int = 241) -> Figure:
     return figure
 
 
+def valid_weights(extent: int = 65) -> Figure:
+    """How many of nine weights lie on the map, as a share of its pixels, by the rate."""
+    rates = np.arange(1, extent + 16)
+    valid = np.stack([valid_at_each_pixel(extent, int(rate)) for rate in rates])
+    figure, axes = plt.subplots(figsize=(8.2, 3.2), layout="tight")
+    for number, line in zip((9, 4, 1), ("-", "--", ":"), strict=True):
+        share = (valid == number).mean(axis=(1, 2))
+        axes.plot(rates, share, line, label=f"{number} valid weight" + "s" * (number > 1))
+    others = np.isin(valid, (9, 4, 1), invert=True).mean(axis=(1, 2))
+    axes.plot(rates, others, "-.", label="2, 3 or 6 valid weights")
+    axes.set(xlabel=f"atrous rate, map of {extent}x{extent}", ylabel="share of the pixels")
+    axes.grid()
+    axes.legend(loc="center right")
+    return figure
+
+
+def trimap() -> Figure:
+    """Mean IoU in bands of several widths along the borders, mean and standard error."""
+    figure, axes = plt.subplots(figsize=(8.2, 3.4), layout="tight")
+    labels = {"v1_large_fov": "LargeFOV", "v1_large_fov_msc": "multi-scale features"}
+    for (variant, view), found in measurements.groups(
+        reproduction_tables.rows("trimap"), "variant", "view"
+    ).items():
+        widths = [int(row["trimap_width"]) for row in found]
+        means = [float(row["mean_iou"]) for row in found]
+        errors = [float(row["standard_error"] or 0) for row in found]
+        label = labels[variant] + (" and CRF" if view.endswith("_crf") else "")
+        axes.errorbar(widths, means, errors, marker="o", capsize=2, label=label)
+    axes.set(xlabel="width of the band, pixels", ylabel="mean IoU, %")
+    axes.grid()
+    axes.legend(loc="lower right")
+    return figure
+
+
 EXPLANATIONS: dict[str, Draw] = {
     "live-taps": live_taps,
     "phases": phases,
     "lattice": lattice,
     "scenes": scenes,
+    "valid-weights": valid_weights,
 }
 
 
 def drawings() -> dict[str, Draw]:
     found = dict(EXPLANATIONS)
+    if reproduction_tables.rows("trimap"):
+        found["trimap"] = trimap
     for machine in measurements.machines():
         kinds = {name: bool(measurements.measured(machine, name)) for name in measurements.CASES}
         sweeps = any(

@@ -1,4 +1,4 @@
-"""Draws the pictures and writes the performance pages before Sphinx reads the others.
+"""Draws the pictures and writes the pages and tables of measurements before Sphinx reads the rest.
 
 The directive ``picture`` shows one of pictures.py, in its form for light and for dark pages.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import performance
 import pictures
+import reproduction_tables
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
@@ -30,6 +31,7 @@ class Picture(Directive):
 
 def make(_: Sphinx) -> None:
     performance.write_pages()
+    reproduction_tables.write_tables()
     pictures.main()
 
 
