@@ -2,8 +2,9 @@
 
 A step is forward, loss, backward and the optimizer's step: SGD with momentum 0.9 and weight decay
 1e-4. atrousx's side is `model(images, target)`. torchvision's side is its network with an auxiliary
-classifier, and the cross-entropy of logits at the images' size. Both have the same weights. Both
-memory layouts of both sides run in turns in one process. bfloat16 is autocast's.
+classifier, and the cross-entropy of logits at the images' size. A third side, "recomputed", is
+atrousx's after `recompute_activations`. All have the same weights. Both memory layouts of all sides
+run in turns in one process. bfloat16 is autocast's.
 
     python benchmarks/bench_training.py --batches 2,4 --csv FILE
     python benchmarks/bench_training.py --quick
@@ -32,6 +33,8 @@ from atrousx.doctor.timing import Measured, fair_settings, interleaved
 
 DTYPES = ("float32", "tf32", "bfloat16")
 Row = dict[str, Any]
+# atrousx as it is, and with activations that are computed again in the backward pass.
+OWN = ("atrousx", "recomputed")
 USUAL: Row = {"batches": "2,4", "extent": 513, "width": 1.0, "seconds": 60.0, "rounds": 3}
 QUICK: Row = {"batches": "2", "extent": 65, "width": 0.1, "seconds": 0.0, "rounds": 1}
 
@@ -105,10 +108,10 @@ def described(case: Case) -> Row:
 
 def measure_steps(layouts: dict[str, Case], args: argparse.Namespace) -> list[Row]:
     """Returns one row for each layout. Ratios are torchvision's time divided by atrousx's."""
-    sides = ["atrousx"] if segmentation() is None else ["atrousx", "torchvision"]
+    sides = [*OWN] if segmentation() is None else [*OWN, "torchvision"]
     steps = {(side, name): Step(side, case) for name, case in layouts.items() for side in sides}
     compared = {}
-    for name in layouts if len(sides) == 2 else ():
+    for name in layouts if "torchvision" in sides else ():
         loss, gradient = differences(steps["atrousx", name], steps["torchvision", name])
         compared[name] = (f"{loss:.1e}", f"{gradient:.1e}")
     calls = {f"{side} {name}": step for (side, name), step in steps.items()}
@@ -118,7 +121,7 @@ def measure_steps(layouts: dict[str, Case], args: argparse.Namespace) -> list[Ro
     for name, case in layouts.items():
         row = described(case)
         row |= seconds_and_ratios({side: timed[f"{side} {name}"] for side in sides}, best)
-        for side in ("atrousx", "torchvision"):
+        for side in (*OWN, "torchvision"):
             step = steps.get((side, name))
             row[f"{side}_peak_mib"] = "" if step is None else peak(side, case, step)
         row["loss_difference"], row["gradient_difference"] = compared.get(name, ("", ""))
@@ -129,7 +132,7 @@ def measure_steps(layouts: dict[str, Case], args: argparse.Namespace) -> list[Ro
 def seconds_and_ratios(found: dict[str, Measured], best: float) -> Row:
     """Returns the columns of the times; those of a side that is not installed are empty."""
     row: Row = {"rounds": len(found["atrousx"].samples)}
-    for side in ("atrousx", "torchvision"):
+    for side in (*OWN, "torchvision"):
         timed = found.get(side)
         row[f"{side}_s"] = "" if timed is None else round(timed.median, 5)
         row[f"{side}_fastest_s"] = "" if timed is None else round(timed.fastest, 5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from measurements import LAYOUTS, Row, groups, measured, ratio, table, threads
 
+# "Recomputed" is atrousx after recompute_activations.
+SIDES = ("atrousx", "recomputed", "torchvision")
 RUN = ("dtype", "batch", "extent", "width", "threads")
 
 
@@ -23,18 +25,20 @@ def _steps(machine: str) -> str:
     parts = [
         "Seconds of a step, and the MiB that it adds to the weights and the momentum. A ratio is "
         "the time of torchvision's reference step divided by atrousx's: in the same layout, and "
-        "in torchvision's faster layout.\n"
+        "in torchvision's faster layout. \"Recomputed\" is atrousx's step after "
+        "`recompute_activations`.\n"
     ]
-    header = ["layout", "atrousx, s", "torchvision, s", "ratio", "ratio to the faster layout"]
-    header += ["atrousx, MiB", "torchvision, MiB", "measured"]
+    header = ["layout", *(f"{name}, s" for name in SIDES)]
+    header += ["ratio", "ratio to the faster layout"]
+    header += [*(f"{name}, MiB" for name in SIDES), "measured"]
     rows = measured(machine, "training_step")
     for case, found in groups(rows, *RUN).items():
         lines = [
             [
                 LAYOUTS[row["memory_format"]],
-                *(_decimals(row[f"{side}_s"], 3) for side in ("atrousx", "torchvision")),
+                *(_decimals(row[f"{side}_s"], 3) for side in SIDES),
                 *(_ratio(row[name]) for name in ("ratio", "ratio_to_best_layout")),
-                *(_decimals(row[f"{side}_peak_mib"]) for side in ("atrousx", "torchvision")),
+                *(_decimals(row[f"{side}_peak_mib"]) for side in SIDES),
                 row["date"],
             ]
             for row in found

@@ -123,23 +123,34 @@ def test_a_folder_without_measurements_of_operators_has_no_page(docs, results):
 TRAINED = "2026-01-02,abc,cpu,A CPU,2.13,oneDNN,2,bfloat16"
 TRAINING = "date,commit,device,machine,torch,library,threads,dtype,memory_format,batch,extent,width"
 STEPS = (
-    f"{TRAINING},atrousx_s,torchvision_s,ratio,ratio_to_best_layout,"
-    "atrousx_peak_mib,torchvision_peak_mib"
+    f"{TRAINING},atrousx_s,recomputed_s,torchvision_s,ratio,ratio_to_best_layout,"
+    "atrousx_peak_mib,recomputed_peak_mib,torchvision_peak_mib"
 )
 
 
 def test_training_steps_are_listed_beside_torchvisions(docs, results):
     lines = [
-        f"{TRAINED},contiguous,4,513,1.0,2.0,5.0,2.5,1.5,1000.4,2000.6",
-        f"{TRAINED},channels_last,4,513,1.0,4.0,3.0,0.75,0.75,,",
+        f"{TRAINED},contiguous,4,513,1.0,2.0,2.5,5.0,2.5,1.5,1000.4,800.2,2000.6",
+        f"{TRAINED},channels_last,4,513,1.0,4.0,4.5,3.0,0.75,0.75,,,",
     ]
     write(results / "small" / "training_step.csv", STEPS, *lines)
     page = docs.performance.page("small")
     assert table_under(page, "### Training step, bfloat16, batch 4, crop 513x513, 2 threads")[
         1:
     ] == [
-        ["NCHW", "2.000", "5.000", "2.50", "1.50", "1000", "2001", "2026-01-02"],
-        ["channels_last", "4.000", "3.000", "**0.75**", "**0.75**", "", "", "2026-01-02"],
+        ["NCHW", "2.000", "2.500", "5.000", "2.50", "1.50", "1000", "800", "2001", "2026-01-02"],
+        [
+            "channels_last",
+            "4.000",
+            "4.500",
+            "3.000",
+            "**0.75**",
+            "**0.75**",
+            "",
+            "",
+            "",
+            "2026-01-02",
+        ],
     ]
     name = "training step, bfloat16, batch 4, crop 513x513, 2 threads, channels_last"
     assert table_under(page, "## Where PyTorch is faster")[1:] == [[name, "**0.75**", ""]]
@@ -149,11 +160,11 @@ def test_training_steps_are_listed_beside_torchvisions(docs, results):
 
 
 def test_training_steps_without_torchvision_have_no_ratio(docs, results):
-    line = f"{TRAINED},contiguous,2,65,0.1,2.0,,,,1000.4,"
+    line = f"{TRAINED},contiguous,2,65,0.1,2.0,2.1,,,,1000.4,800.2,"
     write(results / "small" / "training_step.csv", STEPS, line)
     page = docs.performance.page("small")
     heading = "### Training step, bfloat16, batch 2, crop 65x65, width 0.1, 2 threads"
-    assert table_under(page, heading)[1][:5] == ["NCHW", "2.000", "", "", ""]
+    assert table_under(page, heading)[1][:6] == ["NCHW", "2.000", "2.100", "", "", ""]
     assert "## Where PyTorch is faster" not in page
     assert "## Summary" not in page
 

@@ -16,6 +16,7 @@ from .freezing import freeze_bn
 from .multi_scale import Prediction
 from .output_stride import set_output_stride
 from .preprocess import Preprocess
+from .recompute import recompute_activations
 
 __all__ = [
     "DeepLabV1",
@@ -31,6 +32,7 @@ __all__ = [
     "from_vgg16",
     "from_weights",
     "load_weights",
+    "recompute_activations",
     "set_output_stride",
     "to_dense",
     "to_torch",

@@ -6,9 +6,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..nn import AtrousConv2d
+from .stage_checkpoint import recomputed
 from .width import scaled
 
 UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -144,6 +146,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.aux = aux
+        self.recompute = False
         widths = [scaled(channels, width) for channels in STAGE_WIDTHS]
         channels = widths[0]
         self.conv1 = AtrousConv2d(3, channels, 7, stride=2, padding=3, bias=False)
@@ -169,8 +172,10 @@ class ResNet(nn.Module):
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
         current = self.maxpool(self.relu(self.bn1(self.conv1(input))))
         features: OrderedDict[str, Tensor] = OrderedDict()
+        recompute = self.recompute and self.training and not torch.compiler.is_compiling()
         for name in self.stage_names:
-            current = getattr(self, name)(current)
+            stage = getattr(self, name)
+            current = recomputed(stage, current) if recompute else stage(current)
             if self.aux and name == "layer3":
                 features["aux"] = current
         features["out"] = current

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .._processes import rank_and_world, summed
+from ..models import recompute_activations
 from ..models.segmenter import Segmenter
 from .recipe import Recipe
 
@@ -21,6 +22,8 @@ def prepared(model: Segmenter, recipe: Recipe, device: torch.device) -> Segmente
     Normalisation uses the statistics of all processes on GPUs only: PyTorch has it for no others.
     """
     model = model.to(device)
+    if recipe.recompute:
+        recompute_activations(model)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.sync_bn and device.type == "cuda" and rank_and_world()[1] > 1:

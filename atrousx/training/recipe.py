@@ -92,6 +92,8 @@ class Recipe:
             model's paper.
         precision: "float32", or autocast to "bfloat16" or "float16" (with a gradient scaler).
         channels_last: whether feature maps have this memory format.
+        recompute: whether the backward pass computes normalisation and ReLU of a ResNet again, as
+            ``recompute_activations`` does, for less memory.
         compile: whether ``torch.compile`` compiles the network.
         ema: decay of a moving average of the weights, which is then evaluated and saved, for
             instance 0.999. 0 is none.
@@ -150,6 +152,7 @@ class Recipe:
     downsample_labels: bool | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
+    recompute: bool = False
     compile: bool = False
     ema: float = 0.0
     backend: Literal["native", "auto", "measure", "torch"] = "native"
@@ -175,6 +178,8 @@ class Recipe:
             "backbone", self.backbone in backbones, f"{' or '.join(backbones)} for {self.model}"
         )
         self._check("head", self.head in heads, f"one of {heads} for {self.model}")
+        has_resnet = self.backbone != "vgg16"
+        self._check("recompute", has_resnet or not self.recompute, "False for vgg16")
         self._check(
             "batch_size", self.batch_size % self.accumulate == 0, "a multiple of accumulate"
         )

@@ -69,14 +69,6 @@ def test_wide_tiles_are_reached_on_every_gpu():
         assert min(w.shape[:2]) > 64
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_the_first_case_of_each_operator_is_right_here():
     # `atrousx doctor` runs all cases.

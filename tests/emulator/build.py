@@ -63,7 +63,8 @@ def build_device(variant: str) -> Path:
         **{f"{s.relative_to(CSRC)}.o": s for s in sorted(CSRC.rglob("*.cu"))},
         **{f"{name}.o": HERE / f"{name}.cpp" for name in PLANTED_SOURCES},
     }
-    objects = [*(f"{name}.o" for name in HOST_SOURCES), *launchers]
+    host = [*HOST_SOURCES, *(["counters"] if variant == "coverage" else [])]
+    objects = [*(f"{name}.o" for name in host), *launchers]
     lines = [
         *compile_rule("host", f"-O2 -Wall -Wextra {includes}"),
         *compile_rule("launcher", f"-Wall -Wextra {flags} {CHECKED} {local} {stable} {includes}"),
@@ -73,7 +74,7 @@ def build_device(variant: str) -> Path:
             f"g++ -Wl,-Bsymbolic {flags}",
             f"-L{ninja.word(torch / 'lib')} -ltorch_cpu -ltorch -lc10 -ldl",
         ),
-        *(ninja.build(f"{name}.o", "host", [HERE / f"{name}.cpp"]) for name in HOST_SOURCES),
+        *(ninja.build(f"{name}.o", "host", [HERE / f"{name}.cpp"]) for name in host),
         *(ninja.build(object, "launcher", [source]) for object, source in launchers.items()),
         ninja.build("libemulated_device.so", "link", objects),
     ]

@@ -62,8 +62,19 @@ def run_tests(arguments: list[str]) -> int:
         "ATROUSX_EMULATED_DEVICE": "coverage",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "pytest", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.emulator.coverage", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+def pytest_sessionfinish() -> None:
+    """Writes the counters. pytest-xdist kills a process that takes long to end, and they are lost.
+
+    This module is a plugin of the tests that it runs. So it must not import atrousx, which reads
+    variables that tests/conftest.py sets.
+    """
+    device = sys.modules.get("tests.emulator.device")
+    if device is not None and device.add_device.cache_info().currsize:
+        device.add_device().write_counters()
 
 
 def lines_of(counts: Path) -> dict[Path, dict[int, int]]:

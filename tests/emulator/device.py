@@ -82,6 +82,10 @@ class EmulatedDevice:
         """Returns the float32 at an address of the device, also in freed memory."""
         return self._library.emulator_peek(ctypes.c_void_p(address))
 
+    def write_counters(self) -> None:
+        """Writes gcov's counters; only in the library that ``coverage.py`` builds."""
+        self._library.emulator_write_counters()
+
     def set_registers(self, kernel: str, count: int) -> None:
         self._library.emulator_set_registers(kernel.encode(), count)
 

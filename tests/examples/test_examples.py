@@ -15,15 +15,7 @@ from tests.models import torchvision_reference as reference
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small maps need no second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def example(name):

@@ -33,6 +33,7 @@ VARIANTS = {
     "v1, bfloat16": RECIPE.replace(precision="bfloat16"),
     "v1, ohem": RECIPE.replace(loss="ohem", class_weights="median_frequency", accumulate=2),
     "v2": V2,
+    "v3, recomputed": V3.replace(recompute=True),
     "v3, aux": V3.replace(layout="torchvision", aux=True, aux_multiplier=10, channels_last=True),
 }
 

@@ -32,6 +32,10 @@ def test_recipes_have_the_published_values(name, values):
     ("changes", "message"),
     [
         ({"model": "v4"}, "model must be one of v1, v2, v3, got 'v4'"),
+        (
+            {"model": "v1", "backbone": "vgg16", "recompute": True},
+            "recompute must be False for vgg16",
+        ),
         ({"backbone": "vgg16"}, "backbone must be resnet50 or resnet101 for v3"),
         ({"head": "large_fov"}, "head must be one of"),
         ({"iterations": 0}, "iterations must be positive, got 0"),
