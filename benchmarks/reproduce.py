@@ -1,7 +1,7 @@
 """Makes the DeepLab papers' tables in kind: trains and evaluates every variant of a table.
 
-The data are generated scenes. Each variant is trained with several seeds. The networks are narrow
-and everything has half the papers' scale, so that a table takes less than 90 minutes on two cores.
+The data are generated scenes. Each variant is trained with several seeds. Networks are narrow and
+scenes small, so that a table takes less than 90 minutes on two cores.
 docs/reproduction.md says what is compared with what.
 
     python benchmarks/reproduce.py v1 --out FOLDER --csv FILE
@@ -122,7 +122,7 @@ def images_per_second(around: Surroundings, variants: Sequence[Variant]) -> dict
 
 def _step(around: Surroundings, variant: Variant, device: torch.device) -> Callable[[], None]:
     recipe = variant.recipe
-    model = network(variant, recipe, CLASSES, around.budget.rate_divisor, None).to(device).train()
+    model = network(variant, recipe, CLASSES, None).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=recipe.momentum)
     images = torch.randn(recipe.batch_size, 3, *recipe.crop, device=device)
     if recipe.channels_last:

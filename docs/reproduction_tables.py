@@ -95,12 +95,35 @@ def v3() -> str:
     return "\n".join([table(["ASPP", "mean IoU", "paper"], heads), table(header, cascade)])
 
 
-TABLES = {"v1": v1, "v2": v2, "v3": v3}
+def trimap() -> str:
+    return (
+        "```{picture} trimap\nMean IoU in bands along the borders, before and after the CRF\n```\n"
+    )
+
+
+# The heading and the first sentences of each table's section.
+SECTIONS = {
+    "v1": (
+        v1,
+        "## DeepLab v1: the field of view\n\nTable 2 of the paper: how the first fully connected "
+        'layer becomes a convolution. "Images/s" is the speed of training.\n',
+    ),
+    "v2": (v2, "## DeepLab v2: learning rate, ASPP, three scales\n\nWith VGG-16.\n"),
+    "v3": (
+        v3,
+        "## DeepLab v3: ASPP, multi-grid and output stride\n\nThe paper has ResNet-101 in the "
+        "first table and ResNet-50 in the second. Here both have ResNet-50.\n",
+    ),
+    "trimap": (
+        trimap,
+        "## Near the borders\n\nThe mean IoU of the pixels within some distance of a border.\n",
+    ),
+}
 
 
 def write_tables() -> None:
-    """Writes a file for each table, and one that says that a table was not measured."""
+    """Writes a file for each table; that of a table which was not measured is empty."""
     FOLDER.mkdir(exist_ok=True)
-    for name, make in TABLES.items():
-        text = make() if rows(name) else "This table was not measured yet.\n"
-        (FOLDER / f"reproduction-{name}.md").write_text(text)
+    for name, (make, text) in SECTIONS.items():
+        section = f"{text}\n{make()}" if rows(name) else ""
+        (FOLDER / f"reproduction-{name}.md").write_text(section)

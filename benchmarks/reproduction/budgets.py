@@ -17,8 +17,7 @@ class Budget:
         train: number of scenes to train on.
         val: number of scenes to evaluate on.
         size: height and width of a scene and of a crop.
-        rate_divisor: divides the rates of the heads. At half scale objects, scenes and fields of
-            view have half as many pixels.
+        v3_rate_divisor: divides the rates of v3's ASPP, for small maps.
         scales: at which multi-scale inference sees an image.
         crf: arguments of ``DenseCRF``.
         common: fields of all recipes that differ from the papers'.
@@ -28,7 +27,7 @@ class Budget:
     train: int
     val: int
     size: int
-    rate_divisor: int
+    v3_rate_divisor: int
     scales: tuple[float, ...]
     crf: Mapping[str, Any]
     common: Mapping[str, Any]
@@ -53,7 +52,7 @@ CORES = Budget(
     train=800,
     val=100,
     size=161,
-    rate_divisor=2,
+    v3_rate_divisor=2,
     scales=(0.75, 1.0, 1.25),
     crf={
         "bilateral_weight": 4.0,
@@ -71,8 +70,8 @@ CORES = Budget(
     },
     changes={
         "pretraining": {**_PRETRAINING, "iterations": 1200, "lr": 0.1},
-        "v1": {"iterations": 900, "lr": 0.01, "step_size": 300},
-        "v2_vgg16": {"iterations": 900, "lr": 0.01, "step_size": 300},
+        "v1": {"iterations": 900, "lr": 0.03, "step_size": 300},
+        "v2_vgg16": {"iterations": 900, "lr": 0.03, "step_size": 300},
         "v3_os16": {
             "iterations": 1500,
             "lr": 0.08,
@@ -89,7 +88,7 @@ FULL = replace(
     train=10582,
     val=1449,
     size=321,
-    rate_divisor=1,
+    v3_rate_divisor=1,
     scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
     crf={**CORES.crf, "bilateral_sigma_xy": 60.0, "gaussian_sigma_xy": 3.0},
     common={"scale": (0.5, 1.5), "scale_step": None, "backend": "measure"},

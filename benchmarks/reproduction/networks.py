@@ -20,7 +20,6 @@ def network(
     variant: Variant,
     recipe: Recipe,
     num_classes: int,
-    rate_divisor: int,
     backbone: Mapping[str, Tensor] | None,
 ) -> Segmenter:
     """Returns a variant's network before its training."""
@@ -29,7 +28,7 @@ def network(
         normalise(model)
     if backbone is not None:
         model.get_submodule("backbone").load_state_dict(backbone)
-    divide_rates(model, rate_divisor)
+    divide_rates(model, variant.rate_divisor)
     if not variant.image_pooling:
         leave_out_image_pooling(model)
     return model

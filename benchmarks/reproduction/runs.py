@@ -86,7 +86,7 @@ def run(around: Surroundings, variant: Variant, seed: int) -> Result:
         return found
     torch.set_num_threads(around.threads)
     backbone = pretrain(around, seed) if variant.pretrained else None
-    model = network(variant, recipe, CLASSES, around.budget.rate_divisor, backbone)
+    model = network(variant, recipe, CLASSES, backbone)
     started = time.monotonic()
     _train(around, model, recipe, folder, SCENES)
     found = {

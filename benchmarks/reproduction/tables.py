@@ -38,6 +38,7 @@ class Variant:
         recipe: how it is trained.
         views: how it is evaluated.
         pretrained: whether its backbone starts from the pretrained VGG-16.
+        rate_divisor: divides the rates of the head.
         image_pooling: whether ASPP's branch of image-level features takes part.
     """
 
@@ -45,6 +46,7 @@ class Variant:
     recipe: Recipe
     views: tuple[View, ...]
     pretrained: bool = False
+    rate_divisor: int = 1
     image_pooling: bool = True
 
 
@@ -120,7 +122,13 @@ def _v3(
     **changes: Any,
 ) -> Variant:
     recipe = budget.recipe("v3_os16", multi_grid=multi_grid, **changes)
-    return Variant(f"v3_{name}", recipe, views, image_pooling=image_pooling)
+    return Variant(
+        f"v3_{name}",
+        recipe,
+        views,
+        rate_divisor=budget.v3_rate_divisor,
+        image_pooling=image_pooling,
+    )
 
 
 def trimap(budget: Budget) -> list[Variant]:

@@ -38,7 +38,7 @@ def variants(reproduction, budget: str):
 def test_every_hidden_convolution_of_vgg_is_normalised(reproduction, name):
     budget = reproduction.budgets.QUICK
     [variant, *_] = [found for found in variants(reproduction, "QUICK") if found.name == name]
-    model = reproduction.networks.network(variant, variant.recipe, 7, 2, None)
+    model = reproduction.networks.network(variant, variant.recipe, 7, None)
     layers = list(model.modules())
     convs = {layer for layer in layers if isinstance(layer, AtrousConv2d)}
     pairs = [
@@ -50,7 +50,7 @@ def test_every_hidden_convolution_of_vgg_is_normalised(reproduction, name):
     # The pretrained weights fit, and the head learns at its own rate.
     recipe = budget.recipe("pretraining")
     backbone = reproduction.networks.pretraining_network(recipe, 7).backbone.state_dict()
-    model = reproduction.networks.network(variant, variant.recipe, 7, 2, backbone)
+    model = reproduction.networks.network(variant, variant.recipe, 7, backbone)
     torch.testing.assert_close(dict(model.backbone.state_dict()), dict(backbone))
     groups = model.parameter_groups(lr=1.0)
     rates = {id(value): group["lr"] for group in groups for value in group["params"]}
@@ -72,7 +72,7 @@ def test_image_pooling_that_is_left_out_adds_nothing(reproduction):
 @pytest.mark.parametrize(
     ("build", "fields_of_view"),
     [
-        # 8 rate (kernel - 1) + 32 pixels, with half the paper's rates.
+        # 8 rate (kernel - 1) + 32 pixels.
         (lambda: deeplab_v1(2, "7x7_r4", width=0.02), [128]),
         (lambda: deeplab_v1(2, "4x4_r4", width=0.02), [80]),
         (lambda: deeplab_v1(2, "4x4_r8", width=0.02), [128]),
@@ -80,7 +80,7 @@ def test_image_pooling_that_is_left_out_adds_nothing(reproduction):
         (lambda: deeplab_v2(2, "vgg16", "aspp_s", width=0.02), [48, 64, 96, 128]),
     ],
 )
-def test_half_scale_halves_the_rates_and_keeps_the_size(reproduction, build, fields_of_view):
+def test_rates_are_halved_and_maps_keep_their_size(reproduction, build, fields_of_view):
     model = build().eval()
     images = torch.rand(1, 3, 65, 49)
     before = model.scores(images).shape
