@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,19 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 os.environ["ATROUSX_BACKEND"] = "native"
 # The measurements of one run must not affect another run.
 os.environ["ATROUSX_CACHE"] = "0"
-# Limits the threads: on small machines tests run beside the subprocesses of other tests.
+# Kernels are tested on two threads. On small machines tests run beside other tests, so small
+# networks have one: a second would only wait for the first.
+NETWORK_FOLDERS = (
+    "benchmarks",
+    "cli",
+    "compat",
+    "doctor",
+    "examples",
+    "metrics",
+    "models",
+    "training",
+)
+TESTS = Path(__file__).resolve().parent
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 # On CUDA, float32 must also have float32 accuracy. Tests of TF32 change this switch themselves.
 torch.backends.cudnn.allow_tf32 = False
@@ -45,11 +58,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For networks so small that more threads only wait for each other."""
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Gives tests of small networks one thread, and ends what a test has changed."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if request.path.relative_to(TESTS).parts[0] in NETWORK_FOLDERS:
+        torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

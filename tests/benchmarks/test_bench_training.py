@@ -11,7 +11,6 @@ import torch
 from atrousx.models import deeplab_v3
 from tests.models import torchvision_reference as reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = ("bench_training", "loading", "torchvision_models", "training_steps")
 

@@ -14,7 +14,6 @@ from torch import nn
 from atrousx import AtrousConv2d
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = ("budgets", "networks", "runs", "summary", "tables")
 

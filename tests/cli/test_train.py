@@ -19,7 +19,6 @@ from atrousx.cli import main
 from atrousx.training.checkpoint import read
 from tests.training.scenes import make_scenes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("--format", "voc", "--recipe", "v1", "--width", "0.05", "--crop", "33", "--batch-size", "2"),

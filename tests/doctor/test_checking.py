@@ -69,7 +69,6 @@ def test_wide_tiles_are_reached_on_every_gpu():
         assert min(w.shape[:2]) > 64
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_first_case_of_each_operator_is_right_here():
     # `atrousx doctor` runs all cases.
     first = {(c.operator, c.pass_name): c for c in reversed(cases(CPU, quick=True))}

@@ -15,7 +15,6 @@ from tests.models import torchvision_reference as reference
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def example(name):

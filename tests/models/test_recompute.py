@@ -9,8 +9,6 @@ from torch.utils._pytree import tree_leaves
 
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, freeze_bn, recompute_activations
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def network(recompute: bool, dtype=torch.float32):
     torch.manual_seed(0)

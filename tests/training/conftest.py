@@ -8,8 +8,3 @@ from tests.training.scenes import make_scenes
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     return make_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True)
-def _small(one_thread):
-    pass
