@@ -1,7 +1,7 @@
 """Makes the DeepLab papers' tables in kind: trains and evaluates every variant of a table.
 
 The data are generated scenes. Each variant is trained with several seeds. Networks are narrow and
-scenes small, so that a table takes less than 90 minutes on two cores.
+scenes small, so that two cores are enough.
 docs/reproduction.md says what is compared with what.
 
     python benchmarks/reproduce.py v1 --out FOLDER --csv FILE

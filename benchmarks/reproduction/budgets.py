@@ -81,7 +81,7 @@ CORES = Budget(
         },
     },
 )
-"""For two cores: 90 minutes a table."""
+"""For two cores."""
 
 FULL = replace(
     CORES,
