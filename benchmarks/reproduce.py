@@ -111,7 +111,7 @@ def train_all(
 def images_per_second(around: Surroundings, variants: Sequence[Variant]) -> dict[str, float]:
     """Times a training step of every variant, all in turns in this process."""
     device = torch.device(around.device)
-    steps = {variant.name: _step(around, variant, device) for variant in variants}
+    steps = {variant.name: _step(variant, device) for variant in variants}
     before = atrousx.get_backend()
     atrousx.set_backend(variants[0].recipe.backend)
     timed = interleaved(steps, device, seconds=0, least_rounds=5)
@@ -120,7 +120,7 @@ def images_per_second(around: Surroundings, variants: Sequence[Variant]) -> dict
     return {name: batch / found.median for name, found in timed.items()}
 
 
-def _step(around: Surroundings, variant: Variant, device: torch.device) -> Callable[[], None]:
+def _step(variant: Variant, device: torch.device) -> Callable[[], None]:
     recipe = variant.recipe
     model = network(variant, recipe, CLASSES, None).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=recipe.momentum)

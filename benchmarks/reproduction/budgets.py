@@ -39,8 +39,7 @@ class Budget:
         return RECIPES["v1" if name == "pretraining" else name].replace(**given)
 
 
-# The papers start from ImageNet. Here the backbone learns first from other scenes, with a head that
-# sees little around a pixel.
+# The papers start from ImageNet. Here the backbone learns first from other scenes.
 _PRETRAINING = {
     "schedule": "poly",
     "weight_decay": 1e-4,

@@ -63,14 +63,15 @@ def normalise(model: Segmenter) -> None:
 
 
 def pretraining_network(recipe: Recipe, num_classes: int) -> Segmenter:
-    """Returns VGG-16 with a head that looks at 3x3 features only."""
+    """Returns VGG-16 with a small head that has image pooling.
+
+    With it the backbone learns what is far away, too, and no form of fc6 has seen anything before.
+    """
     model, _ = build_network(recipe, num_classes)
     convs = [m for m in model.get_submodule("backbone").modules() if isinstance(m, AtrousConv2d)]
     channels = convs[-1].out_channels
     model.classifier = nn.Sequential(
-        AtrousConv2d(channels, 2 * channels, 3, padding=1),
-        nn.ReLU(inplace=True),
-        AtrousConv2d(2 * channels, num_classes, 1),
+        ASPP(channels, (1,), 2 * channels, dropout=0.0), AtrousConv2d(2 * channels, num_classes, 1)
     )
     normalise(model)
     return model
