@@ -1,4 +1,4 @@
-"""Makes the DeepLab papers' tables in kind: trains and evaluates every variant of a table.
+"""Repeats comparisons of the DeepLab papers: trains and evaluates every variant of a table.
 
 The data are generated scenes. Each variant is trained with several seeds. Networks are narrow and
 scenes small, so that two cores are enough.
@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from reproduction import runs, summary
 from reproduction.budgets import CORES, FULL, QUICK
 from reproduction.networks import network
-from reproduction.runs import CLASSES, Result, Surroundings, make_scenes, pretrain
+from reproduction.runs import CLASSES, Result, Setup, make_scenes, pretrain
 from reproduction.tables import TABLES, Variant
 from timing import CsvWriter, describe_machine
 
@@ -65,12 +66,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def surroundings(args: argparse.Namespace) -> Surroundings:
+def setup_of(args: argparse.Namespace) -> Setup:
     budget = FULL if args.full else QUICK if args.quick else CORES
     threads = max(1, torch.get_num_threads() // args.jobs)
     # A narrow network on one thread waits little for its images; a GPU needs many workers.
     workers = (os.cpu_count() or 1) if args.device == "cuda" else 0
-    return Surroundings(args.out.resolve(), budget, args.device, threads, workers)
+    return Setup(args.out.resolve(), budget, args.device, threads, workers)
 
 
 def in_processes(jobs: int, calls: Iterable[Callable[[], Any]]) -> Iterator[Any]:
@@ -78,7 +79,7 @@ def in_processes(jobs: int, calls: Iterable[Callable[[], Any]]) -> Iterator[Any]
     if jobs == 1:
         yield from (call() for call in calls)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) as pool:
         futures = [pool.submit(call) for call in calls]
         try:
             for future in futures:
@@ -87,20 +88,32 @@ def in_processes(jobs: int, calls: Iterable[Callable[[], Any]]) -> Iterator[Any]
             pool.shutdown(cancel_futures=True)
 
 
+def _end_with_parent() -> None:
+    """Stops this process if its parent was killed: the next command trains in the same folders."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # a training saves its state first
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def train_all(
-    around: Surroundings, variants: Sequence[Variant], seeds: int, jobs: int
+    setup: Setup, variants: Sequence[Variant], seeds: int, jobs: int
 ) -> dict[str, list[Result]]:
     """Returns the results of each variant, one for each seed."""
-    make_scenes(around)
+    make_scenes(setup)
     if any(variant.pretrained for variant in variants):
         for seed, _ in enumerate(
-            in_processes(jobs, [partial(pretrain, around, seed) for seed in range(seeds)])
+            in_processes(jobs, [partial(pretrain, setup, seed) for seed in range(seeds)])
         ):
             print(f"pretraining, seed {seed}: done", flush=True)
     # Seeds first, so that a run that is stopped has compared all variants.
     cases = [(variant, seed) for seed in range(seeds) for variant in variants]
     results: dict[str, list[Result]] = {variant.name: [] for variant in variants}
-    calls = [partial(runs.run, around, *case) for case in cases]
+    calls = [partial(runs.run, setup, *case) for case in cases]
     for (variant, seed), result in zip(cases, in_processes(jobs, calls), strict=True):
         results[variant.name].append(result)
         found = ", ".join(f"{k} {100 * v['mean_iou']:.1f} %" for k, v in result["views"].items())
@@ -108,9 +121,9 @@ def train_all(
     return results
 
 
-def images_per_second(around: Surroundings, variants: Sequence[Variant]) -> dict[str, float]:
+def images_per_second(setup: Setup, variants: Sequence[Variant]) -> dict[str, float]:
     """Times a training step of every variant, all in turns in this process."""
-    device = torch.device(around.device)
+    device = torch.device(setup.device)
     steps = {variant.name: _step(variant, device) for variant in variants}
     before = atrousx.get_backend()
     atrousx.set_backend(variants[0].recipe.backend)
@@ -139,14 +152,14 @@ def _step(variant: Variant, device: torch.device) -> Callable[[], None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    around = surroundings(args)
-    variants = TABLES[args.table](around.budget)
+    setup = setup_of(args)
+    variants = TABLES[args.table](setup.budget)
     try:
-        results = train_all(around, variants, args.seeds, args.jobs)
+        results = train_all(setup, variants, args.seeds, args.jobs)
     except (Stopped, KeyboardInterrupt):
         print("stopped; the same command goes on from there")
         return 128 + signal.SIGINT
-    speeds = images_per_second(around, variants) if args.table != "trimap" else {}
+    speeds = images_per_second(setup, variants) if args.table != "trimap" else {}
     machine: Row = describe_machine(torch.device(args.device))
     for variant in variants:
         found = results[variant.name]

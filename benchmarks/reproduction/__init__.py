@@ -1,1 +1,1 @@
-"""The tables of the DeepLab papers in kind: what is trained, how, and what is measured."""
+"""Comparisons of the DeepLab papers: what is trained, how, and what is measured."""

@@ -34,7 +34,7 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Setup:
     """What all runs share: the folder of everything, the budget, device and threads."""
 
     folder: Path
@@ -50,11 +50,11 @@ class Surroundings:
         return self.folder / RUNS / name / f"seed_{seed}"
 
 
-def make_scenes(around: Surroundings) -> None:
+def make_scenes(setup: Setup) -> None:
     """Generates both data sets, unless that was done."""
-    budget = around.budget
+    budget = setup.budget
     for seed, name in enumerate((SCENES, PRETRAINING_SCENES)):
-        folder, partial = around.folder / name, around.folder / f"{name}.partial"
+        folder, partial = setup.folder / name, setup.folder / f"{name}.partial"
         if not folder.exists():
             shutil.rmtree(partial, ignore_errors=True)
             size = (budget.size, budget.size)
@@ -62,33 +62,33 @@ def make_scenes(around: Surroundings) -> None:
             partial.rename(folder)
 
 
-def pretrain(around: Surroundings, seed: int) -> dict[str, Tensor]:
+def pretrain(setup: Setup, seed: int) -> dict[str, Tensor]:
     """Returns the backbone's weights after the pretraining, which runs once for each seed."""
-    folder = around.run_folder("pretraining", seed)
+    folder = setup.run_folder("pretraining", seed)
     file = folder / "backbone.pt"
     if not file.exists():
-        torch.set_num_threads(around.threads)
-        recipe = around.budget.recipe("pretraining", seed=seed)
+        torch.set_num_threads(setup.threads)
+        recipe = setup.budget.recipe("pretraining", seed=seed)
         model = pretraining_network(recipe, CLASSES)
-        _train(around, model, recipe, folder, PRETRAINING_SCENES)
+        _train(setup, model, recipe, folder, PRETRAINING_SCENES)
         write_atomically(file, weights_of(model.get_submodule("backbone")))
     weights: dict[str, Tensor] = torch.load(file, weights_only=True)
     return weights
 
 
-def run(around: Surroundings, variant: Variant, seed: int) -> Result:
+def run(setup: Setup, variant: Variant, seed: int) -> Result:
     """Returns the results of a variant and a seed: those on disk, or after training."""
-    folder = around.run_folder(variant.name, seed)
+    folder = setup.run_folder(variant.name, seed)
     file = folder / "results.json"
     recipe = variant.recipe.replace(seed=seed)
     if file.exists():
         found: Result = json.loads(file.read_text())
         return found
-    torch.set_num_threads(around.threads)
-    backbone = pretrain(around, seed) if variant.pretrained else None
+    torch.set_num_threads(setup.threads)
+    backbone = pretrain(setup, seed) if variant.pretrained else None
     model = network(variant, recipe, CLASSES, backbone)
     started = time.monotonic()
-    _train(around, model, recipe, folder, SCENES)
+    _train(setup, model, recipe, folder, SCENES)
     found = {
         "variant": variant.name,
         "seed": seed,
@@ -97,20 +97,18 @@ def run(around: Surroundings, variant: Variant, seed: int) -> Result:
         "views": {},
     }
     for view in variant.views:
-        found["views"] |= _viewed(around, model, view)
+        found["views"] |= _viewed(setup, model, view)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(found, indent=1) + "\n")
     os.replace(partial, file)
     return found
 
 
-def _train(
-    around: Surroundings, model: Segmenter, recipe: Recipe, folder: Path, scenes: str
-) -> None:
+def _train(setup: Setup, model: Segmenter, recipe: Recipe, folder: Path, scenes: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device(around.device)
-    running = Running(folder, device, workers=around.workers, save_every=200, keep=1, log_every=50)
-    dataset = around.scenes("train", scenes)
+    device = torch.device(setup.device)
+    running = Running(folder, device, workers=setup.workers, save_every=200, keep=1, log_every=50)
+    dataset = setup.scenes("train", scenes)
     trainer = Trainer(model.to(device), recipe, dataset, None, running, watchers=[])
     saved = trainer.checkpoints.newest()
     if saved is not None:
@@ -119,20 +117,20 @@ def _train(
     trainer.run()
 
 
-def _viewed(around: Surroundings, model: Segmenter, view: View) -> Mapping[str, Result]:
+def _viewed(setup: Setup, model: Segmenter, view: View) -> Mapping[str, Result]:
     """Returns the results of a view; one with a CRF has two."""
     if view.output_stride is not None:
         assert isinstance(model, DeepLabV3)
         set_output_stride(model, view.output_stride)
-    crf = DenseCRF(CLASSES, **around.budget.crf).to(around.device) if view.crf else None
+    crf = DenseCRF(CLASSES, **setup.budget.crf).to(setup.device) if view.crf else None
     found = evaluate(
         model,
-        around.scenes("val"),
+        setup.scenes("val"),
         scales=view.scales,
         flip=view.flip,
         crf=crf,
         trimap_widths=WIDTHS,
-        workers=around.workers,
+        workers=setup.workers,
     )
     measured = {view.name: _measured(found, refined=False)}
     if view.crf:

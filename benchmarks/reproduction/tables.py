@@ -132,7 +132,7 @@ def _v3(
 
 
 def trimap(budget: Budget) -> list[Variant]:
-    """Figure 7 of arXiv:1412.7062: mean IoU near the borders, before and after the CRF."""
+    """The trimap figure of arXiv:1412.7062: mean IoU near the borders, before and after the CRF."""
     return [_v1(budget, "large_fov"), _v1(budget, "large_fov", multi_scale=True)]
 
 

@@ -1,9 +1,13 @@
-"""The papers' tables in kind: the networks, the runs and what is written about them."""
+"""Comparisons of the papers: the networks, the runs and what is written about them."""
 
 import csv
 import importlib
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,6 +162,56 @@ def test_every_variant_trains(reproduction, tmp_path: Path, table, lines):
         assert 0 <= float(row["mean_iou"]) <= 100
         assert float(row["images_per_s"]) > 0
         assert row["standard_error"] == ""
+
+
+SLEEPERS = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from reproduce import in_processes
+
+def sleep(folder, number):
+    partial_name = Path(folder, f"{number}.partial")
+    partial_name.write_text(str(os.getpid()))
+    partial_name.rename(Path(folder, f"{number}.pid"))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(in_processes(2, [partial(sleep, sys.argv[2], number) for number in range(2)]))
+"""
+
+
+def wait_until(holds):
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_workers_end_if_the_command_is_killed(tmp_path: Path):
+    script = tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS)
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    command = subprocess.Popen(
+        [sys.executable, str(script), str(BENCHMARKS), str(tmp_path)], env=environment
+    )
+    wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    workers = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+    assert all(map(is_running, workers))
+    command.kill()
+    command.wait()
+    wait_until(lambda: not any(map(is_running, workers)))
 
 
 @pytest.mark.parametrize(
