@@ -33,8 +33,9 @@ from reproduction.tables import TABLES, Variant
 from timing import CsvWriter, describe_machine
 
 import atrousx
+from atrousx.data import DatasetError
 from atrousx.doctor.timing import interleaved
-from atrousx.training import Stopped
+from atrousx.training import CheckpointError, Stopped, TrainingError
 
 Row = dict[str, Any]
 
@@ -159,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt):
         print("stopped; the same command goes on from there")
         return 128 + signal.SIGINT
+    except (OSError, DatasetError, CheckpointError, TrainingError) as error:
+        raise SystemExit(f"--out: {error}") from error
     speeds = images_per_second(setup, variants) if args.table != "trimap" else {}
     machine: Row = describe_machine(torch.device(args.device))
     for variant in variants:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from atrousx import DenseCRF
-from atrousx.data import SCENE_CLASSES, VOC, generate_scenes
+from atrousx.data import SCENE_CLASSES, VOC, DatasetError, generate_scenes
 from atrousx.metrics import Evaluation, evaluate
 from atrousx.metrics.trimap import WIDTHS
 from atrousx.models import DeepLabV3, set_output_stride
@@ -51,8 +51,17 @@ class Setup:
 
 
 def make_scenes(setup: Setup) -> None:
-    """Generates both data sets, unless that was done."""
+    """Generates both data sets, unless that was done.
+
+    Raises:
+        DatasetError: the folder cannot be written, or its runs have other sizes.
+    """
     budget = setup.budget
+    sizes = setup.folder / "sizes.txt"
+    if sizes.exists() and sizes.read_text() != repr(budget):
+        raise DatasetError(f"{setup.folder}: holds runs of other sizes")
+    setup.folder.mkdir(parents=True, exist_ok=True)
+    sizes.write_text(repr(budget))
     for seed, name in enumerate((SCENES, PRETRAINING_SCENES)):
         folder, partial = setup.folder / name, setup.folder / f"{name}.partial"
         if not folder.exists():

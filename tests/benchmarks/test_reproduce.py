@@ -164,6 +164,19 @@ def test_every_variant_trains(reproduction, tmp_path: Path, table, lines):
         assert row["standard_error"] == ""
 
 
+def test_a_folder_of_other_sizes_is_refused(reproduction, tmp_path: Path):
+    (tmp_path / "sizes.txt").write_text("others")
+    with pytest.raises(SystemExit, match=f"--out: {tmp_path}: holds runs of other sizes"):
+        reproduction.main(["v1", "--out", str(tmp_path), "--quick", "--device", "cpu"])
+
+
+def test_a_folder_that_cannot_be_written_is_named(reproduction, tmp_path: Path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit, match=r"--out: .*file"):
+        reproduction.main(["v1", "--out", str(file / "x"), "--quick", "--device", "cpu"])
+
+
 SLEEPERS = """
 import os, sys, time
 from functools import partial
