@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from ..nn import AtrousConv2d, DenseCRF
 from ._check import check_choice, check_classes
+from .backbones.vgg import OUT_CHANNELS, POOLINGS, VGG16, Fc6, Pooling, fully_convolutional
 from .parameter_groups import Multipliers
 from .preprocess import Preprocess
 from .segmenter import Segmenter
-from .vgg import OUT_CHANNELS, POOLINGS, VGG16, Fc6, Pooling, fully_convolutional
 from .width import check_width, scaled
 
 MULTI_SCALE_CHANNELS = 128

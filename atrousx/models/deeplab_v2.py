@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..nn import AtrousConv2d, DenseCRF
 from ._check import check_choice, check_classes
+from .backbones.resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
+from .backbones.vgg import OUT_CHANNELS, VGG16, Fc6, fully_convolutional
 from .freezing import freeze_bn
 from .heads import SummedBranches
 from .parameter_groups import Multipliers
 from .preprocess import Preprocess
-from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
-from .vgg import OUT_CHANNELS, VGG16, Fc6, fully_convolutional
 from .width import check_width, scaled
 
 RATES = {"aspp_l": (6, 12, 18, 24), "aspp_s": (2, 4, 8, 12), "large_fov": (12,)}

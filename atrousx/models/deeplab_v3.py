@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..nn import ASPP, AtrousConv2d
 from ._check import check_choice, check_classes
+from .backbones.resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .parameter_groups import Multipliers
 from .preprocess import Preprocess
-from .resnet import EXPANSION, STAGE_WIDTHS, UNITS, ResNet, plan_stages
 from .segmenter import Segmenter
 from .width import check_width, scaled
 

@@ -8,8 +8,8 @@ from typing import cast
 from torch import nn
 
 from ..nn import ASPP, AtrousConv2d
+from .backbones.resnet import STEM_STRIDE, Bottleneck, ResNet
 from .deeplab_v3 import DeepLabV3, check_output_stride
-from .resnet import STEM_STRIDE, Bottleneck, ResNet
 
 
 def set_output_stride(model: DeepLabV3, output_stride: int) -> DeepLabV3:

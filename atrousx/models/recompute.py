@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .resnet import ResNet
+from .backbones.resnet import ResNet
 
 
 def recompute_activations(module: nn.Module, recompute: bool = True) -> nn.Module:

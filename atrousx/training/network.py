@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import LoadReport, deeplab_v1, deeplab_v2, deeplab_v3, freeze_bn, load_weights
-from ..models.resnet import Bottleneck
+from ..models.backbones.resnet import Bottleneck
 from ..models.segmenter import Segmenter
 from .recipe import Recipe
 

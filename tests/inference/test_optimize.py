@@ -11,7 +11,7 @@ from torch import nn
 
 import atrousx
 from atrousx.inference.fused import FusedASPP, FusedConv2d
-from atrousx.models.resnet import Bottleneck
+from atrousx.models.backbones.resnet import Bottleneck
 from tests.models.torchvision_reference import random_state
 
 

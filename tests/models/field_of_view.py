@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousx.models.vgg import DensePool2x2
+from atrousx.models.backbones.vgg import DensePool2x2
 
 
 class _Mean(nn.Module):

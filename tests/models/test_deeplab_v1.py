@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from atrousx import AtrousConv2d, DenseCRF
 from atrousx.models import deeplab_v1, from_vgg16
-from atrousx.models.vgg import VGG16, DensePool2x2
+from atrousx.models.backbones.vgg import VGG16, DensePool2x2
 from tests.models.field_of_view import field_of_view
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)

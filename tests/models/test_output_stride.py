@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from atrousx.models import deeplab_v3, set_output_stride
+from atrousx.models.backbones.resnet import ResNet, plan_stages
 from atrousx.models.deeplab_v3 import DeepLabV3
 from atrousx.models.output_stride import _plan
-from atrousx.models.resnet import ResNet, plan_stages
 
 
 def small(output_stride, stages=4, **options):

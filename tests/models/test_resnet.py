@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atrousx.models.resnet import ResNet, plan_stages
+from atrousx.models.backbones.resnet import ResNet, plan_stages
 
 
 def test_an_ordinary_resnet():

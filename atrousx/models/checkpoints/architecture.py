@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ..backbones.resnet import STAGE_WIDTHS, UNITS
+from ..backbones.vgg import STAGES
 from ..deeplab_v1 import FC6, deeplab_v1
 from ..deeplab_v2 import BACKBONES, FC6_WIDTH, RATES, deeplab_v2
 from ..deeplab_v3 import HEAD_CHANNELS, deeplab_v3
-from ..resnet import STAGE_WIDTHS, UNITS
 from ..segmenter import Segmenter
-from ..vgg import STAGES
 from ..width import width_of
 from .layouts import Weights, recognise, renamed
 

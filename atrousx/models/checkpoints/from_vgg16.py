@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..backbones.vgg import OUT_CHANNELS, Pooling
 from ..deeplab_v1 import DeepLabV1, Fc6Name, deeplab_v1
 from ..preprocess import Preprocess
-from ..vgg import OUT_CHANNELS, Pooling
 
 EXTENT = 7  # height and width of the map that VGG-16's first fully connected layer reads
 LINEARS = {0: (4096, OUT_CHANNELS * EXTENT**2), 3: (4096, 4096)}

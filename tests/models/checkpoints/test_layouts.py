@@ -6,9 +6,9 @@ from torch import nn
 
 from atrousx import AtrousConv2d
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, from_vgg16, load_weights
+from atrousx.models.backbones.resnet import ResNet, plan_stages
 from atrousx.models.deeplab_v2 import DeepLabV2
 from atrousx.models.heads import SummedBranches
-from atrousx.models.resnet import ResNet, plan_stages
 from tests.models.checkpoints.published import (
     coco_initialisation,
     port_with_base,

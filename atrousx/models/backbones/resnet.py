@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..nn import AtrousConv2d
+from ...nn import AtrousConv2d
+from ..width import scaled
 from .stage_checkpoint import recomputed
-from .width import scaled
 
 UNITS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 STAGE_WIDTHS = (64, 128, 256, 512)

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nn import AtrousConv2d
-from .width import scaled
+from ...nn import AtrousConv2d
+from ..width import scaled
 
 Pooling = Literal["3x3", "2x2"]
 POOLINGS = ("3x3", "2x2")

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..nn import replace_convs
-from ..ops._check import pair
-from .dense_operations import (
+from ...nn import replace_convs
+from ...ops._check import pair
+from ..export import shared_copy
+from .operations import (
     POOLS,
     Window,
     is_pointwise,
@@ -21,7 +22,6 @@ from .dense_operations import (
     spread,
     treats_pixels_alike,
 )
-from .export import shared_copy
 
 
 class Density(NamedTuple):

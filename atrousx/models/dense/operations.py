@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..nn.frozen_batch_norm import FrozenBatchNorm2d
-from ..ops._check import pair
+from ...nn.frozen_batch_norm import FrozenBatchNorm2d
+from ...ops._check import pair
 
 Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 # Layers that treat every pixel alike or normalise per channel. They are right at any density.

@@ -1,0 +1,1 @@
+"""Classification networks whose last features the heads read."""
