@@ -47,7 +47,7 @@ SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TESTS = {
     "tests_contract": (
         50,
-        ["ops/test_atrous_conv2d_contract.py", "ops/test_atrous_conv2d_walk.py"],
+        ["ops/atrous_conv2d/test_contract.py", "ops/atrous_conv2d/test_walk.py"],
     ),
     "tests_convolution": (
         60,

@@ -45,7 +45,7 @@ EMULATED_FILES = (
     "doctor/test_doctor.py",
     "doctor/test_on_emulated.py",
     "backend/test_emulated.py",
-    "ops/test_atrous_conv2d_fused.py",
+    "ops/atrous_conv2d/test_fused.py",
     "ops/test_fakes.py",
     "ops/test_mean_field.py",
     "ops/test_upsample_argmax.py",
@@ -119,8 +119,8 @@ def is_wanted(item: pytest.Item) -> bool:
         return os.environ.get("ATROUSX_LONG") == "1"
     if item.get_closest_marker("emulated") is None:
         return True
-    folder = item.path.parent.name
-    always = folder == "emulator" or f"{folder}/{item.path.name}" in EMULATED_FILES
+    file = item.path.relative_to(TESTS)
+    always = file.parts[0] == "emulator" or file.as_posix() in EMULATED_FILES
     return always or os.environ.get("ATROUSX_EMULATED") == "all"
 
 

@@ -9,8 +9,8 @@ from tests import sanitize_cpu
 
 def test_tests_are_collected_by_name(monkeypatch):
     monkeypatch.setattr(sanitize_cpu, "TREE", sanitize_cpu.ROOT)
-    found = sanitize_cpu.collected(["tests/ops/test_precision.py"])
-    assert "tests/ops/test_precision.py::test_the_switch" in found
+    found = sanitize_cpu.collected(["tests/ops/atrous_conv2d/test_precision.py"])
+    assert "tests/ops/atrous_conv2d/test_precision.py::test_the_switch" in found
     with pytest.raises(SystemExit, match="no tests were found"):
         sanitize_cpu.collected(["tests/reference"])
 

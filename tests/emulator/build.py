@@ -11,7 +11,7 @@ from pathlib import Path
 
 from building import CSRC, ROOT, TORCH_TARGET_VERSION, ninja
 
-HERE = Path(__file__).resolve().parent
+SOURCES = Path(__file__).resolve().parent / "src"
 # Each load and store calls access.cpp, which replaces the flag's own runtime. AddressSanitizer
 # cannot be combined with it, and is not needed: access.cpp sees every access, too.
 CHECKED = "-fsanitize=thread"
@@ -52,7 +52,7 @@ def build_device(variant: str) -> Path:
     )
     folders = (torch / "include", torch / "include/torch/csrc/api/include")
     includes = " ".join(
-        [f"-I{ninja.word(folder)}" for folder in (HERE, CSRC)]
+        [f"-I{ninja.word(folder)}" for folder in (SOURCES, CSRC)]
         + [f"-isystem {ninja.word(folder)}" for folder in folders]
     )
     flags = DEVICE_FLAGS[variant]
@@ -61,7 +61,7 @@ def build_device(variant: str) -> Path:
     local = "-fno-gnu-unique"
     launchers = {
         **{f"{s.relative_to(CSRC)}.o": s for s in sorted(CSRC.rglob("*.cu"))},
-        **{f"{name}.o": HERE / f"{name}.cpp" for name in PLANTED_SOURCES},
+        **{f"{name}.o": SOURCES / f"{name}.cpp" for name in PLANTED_SOURCES},
     }
     host = [*HOST_SOURCES, *(["counters"] if variant == "coverage" else [])]
     objects = [*(f"{name}.o" for name in host), *launchers]
@@ -74,7 +74,7 @@ def build_device(variant: str) -> Path:
             f"g++ -Wl,-Bsymbolic {flags}",
             f"-L{ninja.word(torch / 'lib')} -ltorch_cpu -ltorch -lc10 -ldl",
         ),
-        *(ninja.build(f"{name}.o", "host", [HERE / f"{name}.cpp"]) for name in host),
+        *(ninja.build(f"{name}.o", "host", [SOURCES / f"{name}.cpp"]) for name in host),
         *(ninja.build(object, "launcher", [source]) for object, source in launchers.items()),
         ninja.build("libemulated_device.so", "link", objects),
     ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.emulator.device import NAME
-from tests.ops.atrous_conv2d_cases import (
+from tests.ops.atrous_conv2d.cases import (
     backward_input_op,
     backward_weight_op,
     forward_op,

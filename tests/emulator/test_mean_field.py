@@ -1,6 +1,6 @@
 """Mean-field inference on CUDA with invalid lattices: results are NaN, and no other memory is read.
 
-The CPU raises an error instead: see tests/ops/test_foreign_lattices.py.
+The CPU raises an error instead: see tests/ops/permutohedral_filter/test_foreign_lattices.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Invalid lattices on CUDA: values at a bad index are NaN, and the index is not followed.
 
-The CPU raises an error instead: see tests/ops/test_foreign_lattices.py.
+The CPU raises an error instead: see tests/ops/permutohedral_filter/test_foreign_lattices.py.
 """
 
 from __future__ import annotations

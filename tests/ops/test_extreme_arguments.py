@@ -19,7 +19,7 @@ from atrousx.ops import (
     upsample_bilinear2d,
     upsample_cross_entropy,
 )
-from tests.ops.atrous_conv2d_cases import (
+from tests.ops.atrous_conv2d.cases import (
     backward_input_op,
     backward_weight_op,
     forward_op,

@@ -9,7 +9,7 @@ from torch import nn
 import atrousx
 from atrousx.backend.choice import winograd_points
 from atrousx.ops import atrous_conv2d
-from tests.ops.atrous_conv2d_cases import fused_op, pack_op, points_of
+from tests.ops.atrous_conv2d.cases import fused_op, pack_op, points_of
 from tests.ops.common import multiplies_bfloat16_pairs
 
 

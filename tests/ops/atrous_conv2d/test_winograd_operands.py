@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.ops.atrous_conv2d_cases import (
+from tests.ops.atrous_conv2d.cases import (
     backward_input_op,
     backward_weight_op,
     forward_op,

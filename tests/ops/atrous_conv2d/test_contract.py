@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from atrousx.backend.choice import tf32_switch
 from atrousx.doctor.devices import device_named
 from atrousx.ops import atrous_conv2d
-from tests.ops.atrous_conv2d_cases import backward_input_op, backward_weight_op, forward_op, make
+from tests.ops.atrous_conv2d.cases import backward_input_op, backward_weight_op, forward_op, make
 from tests.ops.common import FORMATS, assert_as_accurate_as_torch, to_float64
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from atrousx.ops import atrous_conv2d
-from tests.ops.atrous_conv2d_cases import backward_input_op, fused_op
+from tests.ops.atrous_conv2d.cases import backward_input_op, fused_op
 from tests.ops.common import (
     FLOATING,
     assert_as_accurate_as_torch,
