@@ -2,12 +2,13 @@
 
 from .checkpoint import CheckpointError, Checkpoints
 from .curves import draw_curves
-from .engine import Running, Stopped, Trainer, TrainingError
+from .engine import Trainer
 from .frequencies import median_frequency_weights
 from .losses import dice_loss, lovasz_loss, ohem_loss
 from .network import build_network
 from .recipe import Recipe
 from .recipes import RECIPES
+from .running import Running, Stopped, TrainingError
 from .schedule import rate_factor
 from .watch import Console, JsonLines, TensorBoard, Watcher
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,60 +24,12 @@ from .losses import criterion_of
 from .network import builder_arguments
 from .processes import mean_over_processes, parallel, prepared, shared_only_if
 from .recipe import Recipe
+from .running import Running, Stopped, TrainingError
 from .schedule import rate_factor
 from .signals import noticed_signals
 from .watch import Progress, Watcher
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one sentence."""
-
-
-class Stopped(Exception):
-    """The process was asked to end. The state of the run is saved."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
-
-    def __str__(self) -> str:
-        return f"stopped by signal {self.signal_number}"
-
-
-@dataclass(frozen=True)
-class Running:
-    """How a training runs on this machine; nothing here changes the result's bits.
-
-    Args:
-        out: folder of checkpoints and logs.
-        device: of the network.
-        workers: processes that read and augment images, for each training process.
-        evaluate_every: iterations between evaluations; 0 evaluates only at the end.
-        save_every: iterations between checkpoints.
-        keep: number of the last checkpoints that stay.
-        log_every: iterations between lines of the log.
-
-    Raises:
-        ValueError: a number is too small.
-    """
-
-    out: Path
-    device: torch.device
-    workers: int = 2
-    evaluate_every: int = 0
-    save_every: int = 500
-    keep: int = 2
-    log_every: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("save_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("workers", "evaluate_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 class Trainer:

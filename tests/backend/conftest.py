@@ -51,3 +51,8 @@ def used(monkeypatch):
         monkeypatch.setattr(passes, name, wrapped)
         monkeypatch.setattr(f"atrousx.ops._measured_conv2d.{name}", wrapped)
     return names
+
+
+@pytest.fixture
+def measure():
+    atrousx.set_backend("measure")

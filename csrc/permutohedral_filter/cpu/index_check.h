@@ -64,7 +64,7 @@ void check_indices_as(const Lattice& l) {
                   "starts must ascend from 0 to the number of entries");
 }
 
-// Chains (splat_blur_slice.h) check that neighbours are mutual.
+// Chains (blur_chains.h) check that neighbours are mutual.
 inline void check_indices(const Lattice& l) {
   l.index_type() == ScalarType::Int ? check_indices_as<int32_t>(l) : check_indices_as<int64_t>(l);
 }
