@@ -154,4 +154,6 @@ def _fuse_aspp(aspp: nn.Module) -> FusedASPP | None:
     if None in units:
         return None
     *wide, pooled, last = (unit for unit in units if unit is not None)
+    if last.kernel_size != (1, 1):
+        return None  # next to the border a larger filter would meet padding, not the pooled value
     return FusedASPP(wide, pooled, last)

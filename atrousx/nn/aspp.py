@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..ops import upsample_bilinear2d
 from .atrous_conv2d import AtrousConv2d, hooked
+from .separable import SeparableConv2d
 
 
 def conv_bn_relu(
@@ -25,6 +26,19 @@ def conv_bn_relu(
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
     ]
+
+
+def separable_bn_relu(
+    in_channels: int, out_channels: int, rate: int = 1, *, depthwise_norm: bool = False
+) -> list[nn.Module]:
+    """Returns the same with a separable 3x3 convolution.
+
+    With ``depthwise_norm`` normalisation and ReLU follow its depthwise convolution, too.
+    """
+    conv = SeparableConv2d(
+        in_channels, out_channels, rate=rate, norm=depthwise_norm, relu=depthwise_norm
+    )
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
@@ -101,6 +115,9 @@ class ASPP(nn.Module):
         out_channels: channels of each branch and of the result.
         dropout: probability that a value of the result is set to zero in training. torchvision
             uses 0.5, the paper no dropout.
+        separable: whether the 3x3 branches are depthwise separable, as in DeepLab v3+.
+        depthwise_norm: whether normalisation and ReLU also follow their depthwise convolutions.
+        project_kernel: side of the filters of :math:`P`; mmsegmentation uses 3.
 
     Shape:
         Input ``[N, C, H, W]``; output ``[N, out_channels, H, W]``. In training the pooled branch is
@@ -125,21 +142,50 @@ class ASPP(nn.Module):
         out_channels: int = 256,
         *,
         dropout: float = 0.5,
+        separable: bool = False,
+        depthwise_norm: bool = False,
+        project_kernel: Literal[1, 3] = 1,
     ) -> None:
         super().__init__()
         rates = tuple(atrous_rates)
-        if not rates or any(rate < 1 for rate in rates):
-            raise ValueError(f"atrous_rates must be positive, at least one, got {atrous_rates!r}")
+        _check_rates(rates)
+        if project_kernel not in (1, 3):
+            raise ValueError(f"project_kernel must be 1 or 3, got {project_kernel!r}")
+
+        def branch(rate: int) -> list[nn.Module]:
+            if separable:
+                return separable_bn_relu(
+                    in_channels, out_channels, rate, depthwise_norm=depthwise_norm
+                )
+            return conv_bn_relu(in_channels, out_channels, 3, rate)
+
         self.convs = nn.ModuleList(
             [
                 nn.Sequential(*conv_bn_relu(in_channels, out_channels)),
-                *(nn.Sequential(*conv_bn_relu(in_channels, out_channels, 3, r)) for r in rates),
+                *(nn.Sequential(*branch(rate)) for rate in rates),
                 ImagePooling(in_channels, out_channels),
             ]
         )
         self.project = nn.Sequential(
-            *conv_bn_relu(len(self.convs) * out_channels, out_channels), nn.Dropout(dropout)
+            *conv_bn_relu(len(self.convs) * out_channels, out_channels, project_kernel),
+            nn.Dropout(dropout),
         )
+
+    def _atrous_layers(self) -> list[nn.Conv2d]:
+        firsts = [cast(nn.Sequential, branch)[0] for branch in list(self.convs)[1:-1]]
+        layers = [conv.depthwise if isinstance(conv, SeparableConv2d) else conv for conv in firsts]
+        return [cast(nn.Conv2d, layer) for layer in layers]
+
+    @property
+    def atrous_rates(self) -> tuple[int, ...]:
+        """The rates of the 3x3 branches; assigning others keeps the weights."""
+        return tuple(layer.dilation[0] for layer in self._atrous_layers())
+
+    @atrous_rates.setter
+    def atrous_rates(self, rates: Sequence[int]) -> None:
+        _check_rates(rates)
+        for layer, rate in zip(self._atrous_layers(), rates, strict=True):
+            layer.padding = layer.dilation = (rate, rate)
 
     def forward(self, input: Tensor) -> Tensor:
         pooling, conv = self.convs[-1], self.project[0]
@@ -147,6 +193,7 @@ class ASPP(nn.Module):
             not self.training
             and isinstance(pooling, ImagePooling)
             and type(conv) in (nn.Conv2d, AtrousConv2d)
+            and conv.kernel_size == (1, 1)
             and not hooked(pooling, conv, self.project)
         ):
             return self._evaluated(input, pooling, cast(nn.Conv2d, conv))
@@ -161,3 +208,8 @@ class ASPP(nn.Module):
         for layer in list(self.project)[1:]:
             result = layer(result)
         return result
+
+
+def _check_rates(rates: Sequence[int]) -> None:
+    if not rates or any(rate < 1 for rate in rates):
+        raise ValueError(f"atrous_rates must be positive, at least one, got {tuple(rates)!r}")
