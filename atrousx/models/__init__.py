@@ -10,6 +10,7 @@ from .checkpoints import LoadReport, from_vgg16, from_weights, load_weights
 from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v2 import DeepLabV2, deeplab_v2
 from .deeplab_v3 import DeepLabV3, deeplab_v3
+from .deeplab_v3plus import DeepLabV3Plus, deeplab_v3plus
 from .dense import to_dense
 from .export import to_torch
 from .freezing import freeze_bn
@@ -22,12 +23,14 @@ __all__ = [
     "DeepLabV1",
     "DeepLabV2",
     "DeepLabV3",
+    "DeepLabV3Plus",
     "LoadReport",
     "Prediction",
     "Preprocess",
     "deeplab_v1",
     "deeplab_v2",
     "deeplab_v3",
+    "deeplab_v3plus",
     "freeze_bn",
     "from_vgg16",
     "from_weights",

@@ -64,3 +64,8 @@ class Preprocess(nn.Module):
     def imagenet(cls) -> Preprocess:
         """Returns torchvision's preprocessing: RGB in 0..1 minus ImageNet's mean, over its std."""
         return cls([255 * v for v in IMAGENET_MEAN], [255 * v for v in IMAGENET_STD])
+
+    @classmethod
+    def tensorflow(cls) -> Preprocess:
+        """Returns the preprocessing of the authors' Xception: RGB from 0..255 to -1..1."""
+        return cls((127.5,) * 3, (127.5,) * 3)

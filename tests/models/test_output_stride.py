@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from atrousx.models import deeplab_v3, set_output_stride
+from atrousx.models.backbones.geometry import apply_plan, plan_output_stride
 from atrousx.models.backbones.resnet import ResNet, plan_stages
-from atrousx.models.deeplab_v3 import DeepLabV3
-from atrousx.models.output_stride import _plan
 
 
 def small(output_stride, stages=4, **options):
@@ -21,9 +20,8 @@ def small(output_stride, stages=4, **options):
 
 
 def set_backbone(backbone, output_stride):
-    plan, _ = _plan(backbone, output_stride)
-    for unit, stride, rate in plan:
-        unit.set_geometry(stride, rate)
+    plan, _ = plan_output_stride(backbone, output_stride)
+    apply_plan(plan)
 
 
 @torch.inference_mode()
@@ -58,9 +56,8 @@ def test_the_cascade_obeys_the_law_too():
     assert torch.allclose(found[..., ::4, ::4], expected, rtol=1e-9, atol=1e-9)
 
 
-def rates(model: DeepLabV3):
-    classifier: Any = model.classifier
-    aspp = [branch[0].dilation[0] for branch in classifier[0].convs[1:-1]]
+def rates(model: Any):
+    aspp = [branch[0].dilation[0] for branch in model.classifier[0].convs[1:-1]]
     units = [[unit.rate for unit in stage] for stage in model.backbone.stages()]
     return units[2:], aspp
 
@@ -90,7 +87,7 @@ def test_torchvisions_model_becomes_the_one_built_so():
 def test_rejects():
     with torch.device("meta"):
         model = deeplab_v3(output_stride=32)
-    with pytest.raises(TypeError, match="model must be a DeepLabV3, got ReLU"):
+    with pytest.raises(TypeError, match="model must be a DeepLabV3 or a DeepLabV3Plus, got ReLU"):
         set_output_stride(nn.ReLU(), 8)
     with pytest.raises(ValueError, match="output_stride must be one of 8, 16, 32 with 4 blocks"):
         set_output_stride(model, 64)

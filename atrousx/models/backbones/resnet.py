@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -126,30 +126,43 @@ class ResNet(nn.Module):
 
     A call takes images ``[N, 3, H, W]`` and returns an ordered dictionary. "out" has the 2048
     channels of the last stage. With ``aux``, "aux" comes before it and has the 1024 channels of the
-    third stage. The ``state_dict`` keys are torchvision's. Stages after the fourth have the keys
-    ``layer5`` and so on, and the fourth stage's widths.
+    third stage. With ``low``, "low" comes first and has the 256 channels of the first stage. The
+    ``state_dict`` keys are torchvision's. Stages after the fourth have the keys ``layer5`` and so
+    on, and the fourth stage's widths.
 
     Args:
         stages: strides and rates, as :func:`plan_stages` returns them.
         aux: whether to return the third stage's result too.
         caffe: whether to use the original network's form: strides on the first 1x1 convolution of
             a unit, and a max-pooling that rounds sizes up.
+        low: whether to return the first stage's result too.
+        deep_stem: whether three 3x3 convolutions replace the first 7x7 one, as in ResNet-C
+            (arXiv:1812.01187).
         width: a factor for the channels of all layers.
     """
+
+    stem_stride = STEM_STRIDE
 
     def __init__(
         self,
         stages: Sequence[Stage],
         aux: bool = False,
         caffe: bool = False,
+        *,
+        low: bool = False,
+        deep_stem: bool = False,
         width: float = 1.0,
     ) -> None:
         super().__init__()
-        self.aux = aux
+        self.aux, self.low = aux, low
         self.recompute = False
         widths = [scaled(channels, width) for channels in STAGE_WIDTHS]
         channels = widths[0]
-        self.conv1 = AtrousConv2d(3, channels, 7, stride=2, padding=3, bias=False)
+        self.conv1: nn.Module = (
+            _deep_stem(channels)
+            if deep_stem
+            else AtrousConv2d(3, channels, 7, stride=2, padding=3, bias=False)
+        )
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=caffe)
@@ -162,12 +175,20 @@ class ResNet(nn.Module):
                 units.append(Bottleneck(channels, inner, stride, rate, caffe))
                 channels = EXPANSION * inner
             self.add_module(self.stage_names[index], nn.Sequential(*units))
+        self.low_channels = EXPANSION * widths[0]
+        self.aux_channels = EXPANSION * widths[2]
+        self.out_channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self) -> list[nn.Sequential]:
         return [cast(nn.Sequential, getattr(self, name)) for name in self.stage_names]
+
+    def units(self) -> Iterator[tuple[Bottleneck, int]]:
+        for index, stage in enumerate(self.stages()):
+            for place, unit in enumerate(stage):
+                yield cast(Bottleneck, unit), 2 if index and place == 0 else 1
 
     def forward(self, input: Tensor) -> OrderedDict[str, Tensor]:
         current = self.maxpool(self.relu(self.bn1(self.conv1(input))))
@@ -176,7 +197,19 @@ class ResNet(nn.Module):
         for name in self.stage_names:
             stage = getattr(self, name)
             current = recomputed(stage, current) if recompute else stage(current)
+            if self.low and name == "layer1":
+                features["low"] = current
             if self.aux and name == "layer3":
                 features["aux"] = current
         features["out"] = current
         return features
+
+
+def _deep_stem(channels: int) -> nn.Sequential:
+    """Returns three 3x3 convolutions; the normalisation after the last is the ResNet's ``bn1``."""
+    half = channels // 2
+    layers: list[nn.Module] = []
+    for before, stride in ((3, 2), (half, 1)):
+        layers.append(AtrousConv2d(before, half, 3, stride=stride, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(half), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, AtrousConv2d(half, channels, 3, padding=1, bias=False))

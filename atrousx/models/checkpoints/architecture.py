@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ..backbones.mobilenet_v2 import STAGES as MOBILE_STAGES
 from ..backbones.resnet import STAGE_WIDTHS, UNITS
 from ..backbones.vgg import STAGES
+from ..backbones.xception import FORMS
 from ..deeplab_v1 import FC6, deeplab_v1
 from ..deeplab_v2 import BACKBONES, FC6_WIDTH, RATES, deeplab_v2
-from ..deeplab_v3 import HEAD_CHANNELS, deeplab_v3
+from ..deeplab_v3 import deeplab_v3
+from ..deeplab_v3plus import deeplab_v3plus
+from ..forms import V3, V3PLUS
 from ..segmenter import Segmenter
 from ..width import width_of
 from .layouts import Weights, recognise, renamed
@@ -20,6 +24,7 @@ BUILDERS: dict[str, Callable[..., Segmenter]] = {
     "v1": deeplab_v1,
     "v2": deeplab_v2,
     "v3": deeplab_v3,
+    "v3plus": deeplab_v3plus,
 }
 
 
@@ -30,7 +35,7 @@ class Architecture(NamedTuple):
     are one architecture here.
 
     Attributes:
-        version: "v1", "v2" or "v3".
+        version: "v1", "v2", "v3" or "v3plus".
         arguments: arguments for the builder.
         choice: the name of an argument that may still have several values, and these values.
     """
@@ -59,13 +64,12 @@ def architecture_of(weights: Weights) -> Architecture | None:
     if network is not None and network.get("version") in BUILDERS:
         return Architecture(network["version"], dict(network["arguments"]))
     layout = recognise(weights)
-    version = "" if layout is None else layout.name.removeprefix("deeplab_")[:2]
-    if layout is None or version not in READERS:
+    if layout is None or layout.version not in READERS:
         return None
-    return READERS[version](renamed(weights, layout))
+    return READERS[layout.version](renamed(weights, layout), layout.name)
 
 
-def _v1(weights: Weights) -> Architecture | None:
+def _v1(weights: Weights, source: str) -> Architecture | None:
     found, _, kernel, _ = _shape(weights, "classifier.0.weight")
     widths = {
         name: _width(weights, (fc6.width, found))
@@ -81,7 +85,7 @@ def _v1(weights: Weights) -> Architecture | None:
     return _decided("v1", arguments, widths[fitting[0]], "fc6", fitting)
 
 
-def _v2(weights: Weights) -> Architecture | None:
+def _v2(weights: Weights, source: str) -> Architecture | None:
     backbone = "vgg16" if "backbone.features.0.weight" in weights else _resnet(weights)
     if backbone not in BACKBONES:
         return None
@@ -94,19 +98,52 @@ def _v2(weights: Weights) -> Architecture | None:
     return _decided("v2", arguments, width, "head", fitting)
 
 
-def _v3(weights: Weights) -> Architecture | None:
-    backbone = _resnet(weights)
+def _v3(weights: Weights, source: str) -> Architecture | None:
+    backbone = _backbone(weights)
     layers = [key for key in weights if re.fullmatch(r"classifier\.\d\.weight", key)]
     if backbone is None or not layers:
         return None
     last = max(layers)
+    # "vainf" and "torchvision" with a ResNet differ in dropout alone.
+    like_torchvision = "vainf" if backbone == "mobilenet_v2" else "torchvision"
+    layouts = {"classifier.4.weight": like_torchvision, "classifier.2.weight": "mmseg"}
+    layout = source if source == "smp" else layouts.get(last, "paper")
     arguments: Arguments = {"num_classes": _shape(weights, last)[0], "backbone": backbone}
-    arguments["layout"] = "torchvision" if last == "classifier.4.weight" else "paper"
+    arguments["layout"] = layout
     if last == "classifier.0.weight":
         arguments |= {"head": "cascade", "blocks": len(_units(weights))}
         return _decided("v3", arguments, _width(weights))
     projected = _shape(weights, "classifier.0.project.0.weight")[0]
-    return _decided("v3", arguments, _width(weights, (HEAD_CHANNELS, projected)))
+    return _decided("v3", arguments, _width(weights, (V3[layout].channels, projected)))
+
+
+def _v3plus(weights: Weights, source: str) -> Architecture | None:
+    backbone = _backbone(weights)
+    last = max(
+        (key for key in weights if re.fullmatch(r"classifier\.classifier\.\d\.weight", key)),
+        default=None,
+    )
+    if backbone is None or last is None:
+        return None
+    layout = _plus_layout(weights)
+    separable = _shape(weights, "classifier.aspp.convs.1.0.weight") == (0, 0, 0, 0)
+    arguments: Arguments = {"num_classes": _shape(weights, last)[0], "backbone": backbone}
+    arguments["layout"] = layout
+    if separable != V3PLUS[layout].separable:
+        arguments["separable"] = separable
+    form, projected = V3PLUS[layout], _shape(weights, "classifier.aspp.project.0.weight")[0]
+    return _decided("v3plus", arguments, _width(weights, (form.channels, projected)))
+
+
+def _plus_layout(weights: Weights) -> str:
+    """Returns the only layout of v3+ that has such layers."""
+    if "backbone.conv1.0.weight" in weights:
+        return "mmseg"
+    if any(key.startswith("classifier.refine.") for key in weights):
+        return "smp"
+    # A second 3x3 convolution in the decoder, which may be separable.
+    is_deep = any(key.startswith("classifier.classifier.4.") for key in weights)
+    return "paper" if is_deep else "vainf"
 
 
 def _decided(
@@ -137,6 +174,13 @@ def _width(weights: Weights, *layers: tuple[int, int]) -> float | None:
     if "backbone.features.0.weight" in weights:
         keys = {"backbone.features.0.weight": STAGES[0][0]}
         keys["backbone.features.28.weight"] = STAGES[-1][-1]
+    elif _backbone(weights) == "mobilenet_v2":
+        keys = {"backbone.features.17.conv.2.weight": MOBILE_STAGES[-1][1]}
+        keys["backbone.features.14.conv.2.weight"] = MOBILE_STAGES[-2][1]
+    elif _backbone(weights) in FORMS:
+        widths = FORMS["xception65"][0].channels, FORMS["xception65"][3].channels
+        keys = {"backbone.blocks.0.stack.conv1.conv_pw.weight": widths[0][0]}
+        keys["backbone.blocks.6.stack.conv1.conv_pw.weight"] = widths[1][0]
     else:
         keys = {f"backbone.layer{i}.0.conv2.weight": w for i, w in enumerate(STAGE_WIDTHS, 1)}
     found = [(full, _shape(weights, key)[0]) for key, full in keys.items()]
@@ -147,6 +191,14 @@ def _shape(weights: Weights, key: str) -> tuple[int, ...]:
     """Returns the shape of a convolution's weight; four zeros if there is none."""
     value = weights.get(key)
     return tuple(value.shape) if value is not None and value.dim() == 4 else (0, 0, 0, 0)
+
+
+def _backbone(weights: Weights) -> str | None:
+    if "backbone.features.0.0.weight" in weights:
+        return "mobilenet_v2"
+    blocks = {key.split(".")[2] for key in weights if key.startswith("backbone.blocks.")}
+    by_blocks = {len(units): name for name, units in FORMS.items()}
+    return by_blocks.get(len(blocks)) if blocks else _resnet(weights)
 
 
 def _resnet(weights: Weights) -> str | None:
@@ -162,8 +214,9 @@ def _units(weights: Weights) -> tuple[int, ...]:
     return tuple(sum(stage == wanted for stage, _ in units) for wanted in stages)
 
 
-READERS: dict[str, Callable[[Weights], Architecture | None]] = {
+READERS: dict[str, Callable[[Weights, str], Architecture | None]] = {
     "v1": _v1,
     "v2": _v2,
     "v3": _v3,
+    "v3plus": _v3plus,
 }

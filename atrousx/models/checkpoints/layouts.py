@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ..deeplab_v1 import DeepLabV1
+from . import public
 from .from_vgg16 import vgg16_values
 
 Weights = Mapping[str, Tensor]
@@ -24,6 +25,8 @@ class Layout(NamedTuple):
             a whole key is used.
         needed: prefixes of the model's keys that must get a value.
         ignorable: prefixes of renamed keys that the model need not have.
+        version: of the DeepLab whose whole weights these are, "v3plus" for instance.
+        values: changes values before keys are renamed.
     """
 
     name: str
@@ -31,9 +34,14 @@ class Layout(NamedTuple):
     rules: tuple[tuple[str, str], ...]
     needed: tuple[str, ...]
     ignorable: tuple[str, ...]
+    version: str = ""
+    values: Callable[[Weights], Weights] = dict
 
 
 WHOLE = ("backbone.", "classifier.", "multi_scale.")
+AUX = ("aux_classifier.",)
+MOBILE = "backbone.low_level_features.0.0.weight"
+ASPP_V3, ASPP_PLUS = "classifier.0.convs.0.0.weight", "classifier.aspp.convs.0.0.weight"
 # The layers of a unit: the name in a PyTorch port of the second paper, the number in torchvision.
 UNIT = (("reduce", "1"), ("conv3x3", "2"), ("increase", "3"))
 BASE_RULES = (
@@ -54,7 +62,7 @@ SCALE_RULES = (
 )
 
 LAYOUTS = (
-    Layout("deeplab_v2_base", ("base.layer1.conv1.conv.weight",), BASE_RULES, WHOLE, ()),
+    Layout("deeplab_v2_base", ("base.layer1.conv1.conv.weight",), BASE_RULES, WHOLE, (), "v2"),
     # This port's COCO initialisation ends in a classifier "fc", not in atrous branches.
     Layout(
         "deeplab_v2_base",
@@ -63,30 +71,54 @@ LAYOUTS = (
         ("backbone.",),
         ("fc.",),
     ),
-    Layout("deeplab_v2_base", ("layer1.conv1.conv.weight",), BASE_RULES, WHOLE, ()),
+    Layout("deeplab_v2_base", ("layer1.conv1.conv.weight",), BASE_RULES, WHOLE, (), "v2"),
     *(
-        Layout("deeplab_v2_scale", (sign,), SCALE_RULES, WHOLE, ())
+        Layout("deeplab_v2_scale", (sign,), SCALE_RULES, WHOLE, (), "v2")
         for sign in ("Scale.layer5.conv2d_list.0.weight", "layer5.conv2d_list.0.weight")
     ),
-    Layout(
-        "deeplab_v2",
-        ("backbone.features.0.weight", "classifier.branches.0.0.weight"),
-        (),
-        WHOLE,
-        (),
+    *(
+        Layout("deeplab_v2", signs, (), WHOLE, (), "v2")
+        for signs in (
+            ("backbone.features.0.weight", "classifier.branches.0.0.weight"),
+            ("backbone.conv1.weight", "classifier.branches.0.weight"),
+        )
     ),
-    Layout("deeplab_v2", ("backbone.conv1.weight", "classifier.branches.0.weight"), (), WHOLE, ()),
-    Layout("deeplab_v1", ("backbone.features.0.weight", "classifier.6.weight"), (), WHOLE, ()),
     Layout(
-        "deeplab_v3",
-        ("backbone.conv1.weight", "classifier.classifier.0.convs.0.0.weight"),
-        ((r"classifier\.classifier\.(.+)", r"classifier.\1"),),
-        WHOLE,
-        ("aux_classifier.",),
+        "deeplab_v1", ("backbone.features.0.weight", "classifier.6.weight"), (), WHOLE, (), "v1"
     ),
     *(
-        Layout("deeplab_v3", ("backbone.conv1.weight", head), (), WHOLE, ("aux_classifier.",))
-        for head in ("classifier.0.convs.0.0.weight", "classifier.0.weight")
+        Layout("vainf", (MOBILE, head), rules, WHOLE, AUX, version)
+        for head, rules, version in (
+            (ASPP_PLUS, public.VAINF_PLUS, "v3plus"),
+            (f"classifier.{ASPP_V3}", public.VAINF, "v3"),
+        )
+    ),
+    Layout(
+        "deeplab_v3",
+        ("backbone.conv1.weight", f"classifier.{ASPP_V3}"),
+        public.VAINF,
+        WHOLE,
+        AUX,
+        "v3",
+    ),
+    # VainF's with a ResNet have the same keys.
+    Layout("deeplab_v3plus", (ASPP_PLUS,), public.VAINF_PLUS, WHOLE, AUX, "v3plus"),
+    Layout("deeplab_v3", (ASPP_V3,), (), WHOLE, AUX, "v3"),
+    Layout("deeplab_v3", ("backbone.conv1.weight", "classifier.0.weight"), (), WHOLE, AUX, "v3"),
+    *(
+        Layout("smp", ("encoder.conv1.weight", head), rules, WHOLE, (), version)
+        for head, rules, version in (
+            ("decoder.block1.0.weight", public.SMP_PLUS, "v3plus"),
+            ("decoder.aspp.convs.0.0.weight", public.SMP, "v3"),
+            ("decoder.0.convs.0.0.weight", public.SMP, "v3"),
+        )
+    ),
+    *(
+        Layout("mmseg", (head,), rules, WHOLE, AUX, version, public.pooled_branch_last)
+        for head, rules, version in (
+            ("decode_head.c1_bottleneck.conv.weight", public.MMSEG_PLUS, "v3plus"),
+            ("decode_head.image_pool.1.conv.weight", public.MMSEG, "v3"),
+        )
     ),
     Layout(
         "resnet",
@@ -102,6 +134,23 @@ LAYOUTS = (
         "vgg16",
         ("features.0.weight", "classifier.0.weight"),
         ((r"features\.(.+)", r"backbone.features.\1"), (r"classifier\.(.+)", r"fc.\1")),
+        ("backbone.",),
+        ("fc.",),
+    ),
+    Layout(
+        "xception",
+        ("stem.0.conv.weight", "blocks.0.stack.conv1.conv_dw.weight"),
+        ((r"head\.(.+)", r"fc.\1"), (r"(.+)", r"backbone.\1")),
+        ("backbone.",),
+        ("fc.",),
+    ),
+    Layout(
+        "mobilenet_v2",
+        ("features.0.0.weight", "features.1.conv.0.0.weight", "features.18.0.weight"),
+        (
+            (r"(features\.18|classifier)\.(.+)", r"fc.\1.\2"),
+            (r"(.+)", r"backbone.\1"),
+        ),
         ("backbone.",),
         ("fc.",),
     ),
@@ -121,7 +170,8 @@ def translate(weights: Weights, layout: Layout, model: nn.Module) -> dict[str, T
 
 
 def renamed(weights: Weights, layout: Layout) -> dict[str, Tensor]:
-    return {_renamed(key, layout.rules): value for key, value in weights.items()}
+    values = layout.values(weights).items()
+    return {_renamed(key, layout.rules): value for key, value in values}
 
 
 def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -130,7 +180,7 @@ def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
         if found is None:
             continue
         renamed = found.expand(replacement)
-        if ".block" in key:
+        if rules is BASE_RULES and ".block" in key:
             # That port counts the stem as the first layer, and counts units from 1.
             return f"backbone.layer{int(found[1]) - 1}.{int(found[2]) - 1}.{renamed}"
         return renamed
