@@ -11,10 +11,16 @@ from ..models.checkpoints.architecture import BUILDERS, Architecture, architectu
 from ..models.checkpoints.files import read_weights
 from ..models.deeplab_v1 import FC6
 from ..models.deeplab_v2 import RATES
+from ..models.deeplab_v3plus import BACKBONES as V3PLUS_BACKBONES
+from ..models.forms import V3
 from ..models.segmenter import Segmenter
 from ._shared import CommandError, one_line
 
-PREPROCESS = {"caffe": models.Preprocess.caffe, "imagenet": models.Preprocess.imagenet}
+PREPROCESS = {
+    "caffe": models.Preprocess.caffe,
+    "imagenet": models.Preprocess.imagenet,
+    "tensorflow": models.Preprocess.tensorflow,
+}
 
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +28,7 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="FILE",
-        help="a state_dict of this package, of torchvision's deeplabv3 or of a DeepLab v2 port",
+        help="a state_dict of this package or of public code for DeepLab v2, v3 or v3+",
     )
 
 
@@ -54,7 +60,8 @@ def add_look_options(parser: argparse.ArgumentParser) -> None:
         "--preprocess",
         choices=tuple(PREPROCESS),
         help="what the weights were trained on: caffe, BGR minus a mean; imagenet, torchvision's "
-        "RGB normalisation; default: v1 and v2 caffe, v3 imagenet",
+        "RGB normalisation; tensorflow, RGB from -1 to 1; default: v1 and v2 caffe, Xception "
+        "tensorflow, the others imagenet",
     )
 
 
@@ -72,11 +79,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--output-stride",
         type=int,
         metavar="N",
-        help="v3's, pixels per feature; 16, in torchvision's layout 8",
+        help="of v3 and v3+, pixels per feature; 16, in the layouts of torchvision and mmseg 8",
     )
     group.add_argument("--model", choices=tuple(BUILDERS))
-    group.add_argument("--backbone", choices=("resnet50", "resnet101", "vgg16"))
-    group.add_argument("--layout", choices=("torchvision", "paper"), help="v3's")
+    group.add_argument("--backbone", choices=("vgg16", *V3PLUS_BACKBONES))
+    group.add_argument("--layout", choices=tuple(V3), help="of v3 and v3+")
     group.add_argument("--num-classes", type=int, metavar="N")
 
 

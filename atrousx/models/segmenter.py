@@ -1,4 +1,4 @@
-"""The base class of the three DeepLabs: inference on photographs and loss, as in the papers."""
+"""The base class of the DeepLabs: inference on photographs and loss, as in the papers."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class Segmenter(nn.Module):
             \quad\text{or}\quad L = \sum_k a_k \, \mathrm{mean}_i\, \ell\big(z_{k,i}, D(t)_i\big)
 
         The sum is over the model's logits :math:`z_k`. Version 1 has one. Version 2 has the fused
-        logits and those of each scale. Version 3 has one, and the auxiliary classifier's logits
-        with the factor :math:`a_k` = ``aux_weight``; all other factors are 1. :math:`\ell` is the
-        cross-entropy. DeepLab v3 upsamples the logits (:math:`U`), in
+        logits and those of each scale. Versions 3 and 3+ have one, and the auxiliary classifier's
+        logits with the factor :math:`a_k` = ``aux_weight``; all other factors are 1. :math:`\ell`
+        is the cross-entropy. DeepLab v3 and v3+ upsample the logits (:math:`U`), in
         ``ops.upsample_cross_entropy``. Versions 1 and 2 downsample the labels to the nearest pixel
         (:math:`D`).
 
@@ -184,6 +184,7 @@ class Segmenter(nn.Module):
         v1      0.001   0.0005       10   2    1   False
         v2      0.00025 0.0005       10   2    1   False
         v3      0.007   0.0001       1    2    1   False
+        v3+     0.007   0.00004      1    2    1   False
         ======= ======= ============ ==== ==== === =========
 
         Args:
@@ -269,8 +270,8 @@ class Segmenter(nn.Module):
             \quad\text{or}\quad P = \mathrm{softmax}(\max_{s \in S} z_s)
 
         The network sees the photograph resized by the scale :math:`s`, mirrored or not.
-        :math:`z_s` are its logits, resized to the photograph's size. DeepLab v1 and v3 average the
-        probabilities. DeepLab v2 takes the maximum of the logits.
+        :math:`z_s` are its logits, resized to the photograph's size. DeepLab v2 takes the maximum
+        of the logits. The others average the probabilities.
 
         Args:
             image: ``[N, 3, H, W]`` or ``[3, H, W]``, RGB in 0..255, uint8 or floating. It is moved

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import LoadReport, deeplab_v1, deeplab_v2, deeplab_v3, freeze_bn, load_weights
+from ..models import LoadReport, freeze_bn, load_weights
+from ..models.backbones.mobilenet_v2 import InvertedResidual
 from ..models.backbones.resnet import Bottleneck
+from ..models.backbones.xception import XceptionUnit
+from ..models.checkpoints.architecture import BUILDERS
 from ..models.segmenter import Segmenter
 from .recipe import Recipe
 
@@ -24,7 +27,8 @@ def builder_arguments(recipe: Recipe, num_classes: int) -> dict[str, Any]:
         given |= {"backbone": recipe.backbone, "head": recipe.head}
         given["multi_scale"] = recipe.multi_scale
     else:
-        given |= {"backbone": recipe.backbone, "head": recipe.head, "layout": recipe.layout}
+        given |= {"backbone": recipe.backbone, "layout": recipe.layout}
+        given |= {"head": recipe.head} if recipe.model == "v3" else {}
         given |= {"output_stride": recipe.output_stride, "multi_grid": recipe.multi_grid}
         given["aux"] = recipe.aux
     return {name: value for name, value in given.items() if value is not None}
@@ -39,10 +43,9 @@ def build_network(
     identity (arXiv:1706.02677 section 5.1), else a deep network hardly learns at first. A last
     layer for another number of classes in the file is left out.
     """
-    builders: dict[str, Any] = {"v1": deeplab_v1, "v2": deeplab_v2, "v3": deeplab_v3}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model: Segmenter = builders[recipe.model](**builder_arguments(recipe, num_classes))
+        model = BUILDERS[recipe.model](**builder_arguments(recipe, num_classes))
     report = None
     if weights is not None:
         report = load_weights(model, weights, other_classes=True)
@@ -55,8 +58,13 @@ def build_network(
 def _start_as_identity(model: nn.Module) -> None:
     """Makes the last normalisation of each residual unit return 0."""
     for module in model.modules():
+        last = None
         if isinstance(module, Bottleneck):
-            nn.init.zeros_(module.bn3.weight)
+            last = module.bn3
+        elif isinstance(module, (XceptionUnit, InvertedResidual)) and module.adds:
+            last = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)][-1]
+        if last is not None:
+            nn.init.zeros_(last.weight)
 
 
 def set_normalisation(model: nn.Module, recipe: Recipe) -> None:

@@ -11,20 +11,26 @@ from typing import Any, Literal
 from ..data import Augmentation
 from ..models.deeplab_v1 import FC6
 from ..models.deeplab_v2 import RATES
+from ..models.deeplab_v3 import BACKBONES as V3_BACKBONES
+from ..models.deeplab_v3plus import BACKBONES as V3PLUS_BACKBONES
+from ..models.forms import V3, V3PLUS, check_backbone
 
 BACKBONES = {
     "v1": ("vgg16",),
     "v2": ("resnet101", "vgg16"),
-    "v3": ("resnet50", "resnet101"),
+    "v3": V3_BACKBONES,
+    "v3plus": V3PLUS_BACKBONES,
 }
+LAYOUTS = {"v3": tuple(V3), "v3plus": tuple(V3PLUS)}
 HEADS: dict[str, tuple[str, ...]] = {
     "v1": tuple(FC6),
     "v2": tuple(RATES),
     "v3": ("aspp", "cascade"),
+    "v3plus": (),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "model": tuple(HEADS),
-    "layout": ("paper", "torchvision"),
+    "layout": tuple(V3),
     "schedule": ("poly", "step", "constant"),
     "loss": ("cross_entropy", "ohem", "dice", "lovasz"),
     "class_weights": ("none", "median_frequency"),
@@ -47,15 +53,16 @@ class Recipe:
     ``RECIPES`` has those of the papers and of public code. ``replace`` changes fields of one.
 
     Args:
-        model: "v1", "v2" or "v3".
-        backbone: "vgg16", "resnet50" or "resnet101", as the model's builder allows.
+        model: "v1", "v2", "v3" or "v3plus".
+        backbone: "vgg16", "resnet50", "resnet101", "xception65", "xception71" or "mobilenet_v2", as
+            the model's builder allows.
         head: the form of the head: ``fc6`` of v1, ``head`` of v2 and v3. None is the builder's
             default.
-        layout: "paper" or "torchvision", of v3.
-        output_stride: image pixels per feature, of v3. None is the builder's default.
-        multi_grid: rates of the last block's units, of v3. None is the builder's default.
+        layout: "paper", "torchvision", "vainf", "smp" or "mmseg", of v3 and v3+.
+        output_stride: image pixels per feature, of v3 and v3+. None is the builder's default.
+        multi_grid: rates of the last block's units, of v3 and v3+. None is the builder's default.
         multi_scale: multi-scale features of v1; three scales of the image of v2.
-        aux: an auxiliary classifier, of v3.
+        aux: an auxiliary classifier, of v3 and v3+.
         width: a factor for the channels of all layers.
         iterations: steps of the optimizer.
         batch_size: images of a step, of all processes and micro-batches together.
@@ -103,7 +110,8 @@ class Recipe:
     Raises:
         TypeError, ValueError: a field has none of the values above.
 
-    Source: arXiv:1412.7062 section 4.1, arXiv:1606.00915 section 4.1, arXiv:1706.05587 section 4.1.
+    Source: arXiv:1412.7062 section 4.1, arXiv:1606.00915 section 4.1, arXiv:1706.05587 section 4.1,
+    arXiv:1802.02611 section 4.
 
     Example:
         >>> from atrousx.training import RECIPES
@@ -112,10 +120,10 @@ class Recipe:
         (0.007, (513, 513), 200)
     """
 
-    model: Literal["v1", "v2", "v3"] = "v3"
+    model: Literal["v1", "v2", "v3", "v3plus"] = "v3"
     backbone: str = "resnet50"
     head: str | None = None
-    layout: Literal["paper", "torchvision"] = "paper"
+    layout: Literal["paper", "torchvision", "vainf", "smp", "mmseg"] = "paper"
     output_stride: int | None = None
     multi_grid: tuple[int, ...] | None = None
     multi_scale: bool = False
@@ -178,8 +186,14 @@ class Recipe:
             "backbone", self.backbone in backbones, f"{' or '.join(backbones)} for {self.model}"
         )
         self._check("head", self.head in heads, f"one of {heads} for {self.model}")
-        has_resnet = self.backbone != "vgg16"
-        self._check("recompute", has_resnet or not self.recompute, "False for vgg16")
+        layouts = LAYOUTS.get(self.model, CHOICES["layout"])
+        self._check(
+            "layout", self.layout in layouts, f"one of {', '.join(layouts)} for {self.model}"
+        )
+        if self.model in LAYOUTS:
+            check_backbone(self.backbone, self.layout, self.multi_grid, self.aux)
+        has_resnet = self.backbone.startswith("resnet")
+        self._check("recompute", has_resnet or not self.recompute, f"False for {self.backbone}")
         self._check(
             "batch_size", self.batch_size % self.accumulate == 0, "a multiple of accumulate"
         )

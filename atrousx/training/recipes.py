@@ -57,6 +57,9 @@ RECIPES = {
     "v3_os16": _V3,
     # The second half of the training: from the result of v3_os16, with frozen normalisation.
     "v3_os8": _V3.replace(output_stride=8, lr=1e-3, freeze_bn=True, sync_bn=False),
+    # arXiv:1802.02611 section 4, on PASCAL VOC. For the weight decay of Xception and the biases see
+    # the authors' TensorFlow code.
+    "v3plus": _V3.replace(model="v3plus", backbone="xception65", weight_decay=4e-5),
     # references/segmentation of torchvision, on 8 GPUs with 4 images each: 30 epochs of the 10582
     # images of train_aug are 9921 iterations.
     "torchvision": Recipe(
@@ -71,9 +74,9 @@ RECIPES = {
         aux_weight=0.5,
         sync_bn=True,
     ),
-    # configs/deeplabv3 of mmsegmentation, on PASCAL VOC with 4 GPUs. Its ResNet has another stem.
+    # configs/deeplabv3 of mmsegmentation, on PASCAL VOC with 4 GPUs.
     "mmseg": Recipe(
-        layout="torchvision",
+        layout="mmseg",
         aux=True,
         iterations=40000,
         batch_size=16,

@@ -1,11 +1,16 @@
 """Recipes: the published values, what is refused, and the learning rate at each iteration."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
+import torch
 
+from atrousx.models.forms import BACKBONES_OF
 from atrousx.training import RECIPES, Recipe, rate_factor
+from atrousx.training.network import build_network
+from atrousx.training.recipe import BACKBONES, LAYOUTS
 
 PUBLISHED = [
     ("v1", {"lr": 1e-3, "batch_size": 20, "crop": (321, 321), "scale": (1, 1)}),
@@ -16,6 +21,7 @@ PUBLISHED = [
     ("v3_os16", {"lr": 7e-3, "power": 0.9, "crop": (513, 513), "bn_momentum": 3e-4}),
     ("v3_os16", {"output_stride": 16, "batch_size": 16, "iterations": 30000, "freeze_bn": False}),
     ("v3_os8", {"output_stride": 8, "lr": 1e-3, "freeze_bn": True, "iterations": 30000}),
+    ("v3plus", {"backbone": "xception65", "weight_decay": 4e-5, "batch_size": 16, "lr": 7e-3}),
     ("torchvision", {"lr": 0.02, "aux_multiplier": 10, "aux_weight": 0.5, "crop": (480, 480)}),
     ("mmseg", {"lr": 0.01, "min_lr": 1e-4, "aux_weight": 0.4, "weight_decay": 5e-4}),
 ]
@@ -31,13 +37,23 @@ def test_recipes_have_the_published_values(name, values):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "v4"}, "model must be one of v1, v2, v3, got 'v4'"),
+        ({"model": "v4"}, "model must be one of v1, v2, v3, v3plus, got 'v4'"),
         (
             {"model": "v1", "backbone": "vgg16", "recompute": True},
             "recompute must be False for vgg16",
         ),
-        ({"backbone": "vgg16"}, "backbone must be resnet50 or resnet101 for v3"),
+        ({"backbone": "vgg16"}, "backbone must be resnet50 or .* for v3, got 'vgg16'"),
         ({"head": "large_fov"}, "head must be one of"),
+        ({"model": "v3plus", "head": "aspp"}, "head must be one of .None,. for v3plus, got 'aspp'"),
+        (
+            {"model": "v3plus", "layout": "torchvision"},
+            "layout must be one of paper, vainf, smp, mmseg for v3plus, got 'torchvision'",
+        ),
+        (
+            {"layout": "mmseg", "backbone": "mobilenet_v2"},
+            "with layout='mmseg', got 'mobilenet_v2'",
+        ),
+        ({"layout": "smp", "multi_grid": (1, 2, 4)}, "multi_grid belongs to layout='paper'"),
         ({"iterations": 0}, "iterations must be positive, got 0"),
         ({"iterations": 1.5}, "iterations must be a whole number"),
         ({"lr": float("nan")}, "lr must be positive, got nan"),
@@ -55,6 +71,17 @@ def test_recipes_have_the_published_values(name, values):
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         Recipe().replace(**changes)
+
+
+@pytest.mark.parametrize("model", LAYOUTS)
+def test_every_layout_and_backbone_can_be_trained(model):
+    for layout, backbone in itertools.product(LAYOUTS[model], BACKBONES[model]):
+        if backbone not in BACKBONES_OF.get(layout, BACKBONES[model]):
+            continue
+        recipe = Recipe(model=model, layout=layout, backbone=backbone, width=0.05)
+        network, _ = build_network(recipe, 2)
+        images, target = torch.rand(2, 3, 33, 33), torch.zeros(2, 33, 33, dtype=torch.int64)
+        assert network(images, target).isfinite()
 
 
 def test_an_unknown_field_is_named():
