@@ -7,7 +7,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -61,14 +61,53 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
     setattr(_Value, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
+class _Inlined(NamedTuple):
+    """A Sequential whose layers stand in the trace in place of one call of it."""
+
+    layers: nn.Module
+    name: str
+    nodes: list[fx.Node]
+
+    def restore(self) -> None:
+        """Makes it one call again, unless one of its layers has been moved."""
+        *inner, last = self.nodes
+        graph = last.graph
+        present = set(graph.nodes)
+        if not present.issuperset(self.nodes) or any(only_user(node) is None for node in inner):
+            return
+        with graph.inserting_after(last):
+            call = graph.call_module(self.name, self.nodes[0].args)
+        last.replace_all_uses_with(call)
+        for node in reversed(self.nodes):
+            graph.erase_node(node)
+
+
 class _Forward(fx.Tracer):
-    """Traces one module's own forward. Calls of its submodules stay calls."""
+    """Traces one module's own forward. Calls of its submodules stay calls, but for Sequentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlined: list[_Inlined] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return not _is_plain_sequential(m)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        before = len(self.graph.nodes)
+        result = super().call_module(m, forward, args, kwargs)
+        if _is_plain_sequential(m):
+            nodes = list(self.graph.nodes)[before:]
+            self.inlined.append(_Inlined(m, self.path_of_module(m), nodes))
+        return result
 
 
 class Calls:
@@ -86,14 +125,20 @@ class Calls:
         self.pure: set[nn.Module] = set()
         # Layers that an untraceable forward may call.
         self.hidden: set[nn.Module] = set()
+        self.inlined: dict[fx.Graph, list[_Inlined]] = {}
+        # An outer module comes before its parts, so a Sequential is traced by itself only if no
+        # trace contains its layers.
+        known: set[nn.Module] = set()
         for module in root.modules():
-            if not _is_container(module) and module._modules:
-                self._trace(module)
+            if _is_container(module) or not module._modules or module in known - self.hidden:
+                continue
+            known |= {part.layers for part in self._trace(module)}
 
-    def _trace(self, module: nn.Module) -> None:
-        before = dict(module.__dict__)
+    def _trace(self, module: nn.Module) -> list[_Inlined]:
+        """Traces a forward, and returns the Sequentials whose layers stand in the trace."""
+        before, tracer = dict(module.__dict__), _Forward()
         try:
-            graph = module.graph if isinstance(module, fx.GraphModule) else _Forward().trace(module)
+            graph = module.graph if isinstance(module, fx.GraphModule) else tracer.trace(module)
         except Exception:
             graph = None
         # A trace may add constants to the module, and the forward may assign attributes.
@@ -103,7 +148,7 @@ class Calls:
         module.__dict__.update(before)
         if graph is None:
             self.hidden |= set(_within_reach(module))
-            return
+            return []
         self.graphs[module] = graph
         self.owners[graph] = module
         for node in graph.nodes:
@@ -111,6 +156,15 @@ class Calls:
                 layer = module.get_submodule(str(node.target))
                 self.modules[node] = layer
                 self.of[layer].append(node)
+        self.inlined[graph] = tracer.inlined
+        return tracer.inlined
+
+    def rewritten(self, graph: fx.Graph) -> fx.Graph:
+        """Returns a changed graph, in which whole Sequentials are one call again."""
+        # The outermost first: then its parts are gone.
+        for part in sorted(self.inlined[graph], key=lambda part: part.name.count(".")):
+            part.restore()
+        return graph
 
     def follower(
         self, nodes: Sequence[fx.Node], accepts: Callable[[nn.Module], bool]
@@ -208,6 +262,15 @@ def residual_of(node: fx.Node, value: fx.Node) -> fx.Node | None:
 
 def _identical(one: dict[str, object], other: dict[str, object]) -> bool:
     return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
+
+
+def _is_plain_sequential(module: nn.Module) -> bool:
+    return (
+        type(module).forward is nn.Sequential.forward
+        and "forward" not in module.__dict__
+        and len(module._modules) > 0
+        and not hooked(module)
+    )
 
 
 def _is_container(module: nn.Module) -> bool:

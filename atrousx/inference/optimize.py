@@ -121,7 +121,7 @@ def _fuse(root: nn.Module) -> nn.Module:
             chain.contract()
             rewritten.add(calls.owners[chain.conv.graph])
     for module in rewritten:
-        rewrite(module, calls.graphs[module])
+        rewrite(module, calls.rewritten(calls.graphs[module]))
     for conv in root.modules():
         if conv not in replaced and type(conv) in CONVS and why_not_served(conv) is None:
             replaced[conv] = FusedConv2d.make(conv)  # type: ignore[arg-type]
