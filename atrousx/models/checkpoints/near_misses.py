@@ -31,11 +31,11 @@ SIGNS = (
         ("layer1.0.conv3.",),
     ),
     Sign("timm's ResNet-D, with a stem of three convolutions", ("conv1.0.weight", "bn1.weight")),
-    Sign("torchvision's vgg19", ("features.0.weight", "features.34.weight", "classifier.0.weight")),
     Sign(
         "torchvision's VGG with batch normalisation",
         ("features.0.weight", "features.1.running_mean", "classifier.0.weight"),
     ),
+    Sign("torchvision's vgg19", ("features.0.weight", "features.34.weight", "classifier.0.weight")),
     Sign("torchvision's MobileNet or EfficientNet", ("features.0.0.weight", "features.0.1.weight")),
     Sign("torchvision's DenseNet", ("features.conv0.weight", "features.norm0.weight")),
     Sign("timm's or another vision transformer", ("patch_embed.proj.weight",)),
