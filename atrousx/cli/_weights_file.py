@@ -76,14 +76,11 @@ def _look(preprocess: Preprocess) -> str:
 
 
 def _tensor_rows(weights: StoredWeights) -> dict[str, str]:
-    parameters = sum(v.numel() for k, v in weights.items() if not k.endswith(STATISTICS))
-    dtypes = Counter(
-        str(v.dtype).removeprefix("torch.")
-        for k, v in weights.items()
-        if not k.endswith(STATISTICS)
-    )
+    fitted = [value for key, value in weights.items() if not key.endswith(STATISTICS)]
+    parameters = sum(value.numel() for value in fitted)
+    dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in fitted)
     return {
-        "parameters": f"{parameters:,} in {sum(dtypes.values())} tensors",
+        "parameters": f"{parameters:,} in {len(fitted)} tensors",
         "dtype": ", ".join(
             name if len(dtypes) == 1 else f"{name} ({count})" for name, count in dtypes.items()
         ),

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def register(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "info", help="versions, instruction sets, GPU; or what weights are"
-    )
+    parser = commands.add_parser("info", help="versions and GPU, or what a file of weights is")
     parser.add_argument(
         "file",
         nargs="?",

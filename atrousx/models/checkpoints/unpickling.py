@@ -160,6 +160,8 @@ def _refusal(path: Path, error: Exception) -> str:
             f"{path} is not a weights file of torch.save, or holds more than tensors, which is "
             "not read because loading it could execute code"
         )
+    if not _pickle_of(path).startswith((b"\x80", b"PK")):
+        return f"{path} is not a weights file, of torch.save or of safetensors"
     told = (str(error).strip().splitlines() or [""])[0][:200]
     return f"{path} cannot be read as a weights file: {told or type(error).__name__}"
 
@@ -185,6 +187,7 @@ def _named(name: str) -> str:
 
 
 def _pickle_of(path: Path) -> bytes:
+    """Returns the pickle in a file; those of torch.save begin with the byte 0x80, damaged archives with PK."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""safetensors files, whole and in shards, written by this package and by the package of the name."""
+"""safetensors files, whole and in shards, written here and by the package of that name."""
 
 import json
 

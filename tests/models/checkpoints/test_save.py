@@ -20,16 +20,16 @@ from atrousx.models.checkpoints.files import read_weights
 from atrousx.models.checkpoints.safetensors_format import read_safetensors
 from tests.models import torchvision_reference as reference
 
-NARROW = {"width": 0.02}
+NARROW = 0.02
 MODELS = {
-    "v1": lambda: deeplab_v1(2, "4x4_r8", pooling="2x2", multi_scale_features=True, **NARROW),
-    "v2": lambda: deeplab_v2(2, head="aspp_s", multi_scale=False, **NARROW),
-    "v2 vgg": lambda: deeplab_v2(2, "vgg16", "large_fov", **NARROW),
-    "v3": lambda: deeplab_v3(2, aux=True, **NARROW),
-    "grid": lambda: deeplab_v3(2, output_stride=8, multi_grid=(2, 4, 6), **NARROW),
-    "cascade": lambda: deeplab_v3(2, head="cascade", blocks=6, output_stride=32, **NARROW),
-    "torchvision": lambda: deeplab_v3(2, layout="torchvision", **NARROW),
-    "denser": lambda: set_output_stride(deeplab_v3(2, **NARROW), 8),
+    "v1": lambda: deeplab_v1(2, "4x4_r8", pooling="2x2", multi_scale_features=True, width=NARROW),
+    "v2": lambda: deeplab_v2(2, head="aspp_s", multi_scale=False, width=NARROW),
+    "v2 vgg": lambda: deeplab_v2(2, "vgg16", "large_fov", width=NARROW),
+    "v3": lambda: deeplab_v3(2, aux=True, width=NARROW),
+    "grid": lambda: deeplab_v3(2, output_stride=8, multi_grid=(2, 4, 6), width=NARROW),
+    "cascade": lambda: deeplab_v3(2, head="cascade", blocks=6, output_stride=32, width=NARROW),
+    "torchvision": lambda: deeplab_v3(2, layout="torchvision", width=NARROW),
+    "denser": lambda: set_output_stride(deeplab_v3(2, width=NARROW), 8),
 }
 
 
@@ -62,7 +62,7 @@ def test_a_safetensors_file_describes_its_network_in_json(tmp_path):
 
 def test_options_win_over_the_description(tmp_path):
     save_weights(MODELS["denser"](), tmp_path / "w.pth")
-    built = deeplab_v3(2, output_stride=32, **NARROW)
+    built = deeplab_v3(2, output_stride=32, width=NARROW)
     assert repr(from_weights(tmp_path / "w.pth", output_stride=32)) == repr(built)
 
 
