@@ -12,7 +12,7 @@ from ..models.checkpoints.description import check_against_tensors
 from ..models.checkpoints.files import StoredWeights, read_weights
 from ..models.checkpoints.layouts import Layout, recognise
 from ..models.checkpoints.near_misses import near_miss
-from ..models.checkpoints.report import abridged
+from ..models.checkpoints.words import abridged
 
 # Values that batch normalisation counts or averages, which training does not fit.
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")

@@ -16,6 +16,7 @@ from .safetensors_format import is_safetensors, read_safetensors
 from .shards import file_in, read_shards
 from .unpickling import load_pickled
 from .unwrap import Unwrapped, unwrap
+from .words import printable
 
 # How files begin that people take for weights.
 OTHER_FILES = {
@@ -84,7 +85,7 @@ def _check_kinds(tensors: Mapping[str, Tensor], origin: str) -> None:
         kind = next((kind for kind, is_so in kinds.items() if is_so), None)
         if kind is not None:
             raise ValueError(
-                f"{origin} holds a {kind} tensor at {key}, weights must be dense numbers"
+                f"{origin} holds a {kind} tensor at {printable(key)}, weights must be dense numbers"
             )
 
 

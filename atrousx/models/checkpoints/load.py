@@ -17,7 +17,8 @@ from .description import check_against_tensors
 from .files import StoredWeights, read_weights
 from .layouts import SOURCES, Layout, recognise, translate
 from .near_misses import near_miss
-from .report import LoadReport, abridged, compare, without_other_classes
+from .report import LoadReport, compare, without_other_classes
+from .words import abridged
 
 Source = Literal[
     "auto",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..heads import last_layers
 from .architecture import architecture_of
 from .layouts import Layout
+from .words import abridged
 
 # Counters of batch normalisation. Files from before PyTorch 0.4.1 lack them. Inference does not use
 # them.
@@ -124,8 +125,3 @@ def _other(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     if saved is None or built is None or saved.for_any_classes() == built.for_any_classes():
         return ""
     return f"; the weights are those of {saved}, the model is {built}"
-
-
-def abridged(keys: tuple[str, ...], shown: int = 4) -> str:
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return ", ".join(map(str, keys[:shown])) + more

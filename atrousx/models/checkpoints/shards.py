@@ -47,7 +47,7 @@ def read_shards(index: Path, read: Callable[[Path], object]) -> dict[str, Tensor
         for key in keys:
             value = content.get(key) if isinstance(content, Mapping) else None
             if not isinstance(value, Tensor):
-                raise ValueError(f"{index} places {key} in {shard}, which does not hold it")
+                raise ValueError(f"{index} places {key!r} in {shard!r}, which does not hold it")
             tensors[key] = value
     return tensors
 

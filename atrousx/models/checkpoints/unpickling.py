@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from .words import printable
+
 MOST_PICKLE_BYTES = 64_000_000
 
 
@@ -53,7 +55,6 @@ class _List:
 
 DICTIONARIES = (
     "collections.defaultdict",
-    "easydict.EasyDict",
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
@@ -140,7 +141,7 @@ def _other_archive(path: Path) -> str:
             "a TorchScript archive, which is a program with its weights: read it with "
             "torch.jit.load, and save the result's state_dict() with torch.save"
         )
-    if any(name.endswith((".json", ".json/")) and "model" in name for name in names):
+    if any(name.endswith(".json") and "model" in name for name in names):
         return "a program of torch.export, not a state_dict: save a state_dict() with torch.save"
     if names and all(name.endswith(".npy") for name in names):
         return "an archive of NumPy arrays, not a file of torch.save"
@@ -163,7 +164,7 @@ def _refusal(path: Path, error: Exception) -> str:
     if not _pickle_of(path).startswith((b"\x80", b"PK")):
         return f"{path} is not a weights file, of torch.save or of safetensors"
     told = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{path} cannot be read as a weights file: {told or type(error).__name__}"
+    return f"{path} cannot be read as a weights file: {printable(told) or type(error).__name__}"
 
 
 def _wanted(path: Path, error: Exception) -> str:
@@ -182,12 +183,11 @@ def _named(name: str) -> str:
     """Returns a name as a program writes it, and as the file does where that differs."""
     module, _, last = name.rpartition(".")
     # Pickles name the module that implements os.
-    told = f"os.{last} ({name})" if module in ("posix", "nt") else name
-    return told if told.isprintable() else repr(told)
+    return printable(f"os.{last} ({name})" if module in ("posix", "nt") else name)
 
 
 def _pickle_of(path: Path) -> bytes:
-    """Returns the pickle in a file; those of torch.save begin with the byte 0x80, damaged archives with PK."""
+    """Returns the pickle in a file. torch.save's begin with the byte 0x80, cut archives with PK."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .layouts import recognise
+from .words import abridged
 
 # Names under which scripts save the weights, and the running average (EMA) of the weights.
 PLAIN = (
@@ -24,9 +25,10 @@ AVERAGE_PREFIXES = ("ema_model.", "model_ema.", "ema.")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", *AVERAGE_PREFIXES)
 # What wrappers of single layers put into the middle of keys. No layer has such a name.
 INSIDE = ("._orig_mod.", "._fsdp_wrapped_module.", "._checkpoint_wrapped_module.")
-# Tensors beside the network: counters of an average, and the weights of a loss.
-COUNTERS = ("n_averaged", "initted", "step")
+# Tensors beside the network: counters, the weights of a loss, and what profilers left.
+COUNTERS = ("n_averaged", "initted", "step", "epoch", "iteration")
 LOSSES = ("criterion.", "loss.", "loss_fn.")
+PROFILES = ("total_ops", "total_params")
 MOST_LEVELS = 8
 # Keys of a ResNet or of VGG-16 that lack "backbone.".
 BARE = re.compile(r"(?:conv1|bn1|layer\d|features)\.")
@@ -67,7 +69,8 @@ def unwrap(content: object, origin: str, ema: bool) -> Unwrapped:
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{origin} holds a {_kind(content)}, not a state_dict")
-    holders = [part for holder in _holders(content) for part in _parts(holder)]
+    found = list(_holders(content)) or _under_another_name(content)
+    holders = [part for holder in found for part in _parts(holder)]
     plain, average = ([h for h in holders if h.is_average is wanted] for wanted in (False, True))
     if not holders:
         held = [f"{_kind(value)} at {key!r}" for key, value in content.items()]
@@ -75,8 +78,9 @@ def unwrap(content: object, origin: str, ema: bool) -> Unwrapped:
             f"{origin} must hold tensors by name, got {', '.join(held[:4]) or 'nothing'}"
         )
     if ema and not average:
-        names = ", ".join(dict.fromkeys(".".join(h.path) or "the weights alone" for h in plain))
-        raise ValueError(f"{origin} holds no average (EMA) of the weights, but {names}")
+        names = dict.fromkeys(".".join(h.path) or "the weights alone" for h in plain)
+        told = abridged(tuple(names))
+        raise ValueError(f"{origin} holds no average (EMA) of the weights, but {told}")
     chosen = (average if ema or not plain else plain)[0]
     tensors, prefix = _without_prefixes(chosen.tensors)
     return Unwrapped(
@@ -108,7 +112,7 @@ def _holders(content: object) -> Iterator[_Holder]:
             if name in value
             for holder in search(value[name], (*path, name), is_average)
         ]
-        tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        tensors = _tensors(value)
         # Beside wrapped weights a checkpoint may hold a few tensors, for instance a loss.
         has_own = any("." in key for key in tensors) if inner else bool(tensors)
         if has_own and all(holder.is_average for holder in inner):
@@ -119,11 +123,28 @@ def _holders(content: object) -> Iterator[_Holder]:
     return search(content, (), False)
 
 
+def _under_another_name(content: Mapping[object, object]) -> list[_Holder]:
+    """Returns the one dictionary that holds tensors by keys with dots, whatever its name."""
+    found = []
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Mapping):
+            continue
+        tensors = _tensors(value)
+        if any("." in key for key in tensors):
+            others = tuple(str(key) for key in value if key not in tensors)
+            found.append(_Holder(tensors, (name,), False, others))
+    return found if len(found) == 1 else []
+
+
+def _tensors(value: Mapping[object, object]) -> dict[str, Tensor]:
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
 def _parts(holder: _Holder) -> Iterator[_Holder]:
     """Yields the weights and the average that one dictionary tells apart by prefixes."""
     tensors, others = {}, list(holder.ignored)
     for key, value in holder.tensors.items():
-        if key in COUNTERS or key.startswith(LOSSES):
+        if key in COUNTERS or key.startswith(LOSSES) or key.endswith(PROFILES):
             others.append(key)
         else:
             tensors[key] = value
