@@ -119,6 +119,13 @@ def test_shards_are_read_whole(tmp_path):
         assert_same(sorted_(read_weights(given)), sorted_(WEIGHTS))
 
 
+def test_shards_of_torch_save(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "pytorch_model-1.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(WEIGHTS, "pytorch_model-1.bin")}))
+    assert_same(read_weights(index), WEIGHTS)
+
+
 def test_a_folder_with_one_file_or_with_several(tmp_path):
     write(tmp_path / "model.safetensors", WEIGHTS)
     assert_same(read_weights(tmp_path), WEIGHTS)
@@ -137,7 +144,7 @@ def test_a_folder_with_one_file_or_with_several(tmp_path):
         ("model-3.safetensors", "'model-3.safetensors', which is not there"),
         ("a\0b", "which is not there"),
         ("", "which is not there"),
-        ("model-00001-of-00002.safetensors", "places a.count in model-00001.* does not hold it"),
+        ("model-00001-of-00002.safetensors", "places 'a.count' in .model-00001.* does not hold it"),
         ("model.safetensors.index.json", "model.safetensors.index.json"),
     ],
 )

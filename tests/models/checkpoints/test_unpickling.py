@@ -8,6 +8,8 @@ import io
 import os
 import pathlib
 import pickle
+import sys
+import types
 import uuid
 import zipfile
 
@@ -84,6 +86,18 @@ def test_a_path_of_another_system(zipped, tmp_path):
     path = save(content, tmp_path / "c.pth", zipped)
     replace_in_pickle(path, b"PureWindowsPath", b"WindowsPath")
     assert list(read_weights(path)) == ["conv.weight"]
+
+
+@zipped_or_not
+def test_the_arguments_of_lightning(zipped, tmp_path, monkeypatch):
+    name = "pytorch_lightning.utilities.parsing"
+    module = types.ModuleType(name)
+    module.AttributeDict = type("AttributeDict", (dict,), {"__module__": name})
+    for parent in ("pytorch_lightning", "pytorch_lightning.utilities", name):
+        monkeypatch.setitem(sys.modules, parent, module)
+    content = {"state_dict": WEIGHTS, "hyper_parameters": module.AttributeDict(lr=0.1)}
+    path = save(content, tmp_path / "c.ckpt", zipped)
+    assert read_weights(path).found.ignored == ("hyper_parameters",)
 
 
 def test_no_name_of_the_table_calls_anything():

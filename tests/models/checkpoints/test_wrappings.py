@@ -4,8 +4,6 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel
 
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, from_weights, load_weights
@@ -13,6 +11,7 @@ from atrousx.models.checkpoints.files import read_weights
 from atrousx.models.checkpoints.safetensors_format import write_safetensors
 from atrousx.models.checkpoints.unwrap import AVERAGE, PLAIN, PREFIXES
 from tests.models.checkpoints.published import port_with_base, port_with_scale
+from tests.optional import given, settings, st
 
 NARROW = 0.02
 # At this width a unit's input and result differ in their channels, as at width 1.
@@ -196,6 +195,27 @@ def test_losses_and_parts_that_were_compiled():
     state |= {"criterion.weight": torch.ones(3), 7: torch.ones(1)}
     assert_same(from_weights(state), model)
     assert set(read_weights(state).found.ignored) == {"criterion.weight", "7"}
+
+
+def test_one_dictionary_of_an_unknown_name():
+    model, state = trained("v1")
+    assert_same(from_weights({"student": state, "epoch": 3}), model)
+    with pytest.raises(ValueError, match=r"tensors by name, got .* at 'student', .*teacher"):
+        from_weights({"student": state, "teacher": dict(state)})
+
+
+def test_what_profilers_left():
+    model, state = trained("v1")
+    assert_same(from_weights(state | {"backbone.total_ops": torch.zeros(1)}), model)
+
+
+def test_a_checkpoint_of_a_gpu(tmp_path, monkeypatch):
+    model, state = trained("v1")
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
+        assert b"cuda:7" in (tmp_path / "c.pth").read_bytes()
+        assert_same(from_weights(tmp_path / "c.pth"), model)
 
 
 def test_other_heads_are_left_over():
