@@ -69,7 +69,10 @@ def unwrap(content: object, origin: str, ema: bool) -> Unwrapped:
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{origin} holds a {_kind(content)}, not a state_dict")
-    found = list(_holders(content)) or _under_another_name(content)
+    found = list(_holders(content))
+    # Layers are in modules, so that the keys of a network have dots.
+    if not any("." in key for holder in found for key in holder.tensors):
+        found = _under_another_name(content) or found
     holders = [part for holder in found for part in _parts(holder)]
     plain, average = ([h for h in holders if h.is_average is wanted] for wanted in (False, True))
     if not holders:
