@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import cast
+from typing import Any, cast
 
 from .. import models
 from ..models.checkpoints.architecture import BUILDERS, Architecture, architecture_of
@@ -28,7 +28,11 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="FILE",
-        help="a state_dict of this package or of public code for DeepLab v2, v3 or v3+",
+        help="weights of this package or of public code for DeepLab v2, v3 or v3+: a file of "
+        "torch.save, a safetensors file, or the folder or index of its shards",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the running average of the weights from the file"
     )
 
 
@@ -97,9 +101,9 @@ def _scales(text: str) -> tuple[float, ...]:
 def load_model(args: argparse.Namespace) -> tuple[Segmenter, int]:
     """Returns the model that the weights belong to, and its number of classes."""
     try:
-        weights = read_weights(args.weights)
+        weights = read_weights(args.weights, ema=args.ema)
         told = architecture_of(weights)
-        options = {} if told is None else _chosen(args, told)
+        options: dict[str, Any] = {} if told is None else _chosen(args, told)
         model = models.from_weights(weights, **options)
         if args.output_stride is not None:
             models.set_output_stride(cast(models.DeepLabV3, model), args.output_stride)
@@ -115,7 +119,7 @@ def load_model(args: argparse.Namespace) -> tuple[Segmenter, int]:
     return model, classes
 
 
-def _chosen(args: argparse.Namespace, told: Architecture) -> dict[str, object]:
+def _chosen(args: argparse.Namespace, told: Architecture) -> dict[str, Any]:
     """Returns the user's choices that the weights leave open.
 
     Raises ValueError if an option contradicts the weights.
@@ -123,7 +127,7 @@ def _chosen(args: argparse.Namespace, told: Architecture) -> dict[str, object]:
     # The first paper has one backbone, so its builder takes none.
     known: dict[str, object] = {"backbone": "vgg16"} | told.arguments | {"model": told.version}
     name, values = told.choice or ("", ())
-    chosen: dict[str, object] = {}
+    chosen: dict[str, Any] = {}
     for option in ("model", "backbone", "layout", "num_classes", "fc6", "head"):
         given = getattr(args, option)
         if given is None or given == known.get(option):

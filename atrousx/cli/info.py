@@ -1,4 +1,4 @@
-"""``atrousx info``: prints versions, instruction sets and GPUs, for instance for a bug report."""
+"""``atrousx info``: prints versions, instruction sets and GPUs, or what a weights file is."""
 
 from __future__ import annotations
 
@@ -9,19 +9,44 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import __version__, _library
+from ._shared import CommandError, one_line
+from ._weights_file import weights_rows
 
 if TYPE_CHECKING:
     from ._shared import Commands
 
 
 def register(commands: Commands) -> None:
-    parser = commands.add_parser("info", help="versions, instruction sets, GPU")
+    parser = commands.add_parser("info", help="versions and GPU, or what a file of weights is")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="say what this file of weights is and how to load it, in place of the versions",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    rows = _versions() if args.file is None else _weights(args.file)
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _weights(file: str) -> dict[str, str]:
+    try:
+        return weights_rows(file)
+    except (OSError, ValueError) as error:
+        told = one_line(error)
+        # Errors of reading name the file, errors of recognising do not.
+        raise CommandError(told if file in told else f"{file}: {told}") from error
+
+
+def _versions() -> dict[str, str]:
     core, cuda = _library.core, _library.cuda
-    rows = {
+    return {
         "atrousx": __version__,
         "python": platform.python_version(),
         "torch": f"{torch.__version__} (compiled against {core.built_with_torch})",
@@ -31,10 +56,6 @@ def run(args: argparse.Namespace) -> int:
         else f"compiled by CUDA {cuda.built_with_cuda} for {cuda.architectures}",
         "GPU": _gpus(),
     }
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
-    return 0
 
 
 def _gpus() -> str:

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from ..metrics.confusion import ConfusionMatrix as _ConfusionMatrix
-from .checkpoints import LoadReport, from_vgg16, from_weights, load_weights
+from .checkpoints import LoadReport, from_vgg16, from_weights, load_weights, save_weights
 from .deeplab_v1 import DeepLabV1, deeplab_v1
 from .deeplab_v2 import DeepLabV2, deeplab_v2
 from .deeplab_v3 import DeepLabV3, deeplab_v3
@@ -36,6 +36,7 @@ __all__ = [
     "from_weights",
     "load_weights",
     "recompute_activations",
+    "save_weights",
     "set_output_stride",
     "to_dense",
     "to_torch",

@@ -11,7 +11,7 @@ from .deeplab_v3 import DeepLabV3
 from .deeplab_v3plus import DeepLabV3Plus
 from .forms import check_output_stride
 
-Model = TypeVar("Model", DeepLabV3, DeepLabV3Plus)
+Model = TypeVar("Model", bound=DeepLabV3 | DeepLabV3Plus)
 
 
 def set_output_stride(model: Model, output_stride: int) -> Model:

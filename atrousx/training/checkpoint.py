@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models import Preprocess
+from .. import _atomic
 
 NAME = re.compile(r"iteration_(\d{8})\.pt")
 BEST = "best.pt"
@@ -26,43 +26,13 @@ class CheckpointError(RuntimeError):
 def write_atomically(path: Path, content: Any) -> None:
     """Saves ``content`` with ``torch.save``, so that ``path`` never holds a part of a file.
 
-    A file of another name is written to the disk, then renamed. If the computer or the process
-    stops at any moment, ``path`` has its old content or the new one.
-
     Raises:
         CheckpointError: the file cannot be written, for instance because the disk is full.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        _atomic.write_atomically(path, partial(torch.save, content))
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError.
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name of a file survive a power failure, where the system can do that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _reason(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: cannot be written: {_atomic.reason(error)}") from error
 
 
 class Checkpoints:
@@ -127,16 +97,10 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: cannot be read: {_atomic.reason(error)}") from error
     if not isinstance(content, dict) or "training" not in content:
         raise CheckpointError(f"{path}: no checkpoint of a training")
     return content
-
-
-def preprocess_state(preprocess: Preprocess) -> dict[str, Any]:
-    """Returns what a checkpoint stores of the preprocessing."""
-    mean, std = (values.flatten().tolist() for values in (preprocess.mean, preprocess.std))
-    return {"mean": mean, "std": std, "bgr": preprocess.bgr}
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ from .. import _version, backend
 from .._processes import is_first, rank_and_world
 from ..data import Sample, SegmentationDataset
 from ..metrics import Evaluation, Labels, evaluate
+from ..models.checkpoints.description import preprocess_state
 from ..models.segmenter import Segmenter
-from .checkpoint import Checkpoints, preprocess_state, weights_of
+from .checkpoint import Checkpoints, weights_of
 from .frequencies import median_frequency_weights
 from .loading import StepBatch, mean_pixel, step_batches
 from .losses import criterion_of

@@ -180,6 +180,9 @@ def test_segment_without_usable_weights(weights, photograph, tmp_path, capsys):
     assert main(segment_args(str(text), tmp_path, photograph)) == 2
     (line,) = errors(capsys)
     assert "text.pth" in line
+    assert main([*segment_args(weights, tmp_path, photograph), "--ema"]) == 2
+    (line,) = errors(capsys)
+    assert "random.pth holds no average (EMA) of the weights, but the weights alone" in line
     assert main([*segment_args(weights, tmp_path, photograph), "--num-classes", "7"]) == 2
     (line,) = errors(capsys)
     assert "--num-classes 7, but the weights are those of deeplab_v3(num_classes=5, " in line

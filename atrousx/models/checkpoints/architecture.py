@@ -28,6 +28,10 @@ BUILDERS: dict[str, Callable[..., Segmenter]] = {
 }
 
 
+# Layouts of v3 with a ResNet that have the same keys and shapes.
+SAME_TENSORS = ("torchvision", "vainf", "smp")
+
+
 class Architecture(NamedTuple):
     """A builder, and the arguments of it that weights determine.
 

@@ -40,6 +40,9 @@ class Layout(NamedTuple):
 
 WHOLE = ("backbone.", "classifier.", "multi_scale.")
 AUX = ("aux_classifier.",)
+FIRST_LAYERS = tuple(
+    f"backbone.{layer}.weight" for layer in ("conv1", "conv1.0", "stem.0.conv", "features.0.0")
+)
 MOBILE = "backbone.low_level_features.0.0.weight"
 ASPP_V3, ASPP_PLUS = "classifier.0.convs.0.0.weight", "classifier.aspp.convs.0.0.weight"
 # The layers of a unit: the name in a PyTorch port of the second paper, the number in torchvision.
@@ -102,8 +105,11 @@ LAYOUTS = (
         "v3",
     ),
     # VainF's with a ResNet have the same keys.
-    Layout("deeplab_v3plus", (ASPP_PLUS,), public.VAINF_PLUS, WHOLE, AUX, "v3plus"),
-    Layout("deeplab_v3", (ASPP_V3,), (), WHOLE, AUX, "v3"),
+    *(
+        Layout("deeplab_v3plus", (first, ASPP_PLUS), public.VAINF_PLUS, WHOLE, AUX, "v3plus")
+        for first in FIRST_LAYERS
+    ),
+    *(Layout("deeplab_v3", (first, ASPP_V3), (), WHOLE, AUX, "v3") for first in FIRST_LAYERS),
     Layout("deeplab_v3", ("backbone.conv1.weight", "classifier.0.weight"), (), WHOLE, AUX, "v3"),
     *(
         Layout("smp", ("encoder.conv1.weight", head), rules, WHOLE, (), version)

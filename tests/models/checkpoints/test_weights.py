@@ -1,6 +1,5 @@
 """load_weights: common files, and files that must not be trusted."""
 
-import importlib.util
 import pickle
 import re
 
@@ -182,7 +181,7 @@ def test_a_bare_pickle_is_not_executed_either(tmp_path):
 def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no weights file .*nowhere\.pth"):
         load_weights(build(), tmp_path / "nowhere.pth")
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match=r"is not a file, and a folder without a \.safetensors"):
         load_weights(build(), tmp_path)
 
 
@@ -215,26 +214,3 @@ def test_a_file_of_something_else(tmp_path, content, message):
 def test_a_list_is_not_a_state_dict():
     with pytest.raises(TypeError, match="must be a path or a state_dict, got list"):
         load_weights(build(), [torch.zeros(1)])
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("safetensors") is not None, reason="safetensors is installed"
-)
-def test_safetensors_is_asked_for_by_name(tmp_path):
-    (tmp_path / "weights.safetensors").touch()
-    with pytest.raises(
-        ImportError, match=r"needs the package safetensors .* pip install safetensors"
-    ):
-        load_weights(build(), tmp_path / "weights.safetensors")
-
-
-def test_a_safetensors_file(tmp_path, published):
-    writer = pytest.importorskip("safetensors.torch")
-    path = tmp_path / "weights.safetensors"
-    writer.save_file(published, path)
-    model = build(aux=True)
-    load_weights(model, path)
-    assert_holds(model, published)
-    path.write_bytes(b"{}")
-    with pytest.raises(ValueError, match="cannot be read as a safetensors file"):
-        load_weights(model, path)
