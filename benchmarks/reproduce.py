@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,11 @@ def in_processes(jobs: int, calls: Iterable[Callable[[], Any]]) -> Iterator[Any]
         try:
             for future in futures:
                 yield future.result()
+        except BaseException:
+            # Ctrl+C reaches all processes, but kill -INT only this one.
+            for worker in active_children():
+                worker.terminate()  # a training saves its state first
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

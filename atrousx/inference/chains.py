@@ -126,13 +126,13 @@ class Calls:
         # Layers that an untraceable forward may call.
         self.hidden: set[nn.Module] = set()
         self.inlined: dict[fx.Graph, list[_Inlined]] = {}
-        # An outer module comes before its parts, so a Sequential is traced by itself only if no
-        # trace contains its layers.
-        known: set[nn.Module] = set()
-        for module in root.modules():
-            if _is_container(module) or not module._modules or module in known - self.hidden:
-                continue
-            known |= {part.layers for part in self._trace(module)}
+        inner: set[nn.Module] = set()
+        parents = [m for m in root.modules() if m._modules and not _is_container(m)]
+        # Sequentials come last, the outer ones first. One is traced by itself only if no trace
+        # contains its layers, or an untraceable forward may call it.
+        for module in sorted(parents, key=_is_plain_sequential):
+            if module not in inner or module in self.hidden:
+                inner |= {part.layers for part in self._trace(module)}
 
     def _trace(self, module: nn.Module) -> list[_Inlined]:
         """Traces a forward, and returns the Sequentials whose layers stand in the trace."""
@@ -290,9 +290,10 @@ def is_norm(layer: nn.Module) -> bool:
     """Whether a layer is a batch normalisation with running statistics and without hooks."""
     own = isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)) and (
         type(layer) is PooledBatchNorm2d
+        or inner_activation(layer) is not None
         or type(layer).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
     )
-    frozen = type(layer) is FrozenBatchNorm2d or _is_torchvisions(
+    frozen = type(layer) is FrozenBatchNorm2d or _is_of(
         layer, "torchvision.ops.misc", "FrozenBatchNorm2d"
     )
     return (
@@ -303,15 +304,21 @@ def is_norm(layer: nn.Module) -> bool:
     )
 
 
+def inner_activation(layer: nn.Module | None) -> nn.Module | None:
+    """Returns the activation inside timm's normalisation; None for any other layer."""
+    if layer is None or not _is_of(layer, "timm.layers.norm_act", "BatchNormAct2d"):
+        return None
+    drop, activation = layer.get_submodule("drop"), layer.get_submodule("act")
+    return activation if type(drop) is nn.Identity and not hooked(drop, activation) else None
+
+
 def is_aspp(layer: nn.Module) -> bool:
     """Whether a layer is the ASPP of this package or of torchvision; their parts' names agree."""
-    return type(layer) is ASPP or _is_torchvisions(
-        layer, "torchvision.models.segmentation.deeplabv3", "ASPP"
-    )
+    return type(layer) is ASPP or _is_of(layer, "torchvision.models.segmentation.deeplabv3", "ASPP")
 
 
-def _is_torchvisions(layer: nn.Module, module: str, name: str) -> bool:
-    # The names are compared because torchvision need not be installed.
+def _is_of(layer: nn.Module, module: str, name: str) -> bool:
+    # The names are compared because the other package need not be installed.
     return (type(layer).__module__, type(layer).__qualname__) == (module, name)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.atrous_conv2d import AtrousConv2d, hooked, why_not_served
 from ..nn.replace import swap
-from .chains import Calls, is_aspp, is_norm, is_relu
+from .chains import Calls, inner_activation, is_aspp, is_norm, is_relu
 from .fused import FusedASPP, FusedConv2d
 from .rewritten import rewrite
 
@@ -112,11 +112,16 @@ def _fuse(root: nn.Module) -> nn.Module:
         assert isinstance(conv, nn.Conv2d)
         norm = calls.follower(calls.of[conv], is_norm)
         ends = calls.of[conv if norm is None else norm]
-        relu = calls.follower(ends, is_relu)
-        chain = calls.chain(conv, ends) if relu is None else None
+        activation = inner_activation(norm)
+        relu = calls.follower(ends, is_relu) if activation is None else None
+        chain = calls.chain(conv, ends) if relu is None and activation is None else None
         clips = relu is not None or (chain is not None and chain.relu)
+        if activation is not None and is_relu(activation):
+            clips, activation = True, None
         replaced[conv] = FusedConv2d.make(conv, cast(nn.BatchNorm2d | None, norm), clips)
         replaced |= {layer: nn.Identity() for layer in (norm, relu) if layer is not None}
+        if activation is not None:
+            replaced[norm] = activation
         if chain is not None:
             chain.contract()
             rewritten.add(calls.owners[chain.conv.graph])

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -212,7 +213,8 @@ def is_running(process: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
-def test_workers_end_if_the_command_is_killed(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_command(number: signal.Signals, tmp_path: Path):
     script = tmp_path / "sleepers.py"
     script.write_text(SLEEPERS)
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
@@ -222,7 +224,7 @@ def test_workers_end_if_the_command_is_killed(tmp_path: Path):
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     workers = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     assert all(map(is_running, workers))
-    command.kill()
+    command.send_signal(number)
     command.wait()
     wait_until(lambda: not any(map(is_running, workers)))
 
