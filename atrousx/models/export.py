@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..inference.fused import FusedASPP, FusedConv2d
 from ..nn import AtrousConv2d
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -48,6 +49,7 @@ def to_torch(model: Module) -> Module:
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
+        ValueError: ``model`` is a result of :func:`atrousx.optimize`.
 
     Source: ``torch.nn.Conv2d`` and ``torch.nn.functional.interpolate``; atrousx's layers give the
     same results.
@@ -61,6 +63,11 @@ def to_torch(model: Module) -> Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, (FusedConv2d, FusedASPP)) for module in model.modules()):
+        raise ValueError(
+            "model is a result of atrousx.optimize, whose layers PyTorch lacks: "
+            "convert the model that was optimized"
+        )
     twin = shared_copy(model)
     for module in twin.modules():
         if isinstance(module, AtrousConv2d):

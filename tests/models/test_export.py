@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import atrousx
 from atrousx import AtrousConv2d, BilinearUpsample2d
 from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, to_torch
 
@@ -64,3 +65,9 @@ def test_layers_alone():
     assert type(to_torch(AtrousConv2d(1, 2, 3))) is nn.Conv2d
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
         to_torch(3)
+
+
+def test_an_optimized_model_is_refused():
+    optimized = atrousx.optimize(nn.Sequential(nn.Conv2d(1, 8, 3)).eval())
+    with pytest.raises(ValueError, match=r"model is a result of atrousx\.optimize, .* convert the"):
+        to_torch(optimized)
