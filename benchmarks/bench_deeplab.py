@@ -23,7 +23,7 @@ from torchvision_models import twin
 
 import atrousx
 from atrousx.doctor.timing import fair_settings, interleaved
-from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, to_torch
+from atrousx.models import deeplab_v1, deeplab_v2, deeplab_v3, deeplab_v3plus, to_torch
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Name: builder, and images per second in the first paper (table 1 of arXiv:1412.7062).
@@ -48,6 +48,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], float | None]] = {
         lambda: deeplab_v3(backbone="resnet101", layout="torchvision"),
         None,
     ),
+    "v3plus_resnet50": (deeplab_v3plus, None),
+    "v3plus_resnet50_smp": (lambda: deeplab_v3plus(layout="smp"), None),
+    "v3plus_resnet101": (lambda: deeplab_v3plus(backbone="resnet101"), None),
+    "v3plus_xception65": (lambda: deeplab_v3plus(backbone="xception65"), None),
+    "v3plus_mobilenet_v2": (lambda: deeplab_v3plus(backbone="mobilenet_v2"), None),
 }
 # The network that the first paper chose. Ratios are relative to it.
 YARDSTICK = "v1_large_fov"

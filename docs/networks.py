@@ -23,6 +23,11 @@ BUILDERS = {
     "v3_resnet50_cascade": 'deeplab_v3(head="cascade")',
     "v3_resnet50_torchvision": 'deeplab_v3(layout="torchvision")',
     "v3_resnet101_torchvision": 'deeplab_v3(backbone="resnet101", layout="torchvision")',
+    "v3plus_resnet50": "deeplab_v3plus()",
+    "v3plus_resnet50_smp": 'deeplab_v3plus(layout="smp")',
+    "v3plus_resnet101": 'deeplab_v3plus(backbone="resnet101")',
+    "v3plus_xception65": 'deeplab_v3plus(backbone="xception65")',
+    "v3plus_mobilenet_v2": 'deeplab_v3plus(backbone="mobilenet_v2")',
 }
 RUN = ("dtype", "memory_format", "batch", "threads")
 SIDES = {
