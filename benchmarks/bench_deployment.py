@@ -53,10 +53,18 @@ class Case(NamedTuple):
 
 
 class Network(NamedTuple):
-    """How a network and its original are built; the original is None if it is not installed."""
+    """How a network and its original are built.
+
+    Attributes:
+        build: returns the network.
+        original: returns the public code's network with the same weights, or None if that is not
+            installed.
+        multiple: the original takes images of multiples of so many pixels.
+    """
 
     build: Callable[[], Segmenter]
     original: Callable[[Segmenter], nn.Module | None]
+    multiple: int = 1
 
 
 class OnlyLogits(nn.Module):
@@ -94,7 +102,7 @@ def smps(model: Segmenter) -> nn.Module | None:
 
 NETWORKS = {
     "v3_resnet50_torchvision": Network(lambda: deeplab_v3(layout="torchvision"), torchvisions),
-    "v3plus_resnet50_smp": Network(lambda: deeplab_v3plus(layout="smp"), smps),
+    "v3plus_resnet50_smp": Network(lambda: deeplab_v3plus(layout="smp"), smps, multiple=16),
 }
 
 
@@ -181,7 +189,8 @@ def case_of(network: Network, args: argparse.Namespace) -> tuple[Case, bool]:
     torch.manual_seed(0)
     model = network.build().eval()
     own = network.original(model)
-    image = torch.randn(args.batch, 3, args.extent, args.extent)
+    extent = args.extent // network.multiple * network.multiple
+    image = torch.randn(args.batch, 3, extent, extent)
     original = (to_torch(model) if own is None else own).eval()
     return Case(model, original, image, DTYPES[args.dtype]), own is not None
 
@@ -211,6 +220,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     others = {side: value for side, value in speed.items() if side != "atrousx"}
     return {
         "network": name,
+        "extent": case.image.shape[-1],
         "original": "public code" if is_public else "atrousx on PyTorch's layers",
         **{f"{side}_images_per_s": f"{speed[side]:.4g}" if side in speed else "" for side in found},
         "fastest_other": max(others, key=lambda side: others[side]),
@@ -244,7 +254,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     machine = describe_machine(torch.device("cpu"))
-    machine |= {"dtype": args.dtype, "batch": args.batch, "extent": args.extent}
+    machine |= {"dtype": args.dtype, "batch": args.batch}
     for name in args.chosen:
         with fair_settings(args.dtype):
             row = measure(name, args)
