@@ -16,6 +16,7 @@ CASES = {
     "upsample": "device threads dtype memory_format shape n operator pass",
     "dense_crf": "device threads size iterations stage",
     "deeplab": "device threads dtype memory_format batch extent model",
+    "deployment": "device threads dtype batch extent network",
     "training_step": "device threads dtype memory_format batch extent width",
     "training_loading": "device threads dtype memory_format batch extent width workers",
     "memory_of_loss": "device threads dtype memory_format batch extent width",

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import deployment
 import limits
 import networks
 import training_speed
@@ -289,6 +290,7 @@ def page(machine: str) -> str:
         upsampling(machine),
         dense_crf(machine),
         networks.section(machine),
+        deployment.section(machine),
         training_speed.section(machine),
         commits(machine),
     ]

@@ -22,7 +22,7 @@ CONVOLUTION = (
 @pytest.fixture
 def docs(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
-    names = ("measurements", "performance", "networks", "training_speed", "limits")
+    names = ("measurements", "performance", "networks", "deployment", "training_speed", "limits")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -237,6 +237,23 @@ def test_builders_make_the_networks_that_were_measured(docs, monkeypatch):
         found = [round(count * 1e-9, 2) for count in bench.operations(model, image)]
         assert found == [float(row["gflop"]), float(row["live_gflop"])], row["model"]
     assert len(rows) >= 17
+
+
+def test_speeds_beside_other_runtimes_are_those_of_the_files(docs):
+    counted = 0
+    for machine in docs.measurements.machines():
+        rows = docs.measurements.measured(machine, "deployment")
+        text = docs.deployment.section(machine)
+        assert bool(text) == bool(rows)
+        for row in rows:
+            speeds = {side: row[f"{side}_images_per_s"] for side in docs.deployment.SIDES}
+            others = [float(v) for side, v in speeds.items() if v and side != "atrousx"]
+            assert float(row["ratio"]) == pytest.approx(
+                float(speeds["atrousx"]) / max(others), abs=1e-3
+            )
+            assert all(value in text for value in speeds.values())
+            counted += 1
+    assert counted >= 2
 
 
 SHOWN = {"training": "trains", "forward": "infers", "optimized": "packed"}
