@@ -104,7 +104,7 @@ def deeplab_v3(
             depending on its last block (32 for block 4, 64 for block 5, ...). The default is 16 in
             the layouts "paper" and "vainf", and 8 in the others. :func:`set_output_stride` changes
             it later.
-        head: "aspp" or "cascade". "cascade" needs the "paper" layout.
+        head: "aspp" or "cascade". "cascade" needs the "paper" layout and a ResNet.
         blocks: the last block of the cascade, 4 to 7; by default 7.
         multi_grid: three rates; only for the "paper" layout. The defaults are the best in the
             paper: (1, 2, 4) for ASPP and (1, 2, 1) for the cascade.
@@ -133,7 +133,7 @@ def deeplab_v3(
     check_choice("layout", layout, V3)
     check_choice("head", head, ("aspp", "cascade"))
     check_width(width)
-    _check_head(head, blocks, multi_grid, layout)
+    _check_head(head, blocks, layout, backbone)
     check_backbone(backbone, layout, multi_grid, aux)
     last_block = 4 if head == "aspp" else blocks or 7
     cascade_grid = CASCADE_MULTI_GRID if head == "cascade" else None
@@ -151,11 +151,11 @@ def deeplab_v3(
     return model
 
 
-def _check_head(
-    head: str, blocks: int | None, multi_grid: Sequence[int] | None, layout: str
-) -> None:
+def _check_head(head: str, blocks: int | None, layout: str, backbone: str) -> None:
     if head == "cascade" and layout != "paper":
         raise ValueError(f"head='cascade' belongs to layout='paper', got layout={layout!r}")
+    if head == "cascade" and backbone not in UNITS:
+        raise ValueError(f"head='cascade' needs a ResNet, got backbone={backbone!r}")
     if blocks is not None and head == "aspp":
         raise ValueError("blocks belongs to head='cascade'; ASPP follows block 4")
     if blocks is not None and blocks not in (4, 5, 6, 7):

@@ -166,6 +166,12 @@ def test_the_papers_layout():
             {"layout": "caffe"},
             "layout must be one of paper, torchvision, .*, got 'caffe'",
         ),
+        (
+            {"head": "cascade", "backbone": "mobilenet_v2"},
+            "head='cascade' needs a ResNet, got backbone='mobilenet_v2'",
+        ),
+        ({"backbone": "mobilenet_v2", "layout": "smp"}, "with layout='smp', got 'mobilenet_v2'"),
+        ({"backbone": "mobilenet_v2", "aux": True}, "aux needs a ResNet"),
         ({"multi_grid": (1, 2)}, "multi_grid must hold a positive rate for each"),
         ({"multi_grid": ()}, "multi_grid must hold a positive rate for each"),
         ({"multi_grid": (1, 0, 1)}, "multi_grid must hold a positive rate for each"),
