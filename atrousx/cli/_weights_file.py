@@ -7,10 +7,12 @@ from collections import Counter
 
 from ..models import Preprocess
 from ..models.backbones.resnet import UNITS
+from ..models.backbones.xception import FORMS
 from ..models.checkpoints.architecture import BUILDERS, Architecture, architecture_of
 from ..models.checkpoints.description import check_against_tensors
 from ..models.checkpoints.files import StoredWeights, read_weights
 from ..models.checkpoints.layouts import Layout, recognise
+from ..models.checkpoints.load import PREPROCESS
 from ..models.checkpoints.near_misses import near_miss
 from ..models.checkpoints.words import abridged
 
@@ -47,10 +49,11 @@ def _network_rows(
     if told is None:
         # The backbones of ImageNet, and the initialisation of a port.
         kind = "a backbone" if layout.needed[0].startswith("backbone") else "none known here"
-        look = Preprocess.imagenet() if layout.name in ("resnet", "vgg16") else None
-        return {"network": f"{kind}, not a whole DeepLab"} | (
-            {} if look is None else {"input": f"{_look(look)}, as ImageNet's weights expect"}
-        )
+        rows = {"network": f"{kind}, not a whole DeepLab"}
+        if layout.name in PREPROCESS:
+            look = _look(PREPROCESS[layout.name]())
+            rows["input"] = f"{look}, as ImageNet's weights expect"
+        return rows
     by = "keys and shapes" if weights.network is None else "the file's description"
     rows = {"network": f"DeepLab {told.version}, told by {by}"}
     if told.choice is not None:
@@ -63,6 +66,12 @@ def _network_rows(
         narrow = BUILDERS[told.version](**told.arguments | {"width": NARROW})
         rows["input"] = f"{_look(narrow.preprocess)}, the builder's default"
     return rows
+
+
+def _xception(weights: StoredWeights) -> str:
+    """Returns the Xception with the number of blocks of the weights."""
+    blocks = {key.split(".")[1] for key in weights if key.startswith("blocks.")}
+    return next((name for name, units in FORMS.items() if len(units) == len(blocks)), "xception65")
 
 
 def _look(preprocess: Preprocess) -> str:
@@ -116,6 +125,10 @@ def _python_rows(
     depth = [n for n, u in UNITS.items() if f"layer3.{u[2] - 1}.conv1.weight" in weights]
     build_of = {"resnet": f"deeplab_v3(backbone={(depth or ['resnet50'])[-1]!r})"}
     build_of |= {"vgg16": "deeplab_v1()", "deeplab_v2_base": "deeplab_v2()"}
+    build_of |= {
+        name: f"deeplab_v3plus(backbone={backbone!r})"
+        for name, backbone in (("xception", _xception(weights)), ("mobilenet_v2", "mobilenet_v2"))
+    }
     rows = {"loaded by": f"atrousx.models.load_weights(model, {file})"}
     if layout.name in build_of:
         rows = {"built by": f"model = atrousx.models.{build_of[layout.name]}"} | rows

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 def _weights(file: str) -> dict[str, str]:
     try:
         return weights_rows(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         told = one_line(error)
         # Errors of reading name the file, errors of recognising do not.
         raise CommandError(told if file in told else f"{file}: {told}") from error

@@ -97,3 +97,13 @@ def test_bad_files_are_one_line(content, message, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("atrousx info: ")
     assert message in line
+
+
+@pytest.mark.parametrize("name", ["xception65", "xception71"])
+def test_timms_xception_is_a_backbone_of_v3plus(name, tmp_path, capsys):
+    state = models.deeplab_v3plus(3, name, width=WIDTH).backbone.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    found = told(tmp_path / "w.pth", capsys)
+    assert found["layout"] == "xception"
+    assert found["input"].startswith("RGB in 0..255, minus (127.5, 127.5, 127.5)")
+    assert found["built by"] == f"model = atrousx.models.deeplab_v3plus(backbone={name!r})"

@@ -30,8 +30,8 @@ COUNTERS = ("n_averaged", "initted", "step", "epoch", "iteration")
 LOSSES = ("criterion.", "loss.", "loss_fn.")
 PROFILES = ("total_ops", "total_params")
 MOST_LEVELS = 8
-# Keys of a ResNet or of VGG-16 that lack "backbone.".
-BARE = re.compile(r"(?:conv1|bn1|layer\d|features)\.")
+# Keys of a backbone that lack "backbone.".
+BARE = re.compile(r"(?:conv1|bn1|layer\d|features|stem|blocks)\.")
 
 
 class Unwrapped(NamedTuple):
@@ -188,8 +188,7 @@ def _with_backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors
     named = {f"backbone.{k}" if BARE.match(k) else k: v for k, v in tensors.items()}
     layout = recognise(named)
-    is_whole = layout is not None and layout.name not in ("resnet", "vgg16")
-    return named if is_whole else tensors
+    return named if layout is not None and layout.version else tensors
 
 
 def _beside(content: Mapping[object, object], path: tuple[str, ...]) -> list[str]:

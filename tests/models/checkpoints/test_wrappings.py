@@ -69,6 +69,7 @@ LAYOUTS = {
     "v3+": (lambda: deeplab_v3plus(3, width=NARROW), own),
     "v3+ bare": (lambda: deeplab_v3plus(3, width=NARROW), bare),
     "v3+ xception": (lambda: deeplab_v3plus(3, "xception65", width=NARROW), own),
+    "v3+ xception bare": (lambda: deeplab_v3plus(3, "xception65", width=NARROW), bare),
     "v3+ mobile bare": (lambda: deeplab_v3plus(3, "mobilenet_v2", width=NARROW), bare),
     "v3+ smp": (lambda: deeplab_v3plus(3, layout="smp", width=NARROW), own),
 }
