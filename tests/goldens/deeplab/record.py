@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import torch
@@ -121,7 +122,7 @@ def timm(name: str) -> Build:
     def build() -> nn.Module:
         import timm
 
-        model = timm.create_model(name)
+        model: Any = timm.create_model(name)
         model.forward = model.forward_features
         return model
 
