@@ -51,7 +51,7 @@ TESTS = {
     ),
     "tests_convolution": (
         60,
-        [f"ops/test_{name}.py" for name in ("atrous_conv2d", "atrous_conv2d_fused")]
+        [f"ops/atrous_conv2d/test_{name}.py" for name in ("values", "layouts", "padding", "fused")]
         + ["ops/test_multi_rate_conv2d.py"],
     ),
     "tests_upsample": (

@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_named(reproduction, tmp_path: Path):
 
 
 SLEEPERS = """
-import os, sys, time
+import os, signal, sys, time
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
@@ -192,6 +192,8 @@ def sleep(folder, number):
     time.sleep(600)
 
 if __name__ == "__main__":
+    # A shell's background jobs ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     list(in_processes(2, [partial(sleep, sys.argv[2], number) for number in range(2)]))
 """
 
