@@ -35,36 +35,26 @@ SMP_PLUS: Rules = (
 )
 
 
-def _module(theirs: str, conv: str, norm: str) -> Rules:
+def _module(pattern: str, conv: str, norm: str) -> Rules:
     """Returns the rules of one of mmcv's modules of a convolution and a normalisation."""
-    return ((rf"{theirs}\.conv\.(.+)", rf"{conv}.\1"), (rf"{theirs}\.bn\.(.+)", rf"{norm}.\1"))
+    return ((rf"{pattern}\.conv\.(.+)", rf"{conv}.\1"), (rf"{pattern}\.bn\.(.+)", rf"{norm}.\1"))
 
 
-def _separable(theirs: str, ours: str, norm: str) -> Rules:
+def _separable(pattern: str, conv: str, norm: str) -> Rules:
     """Returns the rules of mmcv's separable convolution, which is normalised inside."""
     return (
-        *_module(rf"{theirs}\.depthwise_conv", f"{ours}.0", f"{ours}.1"),
-        *_module(rf"{theirs}\.pointwise_conv", f"{ours}.3", norm),
+        *_module(rf"{pattern}\.depthwise_conv", f"{conv}.0", f"{conv}.1"),
+        *_module(rf"{pattern}\.pointwise_conv", f"{conv}.3", norm),
     )
 
 
 def _mmseg(aspp: str) -> Rules:
-    branches = [
-        rule
-        for index in range(4)
-        for rule in (
-            *_module(
-                rf"decode_head\.aspp_modules\.{index}",
-                f"{aspp}.convs.{index}.0",
-                f"{aspp}.convs.{index}.1",
-            ),
-            *_separable(
-                rf"decode_head\.aspp_modules\.{index}",
-                f"{aspp}.convs.{index}.0",
-                f"{aspp}.convs.{index}.1",
-            ),
-        )
-    ]
+    """Returns the rules that v3 and v3+ share; ``aspp`` is where this package's ASPP lies."""
+    branches: list[tuple[str, str]] = []
+    for index in range(4):
+        pattern = rf"decode_head\.aspp_modules\.{index}"
+        conv, norm = f"{aspp}.convs.{index}.0", f"{aspp}.convs.{index}.1"
+        branches += [*_module(pattern, conv, norm), *_separable(pattern, conv, norm)]
     return (
         (r"backbone\.stem\.7\.(.+)", r"backbone.bn1.\1"),
         (r"backbone\.stem\.(.+)", r"backbone.conv1.\1"),
