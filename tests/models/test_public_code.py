@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from atrousx.models import deeplab_v3plus, from_weights, load_weights
 from tests.models.random_weights import image, part_of, random_weights
+from tests.models.torchvision_reference import segmentation
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "deeplab"
 WHOLE = [file for file in sorted(GOLDENS.glob("*.json")) if not file.stem.startswith("timm")]
@@ -47,6 +49,19 @@ def test_equals_timms_classifier(name):
     assert report.source == "xception"
     assert report.left_over == ("fc.fc.weight", "fc.fc.bias")
     assert_equal(model.backbone(image())["out"], golden)
+
+
+@torch.inference_mode()
+def test_equals_torchvisions_mobilenet():
+    segmentation()  # skips without torchvision
+    classifier = importlib.import_module("torchvision.models").mobilenet_v2().eval()
+    weights = random_weights({k: v.shape for k, v in classifier.state_dict().items()})
+    classifier.load_state_dict(weights)
+    model = deeplab_v3plus(2, "mobilenet_v2", output_stride=32).eval()
+    assert load_weights(model, weights).source == "mobilenet_v2"
+    expected = classifier.features[:18](image())
+    found = model.backbone(image())["out"]
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_old_files_of_smp_number_the_parts():
