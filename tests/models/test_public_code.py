@@ -1,4 +1,4 @@
-"""DeepLab v3 and v3+ of public code: every key loads, and the logits are theirs.
+"""DeepLab v3 and v3+ of public code: every key loads, and the logits are the same.
 
 ``tests/goldens/deeplab/record.py`` recorded what their code computes with the same random weights.
 """

@@ -94,8 +94,8 @@ def _write_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str], 
 
 def _check_torchvision(network: Mapping[str, Any]) -> None:
     arguments = network["arguments"]
-    is_theirs = network["version"] == "v3" and arguments.get("layout") == "torchvision"
-    if not is_theirs or arguments.get("width", 1) != 1:
+    fits = network["version"] == "v3" and arguments.get("layout") == "torchvision"
+    if not fits or arguments.get("width", 1) != 1:
         told = Architecture(network["version"], dict(arguments))
         raise ValueError(
             "torchvision's networks are those of deeplab_v3(layout='torchvision') at width 1, "
